@@ -1,0 +1,47 @@
+# `make demo` and `make test` work from nothing but Python 3.11: the environment is made on first use.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+STAMP := .venv/.installed
+# Small models on few cores: more threads than cores only fight each other.
+export OMP_NUM_THREADS ?= 1
+ARGS ?=
+
+.PHONY: demo test test-slow lint zoo bench environment clean
+
+environment: $(STAMP)
+
+# torch first and alone: where pip is configured with a CPU build of exactly this version, that build is taken.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "Python 3.11 is needed, $(PYTHON) is another; set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet -e '.[core,rewards,dev]'
+	touch $@
+
+# The main job on the shapes world: cold start, alignment, report. ARGS="--quick" makes it a smoke run.
+demo: $(STAMP)
+	$(BIN)/python learner/main.py $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+# Rebuild every shipped model of the shapes world from its seeds.
+zoo: $(STAMP)
+	$(BIN)/python -m zoo.build
+
+# Every number of docs/performance.md, one JSON line a benchmark.
+bench: $(STAMP)
+	@set -e; for file in benchmarks/[!_]*.py; do $(BIN)/python "$$file"; done
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

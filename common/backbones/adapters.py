@@ -1,0 +1,154 @@
+"""LoRA adapters on one frozen transformer, and two mistakes made impossible.
+
+A peft layer keeps "the active adapter" as state, and setting it also switches `requires_grad`. So a forward pass can
+silently run through the wrong network, an optimizer can silently hold frozen parameters, and an activation that is
+recomputed in the backward pass goes through whichever adapter is active by then. Here:
+
+- a network is chosen for the length of a `with` block, and the choice before it is restored;
+- what is trainable is declared once, and re-asserted after every switch;
+- `checkpoint` remembers the network of the forward pass and recomputes through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.utils.checkpoint import checkpoint as recompute
+
+from common import seeding
+from common.errors import ModelError, WeightUpdateError
+
+
+class AdapterBank:
+    """Named LoRA adapters of one module. A network is a stack of them: their updates add."""
+
+    def __init__(self, module: nn.Module, *, rank: int, alpha: int, targets: Sequence[str]) -> None:
+        """Freeze `module`; adapters will bind to its submodules whose name ends in one of `targets`."""
+        self._module = module.requires_grad_(False)
+        self._settings = {"r": rank, "lora_alpha": alpha, "target_modules": list(targets)}
+        self.scale = alpha / rank
+        self._layers: dict[str, LoraLayer] = {}
+        self._networks: dict[str, tuple[str, ...]] = {}
+        self._trainable: set[str] = set()
+        self._active: tuple[str, ...] = ()
+
+    def add(self, name: str, *, seed: int, trainable: bool) -> None:
+        """Add an adapter that changes nothing yet (A Gaussian and a function of `seed` and the name, B zero).
+
+        Raises:
+            ModelError: it binds to no module.
+        """
+        self._module.add_adapter(LoraConfig(**self._settings, init_lora_weights="gaussian"), adapter_name=name)
+        self._layers = {path: layer for path, layer in self._module.named_modules() if isinstance(layer, LoraLayer)}
+        if not self._layers:
+            raise ModelError(f"adapter {name!r} binds to no module: no name ends in any of {self._settings['target_modules']}")
+        if trainable:
+            self._trainable.add(name)
+        for key, parameter in self.parameters(name).items():
+            if ".lora_A." in key:
+                noise = seeding.normal(parameter.shape, seed=seed, purpose=f"lora/{name}/{key}")
+                parameter.data.copy_(noise / self._settings["r"])
+        self._activate(())
+
+    def freeze(self, name: str) -> None:
+        """Stop training an adapter; it still takes part in the networks it belongs to."""
+        self._trainable.discard(name)
+        self._activate(self._active)
+
+    def define(self, network: str, stack: Sequence[str]) -> None:
+        """Say which adapters a network is made of; an empty stack is the bare base."""
+        self._networks[network] = tuple(stack)
+
+    def stack(self, network: str) -> tuple[str, ...]:
+        return self._networks[network]
+
+    @contextmanager
+    def active(self, network: str) -> Iterator[None]:
+        """Run forward passes through `network` inside this block."""
+        before = self._active
+        self._activate(self._networks[network])
+        try:
+            yield
+        finally:
+            self._activate(before)
+
+    def checkpoint(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Gradient checkpointing whose recomputation goes through the network of the forward pass."""
+        stack = self._active
+
+        def through_same_network(*inputs: Any) -> Any:
+            before = self._active
+            self._activate(stack)
+            try:
+                return function(*inputs)
+            finally:
+                self._activate(before)
+
+        return recompute(through_same_network, *arguments, use_reentrant=False)
+
+    def parameters(self, name: str) -> dict[str, Parameter]:
+        """The adapter's parameters by path, e.g. `transformer_blocks.0.attn.to_q.lora_A.weight`."""
+        found = {}
+        for path, layer in self._layers.items():
+            for kind, weights in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
+                if name in weights:
+                    found[f"{path}.{kind}.weight"] = weights[name].weight
+        return found
+
+    def state(self, name: str) -> dict[str, Tensor]:
+        """A copy of the adapter's weights, float32 on the CPU."""
+        return {
+            key: value.detach().to("cpu", torch.float32, copy=True).contiguous()
+            for key, value in self.parameters(name).items()
+        }
+
+    def load(self, name: str, state: Mapping[str, Tensor]) -> None:
+        """Overwrite the adapter's weights.
+
+        Raises:
+            WeightUpdateError: a key is missing or unknown, or a shape differs; nothing is changed then.
+        """
+        own = self.parameters(name)
+        missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        if missing or unknown:
+            raise WeightUpdateError(
+                f"weights do not fit adapter {name!r}: {len(missing)} missing {missing[:2]}, {len(unknown)} unknown {unknown[:2]}"
+            )
+        for key, parameter in own.items():
+            if parameter.shape != state[key].shape:
+                raise WeightUpdateError(
+                    f"weights do not fit adapter {name!r}: {key} is {list(state[key].shape)}, expected {list(parameter.shape)}"
+                )
+        with torch.no_grad():
+            for key, parameter in own.items():
+                parameter.copy_(state[key])
+
+    def _activate(self, stack: tuple[str, ...]) -> None:
+        for layer in self._layers.values():
+            if stack:
+                layer.enable_adapters(enabled=True)
+                layer.set_adapter(list(stack))
+            else:
+                layer.enable_adapters(enabled=False)
+        self._active = stack
+        for layer in self._layers.values():
+            for weights in (layer.lora_A, layer.lora_B):
+                for name, linear in weights.items():
+                    linear.requires_grad_(name in self._trainable)
+
+
+def stacked_state(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """One adapter that equals a stack of them: updates add, so their ranks concatenate.
+
+    sum_i B_i A_i = [B_1 B_2 ...] [A_1; A_2; ...], exactly, with the scale of each unchanged.
+    """
+    return {
+        key: torch.cat([state[key] for state in states], dim=0 if ".lora_A." in key else 1) for key in states[0]
+    }

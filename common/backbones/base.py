@@ -1,0 +1,107 @@
+"""What a model family must offer. Everything else in the project sees a backbone only through this protocol.
+
+Three networks share one frozen transformer: the teacher is the bare base; student and fake score are stacks of LoRA
+adapters on it (see `adapters.py`). Which network a forward pass runs through is an argument of that pass, never a state
+somebody has to remember.
+
+Shape suffixes: see `common/types.py`. L is the length of a token sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from common.backbones.adapters import AdapterBank
+
+
+class Network(StrEnum):
+    """The networks of RTDMD. STUDENT generates, TEACHER is the target, FAKE_SCORE tracks the student's distribution."""
+
+    TEACHER = "teacher"
+    STUDENT = "student"
+    FAKE_SCORE = "fake_score"
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Encoded prompts: whatever tensors a family needs, the first axis of each being the sample."""
+
+    tensors: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def repeat(self, count: int) -> Conditioning:
+        """Every prompt `count` times in a row, as the members of its group lie in a batch."""
+        return Conditioning({name: tensor.repeat_interleave(count, 0) for name, tensor in self.tensors.items()})
+
+    def rows(self, index: slice | Tensor) -> Conditioning:
+        return Conditioning({name: tensor[index] for name, tensor in self.tensors.items()})
+
+    def expand_to(self, count: int) -> Conditioning:
+        """One encoded prompt for `count` samples, without copying it."""
+        return Conditioning(
+            {name: tensor.expand(count, *tensor.shape[1:]) for name, tensor in self.tensors.items()}
+        )
+
+    @staticmethod
+    def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
+        return Conditioning({name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors})
+
+
+class Backbone(Protocol):
+    """A text-to-image flow model with its text encoders, its decoder and its adapters."""
+
+    latent_shape: tuple[int, int, int]
+    """[c, h, w] of one sample's latents."""
+    device: torch.device
+    adapters: AdapterBank
+
+    def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
+        """Encode prompts; special tokens written in a prompt are plain text."""
+        ...
+
+    def velocity(self, network: Network, latents_Bchw: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
+        """v = eps - x0 as float32 [B, c, h, w], with the graph of the network's trainable adapters."""
+        ...
+
+    def decode(self, latents_Bchw: Tensor) -> Tensor:
+        """Images float32 [B, C, H, W] in [0, 1], with graph."""
+        ...
+
+    def image_features(self, images_BCHW: Tensor) -> list[Tensor]:
+        """Feature maps [B, c, h, w] of the frozen VAE encoder, shallow to deep, for perceptual distances."""
+        ...
+
+    def sigmas(self, num_steps: int) -> tuple[float, ...]:
+        """The family's schedule: num_steps + 1 noise levels from 1.0 to 0.0."""
+        ...
+
+    def base_fingerprint(self) -> str:
+        """Hash of every frozen weight of the transformer: an adapter belongs to one base."""
+        ...
+
+
+def guided_velocity(
+    backbone: Backbone,
+    network: Network,
+    latents_Bchw: Tensor,
+    sigma_B: Tensor,
+    conditioning: Conditioning,
+    empty: Conditioning,
+    scale: float,
+) -> Tensor:
+    """Classifier-free guidance: v_empty + scale (v - v_empty); both halves in one forward pass. Scale 1 is none."""
+    if scale == 1.0:
+        return backbone.velocity(network, latents_Bchw, sigma_B, conditioning)
+    count = len(latents_Bchw)
+    both = Conditioning.concatenate([conditioning, empty.expand_to(count)])
+    velocity = backbone.velocity(network, latents_Bchw.repeat(2, 1, 1, 1), sigma_B.repeat(2), both)
+    conditional, unconditional = velocity.chunk(2)
+    return unconditional + scale * (conditional - unconditional)

@@ -1,0 +1,290 @@
+"""The run's whole schema. One knob, one field: its unit, its reason, and the vetted setting as its default.
+
+Defaults are the published SD3-M setting of RTDMD (arXiv 2605.26108); where the paper's text and its released
+configuration differ, the configuration is taken. A run file (deploy/runs/*.yaml) overrides what its model needs.
+Every section is frozen and refuses unknown keys. Reading files and overrides is `common.config_file`'s work.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic_core import PydanticCustomError
+
+
+class Section(BaseModel):
+    """A part of the run file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class RunIdentity(Section):
+    """Who this run is."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Names the run and its default directory runs/NAME; letters, digits, dot, dash, underscore.",
+    )
+    seed: NonNegativeInt = Field(0, description="Every random draw is a function of it: equal seeds, equal runs.")
+
+
+class Sd3Backbone(Section):
+    """A diffusers StableDiffusion3Pipeline: the frozen base that is teacher, student and fake score at once."""
+
+    family: Literal["sd3"] = Field("sd3", description="Model family; picks the file in common/backbones.")
+    path: Path = Field(description="Pipeline directory (model_index.json and its parts).")
+    max_sequence_length: PositiveInt = Field(256, description="T5 tokens a prompt is padded or cut to.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="Model arithmetic; sigmas, means, densities and advantages are float32 in any case."
+    )
+    guidance_scale: float = Field(
+        7.0, ge=1, description="Classifier-free guidance c of the teacher inside the losses; 1 is none."
+    )
+
+
+# With a second family this becomes a union tagged by `family`.
+BackboneConfig = Sd3Backbone
+
+
+class LoraConfig(Section):
+    """The adapters of student and fake score."""
+
+    rank: PositiveInt = Field(32, description="Rank of each low-rank update.")
+    alpha: PositiveInt = Field(64, description="Scale: an update is multiplied by alpha / rank.")
+    targets: tuple[str, ...] = Field(
+        ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+        min_length=1,
+        description="Module-name suffixes that get an adapter: SD3's attention projections. Small models need the "
+        "feed-forward layers too.",
+    )
+    init: Literal["gaussian"] = Field("gaussian", description="Initialisation of A; B starts at zero.")
+
+
+class PromptsConfig(Section):
+    """Prompt files: .txt (one a line) or .jsonl ({"prompt": ..., metadata})."""
+
+    train: Path = Field(description="Prompts both stages sample from.")
+    evaluation: Path = Field(description="Held-out prompts of evaluations, sample grids and the final table.")
+
+
+class SamplingConfig(Section):
+    """The few-step sampler (coefficient-preserving sampling, arXiv 2509.05952)."""
+
+    steps: int = Field(4, ge=2, description="Steps T of the student; the last one is deterministic.")
+    eta: float = Field(0.9, ge=0, le=1, description="Stochasticity of a step: 0 is Euler, 1 renoises the prediction.")
+
+
+class ColdStartConfig(Section):
+    """Stage 1: AC-DMD, distilling the teacher into the few-step student."""
+
+    iterations: NonNegativeInt = Field(15_000, description="Fake-score updates; 0 starts alignment at the teacher.")
+    batch_size: PositiveInt = Field(72, description="Samples per iteration (published: 9 on each of 8 GPUs).")
+    student_every: PositiveInt = Field(10, description="Student updates once in so many fake-score updates.")
+    learning_rate_student: NonNegativeFloat = Field(3e-5, description="AdamW learning rate of the student.")
+    learning_rate_fake: NonNegativeFloat = Field(3e-5, description="AdamW learning rate of the fake score.")
+    weight_decay: NonNegativeFloat = Field(0.0, description="AdamW weight decay of both networks.")
+    gradient_clip: float = Field(
+        1.0, gt=0, description="Largest gradient norm; it carries the fake loss's spikes at high noise."
+    )
+    ema_decay: float = Field(0.99, ge=0, lt=1, description="Decay of the student's moving average, every update.")
+    consistency_weight: NonNegativeFloat = Field(0.01, description="Weight of the two-sample consistency regulariser.")
+    consistency_max_gap: float = Field(
+        0.2, gt=0, le=1, description="Largest sigma gap of the regulariser's transition (U{1..200}/1000 as published)."
+    )
+    fake_max_weight: float = Field(
+        10.0, gt=0, description="Cap of the fake loss's weight 1/w^2, in both stages; w vanishes near the sub-interval."
+    )
+    from_checkpoint: Path | None = Field(
+        None, description="Reuse the cold start of another run (its checkpoint directory) and skip this stage."
+    )
+
+
+class AlignmentConfig(Section):
+    """Stage 2: RTDMD, rewards by SubGRPO and back-propagation while matching the teacher's distribution."""
+
+    iterations: NonNegativeInt = Field(1_000, description="Iterations; each is one update of student and fake score.")
+    prompts_per_iteration: PositiveInt = Field(32, description="Groups P sampled per iteration.")
+    group_size: int = Field(16, ge=2, description="Samples G per prompt; an advantage compares within the group.")
+    policy_gradient: Literal["subgrpo", "grpo", "none"] = Field(
+        "subgrpo", description="subgrpo trains selected steps with shared noise elsewhere; grpo all stochastic steps."
+    )
+    selected_steps: PositiveInt = Field(
+        2, description="Stochastic steps m trained per iteration: less reward spread from noise that is not trained."
+    )
+    clip_low: float = Field(1e-5, gt=0, lt=1, description="Ratio clip below 1; tiny since the surrogate is a mean.")
+    clip_high: float = Field(1e-5, gt=0, lt=1, description="Ratio clip above 1.")
+    old_surrogate: Literal["learner", "rollout"] = Field(
+        "learner", description="Who evaluates the old surrogate; the learner is immune to sampler arithmetic."
+    )
+    surrogate: Literal["squared_error", "gaussian"] = Field(
+        "squared_error", description="Transition log-density: the published surrogate or the exact Gaussian."
+    )
+    advantage_scale: Literal["batch", "group"] = Field(
+        "batch", description="Whose standard deviation divides a reward: the whole batch's or the group's own."
+    )
+    advantage_clip: float = Field(5.0, gt=0, description="Advantages are clipped to +- this.")
+    matching_weight: NonNegativeFloat = Field(
+        1e-3, description="Weight of the AC-DMD student loss on the final step: the brake on reward hacking."
+    )
+    reward_gradient_weight: NonNegativeFloat = Field(
+        1e-4, description="Weight of the reward back-propagated through the final step."
+    )
+    reward_target: float = Field(
+        3.0, description="Back-propagation stops once the weighted sum of differentiable rewards reaches this."
+    )
+    learning_rate_student: NonNegativeFloat = Field(3e-6, description="AdamW learning rate of the student.")
+    learning_rate_fake: NonNegativeFloat = Field(3e-5, description="AdamW learning rate of the fake score.")
+    weight_decay: NonNegativeFloat = Field(1e-4, description="AdamW weight decay of both networks.")
+    gradient_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
+    ema_decay: float = Field(0.9, ge=0, lt=1, description="Decay of the student's moving average.")
+    ema_every: PositiveInt = Field(8, description="Iterations between two updates of the moving average.")
+    max_staleness: NonNegativeInt = Field(
+        0, description="Oldest policy trained on, in versions behind the learner; 0 is synchronous."
+    )
+    micro_batch: PositiveInt = Field(
+        16, description="Samples per forward and backward pass; bounds memory and changes no result."
+    )
+
+
+class RewardConfig(Section):
+    """One reward and the server that computes it."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="Its name in metrics and overrides.")
+    url: str = Field(
+        "local", pattern=r"^(local|https?://\S+)$", description="local: the launcher starts the server; else http(s)."
+    )
+    scorer: str | None = Field(None, description="Local only: hps, pickscore, ... or an import path module:Class.")
+    model: Path | None = Field(None, description="Local only: the scorer's model directory.")
+    weight: NonNegativeFloat = Field(1.0, description="Weight in the advantage and in the back-propagated sum.")
+    differentiable: bool = Field(False, description="Back-propagate it through the final step (needs /v1/gradient).")
+    evaluation_only: bool = Field(False, description="Measured, never trained on: tells progress from reward hacking.")
+    max_batch: PositiveInt = Field(16, description="Local only: images per batch of the server.")
+    threads: PositiveInt = Field(1, description="Local only: CPU threads of the server.")
+
+    @property
+    def trained(self) -> bool:
+        return not self.evaluation_only and self.weight > 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.url == "local" and self.scorer is None:
+            raise problem("scorer", 'url is "local" but no scorer is named: set scorer, or url to a running server')
+        if self.evaluation_only and self.weight > 0:
+            raise problem("weight", f"{self.weight:g} on an evaluation-only reward: set it to 0 or train on the reward")
+        return self
+
+
+class WorkersConfig(Section):
+    """Rollout workers (Ray actors)."""
+
+    count: PositiveInt = Field(1, description="How many; neither count nor placement changes the samples of a run.")
+    threads: PositiveInt = Field(1, description="CPU threads of each.")
+    num_cpus: NonNegativeFloat = Field(1.0, description="CPUs Ray reserves for each.")
+    num_gpus: NonNegativeFloat = Field(0.0, description="GPUs Ray reserves for each.")
+    restarts: NonNegativeInt = Field(3, description="Times a dead worker is brought back before the run stops.")
+
+
+class LearnerConfig(Section):
+    """The learner (a Ray actor, placed by resources: a cluster's head has no GPU)."""
+
+    threads: PositiveInt = Field(1, description="CPU threads.")
+    num_cpus: NonNegativeFloat = Field(1.0, description="CPUs Ray reserves.")
+    num_gpus: NonNegativeFloat = Field(0.0, description="GPUs Ray reserves.")
+
+
+class EvaluationConfig(Section):
+    """What is measured, how often, on how much."""
+
+    every: PositiveInt = Field(50, description="Alignment iterations between two evaluations.")
+    prompts: PositiveInt = Field(64, description="Prompts of such an evaluation, from the head of the file.")
+    images_per_prompt: PositiveInt = Field(2, description="Images per prompt; diversity needs at least 2.")
+    teacher_steps: PositiveInt = Field(28, description="Euler steps of the many-step teacher.")
+    teacher_guidance: float = Field(7.0, ge=1, description="Guidance scale of the many-step teacher.")
+    grid_prompts: PositiveInt = Field(8, description="Prompts of the sample grids and of the report's gallery.")
+    final_prompts: PositiveInt = Field(256, description="Prompts of the final table, for all policies.")
+    final_images_per_prompt: PositiveInt = Field(2, description="Images per prompt of the final table.")
+
+
+class CheckpointConfig(Section):
+    """Atomic checkpoints, from which a run resumes exactly."""
+
+    every: PositiveInt = Field(50, description="Iterations between two checkpoints, in both stages.")
+    keep: PositiveInt = Field(2, description="Newest checkpoints kept.")
+
+
+class RewardClientConfig(Section):
+    """How workers and learner ask the reward servers."""
+
+    timeout_s: float = Field(60.0, gt=0, description="Seconds one request may take.")
+    attempts: PositiveInt = Field(3, description="Tries of a request before its group fails (then dropped whole).")
+
+
+class MetricsConfig(Section):
+    """Prometheus metrics of the driver."""
+
+    port: int | None = Field(None, ge=0, le=65_535, description="Port on loopback; 0 picks a free one, null is off.")
+
+
+class Config(Section):
+    """A whole run."""
+
+    run: RunIdentity
+    backbone: BackboneConfig
+    lora: LoraConfig = LoraConfig()
+    prompts: PromptsConfig
+    sampling: SamplingConfig = SamplingConfig()
+    cold_start: ColdStartConfig = ColdStartConfig()
+    alignment: AlignmentConfig = AlignmentConfig()
+    rewards: tuple[RewardConfig, ...] = Field(min_length=1)
+    workers: WorkersConfig = WorkersConfig()
+    learner: LearnerConfig = LearnerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    reward_client: RewardClientConfig = RewardClientConfig()
+    metrics: MetricsConfig = MetricsConfig()
+
+    @model_validator(mode="after")
+    def _reward_names_differ(self) -> Self:
+        repeated = [name for name, times in Counter(reward.name for reward in self.rewards).items() if times > 1]
+        if repeated:
+            raise problem("rewards", f"the name {repeated[0]!r} is used more than once: names tell rewards apart")
+        return self
+
+    @model_validator(mode="after")
+    def _alignment_possible(self) -> Self:
+        alignment = self.alignment
+        if alignment.iterations == 0:
+            return self
+        if alignment.policy_gradient != "none":
+            self._check_policy_gradient()
+        trained = [reward for reward in self.rewards if reward.trained]
+        uses_rewards = alignment.policy_gradient != "none" or alignment.reward_gradient_weight > 0
+        if uses_rewards and not trained:
+            raise problem("rewards", "no reward is trained on: every one is evaluation_only or has weight 0")
+        if alignment.reward_gradient_weight > 0 and not any(reward.differentiable for reward in trained):
+            raise problem(
+                "alignment.reward_gradient_weight",
+                f"{alignment.reward_gradient_weight:g}, but no trained reward is differentiable: use 0 or mark one",
+            )
+        if not uses_rewards and alignment.matching_weight == 0:
+            raise problem("alignment.matching_weight", "0, with neither policy nor reward gradient: nothing trains")
+        return self
+
+    def _check_policy_gradient(self) -> None:
+        stochastic = self.sampling.steps - 1
+        if self.sampling.eta == 0:
+            raise problem("sampling.eta", "0 makes every step deterministic: a policy gradient needs eta > 0")
+        if self.alignment.policy_gradient == "subgrpo" and self.alignment.selected_steps > stochastic:
+            raise problem(
+                "alignment.selected_steps",
+                f"{self.alignment.selected_steps} steps cannot be selected from the {stochastic} stochastic ones of "
+                f"sampling.steps = {self.sampling.steps} (the last step is deterministic)",
+            )
+
+
+def problem(key: str, message: str) -> PydanticCustomError:
+    """A cross-field complaint about `key` (relative to the section that raises it), for `config_file` to word."""
+    return PydanticCustomError("cross_field", "{message}", {"key": key, "message": message})

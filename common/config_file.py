@@ -1,0 +1,226 @@
+"""Run files: reading them, laying overrides over them, and saying precisely what is wrong with the result.
+
+A `Draft` remembers where each value came from, so that a complaint names the key, the value and the file, environment
+variable or option that set it. Layers are laid in order of rising precedence; rewards are addressed by name:
+
+    draft = Draft("deploy/runs/shapes.yaml")
+    draft.lay(read_run_file(path), "deploy/runs/shapes.yaml")
+    draft.lay({"rewards": {"hps": {"weight": 0.5}}}, "option --rewards.hps.weight")
+    config = draft.build()
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from common.config import Config, RewardConfig, Section
+from common.errors import ConfigError
+
+Key = tuple[str, ...]
+REWARD_PLACEHOLDER = "NAME"
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One field of the schema; a reward's fields stand under ("rewards", "NAME", field)."""
+
+    key: Key
+    field: FieldInfo
+
+    @property
+    def dotted(self) -> str:
+        return ".".join(self.key)
+
+
+def knobs(section: type[Section] = Config, prefix: Key = ()) -> Iterator[Knob]:
+    """Every knob of the schema, in its order."""
+    for name, field in section.model_fields.items():
+        if name == "rewards":
+            yield from knobs(RewardConfig, (*prefix, name, REWARD_PLACEHOLDER))
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from knobs(field.annotation, (*prefix, name))
+        else:
+            yield Knob((*prefix, name), field)
+
+
+def load_config(path: Path) -> Config:
+    """The configuration of one run file, without overrides.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not a valid run.
+    """
+    draft = Draft(str(path))
+    draft.lay(read_run_file(path), str(path))
+    return draft.build()
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML that `load_config` reads back to the same value."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def read_run_file(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: missing, unreadable, not UTF-8, not YAML, a key given twice, or not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such run file (looked for it from {Path.cwd()}); see deploy/runs") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text file: byte {error.start} is not UTF-8") from error
+    values = parse_yaml(text, str(path))
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a run file is a mapping of sections, this one holds {_shown(values)}")
+    return values
+
+
+def parse_yaml(text: str, origin: str) -> Any:
+    """A YAML value; `origin` is named when it is not valid YAML."""
+    try:
+        return yaml.load(text, Loader=_RunFileLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(f"{origin}: line {line}: not valid YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+class _RunFileLoader(yaml.SafeLoader):
+    """YAML without its two traps: `1e-5` is a number here, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a word", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_RunFileLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+class Draft:
+    """Values on their way to a `Config`, and the origin of each."""
+
+    def __init__(self, default_origin: str) -> None:
+        self._values: dict[str, Any] = {}
+        self._origins: dict[Key, str] = {}
+        self._default_origin = default_origin
+
+    def lay(self, values: Mapping[str, Any], origin: str) -> None:
+        """Lay a partial configuration over what is there: mappings merge, anything else replaces."""
+        for name, value in values.items():
+            self._lay_value(self._values, name, value, (name,), origin)
+
+    def build(self) -> Config:
+        """Validate.
+
+        Raises:
+            ConfigError: one line for each problem, naming origin, key and value.
+        """
+        try:
+            return Config.model_validate_json(json.dumps(self._values, default=str), strict=True)
+        except ValidationError as error:
+            lines = [self._complaint(detail) for detail in error.errors(include_url=False)]
+            raise ConfigError("\n".join(dict.fromkeys(lines))) from error
+
+    def _lay_value(self, parent: dict[str, Any], name: str, value: Any, key: Key, origin: str) -> None:
+        current = parent.get(name)
+        if isinstance(value, Mapping) and isinstance(current, list):
+            for entry_name, fields in value.items():
+                self._lay_entry(current, fields, (*key, str(entry_name)), origin)
+        elif isinstance(value, Mapping) and (current is None or isinstance(current, dict)):
+            section = parent[name] = current or {}
+            for child, child_value in value.items():
+                self._lay_value(section, child, child_value, (*key, child), origin)
+        else:
+            parent[name] = deepcopy(value)
+            self._origins = {known: source for known, source in self._origins.items() if known[: len(key)] != key}
+            self._origins[key] = origin
+
+    def _lay_entry(self, entries: list[Any], fields: Any, key: Key, origin: str) -> None:
+        """Lay `fields` over the entry of a list that is called as the key ends."""
+        names = [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
+        if key[-1] not in names:
+            known = ", ".join(str(name) for name in names)
+            raise ConfigError(f"{origin}: {'.'.join(key)}: no such entry in {key[0]}; there are {known}")
+        if not isinstance(fields, Mapping):
+            raise ConfigError(f"{origin}: {'.'.join(key)} = {_shown(fields)}: name the field, {'.'.join(key)}.FIELD")
+        for child, value in fields.items():
+            self._lay_value(entries[names.index(key[-1])], child, value, (*key, child), origin)
+
+    def _complaint(self, detail: Any) -> str:
+        key = self._named(detail["loc"])
+        kind, context = detail["type"], detail.get("ctx", {})
+        if kind == "cross_field":
+            key = (*key, *str(context["key"]).split("."))
+            return f"{self._origin(key)}: {'.'.join(key)}: {context['message']}"
+        dotted = ".".join(key)
+        if kind == "extra_forbidden":
+            return f"{self._origin(key)}: {dotted}: unknown key{_suggestion(key)}"
+        if kind == "missing":
+            return f"{self._default_origin}: {dotted}: required, but not set"
+        return (
+            f"{self._origin(key)}: {dotted} = {_shown(detail['input'])}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+        )
+
+    def _named(self, location: tuple[int | str, ...]) -> Key:
+        """A pydantic location with list positions replaced by the names of the entries, where they have one."""
+        key: list[str] = []
+        value: Any = self._values
+        for part in location:
+            try:
+                value = value[part]
+            except (KeyError, IndexError, TypeError):
+                value = None
+            named = isinstance(part, int) and isinstance(value, dict) and "name" in value
+            key.append(str(value["name"] if named else part))
+        return tuple(key)
+
+    def _origin(self, key: Key) -> str:
+        for length in range(len(key), 0, -1):
+            if key[:length] in self._origins:
+                return self._origins[key[:length]]
+        return self._default_origin
+
+
+def _suggestion(key: Key) -> str:
+    """The nearest valid key: a sibling spelt alike, else the same word in another section."""
+    pattern = (key[0], REWARD_PLACEHOLDER, *key[2:]) if key[0] == "rewards" and len(key) > 2 else key
+    known = [knob.key for knob in knobs()]
+    siblings = {
+        other[len(key) - 1] for other in known if len(other) >= len(key) and other[: len(key) - 1] == pattern[:-1]
+    }
+    close = difflib.get_close_matches(key[-1], sorted(siblings), n=1)
+    if close:
+        return f"; did you mean {'.'.join((*key[:-1], close[0]))}?"
+    elsewhere = [".".join(other) for other in known if other[-1] == key[-1]]
+    return f"; did you mean {' or '.join(elsewhere)}?" if elsewhere else ""
+
+
+def _shown(value: Any) -> str:
+    """A value as one would write it in the file, short."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 80 else f"{text[:77]}..."

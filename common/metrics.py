@@ -1,0 +1,134 @@
+"""Prometheus metrics: every name once, and the objects of each process built in one place.
+
+Names are constants because dashboards and alerts quote them. Each process builds its own set on its own registry.
+Histograms and counters come from prometheus_client (Ray's own metric sums are bucket midpoints).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from threading import Thread
+from typing import Self
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+
+from common.errors import ConfigError
+
+ITERATION = "rtdmd_iteration"
+STAGE_SECONDS_TOTAL = "rtdmd_stage_seconds_total"
+REWARD = "rtdmd_reward"
+EVALUATION = "rtdmd_evaluation"
+IMAGES_TOTAL = "rtdmd_images_total"
+DROPPED_GROUPS_TOTAL = "rtdmd_dropped_groups_total"
+WORKER_RESTARTS_TOTAL = "rtdmd_worker_restarts_total"
+POLICY_VERSION = "rtdmd_policy_version"
+LOSS = "rtdmd_loss"
+NETWORK_UPDATES_TOTAL = "rtdmd_network_updates_total"
+WORKER_SECONDS_TOTAL = "rtdmd_worker_seconds_total"
+WORKER_IMAGES_TOTAL = "rtdmd_worker_images_total"
+WORKER_POLICY_VERSION = "rtdmd_worker_policy_version"
+WEIGHT_UPDATES_TOTAL = "rtdmd_weight_updates_total"
+
+
+@dataclass(frozen=True)
+class DriverMetrics:
+    """What the driver knows: progress, time, rewards and what was lost."""
+
+    iteration: Gauge
+    stage_seconds: Counter
+    reward: Gauge
+    evaluation: Gauge
+    images: Counter
+    dropped_groups: Counter
+    worker_restarts: Counter
+    policy_version: Gauge
+
+    @classmethod
+    def build(cls, registry: CollectorRegistry) -> Self:
+        return cls(
+            iteration=Gauge(ITERATION, "Iterations finished, by training stage.", ["stage"], registry=registry),
+            stage_seconds=Counter(
+                STAGE_SECONDS_TOTAL, "Seconds spent, by part of an iteration.", ["part"], registry=registry
+            ),
+            reward=Gauge(REWARD, "Mean reward of the newest iteration, by reward.", ["reward"], registry=registry),
+            evaluation=Gauge(
+                EVALUATION, "Newest evaluation, by policy and metric.", ["policy", "metric"], registry=registry
+            ),
+            images=Counter(IMAGES_TOTAL, "Images sampled for training.", registry=registry),
+            dropped_groups=Counter(
+                DROPPED_GROUPS_TOTAL, "Groups dropped whole, by cause.", ["cause"], registry=registry
+            ),
+            worker_restarts=Counter(WORKER_RESTARTS_TOTAL, "Workers brought back.", registry=registry),
+            policy_version=Gauge(POLICY_VERSION, "Newest published policy version.", registry=registry),
+        )
+
+
+@dataclass(frozen=True)
+class LearnerMetrics:
+    """What the learner knows: losses and updates."""
+
+    loss: Gauge
+    updates: Counter
+
+    @classmethod
+    def build(cls, registry: CollectorRegistry) -> Self:
+        return cls(
+            loss=Gauge(LOSS, "Newest value, by loss.", ["loss"], registry=registry),
+            updates=Counter(
+                NETWORK_UPDATES_TOTAL, "Optimizer steps, by network (student, fake).", ["network"], registry=registry
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class WorkerMetrics:
+    """What a rollout worker knows, each series labelled with the worker's number."""
+
+    seconds: Counter
+    images: Counter
+    policy_version: Gauge
+    weight_updates: Counter
+
+    @classmethod
+    def build(cls, registry: CollectorRegistry) -> Self:
+        return cls(
+            seconds=Counter(
+                WORKER_SECONDS_TOTAL, "Seconds spent, by worker and part.", ["worker", "part"], registry=registry
+            ),
+            images=Counter(WORKER_IMAGES_TOTAL, "Images sampled and scored.", ["worker"], registry=registry),
+            policy_version=Gauge(WORKER_POLICY_VERSION, "Policy version sampled with.", ["worker"], registry=registry),
+            weight_updates=Counter(
+                WEIGHT_UPDATES_TOTAL, "Weight updates applied and attested.", ["worker"], registry=registry
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class MetricsServer:
+    """A running /metrics endpoint."""
+
+    port: int
+    _server: WSGIServer
+    _thread: Thread
+
+    def close(self) -> None:
+        """Stop serving and free the port."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(timeout=5)
+
+
+def serve(port: int, registry: CollectorRegistry, host: str = "127.0.0.1") -> MetricsServer:
+    """Serve a registry on host:port (loopback unless told otherwise); port 0 picks a free one, told in the result.
+
+    Raises:
+        ConfigError: the port is taken or may not be used.
+    """
+    try:
+        server, thread = start_http_server(port, addr=host, registry=registry)
+    except OSError as error:
+        raise ConfigError(
+            f"metrics.port = {port}: cannot listen on {host}:{port} ({error.strerror}): choose another, or 0 for any"
+        ) from error
+    return MetricsServer(server.server_port, server, thread)

@@ -1,0 +1,231 @@
+"""The contract of a reward server: routes, messages and what a valid one is. Server and client share this file.
+
+    POST /v1/score      ScoreRequest    -> ScoreResponse      msgpack (see common.wire)
+    POST /v1/gradient   GradientRequest -> GradientResponse   msgpack; differentiable scorers only
+    GET  /v1/info       ServerInfo                            JSON
+    GET  /healthz /readyz /metrics                            alive; has scored a real probe; Prometheus text
+
+A failure is a status code and the JSON body {"error": cause, "message": text}; causes are the fixed words of `CAUSES`.
+A message validates itself when it is built: a bad request raises RewardRejected, a bad response RewardInvalid.
+
+Shape suffixes: B images, H W their height and width, C = 3 colour channels.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NoReturn, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from common.errors import RewardError, RewardInvalid, RewardRejected
+from common.wire import DEFAULT_MAX_BYTES, pack, unpack
+
+ByteArray = npt.NDArray[np.uint8]
+FloatArray = npt.NDArray[np.float32]
+Metadata = Mapping[str, Any]
+
+SCORE_PATH = "/v1/score"
+GRADIENT_PATH = "/v1/gradient"
+INFO_PATH = "/v1/info"
+HEALTH_PATH = "/healthz"
+READY_PATH = "/readyz"
+METRICS_PATH = "/metrics"
+MEDIA_TYPE = "application/msgpack"
+
+CHANNELS = 3
+# Names the reward in an error of a message that does not know which reward it is about.
+ANY_REWARD = "any"
+# The words failures are counted by: fixed, because each becomes a metric label.
+REQUEST_CAUSES = ("wire", "request", "too_large", "unauthorized", "not_found", "not_differentiable")
+SERVER_CAUSES = ("overloaded", "deadline", "scorer", "nan", "count", "shape", "dtype")
+CLIENT_CAUSES = ("timeout", "refused", "disconnected", "answer", "range", "weights_changed")
+LAUNCH_CAUSES = ("start", "died")
+CAUSES = frozenset(REQUEST_CAUSES + SERVER_CAUSES + CLIENT_CAUSES + LAUNCH_CAUSES)
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreRequest:
+    """Score each image against its prompt.
+
+    Attributes:
+        images_BHWC: uint8 [B, H, W, 3], RGB.
+        prompts: B texts.
+        metadata: one dict per image for scorers that need more than the prompt, or empty.
+    """
+
+    images_BHWC: ByteArray
+    prompts: Sequence[str]
+    metadata: Sequence[Metadata] = ()
+
+    def __post_init__(self) -> None:
+        _check_images("images_BHWC", self.images_BHWC, np.dtype(np.uint8), channel_axis=3)
+        _check_texts(len(self.images_BHWC), self.prompts, self.metadata)
+
+    def to_bytes(self) -> bytes:
+        return pack(vars(self))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, max_bytes: int = DEFAULT_MAX_BYTES) -> Self:
+        """WireError for bytes that are no message, RewardRejected for a message that is no request."""
+        return cls(**_read_fields(cls, data, max_bytes, RewardRejected, "request"))
+
+
+@dataclass(frozen=True, eq=False)
+class GradientRequest:
+    """Score each image and differentiate the score.
+
+    Attributes:
+        images_BCHW: float32 [B, 3, H, W], RGB in [0, 1].
+        prompts: B texts.
+        metadata: one dict per image, or empty.
+    """
+
+    images_BCHW: FloatArray
+    prompts: Sequence[str]
+    metadata: Sequence[Metadata] = ()
+
+    def __post_init__(self) -> None:
+        _check_images("images_BCHW", self.images_BCHW, np.dtype(np.float32), channel_axis=1)
+        low, high = float(self.images_BCHW.min()), float(self.images_BCHW.max())
+        if not (low >= 0.0 and high <= 1.0):
+            _reject(f"images_BCHW spans [{low}, {high}]: pixels of a gradient request lie in [0, 1]")
+        _check_texts(len(self.images_BCHW), self.prompts, self.metadata)
+
+    def to_bytes(self) -> bytes:
+        return pack(vars(self))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, max_bytes: int = DEFAULT_MAX_BYTES) -> Self:
+        """WireError for bytes that are no message, RewardRejected for a message that is no request."""
+        return cls(**_read_fields(cls, data, max_bytes, RewardRejected, "request"))
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreResponse:
+    """What a scorer said: `scores_B` float32 [B], every value finite; `weights_hash` names the weights that said it."""
+
+    scorer: str
+    weights_hash: str
+    scores_B: FloatArray
+
+    def __post_init__(self) -> None:
+        _check_answer(self.scorer, "scores_B", self.scores_B, rank=1)
+
+    def to_bytes(self) -> bytes:
+        return pack(vars(self))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, max_bytes: int = DEFAULT_MAX_BYTES) -> Self:
+        """WireError for bytes that are no message, RewardInvalid for a message that is no answer."""
+        return cls(**_read_fields(cls, data, max_bytes, RewardInvalid, "answer"))
+
+
+@dataclass(frozen=True, eq=False)
+class GradientResponse:
+    """Scores and `gradients_BCHW` float32 [B, 3, H, W]: d score_i / d image_i at the requested pixels."""
+
+    scorer: str
+    weights_hash: str
+    scores_B: FloatArray
+    gradients_BCHW: FloatArray
+
+    def __post_init__(self) -> None:
+        _check_answer(self.scorer, "scores_B", self.scores_B, rank=1)
+        _check_answer(self.scorer, "gradients_BCHW", self.gradients_BCHW, rank=4)
+        if len(self.scores_B) != len(self.gradients_BCHW):
+            message = f"{len(self.scores_B)} scores but {len(self.gradients_BCHW)} gradients"
+            raise RewardInvalid(self.scorer, "count", message)
+
+    def to_bytes(self) -> bytes:
+        return pack(vars(self))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, max_bytes: int = DEFAULT_MAX_BYTES) -> Self:
+        """WireError for bytes that are no message, RewardInvalid for a message that is no answer."""
+        return cls(**_read_fields(cls, data, max_bytes, RewardInvalid, "answer"))
+
+
+@dataclass(frozen=True)
+class ServerInfo:
+    """What a server declares of itself. Every score it ever answers lies in [low, high] (both may be infinite)."""
+
+    scorer: str
+    version: str
+    weights_hash: str
+    differentiable: bool
+    low: float
+    high: float
+    preprocess_version: str
+
+    def to_json(self) -> bytes:
+        """JSON has no infinity: an unbounded end is null."""
+        values = asdict(self)
+        for end in ("low", "high"):
+            values[end] = values[end] if math.isfinite(values[end]) else None
+        return json.dumps(values, allow_nan=False).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Self:
+        """RewardInvalid when the answer is not a server's description."""
+        try:
+            values = json.loads(data)
+            low = -math.inf if values["low"] is None else float(values["low"])
+            high = math.inf if values["high"] is None else float(values["high"])
+            texts = {key: str(values[key]) for key in ("scorer", "version", "weights_hash", "preprocess_version")}
+            return cls(**texts, differentiable=values["differentiable"] is True, low=low, high=high)
+        except (ValueError, KeyError, TypeError) as error:
+            message = f"{INFO_PATH} did not describe a reward server: {error!r}"
+            raise RewardInvalid(ANY_REWARD, "answer", message) from error
+
+
+def _reject(message: str) -> NoReturn:
+    raise RewardRejected(ANY_REWARD, "request", message)
+
+
+def _read_fields(kind: type[Any], data: bytes, max_bytes: int, error: type[RewardError], cause: str) -> dict[str, Any]:
+    message = unpack(data, max_bytes)
+    expected = {field.name for field in fields(kind)}
+    if set(message) != expected:
+        detail = f"a {kind.__name__} has the fields {sorted(expected)}, this one has {sorted(message)}"
+        raise error(ANY_REWARD, cause, detail)
+    return message
+
+
+def _check_images(field: str, images: object, dtype: np.dtype[Any], channel_axis: int) -> None:
+    if not isinstance(images, np.ndarray) or images.dtype != dtype or images.ndim != 4:
+        _reject(f"{field} is {_describe(images)}: a {dtype} array of 4 dimensions is wanted")
+    elif images.size == 0 or images.shape[channel_axis] != CHANNELS:
+        _reject(f"{field} has shape {images.shape}: at least one image of {CHANNELS} channels on axis {channel_axis}")
+
+
+def _check_texts(count: int, prompts: object, metadata: object) -> None:
+    if not isinstance(prompts, list | tuple) or not all(isinstance(prompt, str) for prompt in prompts):
+        _reject("prompts is not a list of strings")
+    elif len(prompts) != count:
+        _reject(f"{len(prompts)} prompts for {count} images: one each")
+    if not isinstance(metadata, list | tuple) or not all(isinstance(item, Mapping) for item in metadata):
+        _reject("metadata is not a list of maps")
+    elif len(metadata) not in (0, count):
+        _reject(f"{len(metadata)} metadata for {count} images: one each, or none")
+
+
+def _check_answer(scorer: object, field: str, values: object, rank: int) -> None:
+    name = scorer if isinstance(scorer, str) else ANY_REWARD
+    if not isinstance(values, np.ndarray) or values.dtype != np.float32:
+        raise RewardInvalid(name, "dtype", f"{field} is {_describe(values)}: a float32 array is wanted")
+    if values.ndim != rank:
+        raise RewardInvalid(name, "shape", f"{field} has shape {values.shape}: {rank} dimensions are wanted")
+    if not np.isfinite(values).all():
+        bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1)).tolist()
+        raise RewardInvalid(name, "nan", f"{field} is not finite for images {bad[:8]} of {len(values)}")
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"a {value.dtype} array of shape {value.shape}"
+    return f"a {type(value).__name__}"

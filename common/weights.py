@@ -1,0 +1,85 @@
+"""Published weights: what travels from the learner to every rollout worker, and how both ends agree on what it is.
+
+A publication is a safetensors payload and a manifest. The manifest names every tensor with its hash, the base model the
+adapters belong to, and the velocity that the learner itself computes on a fixed probe. A receiver that holds other
+weights, binds them to other modules, or computes something else, can tell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from common import seeding
+from common.backbones.base import Backbone, Network
+from common.types import FloatArray, PolicyVersion
+from common.wire import fingerprint, tensor_hashes, weights_to_bytes
+
+PROBE_PROMPT = "attestation probe"
+PROBE_SIGMA = 0.7
+"""A noise level at which a velocity depends on the prompt, the latents and every layer."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a payload contains.
+
+    Attributes:
+        version: counter and fingerprint of the adapters' weights.
+        stack: the adapters that make up the student, in order.
+        tensor_hashes: "adapter/module path.lora_A.weight" -> xxh3-128 of dtype, shape and bytes.
+        base_fingerprint: hash of the frozen transformer the adapters were trained on.
+        probe_velocity_chw: float32; the student's velocity on the fixed probe, computed by the learner.
+    """
+
+    version: PolicyVersion
+    stack: tuple[str, ...]
+    tensor_hashes: dict[str, str]
+    base_fingerprint: str
+    probe_velocity_chw: FloatArray
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """Manifest and payload (safetensors bytes as uint8, so that the object store shares them without a copy)."""
+
+    manifest: Manifest
+    payload: npt.NDArray[np.uint8]
+
+
+def student_state(backbone: Backbone) -> dict[str, FloatArray]:
+    """The live weights of every adapter in the student's stack, as `adapter/path` -> float32 array."""
+    return {
+        f"{adapter}/{path}": value.numpy()
+        for adapter in backbone.adapters.stack(Network.STUDENT)
+        for path, value in backbone.adapters.state(adapter).items()
+    }
+
+
+@torch.no_grad()
+def probe_velocity(backbone: Backbone) -> Tensor:
+    """The student's velocity on a fixed prompt, noise and noise level: [c, h, w]."""
+    noise_chw = seeding.normal(backbone.latent_shape, seed=0, purpose="attestation probe")
+    conditioning = backbone.encode_prompts([PROBE_PROMPT])
+    velocity = backbone.velocity(
+        Network.STUDENT, noise_chw[None].to(backbone.device), torch.full((1,), PROBE_SIGMA), conditioning
+    )
+    return velocity[0].cpu()
+
+
+def publish(backbone: Backbone, number: int) -> PublishedWeights:
+    """Package the student's present weights as version `number`."""
+    state = student_state(backbone)
+    hashes = tensor_hashes(state)
+    manifest = Manifest(
+        version=PolicyVersion(number, fingerprint(hashes)),
+        stack=backbone.adapters.stack(Network.STUDENT),
+        tensor_hashes=hashes,
+        base_fingerprint=backbone.base_fingerprint(),
+        probe_velocity_chw=probe_velocity(backbone).numpy(),
+    )
+    return PublishedWeights(manifest, np.frombuffer(weights_to_bytes(state), dtype=np.uint8))

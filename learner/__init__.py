@@ -1,0 +1,1 @@
+"""The learner, and the driver that composes all services."""

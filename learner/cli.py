@@ -1,0 +1,189 @@
+"""The command line of `learner/main.py`: run file < environment < options, and a help text that explains every knob.
+
+    python learner/main.py [--config FILE] [--section.key VALUE ...] [--run-dir DIR] [--quick] [--dry-run] [--resume]
+
+A run file may carry a `quick:` block, a partial configuration that `--quick` lays over the rest of the file.
+Environment variables are RTDMD_SECTION__KEY. A reward is addressed by name: `--rewards.hps.weight 0.5`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import textwrap
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+from common.config import Config, RewardConfig, Section
+from common.config_file import REWARD_PLACEHOLDER, Draft, Key, Knob, knobs, parse_yaml, read_run_file
+from common.errors import ConfigError
+
+DEFAULT_RUN_FILE = Path("deploy/runs/shapes.yaml")
+ENVIRONMENT_PREFIX = "RTDMD_"
+QUICK_BLOCK = "quick"
+HELP_WIDTH = 110
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """What a command line asks for."""
+
+    config: Config
+    run_dir: Path
+    dry_run: bool
+    resume: bool
+
+
+def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Invocation:
+    """Read the run file, lay environment and options over it, and validate.
+
+    Args:
+        argv: the arguments, without the program's name. `--help` prints the help and exits, as usual.
+        environ: usually `os.environ`.
+
+    Raises:
+        ConfigError: one line for each problem, naming its origin, key and value.
+    """
+    arguments, overrides = _parser().parse_known_args(argv)
+    run_file = read_run_file(arguments.config)
+    quick = run_file.pop(QUICK_BLOCK, None)
+    draft = Draft(str(arguments.config))
+    draft.lay(run_file, str(arguments.config))
+    if quick is not None or arguments.quick:
+        _lay_quick(draft, run_file, quick, arguments)
+    for key, text, origin in (*_from_environment(environ), *_from_options(overrides)):
+        draft.lay(_nested(key, _value(key, text, origin)), origin)
+    config = draft.build()
+    run_dir = arguments.run_dir or Path("runs") / config.run.name
+    return Invocation(config=config, run_dir=run_dir, dry_run=arguments.dry_run, resume=arguments.resume)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"command line: {message}; see --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python learner/main.py",
+        usage="python learner/main.py [--config FILE] [--section.key VALUE ...] [--run-dir DIR] "
+        "[--quick] [--dry-run] [--resume]",
+        description="Distil a text-to-image model into a few-step student, then align it with rewards.",
+        epilog=_knobs_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config", type=Path, default=DEFAULT_RUN_FILE, metavar="FILE", help=f"run file (default {DEFAULT_RUN_FILE})"
+    )
+    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where the run writes (default runs/NAME)")
+    parser.add_argument("--quick", action="store_true", help="lay the run file's quick block over it: a smoke run")
+    parser.add_argument("--dry-run", action="store_true", help="validate everything, print the plan, train nothing")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the newest checkpoint of the run directory"
+    )
+    return parser
+
+
+def _lay_quick(draft: Draft, run_file: dict[str, Any], quick: Any, arguments: argparse.Namespace) -> None:
+    """Lay the quick block if asked; check it in any case, so that a misspelling is found before it is needed."""
+    origin = f"{arguments.config} ({QUICK_BLOCK})"
+    if not isinstance(quick, dict):
+        raise ConfigError(f"{arguments.config}: --quick needs a {QUICK_BLOCK}: mapping in the run file")
+    trial = Draft(str(arguments.config))
+    trial.lay(run_file, str(arguments.config))
+    trial.lay(quick, origin)
+    trial.build()
+    if arguments.quick:
+        draft.lay(quick, origin)
+
+
+def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[Key, str, str]]:
+    for variable in sorted(environ):
+        if variable.startswith(ENVIRONMENT_PREFIX):
+            key = tuple(variable.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"))
+            yield key, environ[variable], f"environment variable {variable}"
+
+
+def _from_options(words: Sequence[str]) -> Iterator[tuple[Key, str, str]]:
+    """`--section.key value` and `--section.key=value`."""
+    remaining = list(words)
+    while remaining:
+        option, equals, text = remaining.pop(0).partition("=")
+        if not option.startswith("--"):
+            raise ConfigError(f"command line: unexpected {option!r}; overrides are --section.key VALUE, see --help")
+        key = tuple(option.removeprefix("--").split("."))
+        if len(key) == 1:
+            raise ConfigError(f"command line: unknown option {option}{_option_suggestion(option)}; see --help")
+        if not equals:
+            if not remaining:
+                raise ConfigError(f"command line: {option} needs a value")
+            text = remaining.pop(0)
+        yield key, text, f"option {option}"
+
+
+def _option_suggestion(option: str) -> str:
+    flags = ["--config", "--run-dir", "--quick", "--dry-run", "--resume"]
+    by_leaf = [f"--{knob.dotted}" for knob in knobs() if knob.key[-1] == option.removeprefix("--")]
+    close = by_leaf or difflib.get_close_matches(option, flags, n=1)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def _value(key: Key, text: str, origin: str) -> Any:
+    """The YAML value of an override; text stays text where the schema wants text (`--run.name 7`)."""
+    pattern = (key[0], REWARD_PLACEHOLDER, *key[2:]) if key[0] == "rewards" else key
+    wants_text = any(knob.key == pattern and knob.field.annotation is str for knob in knobs())
+    return text if wants_text else parse_yaml(text, origin)
+
+
+def _nested(key: Key, value: Any) -> dict[str, Any]:
+    for part in reversed(key):
+        value = {part: value}
+    nested: dict[str, Any] = value
+    return nested
+
+
+def _knobs_help() -> str:
+    """Every knob with type, default and reason, a paragraph a section."""
+    lines = ["Knobs, with the schema's defaults (a run file sets its own):"]
+    for prefix, group in groupby(knobs(), key=lambda knob: knob.key[:-1]):
+        lines += ["", f"{'.'.join(prefix)}: {_section_title(prefix)}"]
+        for knob in group:
+            lines.append(f"  --{knob.dotted} {_type_name(knob.field.annotation)}  ({_default_text(knob)})")
+            lines += textwrap.wrap(
+                knob.field.description or "", HELP_WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6
+            )
+    return "\n".join(lines)
+
+
+def _section_title(prefix: Key) -> str:
+    section: type[Section] = RewardConfig if prefix[0] == "rewards" else _section_class(prefix[0])
+    return (section.__doc__ or "").strip().splitlines()[0]
+
+
+def _section_class(name: str) -> type[Section]:
+    annotation = Config.model_fields[name].annotation
+    assert isinstance(annotation, type)
+    assert issubclass(annotation, Section)
+    return annotation
+
+
+def _type_name(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return "|".join(get_args(annotation))
+    if isinstance(annotation, types.UnionType):
+        return "|".join(_type_name(member) for member in get_args(annotation))
+    if get_origin(annotation) is tuple:
+        return f"[{_type_name(get_args(annotation)[0])}, ...]"
+    return "null" if annotation is type(None) else annotation.__name__.lower()
+
+
+def _default_text(knob: Knob) -> str:
+    if knob.field.is_required():
+        return "required"
+    return f"default {json.dumps(knob.field.default, default=str)}"

@@ -1,0 +1,142 @@
+"""Reward servers whose url is `local`: started beside the run, on loopback, and gone when it is.
+
+    specs ─► one process each, all at once ─► ready file (port) ─► urls ─► ... ─► SIGTERM, drain, SIGKILL
+
+Every way out of the `with` block stops them. A launcher that is killed outright stops nobody, so each server also
+watches its parent and ends by itself (`--parent-pid`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from common.errors import RewardUnavailable
+
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
+POLL_SECONDS = 0.05
+STOP_SECONDS = 10.0
+LOG_LINES_QUOTED = 5
+
+
+@dataclass(frozen=True)
+class LocalServerSpec:
+    """One server to start. All but the name are options of `python -m reward_servers`, explained there."""
+
+    name: str
+    scorer: str
+    model: Path | None
+    threads: int = 1
+    max_batch: int = 16
+    device: str = "cpu"
+
+
+class LocalServers:
+    """Context manager: inside it every server of `specs` has scored its probe and answers at `urls[name]`.
+
+    Args:
+        specs: the servers, names all different.
+        log_dir: gets `reward_NAME.log` of each; created when missing.
+        ready_timeout_s: seconds all of them together have to load and to pass their probes.
+    """
+
+    def __init__(self, specs: Sequence[LocalServerSpec], log_dir: Path, ready_timeout_s: float = 300.0) -> None:
+        self.urls: dict[str, str] = {}
+        self._specs = tuple(specs)
+        self._log_dir = log_dir
+        self._ready_timeout_s = ready_timeout_s
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Self:
+        """Start all, wait for all; RewardUnavailable quotes the log of the first that does not come up."""
+        self._log_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            for spec in self._specs:
+                self._processes[spec.name] = self._start(spec)
+            deadline = time.monotonic() + self._ready_timeout_s
+            for spec in self._specs:
+                self.urls[spec.name] = self._wait_until_ready(spec.name, deadline)
+        except BaseException:  # Ctrl-C included: nobody would stop them otherwise
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def check(self) -> None:
+        """RewardUnavailable when a server has died."""
+        for name, process in self._processes.items():
+            if process.poll() is not None:
+                raise self._failure(name, "died", f"ended with exit status {process.returncode}")
+
+    def _start(self, spec: LocalServerSpec) -> subprocess.Popen[bytes]:
+        self._ready_file(spec.name).unlink(missing_ok=True)
+        command = [
+            *(sys.executable, "-m", "reward_servers", "--scorer", spec.scorer, "--name", spec.name),
+            *("--threads", str(spec.threads), "--max-batch", str(spec.max_batch), "--device", spec.device),
+            *("--port", "0", "--ready-file", str(self._ready_file(spec.name)), "--parent-pid", str(os.getpid())),
+        ]
+        if spec.model is not None:
+            command += ["--model", str(spec.model)]
+        # The working directory stays ours, so that a scorer of one's own is found beside the run.
+        search_path = os.pathsep.join(filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH")]))
+        with self._log_file(spec.name).open("wb") as log:
+            return subprocess.Popen(
+                command,
+                env=os.environ | {"PYTHONPATH": search_path},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # A session of its own: Ctrl-C reaches us alone, and the servers drain when we say so.
+                start_new_session=True,
+            )
+
+    def _wait_until_ready(self, name: str, deadline: float) -> str:
+        ready_file = self._ready_file(name)
+        while not ready_file.is_file():
+            if self._processes[name].poll() is not None:
+                raise self._failure(name, "start", "did not start")
+            if time.monotonic() > deadline:
+                raise self._failure(name, "start", f"was not ready within {self._ready_timeout_s:g} s")
+            time.sleep(POLL_SECONDS)
+        port = json.loads(ready_file.read_text(encoding="utf-8"))["port"]
+        return f"http://127.0.0.1:{port}"
+
+    def _failure(self, name: str, cause: str, what: str) -> RewardUnavailable:
+        log = self._log_file(name)
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES_QUOTED:]
+        quoted = "\n".join(f"    {line}" for line in lines) or "    (empty)"
+        return RewardUnavailable(name, cause, f"the local reward server {name} {what}; the end of {log}:\n{quoted}")
+
+    def _stop(self) -> None:
+        """Ask all to drain, wait, then make sure; a server's own children go with it."""
+        for process in self._processes.values():
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        for process in self._processes.values():
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        self._processes.clear()
+        self.urls.clear()
+
+    def _ready_file(self, name: str) -> Path:
+        return self._log_dir / f"reward_{name}.ready"
+
+    def _log_file(self, name: str) -> Path:
+        return self._log_dir / f"reward_{name}.log"

@@ -1,0 +1,147 @@
+"""AC-DMD against a backbone: how fake score and student learn from samples that may still be noisy.
+
+The objectives are pure; this file draws the randomness (a function of `DrawKey`), runs the three networks and hands the
+tensors over. Stage 1 uses it at every noise level, stage 2 at the final step, where `sigma_start` is 0.
+
+Source: arXiv 2605.26108; formulas in `common/flow.py` and `learner/objectives/`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common import seeding
+from common.backbones.base import Backbone, Conditioning, Network, guided_velocity
+from common.flow import ambient_target, clean_prediction, cps_transition, renoise, sample_renoise_level
+from learner.objectives.ac_dmd import distribution_matching_loss, fake_score_loss
+from learner.objectives.consistency import consistency_loss, earlier_sigma
+from learner.objectives.loss import Loss
+
+
+@dataclass(frozen=True)
+class DrawKey:
+    """Names the random draws of one update, of which `rows` out of `batch_size` samples are being worked on.
+
+    A draw is made for the whole batch and then cut, so the size of a micro-batch changes no sample's noise.
+    """
+
+    seed: int
+    purpose: str
+    iteration: int
+    batch_size: int
+    rows: slice
+
+    def normal(self, what: str, like_Bchw: Tensor) -> Tensor:
+        """Standard normal noise for the rows, in the shape of `like_Bchw`."""
+        shape = (self.batch_size, *like_Bchw.shape[1:])
+        noise = seeding.normal(shape, seed=self.seed, purpose=f"{self.purpose}/{what}", iteration=self.iteration)
+        return noise[self.rows].to(like_Bchw.device)
+
+    def uniform(self, what: str, device: torch.device) -> Tensor:
+        """Uniforms in [0, 1) for the rows."""
+        purpose = f"{self.purpose}/{what}"
+        draw = seeding.uniform((self.batch_size,), seed=self.seed, purpose=purpose, iteration=self.iteration)
+        return draw[self.rows].to(device)
+
+
+@dataclass(frozen=True)
+class MatchingSettings:
+    """What AC-DMD needs to know.
+
+    Attributes:
+        guidance: classifier-free guidance of the teacher; the fake score has none.
+        eta: stochasticity of every transition.
+        fake_max_weight: cap of the fake loss's weight 1 / w^2.
+        consistency_weight: weight of the two-sample regulariser; 0 leaves it out.
+    """
+
+    guidance: float
+    eta: float
+    fake_max_weight: float
+    consistency_weight: float
+
+
+@dataclass(frozen=True)
+class Renoised:
+    """Samples x_s carried from sigma_start up to their own levels sigma_B."""
+
+    x_start_Bchw: Tensor
+    noise_Bchw: Tensor
+    latents_Bchw: Tensor
+    sigma_start: float
+    sigma_B: Tensor
+
+
+def renoise_samples(x_start_Bchw: Tensor, sigma_start: float, key: DrawKey) -> Renoised:
+    """Draw a level above `sigma_start` for every sample and carry it there."""
+    x_start_Bchw = x_start_Bchw.detach()
+    uniform_B = key.uniform("level", x_start_Bchw.device)
+    sigma_B = sample_renoise_level(uniform_B, sigma_start)
+    noise_Bchw = key.normal("renoise", x_start_Bchw)
+    latents_Bchw = renoise(x_start_Bchw, noise_Bchw, sigma_start, sigma_B)
+    return Renoised(x_start_Bchw, noise_Bchw, latents_Bchw, sigma_start, sigma_B)
+
+
+def fake_score_objective(
+    backbone: Backbone, renoised: Renoised, conditioning: Conditioning, settings: MatchingSettings, key: DrawKey
+) -> Loss:
+    """The fake score's loss on renoised student samples, consistency regulariser included."""
+    velocity = backbone.velocity(Network.FAKE_SCORE, renoised.latents_Bchw, renoised.sigma_B, conditioning)
+    target, scale = ambient_target(
+        renoised.x_start_Bchw, renoised.noise_Bchw, renoised.sigma_start, renoised.sigma_B
+    )
+    denoising = fake_score_loss(velocity, target, scale, settings.fake_max_weight)
+    if settings.consistency_weight == 0:
+        return denoising
+    consistency = _consistency(backbone, renoised, velocity, conditioning, settings, key)
+    value = denoising.value + settings.consistency_weight * consistency.value
+    return Loss(value, {**denoising.metrics, **consistency.metrics})
+
+
+def _consistency(
+    backbone: Backbone,
+    renoised: Renoised,
+    velocity_Bchw: Tensor,
+    conditioning: Conditioning,
+    settings: MatchingSettings,
+    key: DrawKey,
+) -> Loss:
+    latents, sigma = renoised.latents_Bchw, renoised.sigma_B
+    earlier = earlier_sigma(key.uniform("earlier", sigma.device), sigma)
+    transition = cps_transition(latents, velocity_Bchw.detach(), sigma, earlier, settings.eta)
+    predictions = []
+    for name in ("first", "second"):
+        sample = transition.sample(key.normal(name, latents))
+        prediction = backbone.velocity(Network.FAKE_SCORE, sample, earlier, conditioning)
+        predictions.append(clean_prediction(sample, prediction, earlier))
+    return consistency_loss(clean_prediction(latents, velocity_Bchw, sigma), predictions[0], predictions[1])
+
+
+def student_objective(
+    backbone: Backbone,
+    sample_Bchw: Tensor,
+    renoised: Renoised,
+    conditioning: Conditioning,
+    empty: Conditioning,
+    settings: MatchingSettings,
+    key: DrawKey,
+) -> Loss:
+    """The student's distribution-matching loss: gradient flows into `sample_Bchw` alone.
+
+    Guided teacher and fake score project the same renoised sample back to `sigma_start` with the same noise.
+    """
+    with torch.no_grad():
+        latents, sigma = renoised.latents_Bchw, renoised.sigma_B
+        noise = key.normal("project", latents)
+        teacher = guided_velocity(
+            backbone, Network.TEACHER, latents, sigma, conditioning, empty, settings.guidance
+        )
+        fake = backbone.velocity(Network.FAKE_SCORE, latents, sigma, conditioning)
+        projected = [
+            cps_transition(latents, velocity, sigma, renoised.sigma_start, settings.eta).sample(noise)
+            for velocity in (fake, teacher)
+        ]
+    return distribution_matching_loss(sample_Bchw, projected[0], projected[1])

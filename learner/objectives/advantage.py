@@ -1,0 +1,75 @@
+"""Group-relative advantages of one or several rewards.
+
+Source: GRPO (arXiv 2402.03300, section 4.1.2) with the per-reward standardisation and the second, batch-wide one of
+RTDMD (arXiv 2605.26108). P prompts, G samples per prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from common.flow import upcast
+from learner.objectives.loss import require_rewards
+
+# Added to every standard deviation divided by: rewards that hardly differ must not become large advantages.
+STD_FLOOR = 1e-4
+
+
+def group_advantages(
+    rewards: Mapping[str, Tensor], weights: Mapping[str, float], scale: Literal["batch", "group"], clip: float
+) -> Tensor:
+    """Advantages [P, G]: each reward standardised, weighted sum, standardised over the batch, clipped to +-clip.
+
+    A reward whose values are equal within a group gives that group exactly 0 from that reward. Rewards without a weight
+    are watched, not trained on.
+
+    Args:
+        rewards: name -> [P, G].
+        weights: name -> weight of the standardised reward in the sum.
+        scale: what a reward's deviation from its group's mean is divided by: its std over the batch or over the group.
+        clip: bound on the result's size.
+
+    Raises:
+        ValueError: shapes that differ, groups of one, a weight for an absent reward, a reward that is not finite.
+    """
+    require_rewards(weights, rewards)
+    if not clip > 0:
+        raise ValueError(f"clip = {clip} must be positive")
+    shapes = {name: tuple(rewards[name].shape) for name in weights}
+    if len(set(shapes.values())) != 1:
+        raise ValueError(f"rewards differ in shape: {shapes}")
+    parts_PG = [weight * reward_advantages(rewards[name], scale, name) for name, weight in weights.items()]
+    combined_PG = torch.stack(parts_PG).sum(dim=0)
+    # Each group is centred, so the batch mean is 0: subtracting it would only add rounding to groups that must stay 0.
+    return (combined_PG / (combined_PG.std(correction=0) + STD_FLOOR)).clamp(-clip, clip)
+
+
+def reward_advantages(rewards_PG: Tensor, scale: Literal["batch", "group"], name: str = "reward") -> Tensor:
+    """(r - mean of its group) / (population std + 1e-4) of one reward, [P, G]."""
+    if rewards_PG.ndim != 2 or rewards_PG.shape[1] < 2:
+        raise ValueError(f"{name} has shape {list(rewards_PG.shape)}: expected [P, G] with at least 2 samples a group")
+    if not bool(torch.isfinite(rewards_PG).all()):
+        raise ValueError(f"{name} is not finite: a failed score must fail its group before it comes here")
+    if scale not in ("batch", "group"):
+        raise ValueError(f"scale = {scale!r} must be 'batch' or 'group'")
+    values_PG = upcast(rewards_PG)
+    # Without the mask, a mean that is off by one rounding would leave a trace in a group of equal rewards.
+    centred_PG = (values_PG - values_PG.mean(dim=1, keepdim=True)).masked_fill(_without_spread(values_PG), 0.0)
+    if scale == "batch":
+        return centred_PG / (values_PG.std(correction=0) + STD_FLOOR)
+    return centred_PG / (values_PG.std(dim=1, correction=0, keepdim=True) + STD_FLOOR)
+
+
+def zero_spread_fraction(rewards_PG: Tensor) -> Tensor:
+    """The fraction of groups whose values are all equal, and so carry no policy signal; shape []."""
+    if rewards_PG.ndim != 2:
+        raise ValueError(f"expected [P, G], got {list(rewards_PG.shape)}")
+    return _without_spread(rewards_PG).float().mean()
+
+
+def _without_spread(values_PG: Tensor) -> Tensor:
+    return values_PG.amax(dim=1, keepdim=True) == values_PG.amin(dim=1, keepdim=True)

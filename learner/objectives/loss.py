@@ -1,0 +1,39 @@
+"""What every objective returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A scalar to minimise, and what to report about it.
+
+    Attributes:
+        value: shape [], with its graph.
+        metrics: name -> number or detached tensor of shape [] (a tensor, so that reporting need not wait for the
+            device).
+    """
+
+    value: Tensor
+    metrics: Mapping[str, float | Tensor]
+
+    def __post_init__(self) -> None:
+        if self.value.ndim != 0:
+            raise ValueError(f"a loss is a scalar, got shape {list(self.value.shape)}")
+        for name, metric in self.metrics.items():
+            if isinstance(metric, Tensor) and metric.requires_grad:
+                raise ValueError(f"metric {name} still holds its graph: detach it")
+
+
+def require_rewards(weights: Mapping[str, float], served: Iterable[str]) -> None:
+    """Raise ValueError when there is no weight, or a weight names a reward that is not there."""
+    if not weights:
+        raise ValueError("weights is empty: name at least one reward to train on")
+    present = sorted(served)
+    absent = sorted(set(weights) - set(present))
+    if absent:
+        raise ValueError(f"weights name the rewards {absent}, but only {present} are there")

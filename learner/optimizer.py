@@ -1,0 +1,66 @@
+"""AdamW over one adapter with gradient clipping, and the moving average of an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+BETAS = (0.9, 0.999)
+
+
+class AdapterOptimizer:
+    """One AdamW step at a time on one adapter's parameters; its whole state is a flat dict of tensors."""
+
+    def __init__(
+        self, parameters: Mapping[str, Parameter], *, learning_rate: float, weight_decay: float, gradient_clip: float
+    ) -> None:
+        self._parameters = dict(parameters)
+        self._gradient_clip = gradient_clip
+        self._adamw = torch.optim.AdamW(
+            self._parameters.values(), lr=learning_rate, betas=BETAS, weight_decay=weight_decay
+        )
+
+    def zero_grad(self) -> None:
+        self._adamw.zero_grad(set_to_none=True)
+
+    def step(self) -> float:
+        """Clip, step, and return the gradient's norm before clipping."""
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._gradient_clip, error_if_nonfinite=True)
+        self._adamw.step()
+        return float(norm)
+
+    def state(self) -> dict[str, Tensor]:
+        flat = {}
+        for name, parameter in self._parameters.items():
+            for kind, value in self._adamw.state[parameter].items():
+                flat[f"{name}|{kind}"] = value.detach().clone()
+        return flat
+
+    def load(self, flat: Mapping[str, Tensor]) -> None:
+        for name, parameter in self._parameters.items():
+            mine = {key.split("|", 1)[1]: value for key, value in flat.items() if key.split("|", 1)[0] == name}
+            if mine:
+                self._adamw.state[parameter] = {
+                    kind: value.clone() if kind == "step" else value.to(parameter) for kind, value in mine.items()
+                }
+
+
+class MovingAverage:
+    """Exponential moving average of an adapter: average <- decay average + (1 - decay) weights."""
+
+    def __init__(self, state: Mapping[str, Tensor], decay: float) -> None:
+        self._decay = decay
+        self._average = {name: value.clone() for name, value in state.items()}
+
+    def update(self, parameters: Mapping[str, Tensor]) -> None:
+        for name, average in self._average.items():
+            average.lerp_(parameters[name].detach().to(average), 1 - self._decay)
+
+    def state(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self._average.items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        self._average = {name: state[name].clone() for name in self._average}

@@ -1,0 +1,229 @@
+"""report.html of a run: final table, before/after gallery, curves, seconds, configuration. One file, no script.
+
+Reads what the run left in its directory:
+
+    metrics.jsonl         JSON lines: {"stage", "iteration", "kind": "train" | "evaluation", "metrics", "seconds"}
+    summary.json          {"policies": {name: {metric: value}}, "seconds": {part: value}, "run": {...}}
+    samples/gallery.json  [{"prompt", "policies": {name: {"image": file beside it, "scores": {name: value}}}}]
+    config.yaml           the resolved configuration
+
+All but metrics.jsonl may be missing: the report of an interrupted run shows what there is.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from common.errors import RtdmdError
+from learner.report_charts import Point, line_chart
+from learner.report_style import STYLE
+
+REFERENCE_POLICIES = ("teacher_28", "teacher_4")
+SMALL_IMAGE_BYTES = 40_000  # about a 128 px PNG: such pictures are enlarged with hard edges
+
+Record = Mapping[str, Any]
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `report.html` into a run's directory and return its path.
+
+    Raises:
+        RtdmdError: there is no metrics.jsonl, or a file in the directory is damaged.
+    """
+    records = _read_metrics(run_dir / "metrics.jsonl")
+    summary = _read_json(run_dir / "summary.json", {})
+    gallery = _read_json(run_dir / "samples" / "gallery.json", [])
+    config = run_dir / "config.yaml"
+    policies = summary.get("policies", {})
+    sections = [
+        _header(run_dir, summary.get("run", {})),
+        _policies_section(policies),
+        _gallery_section(gallery, run_dir / "samples"),
+        _curves_section(records, policies),
+        _seconds_section(summary.get("seconds", {}), records),
+        _config_section(config.read_text(encoding="utf-8") if config.exists() else ""),
+    ]
+    path = run_dir / "report.html"
+    path.write_text(_page(run_dir.name, sections), encoding="utf-8")
+    return path
+
+
+def _read_metrics(path: Path) -> list[Record]:
+    """Records in order; of an iteration written twice (a resumed run) the later; a torn last line is left out."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise RtdmdError(f"{path}: not there: {path.parent} is not the directory of a run") from error
+    records: dict[tuple[str, int, str], Record] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            records[record["stage"], record["iteration"], record["kind"]] = record
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            if number < len(lines):
+                raise RtdmdError(f"{path}: line {number} is not a metrics record: {error!r}") from error
+    return sorted(records.values(), key=lambda record: record["iteration"])
+
+
+def _read_json(path: Path, otherwise: Any) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return otherwise
+    except json.JSONDecodeError as error:
+        raise RtdmdError(f"{path}: not valid JSON: {error}") from error
+
+
+def _page(title: str, sections: Iterable[str]) -> str:
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>\n"
+        + "\n".join(section for section in sections if section)
+        + "\n</main></body></html>\n"
+    )
+
+
+def _header(run_dir: Path, run: Mapping[str, Any]) -> str:
+    facts = " · ".join(f"{escape(str(name))} {escape(_shown(value))}" for name, value in run.items())
+    return f'<h1>{escape(run_dir.resolve().name)}</h1><p class="note">{facts}</p>'
+
+
+def _policies_section(policies: Mapping[str, Mapping[str, float]]) -> str:
+    if not policies:
+        return '<p class="note">No summary yet: the run has not finished.</p>'
+    metrics = list(dict.fromkeys(name for values in policies.values() for name in values))
+    best = {metric: _best(metric, policies) for metric in metrics}
+    head = "".join(f"<th>{escape(metric)}</th>" for metric in metrics)
+    rows = "".join(_policy_row(name, values, metrics, best) for name, values in policies.items())
+    return (
+        '<h2>Result</h2><p class="note">Same held-out prompts and seeds for every policy; the highest value of each '
+        f'column is marked.</p><div class="card"><table><thead><tr><th>policy</th>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _policy_row(name: str, values: Mapping[str, float], metrics: Sequence[str], best: Mapping[str, str]) -> str:
+    cells = [f"<td>{escape(policy_label(name))}</td>"]
+    for metric in metrics:
+        mark = ' class="best"' if name == best[metric] else ""
+        cells.append(f"<td{mark}>{escape(_shown(values.get(metric, '–')))}</td>")
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def policy_label(name: str) -> str:
+    """`teacher_28` -> "Teacher, 28 steps"; other names lose their underscores."""
+    teacher = re.fullmatch(r"teacher_(\d+)", name)
+    if teacher:
+        return f"Teacher, {teacher[1]} steps"
+    return {"rtdmd": "RTDMD", "cold_start": "Cold start"}.get(name, name.replace("_", " "))
+
+
+def _gallery_section(gallery: Sequence[Mapping[str, Any]], directory: Path) -> str:
+    if not gallery:
+        return ""
+    entries = "".join(_gallery_entry(entry, directory) for entry in gallery)
+    return (
+        '<h2>Before and after</h2><p class="note">One prompt and one initial noise, by policy, with what each '
+        f'reward says of the picture.</p><div class="gallery">{entries}</div>'
+    )
+
+
+def _gallery_entry(entry: Mapping[str, Any], directory: Path) -> str:
+    figures = "".join(
+        _figure(policy_label(name), picture["scores"], directory / picture["image"])
+        for name, picture in entry["policies"].items()
+    )
+    return (
+        f'<div class="card"><p class="prompt">{escape(entry["prompt"])}</p><div class="pictures">{figures}</div></div>'
+    )
+
+
+def _figure(label: str, scores: Mapping[str, float], image: Path) -> str:
+    try:
+        data = image.read_bytes()
+    except OSError as error:
+        raise RtdmdError(f"{image}: named in gallery.json, but cannot be read: {error.strerror}") from error
+    kind = "small" if len(data) < SMALL_IMAGE_BYTES else "large"
+    terms = "".join(f"<dt>{escape(name)}</dt><dd>{escape(_shown(value))}</dd>" for name, value in scores.items())
+    source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    return (
+        f'<figure><img class="{kind}" alt="{escape(label)}" src="{source}">'
+        f"<figcaption>{escape(label)}<dl>{terms}</dl></figcaption></figure>"
+    )
+
+
+def _curves_section(records: Sequence[Record], policies: Mapping[str, Mapping[str, float]]) -> str:
+    curves: dict[tuple[str, str], dict[str, list[Point]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        for name, value in record["metrics"].items():
+            curves[record["stage"], record["kind"]][name].append((record["iteration"], value))
+    parts = []
+    for stage in ("alignment", "cold_start"):
+        for kind in ("evaluation", "train"):
+            references = policies if kind == "evaluation" else {}
+            parts.append(_charts(policy_label(stage), kind, curves.get((stage, kind), {}), references))
+    note = '<p class="note">Thin: every iteration. Thick: moving average. Dashed: the teacher in the final table.</p>'
+    return f"<h2>Curves</h2>{note}{''.join(parts)}" if any(parts) else ""
+
+
+def _charts(
+    stage: str, kind: str, curves: Mapping[str, list[Point]], references: Mapping[str, Mapping[str, float]]
+) -> str:
+    if not curves:
+        return ""
+    charts = []
+    for name, points in curves.items():
+        levels = {
+            policy_label(policy): references[policy][name]
+            for policy in REFERENCE_POLICIES
+            if name in references.get(policy, {})
+        }
+        charts.append(line_chart(name, points, levels))
+    heading = f"{stage.capitalize()}: {'evaluation' if kind == 'evaluation' else 'training'}, by iteration"
+    return f'<h3>{escape(heading)}</h3><div class="charts">{"".join(charts)}</div>'
+
+
+def _seconds_section(seconds: Mapping[str, float], records: Sequence[Record]) -> str:
+    parts: dict[str, float] = defaultdict(float)
+    for record in records:
+        for name, value in record.get("seconds", {}).items():
+            parts[f"{policy_label(record['stage'])}: {name}"] += value
+    tables = "".join(
+        _seconds_table(title, rows) for title, rows in (("Whole run", seconds), ("Within iterations", parts))
+    )
+    return f"<h2>Seconds</h2>{tables}" if tables else ""
+
+
+def _seconds_table(title: str, seconds: Mapping[str, float]) -> str:
+    if not seconds:
+        return ""
+    rows = "".join(f"<tr><td>{escape(name)}</td><td>{value:,.1f}</td></tr>" for name, value in seconds.items())
+    return f'<h3>{title}</h3><div class="card"><table><tbody>{rows}</tbody></table></div>'
+
+
+def _config_section(text: str) -> str:
+    if not text:
+        return ""
+    return (
+        f'<h2>Configuration</h2><details class="card"><summary>config.yaml</summary><pre>{escape(text)}</pre></details>'
+    )
+
+
+def _best(metric: str, policies: Mapping[str, Mapping[str, float]]) -> str:
+    """The policy with the highest finite value; "" when none stands out."""
+    values = {name: row[metric] for name, row in policies.items() if metric in row and math.isfinite(row[metric])}
+    highest = [name for name, value in values.items() if value == max(values.values())]
+    return highest[0] if len(highest) == 1 else ""
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,1 @@
+"""Reward servers: one scorer behind HTTP, in a process of its own."""

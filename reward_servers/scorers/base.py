@@ -1,0 +1,48 @@
+"""What a scorer is. Subclass `Scorer`, and `--scorer package.module:Class` serves it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import ClassVar, Self
+
+from common.reward_api import ByteArray, FloatArray, Metadata
+
+
+class Scorer(ABC):
+    """Scores images. One thread calls it, one call at a time; any exception fails the requests of that call.
+
+    Attributes:
+        name: names the scorer in answers and metrics (`--name` replaces it).
+        score_range: declared (low, high); the client refuses a score outside it. Use infinities when there is no bound.
+        differentiable: whether `score_with_gradient` exists.
+        weights_hash: identity of the weights (see common.wire.fingerprint); a client stops when it changes mid-run.
+        version, preprocess_version: raise them when the same weights begin to score differently.
+        probe_prompt, probe_metadata: what the server scores once before it reports ready, beside a plain picture.
+    """
+
+    name: str
+    score_range: tuple[float, float]
+    differentiable: ClassVar[bool] = False
+    weights_hash: str = ""
+    version: str = "1"
+    preprocess_version: str = "1"
+    probe_prompt: str = "a photo"
+    probe_metadata: Metadata = MappingProxyType({})
+
+    @classmethod
+    @abstractmethod
+    def load(cls, model_dir: Path | None, device: str) -> Self:
+        """Build the scorer; ModelError when `model_dir` does not hold what it needs. None: no directory was given."""
+
+    @abstractmethod
+    def score(self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]) -> FloatArray:
+        """uint8 [B, H, W, 3], B prompts and B dicts -> float32 [B]. An image's score must not depend on its batch."""
+
+    def score_with_gradient(
+        self, images_BCHW: FloatArray, prompts: Sequence[str], metadata: Sequence[Metadata]
+    ) -> tuple[FloatArray, FloatArray]:
+        """float32 [B, 3, H, W] in [0, 1] -> scores float32 [B] and d score_i / d image_i float32 [B, 3, H, W]."""
+        raise NotImplementedError(f"{self.name} declares differentiable = {self.differentiable}, but has no gradient")

@@ -1,0 +1,175 @@
+"""HPSv2.1 (Wu et al. 2023, arXiv 2306.09341): cosine of a fine-tuned open_clip ViT, without logit scale.
+
+Recipe: prompt -> ftfy, HTML-unescaped twice, spaces collapsed, lower case, BPE; image -> [0, 1] -> antialiased bicubic
+resize without clamp -> centre crop -> OpenAI mean and std; exact GELU. A model directory holds
+
+    config.json                    {"embed_dim", "vision_cfg", "text_cfg"}, as open_clip writes it
+    open_clip_model.safetensors    open_clip's state dict, in any float type
+    vocab.json, merges.txt         CLIP's tokenizer
+
+Context length, image size and vocabulary come from config.json, so smaller models of this family work as well.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any, Self
+
+import ftfy
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import CLIPConfig, CLIPModel
+
+from common.errors import ModelError
+from reward_servers.scorers.clip import (
+    ClipScorer,
+    ImageRecipe,
+    PromptTokens,
+    load_state,
+    load_tokenizer,
+    require_directory,
+)
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
+MLP_RATIO = 4.0
+
+State = dict[str, torch.Tensor]
+
+
+class HpsScorer(ClipScorer):
+    """score = cosine(image, prompt), in [-1, 1]."""
+
+    name = "hps"
+    preprocess_version = "hpsv2.1-1"
+
+    @classmethod
+    def load(cls, model_dir: Path | None, device: str) -> Self:
+        directory = require_directory(model_dir, cls.name)
+        settings = _read_settings(directory / CONFIG_FILE)
+        try:
+            config = clip_config(settings)
+            image_size = int(settings["vision_cfg"]["image_size"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"{directory / CONFIG_FILE} is not an open_clip model config: {error!r}") from error
+        tokenizer = load_tokenizer(directory, config.text_config.vocab_size)
+        model = CLIPModel(config)
+        weights = directory / WEIGHTS_FILE
+        load_state(model, from_open_clip(_read_weights(weights), weights), weights)
+        tokens = PromptTokens(tokenizer, config.text_config.max_position_embeddings, clean_text)
+        return cls(model, tokens, ImageRecipe(image_size, clamp=False), scale=1.0, device=device)
+
+
+def clean_text(text: str) -> str:
+    """The text cleaning of open_clip's tokenizer."""
+    unescaped = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return re.sub(r"\s+", " ", unescaped).strip().lower()
+
+
+def clip_config(settings: dict[str, Any]) -> CLIPConfig:
+    """Describe an open_clip model to transformers."""
+    vision, text = settings["vision_cfg"], settings["text_cfg"]
+    if settings.get("quick_gelu", False):
+        raise ValueError("quick_gelu is set, but HPSv2.1 models use the exact GELU")
+    shared = {"hidden_act": "gelu", "layer_norm_eps": 1e-5, "projection_dim": settings["embed_dim"]}
+    return CLIPConfig(
+        projection_dim=settings["embed_dim"],
+        vision_config=shared
+        | {
+            "hidden_size": vision["width"],
+            "intermediate_size": int(vision["width"] * vision.get("mlp_ratio", MLP_RATIO)),
+            "num_hidden_layers": vision["layers"],
+            "num_attention_heads": vision["width"] // vision["head_width"],
+            "image_size": vision["image_size"],
+            "patch_size": vision["patch_size"],
+        },
+        text_config=shared
+        | {
+            "hidden_size": text["width"],
+            "intermediate_size": int(text["width"] * MLP_RATIO),
+            "num_hidden_layers": text["layers"],
+            "num_attention_heads": text["heads"],
+            "vocab_size": text["vocab_size"],
+            "max_position_embeddings": text["context_length"],
+        },
+    )
+
+
+def from_open_clip(state: State, source: Path) -> State:
+    """Rename open_clip's tensors to CLIPModel's; ModelError on a missing or an unknown one."""
+    rest = dict(state)
+    try:
+        converted = {theirs: rest.pop(ours) for ours, theirs in _ONE_TO_ONE.items()}
+        # open_clip multiplies by its projections from the right, a Linear from the left.
+        converted["visual_projection.weight"] = rest.pop("visual.proj").T.contiguous()
+        converted["text_projection.weight"] = rest.pop("text_projection").T.contiguous()
+        for ours, theirs in (("visual.transformer.resblocks", "vision_model"), ("transformer.resblocks", "text_model")):
+            for layer in sorted(_layers(rest, ours)):
+                converted |= _convert_block(rest, f"{ours}.{layer}", f"{theirs}.encoder.layers.{layer}")
+    except KeyError as error:
+        raise ModelError(f"{source} has no tensor {error}: it is not a complete open_clip state dict") from error
+    if rest:
+        raise ModelError(f"{source} has {len(rest)} tensors this architecture lacks, such as {min(rest)!r}")
+    return converted
+
+
+_ONE_TO_ONE = {
+    "logit_scale": "logit_scale",
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",
+    "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
+    "visual.ln_post.weight": "vision_model.post_layernorm.weight",
+    "visual.ln_post.bias": "vision_model.post_layernorm.bias",
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final.weight": "text_model.final_layer_norm.weight",
+    "ln_final.bias": "text_model.final_layer_norm.bias",
+}
+_BLOCK_PARTS = {
+    "attn.out_proj": "self_attn.out_proj",
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+
+
+def _layers(state: State, prefix: str) -> set[str]:
+    return {name.removeprefix(f"{prefix}.").split(".")[0] for name in state if name.startswith(f"{prefix}.")}
+
+
+def _convert_block(state: State, ours: str, theirs: str) -> State:
+    """Move one transformer block out of `state`, its fused q, k, v projection cut in three."""
+    converted = {}
+    for kind in ("weight", "bias"):
+        fused = state.pop(f"{ours}.attn.in_proj_{kind}")
+        for letter, part in zip("qkv", fused.chunk(3), strict=True):
+            converted[f"{theirs}.self_attn.{letter}_proj.{kind}"] = part
+        for our_part, their_part in _BLOCK_PARTS.items():
+            converted[f"{theirs}.{their_part}.{kind}"] = state.pop(f"{ours}.{our_part}.{kind}")
+    return converted
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} is missing: an HPS model directory holds it") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    return settings
+
+
+def _read_weights(path: Path) -> State:
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} is missing: an HPS model directory holds it") from error
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path} is truncated or corrupt ({error}): copy it again") from error

@@ -1,0 +1,1 @@
+"""Rollout workers: sample, decode and score whole groups."""

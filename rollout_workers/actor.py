@@ -1,0 +1,143 @@
+"""A rollout worker: samples whole groups, has them scored, and samples for evaluations.
+
+Plain Python; `learner/main.py` makes a Ray actor of it. Every call carries the weights it must run with, so a call can
+be repeated on a worker that was restarted in between, and a worker swaps weights between groups, never inside one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from common.backbones import load_backbone
+from common.backbones.base import Network
+from common.config import BackboneConfig, LoraConfig, RewardClientConfig
+from common.errors import RewardError
+from common.reward_client import RewardClient, RewardEndpoint
+from common.types import FloatArray, Prompt, ScoredGroup, StepPlan, TrajectoryGroup
+from common.weights import PublishedWeights
+from rollout_workers.diversity import mean_pairwise_distance
+from rollout_workers.sampler import SamplingSpec, sample_for_evaluation, sample_group
+from rollout_workers.weight_receiver import PROBE_TOLERANCE, WeightReceiver
+
+DECODE_CHUNK = 16
+"""Images decoded at once: bounds the VAE's memory and changes no pixel."""
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What a worker needs to know, and nothing of the learner's."""
+
+    backbone: BackboneConfig
+    lora: LoraConfig
+    trained_rewards: tuple[RewardEndpoint, ...]
+    evaluation_rewards: tuple[RewardEndpoint, ...]
+    reward_client: RewardClientConfig
+    reward_token: str | None
+    seed: int
+    threads: int
+    device: str
+
+
+@dataclass(frozen=True)
+class FailedGroup:
+    """A group that was sampled but could not be scored: never trained on, counted by `cause`."""
+
+    prompt: Prompt
+    reward: str
+    cause: str
+    message: str
+
+
+@dataclass(frozen=True)
+class EvaluatedPrompt:
+    """One prompt's images under one policy, uint8 [G, H, W, C], every reward of each [G], and how much they differ."""
+
+    prompt: Prompt
+    images_GHWC: npt.NDArray[np.uint8]
+    rewards_G: dict[str, FloatArray]
+    diversity: float
+
+
+class RolloutWorker:
+    """Holds a backbone, a reward client and one version of the student's weights."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        torch.set_num_threads(settings.threads)
+        self._settings = settings
+        self._backbone = load_backbone(settings.backbone, settings.lora, torch.device(settings.device))
+        tolerance = PROBE_TOLERANCE[getattr(torch, settings.backbone.dtype)]
+        self._receiver = WeightReceiver(self._backbone, tolerance)
+        self._empty = self._backbone.encode_prompts([""])
+        client = settings.reward_client
+        self._trained = RewardClient(
+            settings.trained_rewards, timeout_s=client.timeout_s, attempts=client.attempts, token=settings.reward_token
+        )
+        self._all = RewardClient(
+            (*settings.trained_rewards, *settings.evaluation_rewards),
+            timeout_s=client.timeout_s,
+            attempts=client.attempts,
+            token=settings.reward_token,
+        )
+
+    def ready(self) -> str:
+        """Answers once the backbone is loaded: the fingerprint of its base."""
+        return self._backbone.base_fingerprint()
+
+    def rollout(
+        self, prompt: Prompt, plan: StepPlan, group_size: int, weights: PublishedWeights
+    ) -> ScoredGroup | FailedGroup:
+        """Sample one group with these weights and have it scored by every trained reward."""
+        version = self._receiver.receive(weights)
+        started = time.perf_counter()
+        sampled = sample_group(self._backbone, prompt, plan, seed=self._settings.seed, group_size=group_size)
+        rolled_out = time.perf_counter()
+        images = self._decode_to_uint8(sampled.latents_SGchw[-1])
+        decoded = time.perf_counter()
+        try:
+            rewards = self._trained.score(images, [prompt.text] * group_size, [dict(prompt.metadata)] * group_size)
+        except RewardError as error:
+            return FailedGroup(prompt, error.reward, error.cause, str(error))
+        trajectory = TrajectoryGroup(
+            prompt, plan, version, sampled.latents_SGchw.cpu().numpy(), sampled.surrogate_TG.cpu().numpy()
+        )
+        seconds = {
+            "rollout": rolled_out - started,
+            "decode": decoded - rolled_out,
+            "score": time.perf_counter() - decoded,
+        }
+        return ScoredGroup(trajectory, rewards, seconds)
+
+    def evaluate(
+        self, prompts: Sequence[Prompt], spec: SamplingSpec, images_per_prompt: int, weights: PublishedWeights | None
+    ) -> list[EvaluatedPrompt]:
+        """Sample and score prompts under a policy; `weights` may be None for the teacher.
+
+        Raises:
+            RewardError: a reward could not be had; an evaluation is never filled up with zeros.
+        """
+        if spec.network is not Network.TEACHER:
+            assert weights is not None
+            self._receiver.receive(weights)
+        return [self._evaluate_prompt(prompt, spec, images_per_prompt) for prompt in prompts]
+
+    def _evaluate_prompt(self, prompt: Prompt, spec: SamplingSpec, count: int) -> EvaluatedPrompt:
+        latents = sample_for_evaluation(
+            self._backbone, prompt, spec, seed=self._settings.seed, count=count, empty=self._empty
+        )
+        images = self._decode_to_uint8(latents)
+        rewards = self._all.score(images, [prompt.text] * count, [dict(prompt.metadata)] * count)
+        features = self._backbone.image_features(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
+        return EvaluatedPrompt(prompt, images, rewards, mean_pairwise_distance(features))
+
+    @torch.no_grad()
+    def _decode_to_uint8(self, latents_Bchw: Tensor) -> npt.NDArray[np.uint8]:
+        parts = [self._backbone.decode(part) for part in latents_Bchw.split(DECODE_CHUNK)]
+        images_BHWC: npt.NDArray[np.uint8] = (torch.cat(parts) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        return np.ascontiguousarray(images_BHWC)

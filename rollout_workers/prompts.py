@@ -1,0 +1,96 @@
+"""Prompt files: .txt with one prompt a line, or .jsonl with {"prompt": text, ...metadata} a line.
+
+Special tokens such as <|endoftext|> or </s> are ordinary text here; the text encoders escape them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from common.errors import PromptError
+from common.types import Prompt
+
+logger = logging.getLogger(__name__)
+
+MAX_CHARACTERS = 20_000  # far beyond any text encoder: a longer line is a damaged file, not a prompt
+MAX_LINE_BYTES = 1_000_000  # room for a .jsonl line's metadata
+TRUNCATION_NOTE_CHARACTERS = 2_000  # more than the 512 tokens of the longest encoder hold
+
+
+def load_prompts(path: Path) -> list[Prompt]:
+    """Every prompt of a file, in order; `Prompt.index` counts the prompts. Blank lines are skipped.
+
+    Raises:
+        PromptError: the file is missing, empty, binary, of another kind, or has a line that is no prompt.
+    """
+    prompts: list[Prompt] = []
+    for line_number, line in _lines(path):
+        text, metadata = _parse_line(path, line_number, line)
+        if len(text) > MAX_CHARACTERS:
+            raise PromptError(
+                f"{path}: line {line_number} is a prompt of {len(text):,} characters, the limit is {MAX_CHARACTERS:,}: "
+                "shorten it, or put one prompt on each line"
+            )
+        if len(text) > TRUNCATION_NOTE_CHARACTERS:
+            logger.warning(
+                "%s: line %d has %d characters; the text encoder reads only its first tokens",
+                path,
+                line_number,
+                len(text),
+            )
+        prompts.append(Prompt(index=len(prompts), text=text, metadata=metadata))
+    if not prompts:
+        raise PromptError(f"{path}: no prompts in it; write one on each line")
+    return prompts
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of every line that is not blank, reading no more of a line than the limit."""
+    if path.suffix not in (".txt", ".jsonl"):
+        raise PromptError(f"{path}: a prompt file is .txt or .jsonl, not {path.suffix or 'without a suffix'}")
+    try:
+        with path.open("rb") as file:
+            number = 0
+            while raw := file.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                yield from _decoded(path, number, raw)
+    except FileNotFoundError as error:
+        raise PromptError(f"{path}: no such prompt file (looked for it from {Path.cwd()})") from error
+    except OSError as error:
+        raise PromptError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _decoded(path: Path, number: int, raw: bytes) -> Iterator[tuple[int, str]]:
+    if b"\0" in raw:
+        raise PromptError(f"{path}: line {number} has a NUL byte: this is a binary file, not a list of prompts")
+    if len(raw) > MAX_LINE_BYTES:
+        raise PromptError(
+            f"{path}: line {number} is longer than {MAX_LINE_BYTES:,} bytes (the file has {path.stat().st_size:,}); "
+            f"a prompt has at most {MAX_CHARACTERS:,} characters: put one on each line"
+        )
+    try:
+        text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise PromptError(
+            f"{path}: line {number} is not UTF-8 (byte {error.start}): binary or another encoding"
+        ) from error
+    if text:
+        yield number, text
+
+
+def _parse_line(path: Path, number: int, line: str) -> tuple[str, dict[str, Any]]:
+    """Text and metadata of one line."""
+    if path.suffix == ".txt":
+        return line, {}
+    try:
+        record = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise PromptError(f"{path}: line {number} is not JSON: {error}") from error
+    text = record.pop("prompt", None) if isinstance(record, dict) else None
+    if not isinstance(text, str) or not text.strip():
+        raise PromptError(f'{path}: line {number} has no "prompt" text; a line is {{"prompt": "a red circle", ...}}')
+    return text.strip(), record

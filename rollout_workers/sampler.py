@@ -1,0 +1,79 @@
+"""Sampling: functions of a backbone, prompts, seeds and a plan, and nothing else exists.
+
+Shape suffixes: see `common/types.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common import seeding
+from common.backbones.base import Backbone, Conditioning, Network, guided_velocity
+from common.flow import cps_transition, surrogate_log_density
+from common.types import Prompt, StepPlan
+
+
+@dataclass(frozen=True)
+class SampledGroup:
+    """latents_SGchw [T + 1, G, c, h, w] and surrogate_TG [T, G], float32 on the backbone's device."""
+
+    latents_SGchw: Tensor
+    surrogate_TG: Tensor
+
+
+@dataclass(frozen=True)
+class SamplingSpec:
+    """How an evaluation samples: which network, how many steps, how much guidance (1 is none) and stochasticity."""
+
+    network: Network
+    num_steps: int
+    guidance: float
+    eta: float
+
+
+@torch.no_grad()
+def sample_group(backbone: Backbone, prompt: Prompt, plan: StepPlan, *, seed: int, group_size: int) -> SampledGroup:
+    """Sample one group with the student: its text encoded once, its noise a function of the keys alone.
+
+    On the plan's selected steps every sample has its own noise; on the others the group shares one draw (SubGRPO).
+    """
+    conditioning = backbone.encode_prompts([prompt.text]).expand_to(group_size)
+    shape = backbone.latent_shape
+    latents = seeding.initial_noise_Gchw(seed, plan.iteration, prompt.index, group_size, shape).to(backbone.device)
+    states, surrogates = [latents], []
+    for step in range(plan.num_steps):
+        sigma, sigma_next = plan.sigmas[step], plan.sigmas[step + 1]
+        velocity = backbone.velocity(Network.STUDENT, latents, torch.full((group_size,), sigma), conditioning)
+        transition = cps_transition(latents, velocity, sigma, sigma_next, plan.eta)
+        noise = seeding.step_noise_Gchw(
+            seed, plan.iteration, prompt.index, step, group_size, shape, shared=step not in plan.selected
+        )
+        latents = transition.sample(noise.to(backbone.device))
+        states.append(latents)
+        surrogates.append(surrogate_log_density(transition.mean_Bchw, latents))
+    return SampledGroup(torch.stack(states), torch.stack(surrogates))
+
+
+@torch.no_grad()
+def sample_for_evaluation(
+    backbone: Backbone, prompt: Prompt, spec: SamplingSpec, *, seed: int, count: int, empty: Conditioning
+) -> Tensor:
+    """Final latents [count, c, h, w] of one prompt. Every policy starts from the same noise, so images compare."""
+    conditioning = backbone.encode_prompts([prompt.text]).expand_to(count)
+    sigmas = backbone.sigmas(spec.num_steps)
+    shape = backbone.latent_shape
+    latents = seeding.initial_noise_Gchw(seed, EVALUATION, prompt.index, count, shape).to(backbone.device)
+    for step in range(spec.num_steps):
+        sigma = torch.full((count,), sigmas[step])
+        velocity = guided_velocity(backbone, spec.network, latents, sigma, conditioning, empty, spec.guidance)
+        transition = cps_transition(latents, velocity, sigmas[step], sigmas[step + 1], spec.eta)
+        noise = seeding.step_noise_Gchw(seed, EVALUATION, prompt.index, step, count, shape, shared=False)
+        latents = transition.sample(noise.to(backbone.device))
+    return latents
+
+
+EVALUATION = -1
+"""The iteration in the random keys of evaluation: no training iteration has it, and every evaluation repeats it."""

@@ -1,0 +1,83 @@
+"""Applies published weights to a worker's backbone and proves that they took effect."""
+
+from __future__ import annotations
+
+import torch
+
+from common.backbones.base import Backbone, Network
+from common.errors import AttestationError, WeightUpdateError
+from common.types import PolicyVersion
+from common.weights import Manifest, PublishedWeights, probe_velocity, student_state
+from common.wire import tensor_hashes, weights_from_bytes
+
+PROBE_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+"""Largest difference between worker's and learner's probe velocity: their arithmetic may order sums differently."""
+
+
+class WeightReceiver:
+    """Holds which version a backbone carries; `receive` moves it to another one, or raises and names what is wrong."""
+
+    def __init__(self, backbone: Backbone, probe_tolerance: float = PROBE_TOLERANCE[torch.float32]) -> None:
+        self._backbone = backbone
+        self._probe_tolerance = probe_tolerance
+        self._version: PolicyVersion | None = None
+
+    def receive(self, published: PublishedWeights) -> PolicyVersion:
+        """Apply a publication unless it is already in place.
+
+        Raises:
+            WeightUpdateError: another base model, a missing or unknown key, a wrong shape, a corrupt payload.
+            AttestationError: the weights are in place but are not what the manifest says, or compute something else.
+        """
+        manifest = published.manifest
+        if manifest.version == self._version:
+            return manifest.version
+        self._require_same_base(manifest)
+        self._version = None
+        self._apply(published)
+        self._attest_weights(manifest)
+        self._attest_velocity(manifest)
+        self._version = manifest.version
+        return manifest.version
+
+    def _require_same_base(self, manifest: Manifest) -> None:
+        own = self._backbone.base_fingerprint()
+        if own != manifest.base_fingerprint:
+            raise WeightUpdateError(
+                f"weights version {manifest.version.number} were trained on base {manifest.base_fingerprint}, but this worker "
+                f"loaded base {own}: point learner and workers at the same model directory"
+            )
+
+    def _apply(self, published: PublishedWeights) -> None:
+        bank, stack = self._backbone.adapters, published.manifest.stack
+        if not stack:
+            raise WeightUpdateError(f"weights version {published.manifest.version.number} contain no adapter")
+        state = weights_from_bytes(published.payload.tobytes())
+        foreign = sorted(key for key in state if key.split("/", 1)[0] not in stack)
+        if foreign:
+            raise WeightUpdateError(f"payload has keys of adapters outside the stack {stack}: {foreign[:3]}")
+        for adapter in stack:
+            if not bank.parameters(adapter):
+                bank.add(adapter, seed=0, trainable=False)
+            mine = {key.split("/", 1)[1]: torch.from_numpy(v) for key, v in state.items() if key.startswith(f"{adapter}/")}
+            bank.load(adapter, mine)
+        bank.define(Network.STUDENT, stack)
+
+    def _attest_weights(self, manifest: Manifest) -> None:
+        live = tensor_hashes(student_state(self._backbone))
+        wrong = sorted(key for key in manifest.tensor_hashes.keys() | live.keys() if manifest.tensor_hashes.get(key) != live.get(key))
+        if wrong:
+            raise AttestationError(
+                f"after applying weights version {manifest.version.number}, {len(wrong)} of {len(live)} tensors are not what was "
+                f"published, the first being {wrong[0]}"
+            )
+
+    def _attest_velocity(self, manifest: Manifest) -> None:
+        published = torch.from_numpy(manifest.probe_velocity_chw.copy())
+        error = (probe_velocity(self._backbone) - published).abs().max().item()
+        # Written so that NaN fails as well.
+        if not error <= self._probe_tolerance:
+            raise AttestationError(
+                f"weights version {manifest.version.number} are in place, but the velocity on the probe is off by {error:.2e} "
+                f"(allowed {self._probe_tolerance:.0e}): worker and learner do not compute the same function"
+            )

@@ -1,0 +1,109 @@
+"""Local servers end with the run that started them, however it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from common.errors import RewardUnavailable
+from common.reward_api import READY_PATH
+from learner.local_servers import PROJECT_ROOT, LocalServers, LocalServerSpec
+from tests.tiny_rewards import write_hps
+
+DEADLINE = 60.0
+BRIGHTNESS = LocalServerSpec("brightness", "tests.tiny_rewards:BrightnessScorer", None)
+
+LAUNCHER = """
+import sys, time
+from pathlib import Path
+from learner.local_servers import LocalServers, LocalServerSpec
+specs = [LocalServerSpec(name, "tests.tiny_rewards:BrightnessScorer", None) for name in ("one", "two")]
+with LocalServers(specs, Path(sys.argv[1])) as servers:
+    print(*servers.urls.values(), flush=True)
+    time.sleep(600)
+"""
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never came true"
+        time.sleep(0.02)
+
+
+def gone(url: str) -> bool:
+    try:
+        httpx.get(url + READY_PATH)
+    except httpx.ConnectError:
+        return True
+    return False
+
+
+def test_servers_answer_inside_the_block_and_are_gone_after_it(tmp_path: Path) -> None:
+    specs = [BRIGHTNESS, LocalServerSpec("twin", BRIGHTNESS.scorer, None)]
+    with LocalServers(specs, tmp_path / "logs") as servers:
+        urls = dict(servers.urls)
+        assert list(urls) == ["brightness", "twin"]
+        assert all(httpx.get(url + READY_PATH).json()["ready"] for url in urls.values())
+        servers.check()
+    assert all(gone(url) for url in urls.values())
+    assert (tmp_path / "logs" / "reward_brightness.log").read_text() == ""
+
+
+def test_an_exception_in_the_block_stops_them(tmp_path: Path) -> None:
+    urls: list[str] = []
+    with pytest.raises(KeyboardInterrupt), LocalServers([BRIGHTNESS], tmp_path) as servers:
+        urls.extend(servers.urls.values())
+        raise KeyboardInterrupt
+    assert gone(urls[0])
+
+
+def test_one_that_does_not_start_stops_the_others_and_quotes_its_log(tmp_path: Path) -> None:
+    weights = write_hps(tmp_path / "hps") / "open_clip_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    servers = LocalServers([BRIGHTNESS, LocalServerSpec("hps", "hps", tmp_path / "hps")], tmp_path)
+    with pytest.raises(RewardUnavailable, match=r"hps did not start.*\n.*truncated or corrupt") as caught:
+        servers.__enter__()
+    assert (caught.value.reward, caught.value.cause) == ("hps", "start")
+    assert servers.urls == {}
+
+
+def test_one_that_takes_too_long_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RewardUnavailable, match=r"was not ready within 0\.01 s"):
+        LocalServers([BRIGHTNESS], tmp_path, ready_timeout_s=0.01).__enter__()
+
+
+def test_a_death_is_noticed(tmp_path: Path) -> None:
+    with LocalServers([BRIGHTNESS], tmp_path) as servers:
+        servers._processes["brightness"].kill()
+        servers._processes["brightness"].wait(DEADLINE)
+        with pytest.raises(RewardUnavailable, match="ended with exit status -9") as caught:
+            servers.check()
+    assert caught.value.cause == "died"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_servers_end_with_their_launcher(tmp_path: Path, number: signal.Signals) -> None:
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, str(tmp_path)],
+        cwd=PROJECT_ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    with launcher:
+        urls = launcher.stdout.readline().split()
+        assert len(urls) == 2
+        assert not any(gone(url) for url in urls)
+        os.kill(launcher.pid, number)
+        launcher.wait(DEADLINE)
+        for url in urls:
+            wait_until(lambda url=url: gone(url))

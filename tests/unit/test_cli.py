@@ -1,0 +1,122 @@
+"""Run file < quick block < environment < options; every mistake is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.config_file import knobs
+from common.errors import ConfigError
+from learner.cli import parse
+
+RUN_FILE = """
+run: {name: base, seed: 1}
+backbone: {path: model}
+prompts: {train: a.txt, evaluation: b.txt}
+rewards:
+  - {name: hps, scorer: hps, model: m, differentiable: true}
+quick:
+  run: {seed: 2}
+  rewards: {hps: {threads: 2}}
+"""
+
+
+@pytest.fixture
+def run_file(tmp_path: Path) -> str:
+    path = tmp_path / "run.yaml"
+    path.write_text(RUN_FILE, encoding="utf-8")
+    return str(path)
+
+
+def test_precedence_is_file_quick_environment_option(run_file: str) -> None:
+    file = ["--config", run_file]
+    environment = {"RTDMD_RUN__SEED": "3", "PATH": "/bin"}
+    assert parse(file, {}).config.run.seed == 1
+    assert parse([*file, "--quick"], {}).config.run.seed == 2
+    assert parse([*file, "--quick"], environment).config.run.seed == 3
+    assert parse([*file, "--quick", "--run.seed", "4"], environment).config.run.seed == 4
+    assert parse([*file, "--run.seed=5", "--quick"], environment).config.run.seed == 5
+
+
+def test_rewards_are_overridden_by_name(run_file: str) -> None:
+    invocation = parse(
+        ["--config", run_file, "--quick", "--rewards.hps.weight", "2e-1"], {"RTDMD_REWARDS__HPS__MAX_BATCH": "7"}
+    )
+    reward = invocation.config.rewards[0]
+    assert (reward.weight, reward.max_batch, reward.threads) == (0.2, 7, 2)
+
+
+def test_values_are_yaml_but_text_stays_text(run_file: str) -> None:
+    options = ["--lora.targets", "[a, b]", "--metrics.port", "null", "--run.name", "007"]
+    config = parse(["--config", run_file, *options], {}).config
+    assert (config.lora.targets, config.metrics.port, config.run.name) == (("a", "b"), None, "007")
+
+
+def test_flags_and_run_directory(run_file: str) -> None:
+    plain = parse(["--config", run_file], {})
+    assert (plain.run_dir, plain.dry_run, plain.resume) == (Path("runs/base"), False, False)
+    flagged = parse(["--config", run_file, "--run-dir", "/x/y", "--dry-run", "--resume"], {})
+    assert (flagged.run_dir, flagged.dry_run, flagged.resume) == (Path("/x/y"), True, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "expected"),
+    [
+        (
+            ["--alignment.gruop_size", "4"],
+            {},
+            "option --alignment.gruop_size: alignment.gruop_size: unknown key; did you mean alignment.group_",
+        ),
+        (["--alignment.group_size", "1"], {}, "option --alignment.group_size: alignment.group_size = 1"),
+        (
+            ["--rewards.hsp.weight", "1"],
+            {},
+            "option --rewards.hsp.weight: rewards.hsp: no such entry in rewards; there are hps",
+        ),
+        (["--rewards.hps", "1"], {}, "name the field, rewards.hps.FIELD"),
+        (["--group_size", "4"], {}, "unknown option --group_size; did you mean --alignment.group_size?"),
+        (["--quik"], {}, "unknown option --quik; did you mean --quick?"),
+        (["--run.seed"], {}, "--run.seed needs a value"),
+        (["--config"], {}, "command line: argument --config: expected one argument"),
+        (["stray"], {}, "unexpected 'stray'"),
+        (["--lora.targets", "[a"], {}, "option --lora.targets: line 1: not valid YAML"),
+        (
+            [],
+            {"RTDMD_WORKERS__CUONT": "2"},
+            "environment variable RTDMD_WORKERS__CUONT: workers.cuont: unknown key; did you mean workers.count",
+        ),
+        ([], {"RTDMD_SEED": "2"}, "environment variable RTDMD_SEED: seed: unknown key; did you mean run.seed?"),
+    ],
+)
+def test_mistakes_are_named(run_file: str, options: list[str], environment: dict[str, str], expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(["--config", run_file, *options], environment)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_misspelt_quick_block_is_found_before_it_is_used(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(RUN_FILE.replace("run: {seed: 2}", "run: {sede: 2}"), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"run\.yaml \(quick\): run\.sede: unknown key; did you mean run\.seed\?"):
+        parse(["--config", str(path)], {})
+
+
+def test_quick_without_a_quick_block_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(RUN_FILE.partition("quick:")[0], encoding="utf-8")
+    assert parse(["--config", str(path)], {}).config.run.seed == 1
+    with pytest.raises(ConfigError, match="--quick needs a quick: mapping"):
+        parse(["--config", str(path), "--quick"], {})
+
+
+def test_help_explains_every_knob(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["--help"], {})
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    missing = [knob.dotted for knob in knobs() if f"--{knob.dotted} " not in text]
+    assert missing == []
+    assert '--alignment.policy_gradient subgrpo|grpo|none  (default "subgrpo")' in text
+    assert "--cold_start.from_checkpoint path|null  (default null)" in text

@@ -1,0 +1,214 @@
+"""The schema refuses what cannot run, and says which key of which file is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from common.config import Config
+from common.config_file import Draft, dump_config, knobs, load_config, parse_yaml, read_run_file
+from common.errors import ConfigError
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def minimal(**sections: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "run": {"name": "test"},
+        "backbone": {"family": "sd3", "path": "model"},
+        "prompts": {"train": "a.txt", "evaluation": "b.txt"},
+        "rewards": [{"name": "hps", "scorer": "hps", "model": "m", "differentiable": True}],
+    }
+    for name, section in sections.items():
+        values[name] = values.get(name, {}) | section if isinstance(section, dict) else section
+    return values
+
+
+def build(**sections: Any) -> Config:
+    draft = Draft("run.yaml")
+    draft.lay(minimal(**sections), "run.yaml")
+    return draft.build()
+
+
+def complaint(**sections: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        build(**sections)
+    return str(caught.value)
+
+
+def test_defaults_are_the_published_setting() -> None:
+    config = build()
+    assert (config.lora.rank, config.lora.alpha) == (32, 64)
+    assert (config.sampling.steps, config.sampling.eta) == (4, 0.9)
+    assert (config.cold_start.student_every, config.cold_start.learning_rate_student) == (10, 3e-5)
+    assert (config.cold_start.consistency_weight, config.cold_start.consistency_max_gap) == (0.01, 0.2)
+    assert (config.alignment.learning_rate_student, config.alignment.learning_rate_fake) == (3e-6, 3e-5)
+    assert (config.alignment.clip_low, config.alignment.clip_high) == (1e-5, 1e-5)
+    assert (config.alignment.matching_weight, config.alignment.reward_gradient_weight) == (1e-3, 1e-4)
+    assert (config.alignment.ema_decay, config.alignment.ema_every, config.alignment.weight_decay) == (0.9, 8, 1e-4)
+
+
+def test_every_knob_has_a_description() -> None:
+    undescribed = [knob.dotted for knob in knobs() if not knob.field.description]
+    assert undescribed == []
+    assert "rewards.NAME.weight" in [knob.dotted for knob in knobs()]
+
+
+def test_a_config_is_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        build().run.seed = 3
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        (
+            {"alignment": {"gruop_size": 4}},
+            "run.yaml: alignment.gruop_size: unknown key; did you mean alignment.group_size",
+        ),
+        ({"alignmnet": {"group_size": 4}}, "run.yaml: alignmnet: unknown key; did you mean alignment?"),
+        ({"run": {"group_size": 4}}, "run.yaml: run.group_size: unknown key; did you mean alignment.group_size?"),
+        ({"run": {"seed": "four"}}, 'run.yaml: run.seed = "four": input should be a valid integer'),
+        ({"run": {"seed": True}}, "run.yaml: run.seed = true: input should be a valid integer"),
+        ({"run": {"name": "a/b"}}, "run.yaml: run.name"),
+        ({"alignment": {"group_size": 1}}, "alignment.group_size = 1: input should be greater than or equal to 2"),
+        ({"alignment": {"selected_steps": 5}}, "alignment.selected_steps: 5 steps cannot be selected from the 3"),
+        ({"alignment": {"advantage_clip": float("inf")}}, "alignment.advantage_clip = Infinity"),
+        ({"alignment": None}, "run.yaml: alignment = null"),
+        ({"sampling": {"eta": 0}}, "sampling.eta: 0 makes every step deterministic"),
+        ({"backbone": {"family": "sd4"}}, "backbone.family = \"sd4\": input should be 'sd3'"),
+        ({"metrics": {"port": 70_000}}, "metrics.port = 70000"),
+        ({"rewards": []}, "rewards = []"),
+        ({"rewards": [{"name": "hps"}]}, 'rewards.hps.scorer: url is "local" but no scorer is named'),
+        ({"rewards": [{"name": "a", "url": "ftp://x"}]}, "rewards.a.url"),
+        ({"rewards": [{"url": "http://x"}]}, "run.yaml: rewards.0.name: required, but not set"),
+        (
+            {"rewards": [{"name": "a", "url": "http://x", "wieght": 1}]},
+            "rewards.a.wieght: unknown key; did you mean rewards.a.weight?",
+        ),
+        ({"rewards": [{"name": "a", "url": "http://x"}] * 2}, "rewards: the name 'a' is used more than once"),
+        (
+            {"rewards": [{"name": "a", "url": "http://x"}]},
+            "alignment.reward_gradient_weight: 0.0001, but no trained reward",
+        ),
+        ({"rewards": [{"name": "a", "url": "http://x", "weight": 0}]}, "rewards: no reward is trained on"),
+        (
+            {"rewards": [{"name": "a", "url": "http://x", "evaluation_only": True}]},
+            "rewards.a.weight: 1 on an evaluation-only",
+        ),
+        (
+            {"alignment": {"policy_gradient": "none", "reward_gradient_weight": 0, "matching_weight": 0}},
+            "alignment.matching_weight: 0, with neither",
+        ),
+    ],
+)
+def test_what_cannot_run_is_refused_by_name(sections: dict[str, Any], expected: str) -> None:
+    assert expected in complaint(**sections)
+
+
+def test_all_problems_are_told_at_once() -> None:
+    lines = complaint(run={"seed": -1}, lora={"rank": 0}).splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("run.yaml: run.seed = -1")
+    assert lines[1].startswith("run.yaml: lora.rank = 0")
+
+
+def test_all_step_grpo_needs_no_selection_and_a_distillation_run_no_trained_reward() -> None:
+    build(alignment={"policy_gradient": "grpo", "selected_steps": 5})
+    unused = [{"name": "gold", "url": "http://x", "weight": 0, "evaluation_only": True}]
+    config = build(alignment={"iterations": 0}, rewards=unused)
+    assert not config.rewards[0].trained
+
+
+def test_the_last_layer_wins_and_is_named() -> None:
+    draft = Draft("run.yaml")
+    draft.lay(minimal(), "run.yaml")
+    draft.lay({"rewards": {"hps": {"weight": 0.5}}, "run": {"seed": 1}}, "second")
+    draft.lay({"run": {"seed": 2}}, "third")
+    config = draft.build()
+    assert (config.rewards[0].weight, config.rewards[0].scorer, config.run.seed) == (0.5, "hps", 2)
+    draft.lay({"run": {"seed": "x"}}, "fourth")
+    with pytest.raises(ConfigError, match=r"^fourth: run\.seed"):
+        draft.build()
+
+
+def test_an_override_of_an_unknown_reward_lists_the_known() -> None:
+    draft = Draft("run.yaml")
+    draft.lay(minimal(), "run.yaml")
+    with pytest.raises(ConfigError, match=r"option: rewards\.hsp: no such entry in rewards; there are hps"):
+        draft.lay({"rewards": {"hsp": {"weight": 1}}}, "option")
+
+
+def test_laying_does_not_change_the_given_values() -> None:
+    values = minimal()
+    draft = Draft("run.yaml")
+    draft.lay(values, "run.yaml")
+    draft.lay({"rewards": {"hps": {"weight": 0.5}}, "lora": {"rank": 4}}, "second")
+    assert values == minimal()
+
+
+def test_a_dumped_config_loads_back_equal(tmp_path: Path) -> None:
+    config = build(cold_start={"learning_rate_fake": 1e-6, "from_checkpoint": "runs/a"}, metrics={"port": 0})
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(path) == config
+
+
+def test_the_shipped_run_file_is_valid_with_and_without_its_quick_block() -> None:
+    path = REPOSITORY / "deploy/runs/shapes.yaml"
+    values = read_run_file(path)
+    quick = values.pop("quick")
+    draft = Draft(str(path))
+    draft.lay(values, str(path))
+    full = draft.build()
+    draft.lay(quick, "quick")
+    assert draft.build().alignment.iterations < full.alignment.iterations
+    assert [reward.name for reward in full.rewards] == ["hps", "pickscore", "detector", "gold"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-5", 1e-5), ("1.5E+3", 1500.0), ("-2e0", -2.0), ("e5", "e5"), ("12", 12), ("1.2.3", "1.2.3"), ("null", None)],
+)
+def test_numbers_with_an_exponent_are_numbers(text: str, value: Any) -> None:
+    parsed = parse_yaml(text, "here")
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"run: {name: a}\nrun: {name: b}\n", "line 2: not valid YAML: key 'run' is given twice"),
+        (b"run: {1: a}\n", "key 1 is not a word"),
+        (b"run: [\n", "not valid YAML"),
+        (b"run: !!python/name:os.system\n", "not valid YAML"),
+        (b"- a\n", "a run file is a mapping of sections"),
+        (b"", "a run file is a mapping of sections, this one holds null"),
+        (b"\xff\xfe", "not a text file: byte 0 is not UTF-8"),
+    ],
+)
+def test_a_damaged_run_file_is_named(tmp_path: Path, content: bytes, expected: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert str(caught.value).startswith(str(path))
+    assert expected in str(caught.value)
+
+
+def test_a_missing_run_file_and_a_directory_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.yaml: no such run file"):
+        load_config(tmp_path / "absent.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path)
+
+
+def test_minimal_is_yaml_the_loader_reads(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(minimal()), encoding="utf-8")
+    assert load_config(path) == build()

@@ -1,0 +1,226 @@
+"""How requests share model calls, and what each of them is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pytest
+
+from common.errors import RewardInvalid, RewardOverloaded
+from common.reward_api import ByteArray, FloatArray, GradientRequest, Metadata, ScoreRequest
+from reward_servers.batcher import Batcher, BatchLimits, Response
+from reward_servers.metrics import ServerMetrics
+from reward_servers.scorers.base import Scorer
+
+TIMEOUT = 10.0
+
+
+class RecordingScorer(Scorer):
+    """Scores an image by its first pixel; remembers each call; waits at a gate when one is given."""
+
+    name = "recording"
+    score_range = (0.0, 255.0)
+    differentiable = True
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+        self.shapes: list[tuple[int, ...]] = []
+        self.gate = threading.Event()
+        self.entered = threading.Event()
+        self.gate.set()
+
+    @classmethod
+    def load(cls, model_dir: Path | None, device: str) -> Self:
+        return cls()
+
+    def score(self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]) -> FloatArray:
+        self.calls.append(list(prompts))
+        self.shapes.append(images_BHWC.shape)
+        self.entered.set()
+        assert self.gate.wait(TIMEOUT)
+        if "raise" in prompts:
+            raise RuntimeError("no luck")
+        scores_B = images_BHWC[:, 0, 0, 0].astype(np.float32)
+        scores_B[[prompt == "nan" for prompt in prompts]] = np.nan
+        return scores_B[1:] if "short" in prompts else scores_B
+
+    def score_with_gradient(
+        self, images_BCHW: FloatArray, prompts: Sequence[str], metadata: Sequence[Metadata]
+    ) -> tuple[FloatArray, FloatArray]:
+        self.calls.append(list(prompts))
+        return images_BCHW[:, 0, 0, 0], images_BCHW * 2
+
+
+def request(value: int, count: int = 1, prompt: str = "", side: int = 4) -> ScoreRequest:
+    return ScoreRequest(np.full((count, side, side, 3), value, np.uint8), [prompt or str(value)] * count)
+
+
+def drive(
+    scenario: Callable[[Batcher, RecordingScorer], Awaitable[None]],
+    max_batch: int = 4,
+    max_wait_s: float = 0.0,
+    queue_images: int = 100,
+) -> RecordingScorer:
+    """Run a scenario against a live batcher."""
+    scorer = RecordingScorer()
+
+    async def run() -> None:
+        metrics = ServerMetrics(scorer.name, *scorer.score_range)
+        batcher = Batcher(scorer, scorer.name, BatchLimits(max_batch, max_wait_s, queue_images), metrics)
+        feeding = asyncio.create_task(batcher.run())
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                await scenario(batcher, scorer)
+        finally:
+            scorer.gate.set()
+            feeding.cancel()
+            batcher.close()
+
+    asyncio.run(run())
+    return scorer
+
+
+async def hold_the_model(batcher: Batcher, scorer: RecordingScorer) -> asyncio.Future[Response]:
+    """Keep the model busy with one request, so that what comes next waits together."""
+    scorer.gate.clear()
+    answer = batcher.submit(request(0))
+    await asyncio.to_thread(scorer.entered.wait, TIMEOUT)
+    return answer
+
+
+def test_requests_that_wait_together_share_a_call_and_get_their_own_slices() -> None:
+    async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
+        await_first = await hold_the_model(batcher, scorer)
+        answers = [batcher.submit(request(value, count)) for value, count in ((1, 1), (2, 2), (3, 1), (4, 1))]
+        scorer.gate.set()
+        await await_first
+        scores = [(await answer).scores_B.tolist() for answer in answers]
+        assert scores == [[1.0], [2.0, 2.0], [3.0], [4.0]]
+
+    assert drive(scenario).calls == [["0"], ["1", "2", "2", "3"], ["4"]]
+
+
+def test_a_request_is_never_spread_over_the_calls_of_others() -> None:
+    async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
+        await hold_the_model(batcher, scorer)
+        answers = [batcher.submit(request(value, 3)) for value in (1, 2)]
+        scorer.gate.set()
+        await asyncio.gather(*answers)
+
+    assert drive(scenario).calls == [["0"], ["1"] * 3, ["2"] * 3]
+
+
+def test_a_request_larger_than_a_batch_runs_in_chunks_and_is_answered_at_once() -> None:
+    async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
+        assert (await batcher.submit(request(7, 10))).scores_B.tolist() == [7.0] * 10
+
+    assert [len(call) for call in drive(scenario).calls] == [4, 4, 2]
+
+
+def test_with_batches_of_the_group_size_every_group_is_alone() -> None:
+    async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
+        await asyncio.gather(*(batcher.submit(request(value, 4)) for value in range(5)))
+
+    assert drive(scenario, max_wait_s=5.0).calls == [[str(value)] * 4 for value in range(5)]
+
+
+def test_a_lone_request_waits_for_company() -> None:
+    async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
+        first = batcher.submit(request(1, 2))
+        await asyncio.sleep(0)  # the batcher takes the first request and waits
+        second = batcher.submit(request(2, 2))
+        await asyncio.gather(first, second)
+
+    assert drive(scenario, max_wait_s=TIMEOUT).calls == [["1", "1", "2", "2"]]
+
+
+def test_sizes_and_kinds_are_not_mixed_and_order_is_kept() -> None:
+    async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
+        await hold_the_model(batcher, scorer)
+        pixels = np.full((1, 3, 4, 4), 0.25, np.float32)
+        answers = [
+            batcher.submit(request(1)),
+            batcher.submit(request(2, side=8)),
+            batcher.submit(GradientRequest(pixels, ["gradient"])),
+            batcher.submit(request(3)),
+        ]
+        scorer.gate.set()
+        gradient = (await asyncio.gather(*answers))[2]
+        np.testing.assert_array_equal(gradient.gradients_BCHW, pixels * 2)
+        assert gradient.scores_B.tolist() == [0.25]
+
+    assert drive(scenario).calls == [["0"], ["1"], ["2"], ["gradient"], ["3"]]
+
+
+def test_a_full_queue_refuses_and_an_empty_one_takes_anything() -> None:
+    async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
+        await hold_the_model(batcher, scorer)
+        large = batcher.submit(request(1, 9))
+        with pytest.raises(RewardOverloaded, match="9 images wait, 1 more exceed 8"):
+            batcher.submit(request(2))
+        large.cancel()
+        batcher.submit(request(3))
+
+    drive(scenario, queue_images=8)
+
+
+def test_a_request_whose_client_is_gone_is_not_executed() -> None:
+    async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
+        await hold_the_model(batcher, scorer)
+        gone, stays, gone_too, last = (batcher.submit(request(value)) for value in (1, 2, 3, 4))
+        gone.cancel()
+        gone_too.cancel()
+        scorer.gate.set()
+        await asyncio.gather(stays, last)
+
+    assert drive(scenario).calls == [["0"], ["2", "4"]]
+
+
+def test_a_nan_fails_its_own_request_and_no_other() -> None:
+    async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
+        await hold_the_model(batcher, scorer)
+        bad, good = batcher.submit(request(1, prompt="nan")), batcher.submit(request(2))
+        scorer.gate.set()
+        with pytest.raises(RewardInvalid) as caught:
+            await bad
+        assert caught.value.cause == "nan"
+        assert (await good).scores_B.tolist() == [2.0]
+
+    assert drive(scenario).calls == [["0"], ["nan", "2"]]
+
+
+@pytest.mark.parametrize(("prompt", "cause"), [("raise", "scorer"), ("short", "count")])
+def test_a_failed_call_fails_its_requests_and_the_next_one_works(prompt: str, cause: str) -> None:
+    async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
+        with pytest.raises(RewardInvalid) as caught:
+            await batcher.submit(request(1, prompt=prompt))
+        assert caught.value.cause == cause
+        assert (await batcher.submit(request(2))).scores_B.tolist() == [2.0]
+
+    drive(scenario)
+
+
+def test_metadata_reaches_the_scorer_as_one_dict_per_image() -> None:
+    seen: list[Sequence[Metadata]] = []
+
+    class MetadataScorer(RecordingScorer):
+        def score(self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]) -> FloatArray:
+            seen.append(metadata)
+            return np.zeros(len(prompts), np.float32)
+
+    async def run() -> None:
+        scorer = MetadataScorer()
+        batcher = Batcher(scorer, "m", BatchLimits(4, 0.0, 8), ServerMetrics("m", 0.0, 1.0))
+        feeding = asyncio.create_task(batcher.run())
+        await batcher.submit(ScoreRequest(np.zeros((2, 4, 4, 3), np.uint8), ["a", "b"], [{"n": 1}, {"n": 2}]))
+        await batcher.submit(request(1, 2))
+        feeding.cancel()
+        batcher.close()
+
+    asyncio.run(run())
+    assert [list(metadata) for metadata in seen] == [[{"n": 1}, {"n": 2}], [{}, {}]]

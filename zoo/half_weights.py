@@ -1,0 +1,38 @@
+"""Weights on disk: float16 safetensors, read back as float32. Figures are measured on what was read back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from common.errors import ModelError
+
+
+def save_half(state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write a state dict; floating tensors as float16, others as they are."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    halves = {name: _half(value.detach()).contiguous().cpu() for name, value in state.items()}
+    save_file(halves, path, metadata={"format": "pt"})
+
+
+def _half(value: torch.Tensor) -> torch.Tensor:
+    return value.half() if value.is_floating_point() else value
+
+
+def load_full(path: Path) -> dict[str, torch.Tensor]:
+    """Read a state dict; floating tensors as float32.
+
+    Raises:
+        ModelError: the file is missing or is not a whole safetensors file.
+    """
+    if not path.is_file():
+        raise ModelError(f"no weights at {path}: rebuild them with `python -m zoo.build`")
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise ModelError(f"{path} is not a whole safetensors file ({error}): rebuild it with `python -m zoo.build`") from error
+    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}

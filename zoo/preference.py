@@ -1,0 +1,133 @@
+"""The two preference models of the shapes world: their sizes, and how they are written to disk.
+
+Both are CLIP models (arXiv 2103.00020) with the exact GELU, trained by `zoo.preference_training` as
+`transformers.CLIPModel`s. The HPS one is stored under open_clip's names, as HPSv2.1 is published; the PickScore one as a
+`CLIPModel` directory.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel
+
+from reward_servers.scorers.hps import clip_config
+from zoo.half_weights import save_half
+from zoo.tokenizers import MAX_TOKENS, clip_tokenizer, write_clip_vocabulary
+from zoo.world import CANVAS
+
+PATCH_SIZE = 8
+HPS_SIZES = {"embed_dim": 96, "vision": (96, 5, 32), "text": (64, 2, 2)}
+PICKSCORE_SIZES = {"embed_dim": 80, "vision": (80, 6, 20), "text": (80, 2, 4)}
+"""Vision: width, layers, width of a head. Text: width, layers, heads."""
+
+
+def open_clip_settings(sizes: dict[str, Any], vocabulary_size: int) -> dict[str, Any]:
+    """A model's sizes as open_clip's config.json writes them."""
+    width, layers, head_width = sizes["vision"]
+    text_width, text_layers, heads = sizes["text"]
+    vision = {"image_size": CANVAS, "layers": layers, "width": width, "head_width": head_width, "patch_size": PATCH_SIZE}
+    text = {"context_length": MAX_TOKENS, "vocab_size": vocabulary_size, "width": text_width, "heads": heads}
+    return {"embed_dim": sizes["embed_dim"], "vision_cfg": vision, "text_cfg": {**text, "layers": text_layers}}
+
+
+def new_model(sizes: dict[str, Any], directory: Path) -> tuple[CLIPModel, Any]:
+    """A fresh model and its tokenizer, whose vocabulary is written into `directory`."""
+    tokenizer = clip_tokenizer(directory)
+    config: CLIPConfig = clip_config(open_clip_settings(sizes, len(tokenizer)))
+    config.text_config.bos_token_id = tokenizer.bos_token_id
+    config.text_config.eos_token_id = tokenizer.eos_token_id
+    config.text_config.pad_token_id = tokenizer.pad_token_id
+    model = CLIPModel(config)
+    with torch.no_grad():
+        model.vision_model.embeddings.position_embedding.weight[1:] = _grid_positions(config.vision_config.hidden_size)
+    return model, tokenizer
+
+
+def _grid_positions(width: int) -> Tensor:
+    """Sines and cosines of a patch's row and column, [64, width]: a start from which neighbours are easy to find."""
+    side, bands = CANVAS // PATCH_SIZE, width // 4
+    place = (torch.arange(side) + 0.5) / side
+    angles = place[:, None] * torch.pi * 2 ** torch.linspace(-1, 2, bands)[None, :]
+    waves = torch.cat([angles.sin(), angles.cos()], 1)
+    rows, columns = waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)
+    return 0.5 * torch.cat([rows, columns], -1).reshape(side * side, 4 * bands)
+
+
+def save_pickscore(model: CLIPModel, directory: Path) -> None:
+    """Write a `CLIPModel` directory with float16 weights and the tokenizer's vocabulary."""
+    write_clip_vocabulary(directory)
+    model.config.save_pretrained(directory)
+    save_half(model.state_dict(), directory / "model.safetensors")
+
+
+def save_hps(model: CLIPModel, sizes: dict[str, Any], directory: Path) -> None:
+    """Write an open_clip directory with float16 weights and the tokenizer's vocabulary."""
+    write_clip_vocabulary(directory)
+    settings = open_clip_settings(sizes, model.config.text_config.vocab_size)
+    (directory / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
+    save_half(to_open_clip(model.state_dict()), directory / "open_clip_model.safetensors")
+
+
+# --- transformers' names -> open_clip's ----------------------------------------------------------------------------
+
+_EMBEDDINGS = {
+    "logit_scale": "logit_scale",
+    "vision_model.embeddings.class_embedding": "visual.class_embedding",
+    "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+    "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
+    "vision_model.pre_layrnorm": "visual.ln_pre",
+    "vision_model.post_layernorm": "visual.ln_post",
+    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.final_layer_norm": "ln_final",
+}
+_BLOCKS = {"vision_model.encoder.layers": "visual.transformer.resblocks", "text_model.encoder.layers": "transformer.resblocks"}
+_PARTS = {
+    "self_attn.out_proj": "attn.out_proj",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+
+
+def to_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename a `CLIPModel` state dict to open_clip's keys, fusing q, k and v and transposing the projections.
+
+    Raises:
+        KeyError: the state dict has a tensor that open_clip has no place for.
+    """
+    converted = {
+        "visual.proj": state["visual_projection.weight"].T.contiguous(),
+        "text_projection": state["text_projection.weight"].T.contiguous(),
+    }
+    for name, value in state.items():
+        owner, _, kind = name.rpartition(".")
+        if name.endswith(("_projection.weight", "position_ids")) or ".k_proj." in name or ".v_proj." in name:
+            continue
+        if name in _EMBEDDINGS:
+            converted[_EMBEDDINGS[name]] = value
+        elif owner in _EMBEDDINGS:
+            converted[f"{_EMBEDDINGS[owner]}.{kind}"] = value
+        else:
+            block, part = _split_block(owner)
+            if part == "self_attn.q_proj":
+                fused = [state[name.replace("q_proj", f"{letter}_proj")] for letter in "qkv"]
+                converted[f"{block}.attn.in_proj_{kind}"] = torch.cat(fused)
+            else:
+                converted[f"{block}.{_PARTS[part]}.{kind}"] = value
+    return converted
+
+
+def _split_block(owner: str) -> tuple[str, str]:
+    """`vision_model.encoder.layers.3.mlp.fc1` -> (`visual.transformer.resblocks.3`, `mlp.fc1`)."""
+    for theirs, ours in _BLOCKS.items():
+        if owner.startswith(f"{theirs}."):
+            index, _, part = owner.removeprefix(f"{theirs}.").partition(".")
+            return f"{ours}.{index}", part
+    raise KeyError(f"open_clip has no place for {owner!r}")

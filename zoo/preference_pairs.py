@@ -1,0 +1,281 @@
+"""Synthetic preferences: for a caption, one picture that is right and one that is wrong in a single known way.
+
+A *twin* of a scene differs in one fact of its caption, so the two pictures and the two captions judge each other four
+times over. A *spoilt* picture shows the right scene, damaged.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from zoo.corruptions import Array, broken_picture, compose, layers_of, plain_background, soften
+from zoo.world import (
+    BACKGROUNDS,
+    CANVAS,
+    COLOURS,
+    GAP,
+    MAX_THINGS,
+    RELATIONS,
+    RENDER_MARGIN,
+    SHAPES,
+    SIZES,
+    Request,
+    Scene,
+    Thing,
+    holds,
+    obeys,
+    parse_caption,
+    sample_scene,
+)
+
+OPPOSITE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
+SPOILT: dict[str, tuple[str, ...]] = {
+    "blur": ("blurred", "blurred image", "smeared"),
+    "ghost": ("ghosted", "ghosted image", "faded"),
+    "broken": ("erased", "shape_blend", "colour_blend", "overlapped", "stained"),
+    "cut": ("cut",),
+}
+"""Pair kind -> the damage of `zoo.corruptions` it stands for."""
+
+
+# --- twins: one fact changed ---------------------------------------------------------------------------------------
+
+
+def _recoloured(scene: Scene, rng: random.Random) -> Scene:
+    """Another colour for one thing, or the colours of two things exchanged."""
+    if len(scene.things) > 1 and rng.random() < 0.4:
+        return _exchanged(scene, "colour", rng)
+    return _reworded(scene, "colour", list(COLOURS), rng)
+
+
+def _reshaped(scene: Scene, rng: random.Random) -> Scene:
+    if len(scene.things) > 1 and rng.random() < 0.3:
+        return _exchanged(scene, "shape", rng)
+    return _reworded(scene, "shape", list(SHAPES), rng)
+
+
+def _resized(scene: Scene, rng: random.Random) -> Scene:
+    return _reworded(scene, "size", list(SIZES), rng)
+
+
+def _reworded(scene: Scene, attribute: str, words: list[str], rng: random.Random) -> Scene:
+    victim = rng.randrange(len(scene.things))
+    thing = replace(scene.things[victim], **{attribute: rng.choice(words)})
+    return _with_thing(scene, victim, thing)
+
+
+def _exchanged(scene: Scene, attribute: str, rng: random.Random) -> Scene:
+    one, two = rng.sample(range(len(scene.things)), 2)
+    words = {"colour": [thing.colour for thing in scene.things], "shape": [thing.shape for thing in scene.things]}[attribute]
+    first = replace(scene.things[one], **{attribute: words[two]})
+    second = replace(scene.things[two], **{attribute: words[one]})
+    return _with_thing(_with_thing(scene, one, first), two, second)
+
+
+def _with_thing(scene: Scene, index: int, thing: Thing) -> Scene:
+    return replace(scene, things=(*scene.things[:index], thing, *scene.things[index + 1 :]))
+
+
+def _moved(scene: Scene, rng: random.Random) -> Scene:
+    """The places of two things exchanged (and so their relation turned round), or one thing somewhere else."""
+    if len(scene.things) == 1:
+        return scene
+    other = rng.randrange(1, len(scene.things))
+    first, second = scene.things[0], scene.things[other]
+    swapped = _with_thing(scene, 0, replace(first, x=second.x, y=second.y))
+    swapped = _with_thing(swapped, other, replace(second, x=first.x, y=first.y))
+    clear = [
+        [word for word in RELATIONS if holds(word, swapped.things[0], thing, RENDER_MARGIN)] for thing in swapped.things[1:]
+    ]
+    if not all(clear):
+        return scene
+    kept = zip(scene.relations, clear, strict=True)
+    # The word of the exchanged pair is the opposite one, so that a relation word alone tells the two captions apart.
+    relations = [OPPOSITE[old] if OPPOSITE[old] in words else rng.choice(words) for old, words in kept]
+    return replace(swapped, relations=tuple(relations))
+
+
+def _recounted(scene: Scene, rng: random.Random) -> Scene:
+    """One thing less, or one more (half of the time a second one of a kind that is there)."""
+    count = len(scene.things)
+    if count == MAX_THINGS or (count > 1 and rng.random() < 0.5):
+        gone = rng.randrange(1, count)
+        relations = scene.relations[: gone - 1] + scene.relations[gone:]
+        return replace(scene, things=scene.things[:gone] + scene.things[gone + 1 :], relations=relations)
+    words = rng.choice(scene.things).words if rng.random() < 0.5 else _random_words(rng)
+    reach = SIZES[words[0]] + 1.5
+    for _ in range(20):
+        thing = Thing(*words, rng.uniform(reach, CANVAS - reach), rng.uniform(reach, CANVAS - reach))
+        clear = [word for word in RELATIONS if holds(word, scene.things[0], thing, RENDER_MARGIN)]
+        if clear and not any(_touch(thing, other) for other in scene.things):
+            relations = (*scene.relations, rng.choice(clear))
+            return replace(scene, things=(*scene.things, thing), relations=relations)
+    return scene
+
+
+def _random_words(rng: random.Random) -> tuple[str, str, str]:
+    return rng.choice(list(SIZES)), rng.choice(list(COLOURS)), rng.choice(SHAPES)
+
+
+def _other_background(scene: Scene, rng: random.Random) -> Scene:
+    return replace(scene, background=rng.choice([word for word in BACKGROUNDS if word != scene.background]))
+
+
+TWINS: dict[str, Callable[[Scene, random.Random], Scene]] = {
+    "colour": _recoloured,
+    "shape": _reshaped,
+    "size": _resized,
+    "relation": _moved,
+    "count": _recounted,
+    "background": _other_background,
+}
+PAIR_KINDS = (*TWINS, *SPOILT)
+TWIN_SHARES = {"colour": 3, "shape": 5, "size": 2, "relation": 6, "count": 2, "background": 1}
+SPOILT_SHARES = {"blur": 2, "ghost": 2, "broken": 4, "cut": 3}
+"""How often training draws each kind: what is hard to learn comes more often."""
+
+
+def _touch(first: Thing, second: Thing) -> bool:
+    distance = float(np.hypot(first.x - second.x, first.y - second.y))
+    return distance < SIZES[first.size] + SIZES[second.size] + GAP
+
+
+def _fits(scene: Scene) -> bool:
+    """Whether every thing lies inside the image and none touch."""
+    things = scene.things
+    inside = all(SIZES[t.size] + 1.5 <= min(t.x, t.y, CANVAS - t.x, CANVAS - t.y) for t in things)
+    return inside and not any(_touch(a, b) for i, a in enumerate(things) for b in things[i + 1 :])
+
+
+def obeyed_by(scene: Scene, request: Request) -> bool:
+    """Whether a drawn scene is a right picture for a request."""
+    return obeys(request, scene.things, scene.background)
+
+
+def sample_twins(kind: str, rng: random.Random) -> tuple[Scene, Scene]:
+    """A scene and its twin of one of `TWINS`: neither is a right picture for the other's caption."""
+    while True:
+        scene = sample_scene(rng)
+        twin = TWINS[kind](scene, rng)
+        if twin is scene or not _fits(twin):
+            continue
+        request, twin_request = parse_caption(scene.caption), parse_caption(twin.caption)
+        if not obeyed_by(twin, request) and not obeyed_by(scene, twin_request):
+            return scene, twin
+
+
+# --- batches -------------------------------------------------------------------------------------------------------
+
+PATCH = 8
+PATCHES = CANVAS // PATCH
+TYPES = [(size, colour, shape) for size in SIZES for colour in COLOURS for shape in SHAPES]
+_CLASSES = [("size", word) for word in SIZES] + [("colour", word) for word in COLOURS] + [("shape", word) for word in SHAPES]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What auxiliary heads learn from a clean picture.
+
+    `patches_PK`: share of each patch covered by things of each size, colour and shape word. `counts_T`, `places_T2`: how
+    many things of each (size, colour, shape) type there are and their mean place in [-1, 1]. `told_T2`: where the caption
+    puts them, -1 or 1 along the axis of a relation and 0 along the other. `background`: word index.
+    """
+
+    patches_PK: Array
+    counts_T: Array
+    places_T2: Array
+    told_T2: Array
+    background: int
+
+
+def facts_of(scene: Scene, covers: list[Array]) -> Facts:
+    """Read the facts off a scene and how much of each pixel each of its things covers."""
+    patches = np.zeros((PATCHES * PATCHES, len(_CLASSES)), np.float32)
+    counts, places = np.zeros(len(TYPES), np.float32), np.zeros((len(TYPES), 2), np.float32)
+    for thing, cover in zip(scene.things, covers, strict=True):
+        share = cover.reshape(PATCHES, PATCH, PATCHES, PATCH).mean((1, 3)).ravel()
+        for index, (attribute, word) in enumerate(_CLASSES):
+            if {"size": thing.size, "colour": thing.colour, "shape": thing.shape}[attribute] == word:
+                patches[:, index] += share
+        kind = TYPES.index(thing.words)
+        counts[kind] += 1
+        places[kind] += np.array([thing.x, thing.y], np.float32) * 2 / CANVAS - 1
+    places /= np.maximum(counts, 1)[:, None]
+    return Facts(patches, counts, places, _told(scene), list(BACKGROUNDS).index(scene.background))
+
+
+_DIRECTION = {"above": (0, -1), "below": (0, 1), "left of": (-1, 0), "right of": (1, 0)}
+
+
+def _told(scene: Scene) -> Array:
+    told = np.zeros((len(TYPES), 2), np.float32)
+    for relation, thing in zip(scene.relations, scene.things[1:], strict=True):
+        direction = np.array(_DIRECTION[relation], np.float32)
+        told[TYPES.index(scene.things[0].words)] += direction
+        told[TYPES.index(thing.words)] -= direction
+    return np.clip(told, -1, 1)
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """N scenes, their N twins, and the N scenes again but damaged: images [3 N, H, W, 3], captions and facts [2 N].
+
+    `also_right_NN` [2 N, 2 N] marks pictures (columns) that by chance are right for another's caption (rows).
+    """
+
+    images_BHWC: Array
+    captions: list[str]
+    facts: list[Facts]
+    also_right_NN: npt.NDArray[np.bool_]
+
+
+def sample_batch(pairs: int, rng: random.Random, noise: np.random.Generator) -> PairBatch:
+    """Draw a batch of `pairs` twins with their damaged versions."""
+    twin_kinds = rng.choices(list(TWIN_SHARES), list(TWIN_SHARES.values()), k=pairs)
+    spoilt_kinds = rng.choices(list(SPOILT_SHARES), list(SPOILT_SHARES.values()), k=pairs)
+    twins = [sample_twins(kind, rng) for kind in twin_kinds]
+    scenes = [scene for scene, _ in twins] + [twin for _, twin in twins]
+    images, facts = [], []
+    for scene in scenes:
+        layers = layers_of(scene, noise, jitter=1.2)
+        images.append(compose(layers, plain_background(scene.background, noise)))
+        facts.append(facts_of(scene, [layer.cover_HW for layer in layers]))
+    for scene, kind in zip(scenes, spoilt_kinds, strict=False):
+        images.append(broken_picture(scene, rng.choice(SPOILT[kind]), noise).image_HWC)
+    requests = [parse_caption(scene.caption) for scene in scenes]
+    also_right = np.array([[obeyed_by(scene, request) for scene in scenes] for request in requests])
+    np.fill_diagonal(also_right, False)
+    softened = np.stack([soften(image, noise) for image in images])
+    return PairBatch(softened, [scene.caption for scene in scenes], facts, also_right)
+
+
+def held_out_pairs(
+    kind: str, count: int, seed: int
+) -> tuple[list[str], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """`count` captions with a right and a wrong picture each, uint8 [B, H, W, 3]; the wrong one is wrong by `kind`."""
+    rng, noise = random.Random(f"{kind} {seed}"), np.random.default_rng([seed, PAIR_KINDS.index(kind)])
+    captions, right, wrong = [], [], []
+    for _ in range(count):
+        if kind in TWINS:
+            scene, twin = sample_twins(kind, rng)
+            bad = _draw(twin, noise)
+        else:
+            scene = sample_scene(rng)
+            bad = broken_picture(scene, rng.choice(SPOILT[kind]), noise).image_HWC
+        captions.append(scene.caption)
+        right.append(_to_bytes(soften(_draw(scene, noise), noise)))
+        wrong.append(_to_bytes(soften(bad, noise)))
+    return captions, np.stack(right), np.stack(wrong)
+
+
+def _draw(scene: Scene, noise: np.random.Generator) -> Array:
+    return compose(layers_of(scene, noise), plain_background(scene.background, noise))
+
+
+def _to_bytes(image: Array) -> npt.NDArray[np.uint8]:
+    return np.round(image * 255).astype(np.uint8)

@@ -1,0 +1,172 @@
+"""Trains the preference models: contrast within a batch of twins, preference pairs, and auxiliary heads on plain facts.
+
+The auxiliary heads (what covers each patch; how many things of each type stand where) teach the small towers to see
+before they learn to judge. They are dropped afterwards: what is saved is a plain CLIP model.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPModel
+
+from reward_servers.scorers.base import Scorer
+from reward_servers.scorers.clip import OPENAI_MEAN, OPENAI_STD
+from reward_servers.scorers.hps import HpsScorer
+from reward_servers.scorers.pickscore import PickScoreScorer
+from zoo.preference import HPS_SIZES, PICKSCORE_SIZES, new_model, save_hps, save_pickscore
+from zoo.preference_pairs import PAIR_KINDS, TYPES, PairBatch, held_out_pairs, sample_batch
+from zoo.world import BACKGROUNDS, COLOURS, SHAPES, SIZES
+
+STEPS, PAIRS, LEARNING_RATE = 900, 24, 1.5e-3
+LOGIT_SCALE = 26.0
+"""Held fixed: cosines of right and wrong pictures then come out some tenths apart, and PickScore / 26 is the cosine."""
+
+
+class AuxiliaryHeads(nn.Module):
+    """Linear readouts of the two towers, for training only."""
+
+    def __init__(self, vision_width: int, text_width: int) -> None:
+        super().__init__()
+        self.patches = nn.Linear(vision_width, len(SIZES) + len(COLOURS) + len(SHAPES))
+        self.picture = nn.Linear(vision_width, 3 * len(TYPES) + len(BACKGROUNDS) + 1)
+        self.caption = nn.Linear(text_width, 3 * len(TYPES) + len(BACKGROUNDS))
+
+
+def _stack(batch: PairBatch, tokenizer: Any) -> dict[str, Tensor]:
+    """A batch as tensors; images normalised as the scorers do."""
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (OPENAI_MEAN, OPENAI_STD))
+    pixels = torch.from_numpy(batch.images_BHWC).permute(0, 3, 1, 2)
+    tokens = tokenizer(batch.captions, padding="max_length", truncation=True, return_tensors="pt")
+    facts = batch.facts
+    return {
+        "pixels": ((pixels - mean) / std).contiguous(),
+        "tokens": tokens["input_ids"],
+        "also_right": torch.from_numpy(batch.also_right_NN),
+        "patches": torch.from_numpy(np.stack([fact.patches_PK for fact in facts])),
+        "counts": torch.from_numpy(np.stack([fact.counts_T for fact in facts])),
+        "places": torch.from_numpy(np.stack([fact.places_T2 for fact in facts])),
+        "told": torch.from_numpy(np.stack([fact.told_T2 for fact in facts])),
+        "background": torch.tensor([fact.background for fact in facts]),
+    }
+
+
+def preference_loss(model: CLIPModel, heads: AuxiliaryHeads, data: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The loss terms of one batch of N scenes, their N twins and their N damaged pictures, by name; train on the sum."""
+    vision = model.vision_model(pixel_values=data["pixels"])
+    text = model.text_model(input_ids=data["tokens"])
+    images = F.normalize(model.visual_projection(vision.pooler_output), dim=-1)
+    texts = F.normalize(model.text_projection(text.pooler_output), dim=-1)
+    logits = LOGIT_SCALE * texts @ images.T
+    count = len(texts)
+    own = torch.arange(count)
+    twin = (own + count // 2) % count
+    forgiven = F.pad(data["also_right"], (0, count // 2))
+    masked = logits.masked_fill(forgiven, -math.inf)
+    contrast = F.cross_entropy(masked, own) + F.cross_entropy(masked[:, :count].T, own)
+    right, half = logits[own, own], count // 2
+    margins = [right - logits[own, twin], right - logits[twin, own], right[:half] - logits[own[:half], own[:half] + count]]
+    pairs = F.softplus(-torch.cat(margins)).mean()
+    seen = _picture_loss(heads, vision.last_hidden_state[:count, 1:], vision.pooler_output, data)
+    return {"contrast": contrast / 2, "pairs": pairs, **seen, **_caption_loss(heads, text.pooler_output, data)}
+
+
+def _picture_loss(
+    heads: AuxiliaryHeads, patches_BPD: Tensor, pictures_BD: Tensor, data: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """What is read wrongly off the pictures; those beyond the number of captions are the damaged ones."""
+    count, types = len(patches_BPD), len(TYPES)
+    present = data["counts"].clamp(max=1)
+    patches = F.binary_cross_entropy_with_logits(heads.patches(patches_BPD), data["patches"], reduction="none").sum(2).mean()
+    readout = heads.picture(pictures_BD)
+    damaged = torch.zeros(len(pictures_BD))
+    damaged[count:] = 1
+    damage = F.binary_cross_entropy_with_logits(readout[:, -1], damaged)
+    seen, places, background = readout[:count, :-1].split((types, 2 * types, len(BACKGROUNDS)), 1)
+    places_error = ((places.reshape(count, types, 2) - data["places"]) ** 2).sum(-1)
+    types_seen = F.binary_cross_entropy_with_logits(seen, present, reduction="none").sum(1).mean()
+    return {
+        "patches": patches,
+        "types": 0.5 * types_seen,
+        "places": 2 * (places_error * present).sum() / present.sum(),
+        "damage": damage,
+        "grey": 0.3 * F.cross_entropy(background, data["background"]),
+    }
+
+
+def _caption_loss(heads: AuxiliaryHeads, captions_BD: Tensor, data: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What is read wrongly off the captions: which things, where each is told to be, the background."""
+    types = len(TYPES)
+    read, told, background = heads.caption(captions_BD).split((types, 2 * types, len(BACKGROUNDS)), 1)
+    present = data["counts"].clamp(max=1)
+    things = F.binary_cross_entropy_with_logits(read, present, reduction="none").sum(1).mean()
+    told_error = ((told.reshape(-1, types, 2) - data["told"]) ** 2).sum(-1)
+    place = (told_error * present).sum() / present.sum()
+    return {"read": 0.5 * things + place + 0.3 * F.cross_entropy(background, data["background"])}
+
+
+def train(sizes: dict[str, Any], seed: int, label: str, steps: int = STEPS) -> CLIPModel:
+    """Train one model; a function of its arguments alone."""
+    torch.manual_seed(seed)
+    rng, noise = random.Random(f"{label} {seed}"), np.random.default_rng([seed, len(label)])
+    with tempfile.TemporaryDirectory() as directory:
+        model, tokenizer = new_model(sizes, Path(directory))
+    model.train()
+    model.logit_scale.data.fill_(math.log(LOGIT_SCALE))
+    model.logit_scale.requires_grad_(False)
+    heads = AuxiliaryHeads(sizes["vision"][0], sizes["text"][0])
+    parameters = [parameter for parameter in (*model.parameters(), *heads.parameters()) if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.02, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
+    for step in range(1, steps + 1):
+        terms = preference_loss(model, heads, _stack(sample_batch(PAIRS, rng, noise), tokenizer))
+        loss = torch.stack(list(terms.values())).sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0:
+            print(f"{label} step {step}", {name: round(term.item(), 3) for name, term in terms.items()}, flush=True)
+    return model.eval()
+
+
+def measure(scorer: Scorer, seed: int, label: str, count: int = 400) -> dict[str, float]:
+    """Held-out pair accuracy of each kind and overall, and how far apart right and wrong pictures score."""
+    figures, gaps = {}, []
+    for kind in PAIR_KINDS:
+        captions, right, wrong = held_out_pairs(kind, count, seed + 505)
+        gap = _scores(scorer, right, captions) - _scores(scorer, wrong, captions)
+        figures[f"pairs_{kind}"] = float((gap > 0).mean())
+        gaps.append(gap)
+    figures["pairs_overall"] = float((np.concatenate(gaps) > 0).mean())
+    figures["mean_gap"] = float(np.concatenate(gaps).mean())
+    for name, value in figures.items():
+        print(f"{label} {name} {value:.4f}", flush=True)
+    return figures
+
+
+def _scores(scorer: Scorer, images: np.ndarray[Any, np.dtype[np.uint8]], captions: Sequence[str]) -> Any:
+    chunks = [slice(start, start + 100) for start in range(0, len(captions), 100)]
+    return np.concatenate([scorer.score(images[chunk], captions[chunk], ()) for chunk in chunks])
+
+
+def build_hps(out_dir: Path, seed: int = 1) -> dict[str, float]:
+    """Train, save to `out_dir`, and measure what a reward server reads from there."""
+    save_hps(train(HPS_SIZES, seed, "hps"), HPS_SIZES, out_dir)
+    return measure(HpsScorer.load(out_dir, "cpu"), seed, "hps")
+
+
+def build_pickscore(out_dir: Path, seed: int = 2) -> dict[str, float]:
+    """Train, save to `out_dir`, and measure what a reward server reads from there."""
+    save_pickscore(train(PICKSCORE_SIZES, seed, "pickscore"), out_dir)
+    return measure(PickScoreScorer.load(out_dir, "cpu"), seed, "pickscore")

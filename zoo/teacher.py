@@ -1,0 +1,136 @@
+"""The shapes world's teacher: a `StableDiffusion3Pipeline` of 3 M parameters, trained by flow matching."""
+
+from __future__ import annotations
+
+import copy
+import time
+
+import torch
+import torch.nn.functional as functional
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from torch import Tensor
+
+from common.flow import add_noise
+from zoo.autoencoder import LATENT_CHANNELS, encode_images
+from zoo.text_encoders import CLIP_WIDTH, T5_WIDTH, TextEncoders
+from zoo.tokenizers import MAX_PHRASES
+from zoo.world import CANVAS, render_scenes, sample_scenes
+
+SHIFT = 3.0
+PATCH = 4
+"""Latent pixels a token spans: 16 tokens an image, where a smaller patch would cost four times as much."""
+WIDTH = 160
+HEAD = 32
+SCENES = 40_000
+STEPS = 4_500
+BATCH = 64
+LEARNING_RATE = 1.5e-3
+CAPTION_DROPOUT = 0.1
+"""Fraction of samples trained without a caption, for classifier-free guidance."""
+EMA_DECAY = 0.998
+
+
+def new_transformer() -> SD3Transformer2DModel:
+    return SD3Transformer2DModel(
+        sample_size=CANVAS // 4,
+        patch_size=PATCH,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        num_layers=5,
+        attention_head_dim=HEAD,
+        num_attention_heads=WIDTH // HEAD,
+        joint_attention_dim=T5_WIDTH,
+        caption_projection_dim=WIDTH,
+        pooled_projection_dim=2 * CLIP_WIDTH,
+        pos_embed_max_size=CANVAS // 4 // PATCH,
+        qk_norm="rms_norm",
+    )
+
+
+def new_pipeline(transformer: SD3Transformer2DModel, vae: AutoencoderKL, text: TextEncoders) -> StableDiffusion3Pipeline:
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        vae=vae,
+        text_encoder=text.clip_1,
+        tokenizer=text.clip_tokenizer,
+        text_encoder_2=text.clip_2,
+        tokenizer_2=text.clip_tokenizer,
+        text_encoder_3=text.t5,
+        tokenizer_3=text.t5_tokenizer,
+    )
+
+
+@torch.no_grad()
+def encode_captions(pipeline: StableDiffusion3Pipeline, captions: list[str]) -> tuple[Tensor, Tensor]:
+    """Token features [B, MAX_TOKENS + MAX_PHRASES, d] and pooled features [B, d], as float16 to keep the whole set in memory."""
+    tokens, pooled = [], []
+    for start in range(0, len(captions), 256):
+        part = captions[start : start + 256]
+        encoded = pipeline.encode_prompt(
+            part, part, part, do_classifier_free_guidance=False, max_sequence_length=MAX_PHRASES
+        )
+        tokens.append(encoded[0].half())
+        pooled.append(encoded[2].half())
+    return torch.cat(tokens), torch.cat(pooled)
+
+
+def train_teacher(vae: AutoencoderKL, text: TextEncoders, seed: int, steps: int = STEPS) -> StableDiffusion3Pipeline:
+    """Flow matching on rendered scenes; returns the pipeline with the averaged weights."""
+    torch.manual_seed(seed)
+    pipeline = new_pipeline(new_transformer(), vae, text)
+    scenes = sample_scenes(SCENES, seed + 10)
+    latents = encode_images(vae, render_scenes(scenes, seed + 10)).half()
+    captions = encode_captions(pipeline, [scene.caption for scene in scenes])
+    empty = encode_captions(pipeline, [""])
+    model = pipeline.transformer
+    average = copy.deepcopy(model)
+    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.05)
+    started, running = time.monotonic(), None
+    for step in range(steps):
+        loss = flow_matching_loss(model, latents, captions, empty)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - EMA_DECAY)
+        running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
+        if step % 250 == 0:
+            print(f"teacher {step} loss {running:.4f} {time.monotonic() - started:.0f} s", flush=True)
+    pipeline.register_modules(transformer=average.eval().requires_grad_(False))
+    return pipeline
+
+
+def flow_matching_loss(
+    model: SD3Transformer2DModel,
+    latents_Nchw: Tensor,
+    captions: tuple[Tensor, Tensor],
+    empty: tuple[Tensor, Tensor],
+) -> Tensor:
+    """Mean squared velocity error of one random batch, the transformer in bfloat16."""
+    rows = torch.randint(len(latents_Nchw), (BATCH,))
+    clean = latents_Nchw[rows].float()
+    dropped = torch.rand(BATCH) < CAPTION_DROPOUT
+    tokens = torch.where(dropped[:, None, None], empty[0], captions[0][rows]).float()
+    pooled = torch.where(dropped[:, None], empty[1], captions[1][rows]).float()
+    sigma = _training_sigma(BATCH)
+    noise = torch.randn_like(clean)
+    with torch.autocast("cpu", torch.bfloat16):
+        velocity = model(
+            hidden_states=add_noise(clean, noise, sigma),
+            timestep=sigma * 1000,
+            encoder_hidden_states=tokens,
+            pooled_projections=pooled,
+            return_dict=False,
+        )[0]
+    return functional.mse_loss(velocity.float(), noise - clean)
+
+
+def _training_sigma(count: int) -> Tensor:
+    """Half the noise levels logit-normal (as SD3), half uniform in the shifted schedule that sampling walks along."""
+    uniform = torch.rand(count - count // 2)
+    shifted = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
+    return torch.cat([torch.sigmoid(torch.randn(count // 2)), shifted])
