@@ -63,8 +63,9 @@ def per_sample(value: Sigma, like_Bchw: Tensor, name: str) -> Tensor:
 
 def _level(sigma: Sigma, like_Bchw: Tensor, name: str) -> Tensor:
     level = per_sample(sigma, like_Bchw, name)
-    # Written so that NaN fails as well.
-    if not bool(((level >= 0) & (level <= 1)).all()):
+    # A number is checked without waiting for the device. Both are written so that NaN fails as well.
+    inside = bool(((level >= 0) & (level <= 1)).all()) if isinstance(sigma, Tensor) else 0 <= sigma <= 1
+    if not inside:
         raise ValueError(f"{name} = {sigma} is not a noise level: it must lie in [0, 1]")
     return level
 
@@ -127,11 +128,13 @@ def cps_transition(
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta = {eta} must lie in [0, 1]")
+    require_shapes(4, sample_Bchw=sample_Bchw, velocity_Bchw=velocity_Bchw)
     level, next_level = _level(sigma, sample_Bchw, "sigma"), _level(sigma_next, sample_Bchw, "sigma_next")
-    if not bool((next_level < level).all()):
+    are_tensors = isinstance(sigma, Tensor) or isinstance(sigma_next, Tensor)
+    if not (bool((next_level < level).all()) if are_tensors else sigma_next < sigma):
         raise ValueError(f"sigma_next = {sigma_next} must be below sigma = {sigma}: sampling goes from noise to image")
-    clean_Bchw = clean_prediction(sample_Bchw, velocity_Bchw, level)
-    noise_Bchw = noise_prediction(sample_Bchw, velocity_Bchw, level)
+    clean_Bchw = upcast(sample_Bchw) - level * upcast(velocity_Bchw)
+    noise_Bchw = clean_Bchw + upcast(velocity_Bchw)  # v = eps - x0
     angle = eta * math.pi / 2
     mean_Bchw = (1 - next_level) * clean_Bchw + next_level * math.cos(angle) * noise_Bchw
     return Transition(mean_Bchw, next_level * math.sin(angle))

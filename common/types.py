@@ -92,9 +92,7 @@ class ScoredGroup:
 
     Attributes:
         rewards_G: reward name -> float32 [G], every value finite.
-        seconds: what the worker spent its time on ("rollout", "decode", "score").
     """
 
     trajectory: TrajectoryGroup
     rewards_G: Mapping[str, FloatArray]
-    seconds: Mapping[str, float]

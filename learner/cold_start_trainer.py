@@ -16,6 +16,7 @@ from common.backbones.base import Conditioning, Network
 from common.config import ColdStartConfig, SamplingConfig
 from common.flow import cps_transition
 from common.types import Prompt
+from learner.objectives.loss import as_floats
 from learner.matching import DrawKey, MatchingSettings, fake_score_objective, renoise_samples, student_objective
 from learner.networks import Networks, OptimizerSettings
 
@@ -95,8 +96,3 @@ class ColdStartTrainer:
                 latents = transition.sample(key.normal(f"step{step}", latents))
         return latents
 
-
-def as_floats(metrics: object) -> dict[str, float]:
-    """Metrics of a `Loss` as plain numbers."""
-    assert isinstance(metrics, dict)
-    return {name: float(value) for name, value in metrics.items()}

@@ -46,13 +46,21 @@ class WorkerSettings:
 
 
 @dataclass(frozen=True)
-class FailedGroup:
-    """A group that was sampled but could not be scored: never trained on, counted by `cause`."""
+class ScoringFailure:
+    """Why a group could not be scored: it is never trained on, and counted by reward and cause."""
 
-    prompt: Prompt
     reward: str
     cause: str
     message: str
+
+
+@dataclass(frozen=True)
+class RolloutOutcome:
+    """What a rollout says of itself: small, for the driver; the group goes to the learner."""
+
+    version: PolicyVersion
+    seconds: dict[str, float]
+    failure: ScoringFailure | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,19 @@ class EvaluatedPrompt:
     diversity: float
 
 
+class _Stopwatch:
+    """Seconds between laps, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = now - self._last
+        self._last = now
+
+
 class RolloutWorker:
     """Holds a backbone, a reward client and one version of the student's weights."""
 
@@ -72,7 +93,7 @@ class RolloutWorker:
         torch.set_num_threads(settings.threads)
         self._settings = settings
         self._backbone = load_backbone(settings.backbone, settings.lora, torch.device(settings.device))
-        tolerance = PROBE_TOLERANCE[getattr(torch, settings.backbone.dtype)]
+        tolerance = PROBE_TOLERANCE[settings.backbone.dtype]
         self._receiver = WeightReceiver(self._backbone, tolerance)
         self._empty = self._backbone.encode_prompts([""])
         client = settings.reward_client
@@ -92,27 +113,29 @@ class RolloutWorker:
 
     def rollout(
         self, prompt: Prompt, plan: StepPlan, group_size: int, weights: PublishedWeights
-    ) -> ScoredGroup | FailedGroup:
-        """Sample one group with these weights and have it scored by every trained reward."""
+    ) -> tuple[RolloutOutcome, ScoredGroup | None]:
+        """Sample one group with these weights and have it scored by every trained reward.
+
+        Raises:
+            WeightUpdateError, AttestationError: the weights did not take effect; the run must stop.
+        """
+        clock = _Stopwatch()
         version = self._receiver.receive(weights)
-        started = time.perf_counter()
+        clock.lap("weights")
         sampled = sample_group(self._backbone, prompt, plan, seed=self._settings.seed, group_size=group_size)
-        rolled_out = time.perf_counter()
+        clock.lap("rollout")
         images = self._decode_to_uint8(sampled.latents_SGchw[-1])
-        decoded = time.perf_counter()
+        clock.lap("decode")
         try:
             rewards = self._trained.score(images, [prompt.text] * group_size, [dict(prompt.metadata)] * group_size)
         except RewardError as error:
-            return FailedGroup(prompt, error.reward, error.cause, str(error))
+            clock.lap("score")
+            return RolloutOutcome(version, clock.seconds, ScoringFailure(error.reward, error.cause, str(error))), None
+        clock.lap("score")
         trajectory = TrajectoryGroup(
             prompt, plan, version, sampled.latents_SGchw.cpu().numpy(), sampled.surrogate_TG.cpu().numpy()
         )
-        seconds = {
-            "rollout": rolled_out - started,
-            "decode": decoded - rolled_out,
-            "score": time.perf_counter() - decoded,
-        }
-        return ScoredGroup(trajectory, rewards, seconds)
+        return RolloutOutcome(version, clock.seconds), ScoredGroup(trajectory, rewards)
 
     def evaluate(
         self, prompts: Sequence[Prompt], spec: SamplingSpec, images_per_prompt: int, weights: PublishedWeights | None

@@ -10,14 +10,14 @@ from common.types import PolicyVersion
 from common.weights import Manifest, PublishedWeights, probe_velocity, student_state
 from common.wire import tensor_hashes, weights_from_bytes
 
-PROBE_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+PROBE_TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
 """Largest difference between worker's and learner's probe velocity: their arithmetic may order sums differently."""
 
 
 class WeightReceiver:
     """Holds which version a backbone carries; `receive` moves it to another one, or raises and names what is wrong."""
 
-    def __init__(self, backbone: Backbone, probe_tolerance: float = PROBE_TOLERANCE[torch.float32]) -> None:
+    def __init__(self, backbone: Backbone, probe_tolerance: float = PROBE_TOLERANCE["float32"]) -> None:
         self._backbone = backbone
         self._probe_tolerance = probe_tolerance
         self._version: PolicyVersion | None = None

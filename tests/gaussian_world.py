@@ -1,7 +1,7 @@
 """A world small enough to be solved on paper: a Gaussian teacher and a few-step generator with affine velocities.
 
-A "latent" is [B, c, 1, 1]. Everything a network would have to learn is known here in closed form, so a test can say where
-the project's own losses must come to rest, and by how much a reward must move them.
+A "latent" is [B, c, 1, 1]. Everything a network would have to learn is known here in closed form, so a test can say
+where the project's own losses must come to rest, and by how much a reward must move them.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ class Gaussian:
     covariance_cc: Tensor
     sigma: float = 0.0
 
-    def velocity(self, sample_Bchw: Tensor, level_B: Tensor) -> Tensor:
-        """E[v* | x_t], v* the ambient target: the regression of one Gaussian on another.
+    def velocity(self, sample_Bchw: Tensor, level: Tensor) -> Tensor:
+        """E[v* | x_t] at level t ([] or [B]), v* the ambient target: the regression of one Gaussian on another.
 
         With a = (1 - t) / (1 - s): x_t has mean a m and covariance a^2 S + (t^2 - a^2 s^2) I; v* has mean -m / (1 - s)
         and Cov(v*, x_t) = -a S / (1 - s) + (t + a s^2 / (1 - s)) I. At s = 0 this is E[eps - x0 | x_t].
         """
         identity_cc = torch.eye(self.mean_c.shape[-1], dtype=self.mean_c.dtype)
-        level_B11, start = level_B[:, None, None], self.sigma
+        level_B11, start = level.reshape(-1, 1, 1), self.sigma
         keep_B11 = (1 - level_B11) / (1 - start)
         variance_Bcc = keep_B11**2 * self.covariance_cc + (level_B11**2 - (keep_B11 * start) ** 2) * identity_cc
         noise_part_B11 = level_B11 + keep_B11 * start**2 / (1 - start)
         cross_Bcc = noise_part_B11 * identity_cc - keep_B11 / (1 - start) * self.covariance_cc
         centred_Bc1 = (to_vector(sample_Bchw) - keep_B11[:, 0] * self.mean_c).unsqueeze(-1)
-        regression_Bc = (cross_Bcc @ torch.linalg.solve(variance_Bcc, centred_Bc1)).squeeze(-1)
+        regression_Bc = (cross_Bcc @ torch.linalg.inv(variance_Bcc) @ centred_Bc1).squeeze(-1)
         return to_latent(regression_Bc - self.mean_c / (1 - start))
 
     def noisy(self, sigma: float) -> Gaussian:
@@ -65,8 +65,8 @@ class Gaussian:
 class AffineGenerator:
     """A few-step CPS sampler whose velocity at step j is W_j x + b_j.
 
-    One transition is then x' = M_j x - kappa_j b_j + std_j z, with kappa_j = (1 - s') s - s' cos(eta pi / 2) (1 - s) the
-    weight of the velocity in the transition from s to s', and M_j = (1 - s' + s' cos(eta pi / 2)) I - kappa_j W_j.
+    One transition is then x' = M_j x - kappa_j b_j + std_j z, with kappa_j = (1 - s') s - s' cos(eta pi / 2) (1 - s)
+    the weight of the velocity in the transition from s to s', and M_j = (1 - s' + s' cos(eta pi / 2)) I - kappa_j W_j.
     """
 
     sigmas: tuple[float, ...]
@@ -110,7 +110,7 @@ class AffineGenerator:
 
 
 def teachers_own_steps(teacher: Gaussian, sigmas: tuple[float, ...], eta: float) -> AffineGenerator:
-    """The generator that uses the teacher's velocity at each level: what a student starts from. Too few steps to be right."""
+    """The generator that uses the teacher's velocity at each level: what a student starts from."""
     weights, biases = [], []
     zero_Bchw = torch.zeros(1, len(teacher.mean_c), 1, 1, dtype=teacher.mean_c.dtype)
     units_Bchw = to_latent(torch.eye(len(teacher.mean_c), dtype=teacher.mean_c.dtype))
@@ -125,8 +125,8 @@ def teachers_own_steps(teacher: Gaussian, sigmas: tuple[float, ...], eta: float)
 def exact_steps(teacher: Gaussian, sigmas: tuple[float, ...], eta: float) -> AffineGenerator:
     """The generator whose every state has exactly the teacher's distribution at that level.
 
-    Step j must carry S = Cov(x_s) to S' - std^2 I, which the symmetric M_j = ((S' - std^2 I) S^-1)^(1/2) does; the factors
-    commute, being functions of one covariance.
+    Step j must carry S = Cov(x_s) to S' - std^2 I, which the symmetric M_j = ((S' - std^2 I) S^-1)^(1/2) does; the
+    factors commute, being functions of one covariance.
     """
     start = teachers_own_steps(teacher, sigmas, eta)
     identity_cc = torch.eye(len(teacher.mean_c), dtype=teacher.mean_c.dtype)

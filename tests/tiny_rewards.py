@@ -1,12 +1,10 @@
-"""Tiny random reward models in the published formats, and scorers that misbehave on request."""
+"""Tiny random reward models in the published formats."""
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +12,7 @@ from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 from transformers import CLIPConfig, CLIPModel
 
-from common.reward_api import ByteArray, FloatArray, Metadata
-from reward_servers.scorers.base import Scorer
+from common.reward_api import ByteArray
 
 CONTEXT = 16
 IMAGE_SIZE = 32
@@ -112,50 +109,3 @@ def write_pickscore(directory: Path, end_token: int = END_TOKEN) -> Path:
 
 def random_images(count: int, height: int = IMAGE_SIZE, width: int = IMAGE_SIZE, seed: int = 0) -> ByteArray:
     return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
-
-
-class BrightnessScorer(Scorer):
-    """Mean pixel value in [0, 1]; the gradient is known by hand."""
-
-    name = "brightness"
-    score_range = (0.0, 1.0)
-    differentiable = True
-    weights_hash = "none"
-
-    @classmethod
-    def load(cls, model_dir: Path | None, device: str) -> Self:
-        return cls()
-
-    def score(self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]) -> FloatArray:
-        return (images_BHWC.mean(axis=(1, 2, 3)) / 255).astype(np.float32)
-
-    def score_with_gradient(
-        self, images_BCHW: FloatArray, prompts: Sequence[str], metadata: Sequence[Metadata]
-    ) -> tuple[FloatArray, FloatArray]:
-        gradients = np.full_like(images_BCHW, 1 / images_BCHW[0].size)
-        return images_BCHW.mean(axis=(1, 2, 3)), gradients
-
-
-class MischiefScorer(BrightnessScorer):
-    """Does what the first prompt of its batch says: nan, count, range, raise, or wait for metadata["until"]."""
-
-    name = "mischief"
-    differentiable = False
-
-    def score(self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]) -> FloatArray:
-        scores_B = super().score(images_BHWC, prompts, metadata)
-        if prompts[0] == "raise":
-            raise RuntimeError("asked to fail")
-        if prompts[0] == "wait":
-            Path(metadata[0]["started"]).touch()
-            deadline = time.monotonic() + 30
-            while not Path(metadata[0]["until"]).exists() and time.monotonic() < deadline:
-                time.sleep(0.01)
-        wrong = {"nan": np.where(np.arange(len(prompts)) == 0, np.nan, scores_B), "count": scores_B[:-1]}
-        return wrong.get(prompts[0], scores_B + 100 if prompts[0] == "range" else scores_B)
-
-
-class SickScorer(MischiefScorer):
-    """Fails its probe."""
-
-    probe_prompt = "nan"

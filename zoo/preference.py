@@ -21,8 +21,8 @@ from zoo.tokenizers import MAX_TOKENS, clip_tokenizer, write_clip_vocabulary
 from zoo.world import CANVAS
 
 PATCH_SIZE = 8
-HPS_SIZES = {"embed_dim": 96, "vision": (96, 5, 32), "text": (64, 2, 2)}
-PICKSCORE_SIZES = {"embed_dim": 80, "vision": (80, 6, 20), "text": (80, 2, 4)}
+HPS_SIZES = {"embed_dim": 96, "vision": (96, 4, 32), "text": (64, 2, 2)}
+PICKSCORE_SIZES = {"embed_dim": 80, "vision": (80, 5, 20), "text": (80, 2, 4)}
 """Vision: width, layers, width of a head. Text: width, layers, heads."""
 
 
@@ -38,24 +38,23 @@ def open_clip_settings(sizes: dict[str, Any], vocabulary_size: int) -> dict[str,
 def new_model(sizes: dict[str, Any], directory: Path) -> tuple[CLIPModel, Any]:
     """A fresh model and its tokenizer, whose vocabulary is written into `directory`."""
     tokenizer = clip_tokenizer(directory)
-    config: CLIPConfig = clip_config(open_clip_settings(sizes, len(tokenizer)))
-    config.text_config.bos_token_id = tokenizer.bos_token_id
-    config.text_config.eos_token_id = tokenizer.eos_token_id
-    config.text_config.pad_token_id = tokenizer.pad_token_id
+    config: CLIPConfig = clip_config(open_clip_settings(sizes, len(tokenizer)), tokenizer)
     model = CLIPModel(config)
+    vision, text = model.vision_model.embeddings, model.text_model.embeddings
+    side = CANVAS // PATCH_SIZE
     with torch.no_grad():
-        model.vision_model.embeddings.position_embedding.weight[1:] = _grid_positions(config.vision_config.hidden_size)
+        rows = _waves(side, config.vision_config.hidden_size // 2, 16.0)
+        grid = torch.cat([rows[:, None].expand(-1, side, -1), rows[None].expand(side, -1, -1)], -1)
+        vision.position_embedding.weight[1:] = 0.5 * grid.reshape(side * side, -1)
+        text.position_embedding.weight.copy_(0.03 * _waves(MAX_TOKENS, config.text_config.hidden_size, 60.0))
     return model, tokenizer
 
 
-def _grid_positions(width: int) -> Tensor:
-    """Sines and cosines of a patch's row and column, [64, width]: a start from which neighbours are easy to find."""
-    side, bands = CANVAS // PATCH_SIZE, width // 4
-    place = (torch.arange(side) + 0.5) / side
-    angles = place[:, None] * torch.pi * 2 ** torch.linspace(-1, 2, bands)[None, :]
-    waves = torch.cat([angles.sin(), angles.cos()], 1)
-    rows, columns = waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)
-    return 0.5 * torch.cat([rows, columns], -1).reshape(side * side, 4 * bands)
+def _waves(count: int, width: int, longest: float) -> Tensor:
+    """Sines and cosines of positions, [count, width]: a start from which neighbours are easy to find."""
+    frequencies = longest ** -torch.linspace(0, 1, width // 2)
+    angles = torch.arange(count)[:, None] * frequencies[None, :]
+    return torch.cat([angles.sin(), angles.cos()], 1)
 
 
 def save_pickscore(model: CLIPModel, directory: Path) -> None:

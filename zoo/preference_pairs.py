@@ -174,63 +174,68 @@ def sample_twins(kind: str, rng: random.Random) -> tuple[Scene, Scene]:
 PATCH = 8
 PATCHES = CANVAS // PATCH
 TYPES = [(size, colour, shape) for size in SIZES for colour in COLOURS for shape in SHAPES]
-_CLASSES = [("size", word) for word in SIZES] + [("colour", word) for word in COLOURS] + [("shape", word) for word in SHAPES]
+_CLASSES = [*SIZES, *COLOURS, *SHAPES]
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What auxiliary heads learn from a clean picture.
-
-    `patches_PK`: share of each patch covered by things of each size, colour and shape word. `counts_T`, `places_T2`: how
-    many things of each (size, colour, shape) type there are and their mean place in [-1, 1]. `told_T2`: where the caption
-    puts them, -1 or 1 along the axis of a relation and 0 along the other. `background`: word index.
+class CaptionFacts:
+    """What a caption says. `present_T`: 1 for each (size, colour, shape) type named. `told_T2`: where relations put it, -1
+    or 1 along their axis, else 0. `background`: word index.
     """
 
-    patches_PK: Array
-    counts_T: Array
-    places_T2: Array
+    present_T: Array
     told_T2: Array
     background: int
 
 
-def facts_of(scene: Scene, covers: list[Array]) -> Facts:
-    """Read the facts off a scene and how much of each pixel each of its things covers."""
-    patches = np.zeros((PATCHES * PATCHES, len(_CLASSES)), np.float32)
-    counts, places = np.zeros(len(TYPES), np.float32), np.zeros((len(TYPES), 2), np.float32)
-    for thing, cover in zip(scene.things, covers, strict=True):
-        share = cover.reshape(PATCHES, PATCH, PATCHES, PATCH).mean((1, 3)).ravel()
-        for index, (attribute, word) in enumerate(_CLASSES):
-            if {"size": thing.size, "colour": thing.colour, "shape": thing.shape}[attribute] == word:
-                patches[:, index] += share
-        kind = TYPES.index(thing.words)
-        counts[kind] += 1
-        places[kind] += np.array([thing.x, thing.y], np.float32) * 2 / CANVAS - 1
-    places /= np.maximum(counts, 1)[:, None]
-    return Facts(patches, counts, places, _told(scene), list(BACKGROUNDS).index(scene.background))
+@dataclass(frozen=True)
+class PictureFacts:
+    """What a clean picture shows. `patches_PK`: share of each patch covered by things of each size, colour and shape word.
+    `places_T2`: mean place of each type's things in [-1, 1].
+    """
+
+    patches_PK: Array
+    places_T2: Array
 
 
 _DIRECTION = {"above": (0, -1), "below": (0, 1), "left of": (-1, 0), "right of": (1, 0)}
 
 
-def _told(scene: Scene) -> Array:
-    told = np.zeros((len(TYPES), 2), np.float32)
-    for relation, thing in zip(scene.relations, scene.things[1:], strict=True):
-        direction = np.array(_DIRECTION[relation], np.float32)
-        told[TYPES.index(scene.things[0].words)] += direction
-        told[TYPES.index(thing.words)] -= direction
-    return np.clip(told, -1, 1)
+def caption_facts(scene: Scene) -> CaptionFacts:
+    """Read off a scene what its caption says."""
+    present, told = np.zeros(len(TYPES), np.float32), np.zeros((len(TYPES), 2), np.float32)
+    kinds = [TYPES.index(thing.words) for thing in scene.things]
+    present[kinds] = 1
+    for relation, kind in zip(scene.relations, kinds[1:], strict=True):
+        told[kinds[0]] += _DIRECTION[relation]
+        told[kind] -= _DIRECTION[relation]
+    return CaptionFacts(present, np.clip(told, -1, 1), list(BACKGROUNDS).index(scene.background))
+
+
+def picture_facts(scene: Scene, covers: list[Array]) -> PictureFacts:
+    """Read off a scene, and how much of each pixel each of its things covers, what its picture shows."""
+    patches = np.zeros((PATCHES * PATCHES, len(_CLASSES)), np.float32)
+    counts, places = np.zeros(len(TYPES), np.float32), np.zeros((len(TYPES), 2), np.float32)
+    for thing, cover in zip(scene.things, covers, strict=True):
+        share = cover.reshape(PATCHES, PATCH, PATCHES, PATCH).mean((1, 3)).reshape(-1)
+        patches[:, [_CLASSES.index(word) for word in thing.words]] += share[:, None]
+        kind = TYPES.index(thing.words)
+        counts[kind] += 1
+        places[kind] += np.array([thing.x, thing.y], np.float32) * 2 / CANVAS - 1
+    return PictureFacts(patches, places / np.maximum(counts, 1)[:, None])
 
 
 @dataclass(frozen=True)
 class PairBatch:
-    """N scenes, their N twins, and the N scenes again but damaged: images [3 N, H, W, 3], captions and facts [2 N].
+    """N scenes, their N twins, and the N scenes again but damaged: images [3 N, H, W, 3]; captions, facts 2 N each.
 
     `also_right_NN` [2 N, 2 N] marks pictures (columns) that by chance are right for another's caption (rows).
     """
 
     images_BHWC: Array
     captions: list[str]
-    facts: list[Facts]
+    told: list[CaptionFacts]
+    shown: list[PictureFacts]
     also_right_NN: npt.NDArray[np.bool_]
 
 
@@ -240,18 +245,19 @@ def sample_batch(pairs: int, rng: random.Random, noise: np.random.Generator) -> 
     spoilt_kinds = rng.choices(list(SPOILT_SHARES), list(SPOILT_SHARES.values()), k=pairs)
     twins = [sample_twins(kind, rng) for kind in twin_kinds]
     scenes = [scene for scene, _ in twins] + [twin for _, twin in twins]
-    images, facts = [], []
+    images, shown = [], []
     for scene in scenes:
         layers = layers_of(scene, noise, jitter=1.2)
         images.append(compose(layers, plain_background(scene.background, noise)))
-        facts.append(facts_of(scene, [layer.cover_HW for layer in layers]))
+        shown.append(picture_facts(scene, [layer.cover_HW for layer in layers]))
     for scene, kind in zip(scenes, spoilt_kinds, strict=False):
         images.append(broken_picture(scene, rng.choice(SPOILT[kind]), noise).image_HWC)
     requests = [parse_caption(scene.caption) for scene in scenes]
     also_right = np.array([[obeyed_by(scene, request) for scene in scenes] for request in requests])
     np.fill_diagonal(also_right, False)
     softened = np.stack([soften(image, noise) for image in images])
-    return PairBatch(softened, [scene.caption for scene in scenes], facts, also_right)
+    told = [caption_facts(scene) for scene in scenes]
+    return PairBatch(softened, [scene.caption for scene in scenes], told, shown, also_right)
 
 
 def held_out_pairs(

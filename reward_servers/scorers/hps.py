@@ -22,7 +22,7 @@ import ftfy
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from common.errors import ModelError
 from reward_servers.scorers.clip import (
@@ -52,16 +52,16 @@ class HpsScorer(ClipScorer):
         directory = require_directory(model_dir, cls.name)
         settings = _read_settings(directory / CONFIG_FILE)
         try:
-            config = clip_config(settings)
-            image_size = int(settings["vision_cfg"]["image_size"])
+            tokenizer = load_tokenizer(directory, settings["text_cfg"]["vocab_size"])
+            config = clip_config(settings, tokenizer)
+            recipe = ImageRecipe(settings["vision_cfg"]["image_size"], clamp=False)
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{directory / CONFIG_FILE} is not an open_clip model config: {error!r}") from error
-        tokenizer = load_tokenizer(directory, config.text_config.vocab_size)
         model = CLIPModel(config)
         weights = directory / WEIGHTS_FILE
         load_state(model, from_open_clip(_read_weights(weights), weights), weights)
         tokens = PromptTokens(tokenizer, config.text_config.max_position_embeddings, clean_text)
-        return cls(model, tokens, ImageRecipe(image_size, clamp=False), scale=1.0, device=device)
+        return cls(model, tokens, recipe, scale=1.0, device=device)
 
 
 def clean_text(text: str) -> str:
@@ -70,8 +70,8 @@ def clean_text(text: str) -> str:
     return re.sub(r"\s+", " ", unescaped).strip().lower()
 
 
-def clip_config(settings: dict[str, Any]) -> CLIPConfig:
-    """Describe an open_clip model to transformers."""
+def clip_config(settings: dict[str, Any], tokenizer: CLIPTokenizer) -> CLIPConfig:
+    """Describe an open_clip model to transformers; the ids of start and end are the tokenizer's."""
     vision, text = settings["vision_cfg"], settings["text_cfg"]
     if settings.get("quick_gelu", False):
         raise ValueError("quick_gelu is set, but HPSv2.1 models use the exact GELU")
@@ -95,6 +95,9 @@ def clip_config(settings: dict[str, Any]) -> CLIPConfig:
             "num_attention_heads": text["heads"],
             "vocab_size": text["vocab_size"],
             "max_position_embeddings": text["context_length"],
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
         },
     )
 

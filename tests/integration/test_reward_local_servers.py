@@ -19,13 +19,13 @@ from learner.local_servers import PROJECT_ROOT, LocalServers, LocalServerSpec
 from tests.tiny_rewards import write_hps
 
 DEADLINE = 60.0
-BRIGHTNESS = LocalServerSpec("brightness", "tests.tiny_rewards:BrightnessScorer", None)
+BRIGHTNESS = LocalServerSpec("brightness", "tests.toy_scorers:BrightnessScorer", None)
 
 LAUNCHER = """
 import sys, time
 from pathlib import Path
 from learner.local_servers import LocalServers, LocalServerSpec
-specs = [LocalServerSpec(name, "tests.tiny_rewards:BrightnessScorer", None) for name in ("one", "two")]
+specs = [LocalServerSpec(name, "tests.toy_scorers:BrightnessScorer", None) for name in ("one", "two")]
 with LocalServers(specs, Path(sys.argv[1])) as servers:
     print(*servers.urls.values(), flush=True)
     time.sleep(600)
@@ -60,9 +60,14 @@ def test_servers_answer_inside_the_block_and_are_gone_after_it(tmp_path: Path) -
 
 def test_an_exception_in_the_block_stops_them(tmp_path: Path) -> None:
     urls: list[str] = []
-    with pytest.raises(KeyboardInterrupt), LocalServers([BRIGHTNESS], tmp_path) as servers:
-        urls.extend(servers.urls.values())
-        raise KeyboardInterrupt
+
+    def interrupted_run() -> None:
+        with LocalServers([BRIGHTNESS], tmp_path) as servers:
+            urls.extend(servers.urls.values())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_run()
     assert gone(urls[0])
 
 
@@ -70,7 +75,9 @@ def test_one_that_does_not_start_stops_the_others_and_quotes_its_log(tmp_path: P
     weights = write_hps(tmp_path / "hps") / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     servers = LocalServers([BRIGHTNESS, LocalServerSpec("hps", "hps", tmp_path / "hps")], tmp_path)
-    with pytest.raises(RewardUnavailable, match=r"hps did not start.*\n.*truncated or corrupt") as caught:
+    with pytest.raises(
+        RewardUnavailable, match=r"hps did not start.*\n    reward_servers: .*truncated or corrupt"
+    ) as caught:
         servers.__enter__()
     assert (caught.value.reward, caught.value.cause) == ("hps", "start")
     assert servers.urls == {}

@@ -30,8 +30,8 @@ from reward_servers.scorers.pickscore import PickScoreScorer
 from tests.tiny_rewards import random_images, write_hps, write_pickscore
 
 DEADLINE = 60.0
-BRIGHTNESS = "tests.tiny_rewards:BrightnessScorer"
-MISCHIEF = "tests.tiny_rewards:MischiefScorer"
+BRIGHTNESS = "tests.toy_scorers:BrightnessScorer"
+MISCHIEF = "tests.toy_scorers:MischiefScorer"
 PROMPTS = ["a red cat", "two dogs", "a red cat"]
 
 
@@ -230,10 +230,7 @@ def test_a_full_queue_answers_429_and_a_vanished_client_is_forgotten(tmp_path: P
 
 def test_a_request_past_its_deadline_is_answered_504(tmp_path: Path) -> None:
     with running(tmp_path, "--scorer", MISCHIEF, "--deadline-s", "0.3") as (url, _):
-        assert Waiting(url, tmp_path).release() in (200, 504)
-        other = tmp_path / "other"
-        other.mkdir()
-        waiting = Waiting(url, other)
+        waiting = Waiting(url, tmp_path)
         wait_until(lambda: bool(waiting.answers))
         assert waiting.answers[0].json()["error"] == "deadline"
         assert waiting.release() == 504
@@ -256,12 +253,12 @@ def test_sigterm_drains(tmp_path: Path) -> None:
 
 
 def test_a_server_killed_in_the_middle_is_an_error(tmp_path: Path) -> None:
-    with running(tmp_path, "--scorer", BRIGHTNESS) as (url, process_id):
-        with RewardClient([RewardEndpoint("b", url)], DEADLINE, 2) as client:
-            assert client.score(random_images(1), ["x"])["b"].shape == (1,)
-            os.kill(process_id, signal.SIGKILL)
-            with pytest.raises(RewardUnavailable) as caught:
-                client.score(random_images(1), ["x"])
+    server = running(tmp_path, "--scorer", BRIGHTNESS)
+    with server as (url, process_id), RewardClient([RewardEndpoint("b", url)], DEADLINE, 2) as client:
+        assert client.score(random_images(1), ["x"])["b"].shape == (1,)
+        os.kill(process_id, signal.SIGKILL)
+        with pytest.raises(RewardUnavailable) as caught:
+            client.score(random_images(1), ["x"])
     assert caught.value.cause in ("refused", "disconnected")
 
 
@@ -279,10 +276,10 @@ def test_a_scorer_of_ones_own_is_found_in_the_working_directory(tmp_path: Path) 
         "    def score(self, images, prompts, metadata):\n"
         "        return np.full(len(prompts), sum(name in sys.modules for name in ('torch', 'ray')))\n"
     )
-    with running(tmp_path, "--scorer", "mine:TorchFree", "--name", "mine", cwd=tmp_path) as (url, _):
-        with RewardClient([RewardEndpoint("mine", url)], DEADLINE, 1) as client:
-            assert client.score(random_images(2), ["a", "b"])["mine"].tolist() == [0.0, 0.0]
-            assert client.info("mine").scorer == "mine"
+    server = running(tmp_path, "--scorer", "mine:TorchFree", "--name", "mine", cwd=tmp_path)
+    with server as (url, _), RewardClient([RewardEndpoint("mine", url)], DEADLINE, 1) as client:
+        assert client.score(random_images(2), ["a", "b"])["mine"].tolist() == [0.0, 0.0]
+        assert client.info("mine").scorer == "mine"
 
 
 @pytest.mark.parametrize(
@@ -296,7 +293,7 @@ def test_a_scorer_of_ones_own_is_found_in_the_working_directory(tmp_path: Path) 
         (("--scorer", "hps", "--model", "docs"), "config.json is missing"),
         (("--scorer", BRIGHTNESS, "--host", "0.0.0.0"), "set REWARD_SERVER_TOKEN"),
         (("--scorer", BRIGHTNESS, "--port", "70000"), "port 70000"),
-        (("--scorer", "tests.tiny_rewards:SickScorer"), "failed its probe (nan)"),
+        (("--scorer", "tests.toy_scorers:SickScorer"), "failed its probe (nan)"),
     ],
 )
 def test_what_cannot_start_says_why_in_one_line(options: tuple[str, ...], message: str) -> None:

@@ -1,12 +1,12 @@
-"""Where the method's own losses come to rest, against a closed form: a Gaussian teacher N(mu, C) and a linear reward a . x.
+"""Where the method's losses come to rest, against a closed form: a Gaussian teacher N(mu, C), a linear reward a . x.
 
-**Stage 1.** A generator whose every state x_s has the teacher's distribution at s is a fixed point of AC-DMD: fake score
-and teacher then agree everywhere. An affine four-step generator can be exact (`exact_steps`), so training must reach
-mean mu and covariance C.
+**Stage 1.** A generator whose every state x_s has the teacher's distribution at s is a fixed point of AC-DMD: fake
+score and teacher then agree everywhere. An affine four-step generator can be exact (`exact_steps`), so training must
+reach mean mu and covariance C.
 
 **Stage 2, the force of distribution matching.** At s = 0, without normaliser, the loss has the gradient g / (B d) in a
-sample x of dimension d, with g = E_fake[x0 | x_t] - E_teacher[x0 | x_t], x_t = (1 - t) x + t z. For a student N(m, C) the
-two posterior means differ by a constant: with S_t = (1 - t)^2 C + t^2 I,
+sample x of dimension d, with g = E_fake[x0 | x_t] - E_teacher[x0 | x_t], x_t = (1 - t) x + t z. For a student N(m, C)
+the two posterior means differ by a constant: with S_t = (1 - t)^2 C + t^2 I,
 
     g = (I - (1 - t)^2 C S_t^-1)(m - mu) = t^2 S_t^-1 (m - mu),      E_t[g] = K (m - mu),   K = E_t[t^2 S_t^-1].
 
@@ -15,24 +15,25 @@ cancel at
 
     m - mu = (lambda d / w) K^-1 a,                                                                      (1)
 
-and g being the same for every sample, so do those on every linear map of the samples: the covariance stays C. The tilted
-teacher p exp(beta r) is N(mu + beta C a, C): the same covariance, the mean moved along C a. (1) is that tilt
-- in every direction a as the renoise level t goes to 0, where K^-1 -> ((1 - t)^2 C + t^2) / t^2, so beta = lambda d (1-t)^2
-  / (w t^2): the gradient of the exact KL;
-- for every distribution of t when C a = c a: K is a function of C, so K^-1 a is along a, and so along C a.
+and g being the same for every sample, so do those on every linear map of the samples: the covariance stays C. The
+tilted teacher p exp(beta r) is N(mu + beta C a, C): the same covariance, the mean moved along C a. (1) is that tilt
+
+- in every direction a as the renoise level t goes to 0, where the matching gradient is that of the exact KL: there
+  K^-1 = ((1 - t)^2 C + t^2 I) / t^2, so beta = lambda d (1 - t)^2 / (w t^2), up to t^2 a;
+- for every distribution of t when a is an eigenvector of C: K is a function of C, so K^-1 a lies along a and C a.
 
 **SubGRPO.** Let one bias delta, added to the velocity of all steps, be all that is trained, from the exact generator.
 It moves only means. The surrogate of selected step j has the gradient -(2 / d) kappa_j std_j z_j in delta, and the
-advantage is c / std(c), c the reward minus its group's mean. What z_j adds to the reward is std_j (R_j a) . z_j, R_j the
-product of the later linear maps, so that with groups of G and V the reward's variance within a group (initial noise
-and selected steps only: the other noise is shared)
+advantage is c / std(c), c the reward minus its group's mean. What z_j adds to the reward is std_j (R_j a) . z_j, R_j
+the product of the later linear maps (symmetric here), so that with groups of G, and V the reward's variance within a
+group (from the initial noise and the selected steps alone: the other noise is shared),
 
     E[A z_j] = std_j R_j a sqrt((G - 1) / G) / sqrt(V).
 
 The final step moves by -sigma_last delta, so matching, hinge and the policy loss of weight p cancel at
 
-    (w / d) sigma_last K (m - mu) = lambda sigma_last a + p (2 / d) mean_subsets sum_j kappa_j std_j^2 R_j a
-                                    sqrt((G - 1) / G) / sqrt(V).                                         (2)
+    (w / d) sigma_last K (m - mu) = lambda sigma_last a                                                  (2)
+                                    + p (2 / d) mean_subsets sum_j kappa_j std_j^2 R_j a sqrt((G - 1) / G) / sqrt(V).
 """
 
 from __future__ import annotations
@@ -95,12 +96,12 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return ((actual - expected).norm() / expected.norm()).item()
 
 
-def projections(sample: Tensor, noise: Tensor, start: float, level_B: Tensor, fake: Gaussian) -> tuple[Tensor, Tensor]:
+def projections(sample: Tensor, noise: Tensor, start: float, level: Tensor, fake: Gaussian) -> tuple[Tensor, Tensor]:
     """Renoise to t, then one CPS transition back with the fake score and one with the teacher, with the same noise."""
     with torch.no_grad():
-        renoised = renoise(sample, noise, start, level_B)
-        velocities = (fake.velocity(renoised, level_B), TEACHER.velocity(renoised, level_B))
-        back = [cps_transition(renoised, velocity, level_B, start, ETA).sample(noise) for velocity in velocities]
+        renoised = renoise(sample, noise, start, level)
+        velocities = (fake.velocity(renoised, level), TEACHER.velocity(renoised, level))
+        back = [cps_transition(renoised, velocity, level, start, ETA).sample(noise) for velocity in velocities]
     return back[0], back[1]
 
 
@@ -118,7 +119,7 @@ def test_fake_loss_is_least_at_the_students_own_velocity(start, level):
     renoised = renoise(sample, noise, start, level)
     slope = torch.zeros(DIMENSION, DIMENSION, dtype=DTYPE, requires_grad=True)
     offset = torch.zeros(DIMENSION, dtype=DTYPE, requires_grad=True)
-    best = student.velocity(renoised, torch.full((64,), level, dtype=DTYPE))
+    best = student.velocity(renoised, torch.tensor(level, dtype=DTYPE))
     fake_score_loss(best + to_latent(to_vector(renoised) @ slope.T + offset), target, scale, 10.0).value.backward()
     assert slope.grad.abs().max() < 1e-9
     assert offset.grad.abs().max() < 1e-9
@@ -142,7 +143,7 @@ class TrainedFakeScore:
 
 def train_cold_start(iterations: int, student_every: int, rate: float) -> AffineGenerator:
     """AC-DMD as METHOD has it: random step, fake score every iteration, student every few."""
-    student, fake, draws = teachers_own_steps(TEACHER, SIGMAS, ETA), TrainedFakeScore(), Draws(seed=0, batch=64)
+    student, fake, draws = teachers_own_steps(TEACHER, SIGMAS, ETA), TrainedFakeScore(), Draws(seed=0, batch=32)
     groups = ([student.weights_Tcc.requires_grad_(), student.biases_Tc.requires_grad_()], [fake.means, fake.factors])
     student_optimizer, fake_optimizer = (torch.optim.Adam(g, lr=rate, betas=(0.5, 0.99), fused=True) for g in groups)
     for iteration in range(iterations):
@@ -155,14 +156,14 @@ def train_cold_start(iterations: int, student_every: int, rate: float) -> Affine
             for earlier in range(step):
                 state = student.transition(state, earlier).sample(noises[earlier])
         sample, start = student.transition(state, step).sample(noises[step]), SIGMAS[step + 1]
-        level_B = sample_renoise_level(draws.uniform().expand(draws.batch), start)
-        renoised = renoise(sample.detach(), noise, start, level_B)
-        velocity = fake.at(level_B[0]).velocity(renoised, level_B)
+        level = sample_renoise_level(draws.uniform()[None], start)[0]
+        renoised = renoise(sample.detach(), noise, start, level)
+        velocity = fake.at(level).velocity(renoised, level)
         fake_optimizer.zero_grad()
-        fake_score_loss(velocity, *ambient_target(sample.detach(), noise, start, level_B), 10.0).value.backward()
+        fake_score_loss(velocity, *ambient_target(sample.detach(), noise, start, level), 10.0).value.backward()
         fake_optimizer.step()
         if iteration % student_every == 0:
-            back = projections(sample.detach(), noise, start, level_B, fake.at(level_B[0]))
+            back = projections(sample.detach(), noise, start, level, fake.at(level))
             student_optimizer.zero_grad()
             distribution_matching_loss(sample, *back).value.backward()
             student_optimizer.step()
@@ -178,7 +179,7 @@ def test_the_exact_generator_is_a_fixed_point_at_every_step():
         torch.testing.assert_close(reached.covariance_cc, wanted.covariance_cc)
         first, noise = draws.normals(2)
         sample = (first + 3.0).requires_grad_()  # anywhere
-        level_B = sample_renoise_level(draws.uniform().expand(64), SIGMAS[step + 1])
+        level_B = sample_renoise_level(draws.uniforms(), SIGMAS[step + 1])
         back = projections(sample.detach(), noise, SIGMAS[step + 1], level_B, reached)
         distribution_matching_loss(sample, *back).value.backward()
         assert sample.grad.abs().max() < 1e-9

@@ -1,0 +1,227 @@
+"""Stage 2: one iteration of RTDMD (arXiv 2605.26108) on a batch of scored groups. Knows no Ray.
+
+The fake score trains on the rollouts' final samples. The student takes one step on the average of
+
+    SubGRPO              on each selected stochastic step, from the rewards' group-relative advantages
+    the final step       matching_weight * AC-DMD at sigma 0 + reward_gradient_weight * hinge on differentiable rewards
+
+Shape suffixes: see `common/types.py`; B = P * G, the groups in order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common.backbones.base import Conditioning, Network
+from common.config import AlignmentConfig
+from common.flow import Transition, clean_prediction, cps_transition, gaussian_log_density, surrogate_log_density
+from common.types import ScoredGroup, StepPlan
+from learner.matching import DrawKey, MatchingSettings, fake_score_objective, renoise_samples, student_objective
+from learner.networks import Networks, OptimizerSettings
+from learner.objectives.advantage import group_advantages, zero_spread_fraction
+from learner.objectives.loss import as_floats
+from learner.objectives.reward_gradient import reward_hinge_loss
+from learner.objectives.subgrpo import subgrpo_loss
+from learner.served_rewards import ServedRewards
+
+PURPOSE = "alignment"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of groups, flattened: sample b of the batch is sample b % G of group b // G."""
+
+    plan: StepPlan
+    texts: list[str]
+    conditioning: Conditioning
+    latents_SBchw: Tensor
+    old_surrogate_TB: Tensor
+    advantages_B: Tensor
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+class AlignmentTrainer:
+    """Updates fake score and student; every draw is a function of (seed, iteration)."""
+
+    def __init__(
+        self,
+        networks: Networks,
+        settings: AlignmentConfig,
+        matching: MatchingSettings,
+        reward_weights: dict[str, float],
+        served: ServedRewards,
+        seed: int,
+    ) -> None:
+        """`served` holds the differentiable ones among the rewards of `reward_weights`."""
+        self._networks = networks
+        self._backbone = networks.backbone
+        self._settings = settings
+        self._matching = matching
+        self._reward_weights = reward_weights
+        self._served = served
+        self._empty = self._backbone.encode_prompts([""])
+        self._seed = seed
+        self._seconds: dict[str, float] = defaultdict(float)
+
+    @staticmethod
+    def optimizer_settings(settings: AlignmentConfig) -> OptimizerSettings:
+        return OptimizerSettings(
+            settings.learning_rate_student,
+            settings.learning_rate_fake,
+            settings.weight_decay,
+            settings.gradient_clip,
+            settings.ema_decay,
+        )
+
+    def update(self, groups: Sequence[ScoredGroup]) -> tuple[dict[str, float], dict[str, float]]:
+        """One step of fake score and student; returns their metrics and the seconds of each part.
+
+        Raises:
+            RewardError: a gradient could not be had; neither network has changed the student then.
+        """
+        self._seconds.clear()
+        with self._timed("prepare"):
+            batch = self._assemble(groups)
+        metrics = reward_metrics(groups)
+        with self._timed("fake_score"):
+            metrics.update(self._update_fake_score(batch))
+        with self._timed("student"):
+            metrics.update(self._update_student(batch))
+        self._seconds["student"] -= self._seconds["reward_gradient"]
+        return metrics, dict(self._seconds)
+
+    def _assemble(self, groups: Sequence[ScoredGroup]) -> Batch:
+        trajectories = [group.trajectory for group in groups]
+        size = trajectories[0].group_size
+        rewards_PG = {
+            name: torch.stack([torch.as_tensor(group.rewards_G[name]) for group in groups])
+            for name in self._reward_weights
+        }
+        advantages_PG = group_advantages(
+            rewards_PG, self._reward_weights, self._settings.advantage_scale, self._settings.advantage_clip
+        )
+        texts = [trajectory.prompt.text for trajectory in trajectories]
+        device = self._backbone.device
+        return Batch(
+            plan=trajectories[0].plan,
+            texts=[text for text in texts for _ in range(size)],
+            conditioning=self._backbone.encode_prompts(texts).repeat(size),
+            latents_SBchw=torch.cat([torch.tensor(t.latents_SGchw) for t in trajectories], dim=1).to(device),
+            old_surrogate_TB=torch.cat([torch.tensor(t.surrogate_TG) for t in trajectories], dim=1).to(device),
+            advantages_B=advantages_PG.flatten().to(device),
+        )
+
+    def _update_fake_score(self, batch: Batch) -> dict[str, float]:
+        totals: dict[str, float] = defaultdict(float)
+        self._networks.fake_optimizer.zero_grad()
+        for rows, share, key in self._parts(batch, "fake"):
+            renoised = renoise_samples(batch.latents_SBchw[-1, rows], 0.0, key)
+            conditioning = batch.conditioning.rows(rows)
+            loss = fake_score_objective(self._backbone, renoised, conditioning, self._matching, key)
+            (loss.value * share).backward()
+            _accumulate(totals, as_floats(loss.metrics), share)
+        totals["fake_gradient_norm"] = self._networks.fake_optimizer.step()
+        return totals
+
+    def _update_student(self, batch: Batch) -> dict[str, float]:
+        totals: dict[str, float] = defaultdict(float)
+        trained_steps = () if self._settings.policy_gradient == "none" else batch.plan.selected
+        term_share = 1 / (len(trained_steps) + 1)
+        self._networks.student_optimizer.zero_grad()
+        for rows, share, key in self._parts(batch, "student"):
+            for step in trained_steps:
+                value, metrics = self._policy_loss(batch, step, rows)
+                (value * share * term_share).backward()
+                _accumulate(totals, metrics, share / len(trained_steps))
+            value, metrics = self._final_step_loss(batch, rows, key)
+            if value.requires_grad:
+                (value * share * term_share).backward()
+            _accumulate(totals, metrics, share)
+        totals["student_gradient_norm"] = self._networks.student_optimizer.step()
+        iteration = batch.plan.iteration
+        if (iteration + 1) % self._settings.ema_every == 0:
+            self._networks.update_average()
+        return totals
+
+    def _policy_loss(self, batch: Batch, step: int, rows: slice) -> tuple[Tensor, dict[str, float]]:
+        """SubGRPO on one selected step, the transition's mean recomputed with its graph."""
+        transition = self._transition(batch, step, rows)
+        next_sample = batch.latents_SBchw[step + 1, rows]
+        surrogate_B = surrogate_log_density(transition.mean_Bchw, next_sample)
+        rollout_B = batch.old_surrogate_TB[step, rows]
+        gap = (surrogate_B.detach() - rollout_B).abs().max().item()
+        if self._settings.surrogate == "gaussian":
+            surrogate_B = gaussian_log_density(transition.mean_Bchw, transition.std, next_sample)
+        old_B = rollout_B if self._settings.old_surrogate == "rollout" else surrogate_B.detach()
+        loss = subgrpo_loss(
+            surrogate_B, old_B, batch.advantages_B[rows], self._settings.clip_low, self._settings.clip_high
+        )
+        return loss.value, {**as_floats(loss.metrics), "surrogate_gap": gap}
+
+    def _final_step_loss(self, batch: Batch, rows: slice, key: DrawKey) -> tuple[Tensor, dict[str, float]]:
+        """Matching and reward back-propagation through the deterministic last step."""
+        settings, metrics = self._settings, {}
+        sample = self._transition(batch, batch.plan.num_steps - 1, rows).mean_Bchw
+        conditioning = batch.conditioning.rows(rows)
+        value = torch.zeros((), device=self._backbone.device)
+        if settings.matching_weight > 0:
+            renoised = renoise_samples(sample, 0.0, key)
+            matching = student_objective(
+                self._backbone, sample, renoised, conditioning, self._empty, self._matching, key
+            )
+            value = value + settings.matching_weight * matching.value
+            metrics.update(as_floats(matching.metrics))
+        if settings.reward_gradient_weight > 0:
+            images_BCHW = self._backbone.decode(sample)
+            with self._timed("reward_gradient"):
+                rewards = self._served.differentiable(images_BCHW, batch.texts[rows])
+            weights = {name: self._reward_weights[name] for name in rewards}
+            hinge = reward_hinge_loss(rewards, weights, settings.reward_target)
+            value = value + settings.reward_gradient_weight * hinge.value
+            metrics.update(as_floats(hinge.metrics))
+        return value, metrics
+
+    def _transition(self, batch: Batch, step: int, rows: slice) -> Transition:
+        """The student's transition at a step of the rollout, with its graph."""
+        latents = batch.latents_SBchw[step, rows]
+        sigma, sigma_next = batch.plan.sigmas[step], batch.plan.sigmas[step + 1]
+        sigma_B = torch.full((len(latents),), sigma)
+        velocity = self._backbone.velocity(Network.STUDENT, latents, sigma_B, batch.conditioning.rows(rows))
+        return cps_transition(latents, velocity, sigma, sigma_next, batch.plan.eta)
+
+    def _parts(self, batch: Batch, update: str) -> Iterator[tuple[slice, float, DrawKey]]:
+        """Micro-batches: their rows, their share of the batch, and the key of their draws."""
+        for start in range(0, len(batch), self._settings.micro_batch):
+            rows = slice(start, min(start + self._settings.micro_batch, len(batch)))
+            key = DrawKey(self._seed, f"{PURPOSE}/{update}", batch.plan.iteration, len(batch), rows)
+            yield rows, (rows.stop - rows.start) / len(batch), key
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._seconds[part] += time.perf_counter() - started
+
+
+def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    """Mean of every reward, and the fraction of groups in which it says nothing."""
+    metrics = {}
+    for name in groups[0].rewards_G:
+        rewards_PG = torch.stack([torch.as_tensor(group.rewards_G[name]) for group in groups])
+        metrics[f"reward/{name}"] = rewards_PG.mean().item()
+        metrics[f"zero_spread/{name}"] = zero_spread_fraction(rewards_PG).item()
+    return metrics
+
+
+def _accumulate(totals: dict[str, float], metrics: dict[str, float], share: float) -> None:
+    for name, value in metrics.items():
+        totals[name] += value * share

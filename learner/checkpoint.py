@@ -1,0 +1,121 @@
+"""Checkpoints: written whole or not at all, refused when damaged, and enough to go on exactly where they stopped.
+
+    checkpoints/alignment-000050/state.safetensors     every tensor that training changes
+    checkpoints/alignment-000050/checkpoint.json       stage, iterations done, hash of the state, settings it depends on
+
+Random draws are functions of the iteration (`common/seeding.py`), so there is no generator state to keep.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from safetensors.torch import load, save
+from torch import Tensor
+
+from common.errors import CheckpointError
+
+STAGES = ("cold_start", "alignment")
+_NAME = re.compile(rf"({'|'.join(STAGES)})-(\d{{6}})")
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: its stage, and how many iterations of it are done."""
+
+    stage: str
+    iteration: int
+
+    @property
+    def directory(self) -> str:
+        return f"{self.stage}-{self.iteration:06d}"
+
+
+def write_checkpoint(root: Path, position: Position, state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Path:
+    """Write one checkpoint under `root`, atomically: a crash leaves the one before in place.
+
+    Raises:
+        CheckpointError: it cannot be written (a full disk, say); what was half written is removed.
+    """
+    final, partial = root / position.directory, root / f".{position.directory}.partial"
+    payload = save(dict(state))
+    about = {**asdict(position), "xxh3": xxhash.xxh3_128_hexdigest(payload), "settings": settings}
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _write_durably(partial / "state.safetensors", payload)
+        _write_durably(partial / "checkpoint.json", json.dumps(about, indent=1).encode())
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(f"cannot write checkpoint {final}: {error.strerror}; free space and use --resume") from error
+    return final
+
+
+def read_checkpoint(directory: Path, settings: Mapping[str, Any] | None = None) -> tuple[Position, dict[str, Tensor]]:
+    """Read one checkpoint; with `settings`, only if it was made under the same ones.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or of a run with other settings (the first difference is named).
+    """
+    try:
+        about = json.loads((directory / "checkpoint.json").read_text())
+        payload = (directory / "state.safetensors").read_bytes()
+        position = Position(about["stage"], about["iteration"])
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{directory} is not a checkpoint: {error}; remove it to resume from the one before") from error
+    if xxhash.xxh3_128_hexdigest(payload) != about["xxh3"]:
+        raise CheckpointError(f"checkpoint {directory} is damaged (hash differs); remove it to resume from the one before")
+    if settings is not None:
+        difference = _first_difference(about["settings"], settings)
+        if difference:
+            raise CheckpointError(f"checkpoint {directory} is of a run with another {difference}; use another --run-dir")
+    return position, load(payload)
+
+
+def latest_checkpoint(root: Path) -> Path | None:
+    """The furthest checkpoint under `root`, or None."""
+    found = [(STAGES.index(match[1]), int(match[2]), path) for path, match in _checkpoints(root)]
+    return max(found)[2] if found else None
+
+
+def prune_checkpoints(root: Path, stage: str, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints of a stage."""
+    mine = sorted(path for path, match in _checkpoints(root) if match[1] == stage)
+    for path in mine[:-keep]:
+        shutil.rmtree(path)
+
+
+def _checkpoints(root: Path) -> list[tuple[Path, re.Match[str]]]:
+    if not root.is_dir():
+        return []
+    matches = [(path, _NAME.fullmatch(path.name)) for path in root.iterdir()]
+    return [(path, match) for path, match in matches if match is not None]
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _first_difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str | None:
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            inner = _first_difference(before, after, f"{prefix}{key}.")
+            if inner:
+                return inner
+        elif before != after:
+            return f"{prefix}{key} ({before!r}, now {after!r})"
+    return None

@@ -1,0 +1,92 @@
+"""Evaluations: images of fixed prompts and seeds under a policy, what every reward says of them, and how they differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+from PIL import Image
+from ray.actor import ActorHandle
+
+from common.types import Prompt
+from common.weights import PublishedWeights
+from learner.worker_pool import Call, WorkerPool
+
+PROMPTS_PER_CALL = 4
+"""Prompts a worker evaluates at a time: small enough to spread, large enough not to be felt."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One policy on a set of prompts: the mean of every metric, and per prompt what it is made of."""
+
+    metrics: dict[str, float]
+    prompts: list[Any]
+
+
+def evaluate(
+    pool: WorkerPool,
+    prompts: Sequence[Prompt],
+    spec: object,
+    images_per_prompt: int,
+    weights: ray.ObjectRef[PublishedWeights] | None,
+) -> Evaluation:
+    """Evaluate `spec` (a `rollout_workers.sampler.SamplingSpec`) on the workers.
+
+    Returns metrics `diversity` and one per reward; every policy is given the same noise.
+    """
+    parts = [prompts[start : start + PROMPTS_PER_CALL] for start in range(0, len(prompts), PROMPTS_PER_CALL)]
+    for place, part in enumerate(parts):
+        pool.submit(Call(("evaluation", place), partial(_start_evaluation, part, spec, images_per_prompt, weights)))
+    by_place = {done.key[1]: done.result for done in pool.results(len(parts))}
+    evaluated = [item for place in sorted(by_place) for item in by_place[place]]
+    metrics = {
+        name: float(np.concatenate([item.rewards_G[name] for item in evaluated]).mean())
+        for name in evaluated[0].rewards_G
+    }
+    metrics["diversity"] = float(np.mean([item.diversity for item in evaluated]))
+    return Evaluation(metrics, evaluated)
+
+
+def _start_evaluation(
+    prompts: Sequence[Prompt],
+    spec: object,
+    images_per_prompt: int,
+    weights: ray.ObjectRef[PublishedWeights] | None,
+    worker: ActorHandle,
+) -> list[ray.ObjectRef]:
+    return [worker.evaluate.remote(prompts, spec, images_per_prompt, weights)]
+
+
+def save_grid(evaluation: Evaluation, path: Path, num_prompts: int) -> None:
+    """One row a prompt, its images side by side."""
+    rows = [np.concatenate(list(item.images_GHWC), axis=1) for item in evaluation.prompts[:num_prompts]]
+    _save_png(np.concatenate(rows, axis=0), path)
+
+
+def save_gallery(evaluations: dict[str, Evaluation], directory: Path, num_prompts: int) -> None:
+    """`gallery.json` and its images: the first image of each prompt under every policy, with its scores."""
+    entries = []
+    first = next(iter(evaluations.values()))
+    for place, item in enumerate(first.prompts[:num_prompts]):
+        policies = {}
+        for policy, evaluation in evaluations.items():
+            mine = evaluation.prompts[place]
+            name = f"gallery-{place:02d}-{policy}.png"
+            _save_png(mine.images_GHWC[0], directory / name)
+            scores = {reward: float(values[0]) for reward, values in mine.rewards_G.items()}
+            policies[policy] = {"image": name, "scores": scores}
+        entries.append({"prompt": item.prompt.text, "policies": policies})
+    (directory / "gallery.json").write_text(json.dumps(entries, indent=1))
+
+
+def _save_png(image_HWC: npt.NDArray[np.uint8], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image_HWC).save(path)

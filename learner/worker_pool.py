@@ -1,0 +1,109 @@
+"""Hands calls to rollout workers and takes back what they return, whichever worker finishes first.
+
+Ray restarts a dead worker and repeats its call (`max_restarts`, `max_task_retries`): every call carries all it needs,
+so repeating it is safe. What reaches this file is a worker that could not be brought back: its calls go to the others.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
+
+from common.errors import WorkerError
+
+CALLS_AHEAD = 2
+"""Calls a worker holds at a time: one running and one waiting, so that it never idles between them."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One remote call: `key` tells the caller which one it is; `submit` starts it on a worker and returns its references.
+
+    The first reference is small and fetched when ready; the others stay where they are.
+    """
+
+    key: Hashable
+    submit: Callable[[ActorHandle], list[ray.ObjectRef]]
+
+
+@dataclass(frozen=True)
+class Finished:
+    key: Hashable
+    result: Any
+    references: list[ray.ObjectRef]
+
+
+@dataclass
+class _Running:
+    call: Call
+    worker: ActorHandle
+    references: list[ray.ObjectRef]
+
+
+class WorkerPool:
+    """A queue of calls over a changing set of workers."""
+
+    def __init__(self, workers: list[ActorHandle], timeout_s: float) -> None:
+        """`timeout_s`: the run fails when nothing at all finishes for so long."""
+        self._workers = list(workers)
+        self._timeout_s = timeout_s
+        self._waiting: deque[Call] = deque()
+        self._running: dict[ray.ObjectRef, _Running] = {}
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def submit(self, call: Call) -> None:
+        self._waiting.append(call)
+        self._dispatch()
+
+    def results(self, count: int) -> Iterator[Finished]:
+        """The next `count` calls to finish.
+
+        Raises:
+            WorkerError: no worker is left, or nothing finished within the timeout.
+            RtdmdError: what a call raised in its worker.
+        """
+        for _ in range(count):
+            yield self._next()
+
+    def _next(self) -> Finished:
+        while True:
+            ready, _ = ray.wait(list(self._running), num_returns=1, timeout=self._timeout_s)
+            if not ready:
+                raise WorkerError(f"no worker finished anything in {self._timeout_s:.0f} s: see the workers' logs")
+            running = self._running.pop(ready[0])
+            try:
+                result = ray.get(ready[0])
+            except RayActorError as error:
+                self._remove(running, error)
+                continue
+            self._dispatch()
+            return Finished(running.call.key, result, running.references)
+
+    def _remove(self, running: _Running, error: RayActorError) -> None:
+        """Give up on a worker that did not come back, and hand its call to the others."""
+        self._workers = [worker for worker in self._workers if worker != running.worker]
+        if not self._workers:
+            reason = str(error).strip().splitlines()[0]
+            raise WorkerError(f"the last rollout worker died and could not be restarted: {reason}") from error
+        self._waiting.appendleft(running.call)
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        while self._waiting:
+            load = {id(worker): 0 for worker in self._workers}
+            for running in self._running.values():
+                load[id(running.worker)] = load.get(id(running.worker), 0) + 1
+            worker = min(self._workers, key=lambda candidate: load[id(candidate)])
+            if load[id(worker)] >= CALLS_AHEAD:
+                return
+            call = self._waiting.popleft()
+            references = call.submit(worker)
+            self._running[references[0]] = _Running(call, worker, references)

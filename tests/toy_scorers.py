@@ -1,0 +1,60 @@
+"""Scorers without a model, one of which misbehaves on request. No torch: a server of them starts at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from common.reward_api import ByteArray, FloatArray, Metadata
+from reward_servers.scorers.base import Scorer
+
+
+class BrightnessScorer(Scorer):
+    """Mean pixel value in [0, 1]; the gradient is known by hand."""
+
+    name = "brightness"
+    score_range = (0.0, 1.0)
+    differentiable = True
+    weights_hash = "none"
+
+    @classmethod
+    def load(cls, model_dir: Path | None, device: str) -> Self:
+        return cls()
+
+    def score(self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]) -> FloatArray:
+        return (images_BHWC.mean(axis=(1, 2, 3)) / 255).astype(np.float32)
+
+    def score_with_gradient(
+        self, images_BCHW: FloatArray, prompts: Sequence[str], metadata: Sequence[Metadata]
+    ) -> tuple[FloatArray, FloatArray]:
+        gradients = np.full_like(images_BCHW, 1 / images_BCHW[0].size)
+        return images_BCHW.mean(axis=(1, 2, 3)), gradients
+
+
+class MischiefScorer(BrightnessScorer):
+    """Does what the first prompt of its batch says: nan, count, range, raise, or wait for metadata["until"]."""
+
+    name = "mischief"
+    differentiable = False
+
+    def score(self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]) -> FloatArray:
+        scores_B = super().score(images_BHWC, prompts, metadata)
+        if prompts[0] == "raise":
+            raise RuntimeError("asked to fail")
+        if prompts[0] == "wait":
+            Path(metadata[0]["started"]).touch()
+            deadline = time.monotonic() + 30
+            while not Path(metadata[0]["until"]).exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+        wrong = {"nan": np.where(np.arange(len(prompts)) == 0, np.nan, scores_B), "count": scores_B[:-1]}
+        return wrong.get(prompts[0], scores_B + 100 if prompts[0] == "range" else scores_B)
+
+
+class SickScorer(MischiefScorer):
+    """Fails its probe."""
+
+    probe_prompt = "nan"
