@@ -1,19 +1,19 @@
 """Every error this project raises on purpose. Each message names the thing, the value and the remedy.
 
-    RtdmdError
-    ├── ConfigError               a run file or override that cannot be run
-    ├── PromptError               a prompt file or a prompt that cannot be used
-    ├── ModelError                a model directory that is missing, incomplete or corrupt
-    ├── CheckpointError           a checkpoint that is missing, incomplete or of another run
-    ├── WireError                 bytes that are not a valid message
-    ├── WeightUpdateError         published weights that do not fit the receiver (keys, shapes, base model)
-    │   └── AttestationError      weights were applied, but what the receiver now computes is not what was published
-    ├── WorkerError               rollout workers are gone and could not be brought back
-    └── RewardError               a reward that could not be had; carries `reward` and `cause`
-        ├── RewardUnavailable     refused, reset, timed out, 5xx: worth another try
-        ├── RewardOverloaded      429: worth another try, after `retry_after` seconds
-        ├── RewardRejected        4xx: the request itself is wrong, another try would fail as well
-        └── RewardInvalid         an answer of the wrong count or shape, or one that is not finite
+RtdmdError
+├── ConfigError               a run file or override that cannot be run
+├── PromptError               a prompt file or a prompt that cannot be used
+├── ModelError                a model directory that is missing, incomplete or corrupt
+├── CheckpointError           a checkpoint that is missing, incomplete or of another run
+├── WireError                 bytes that are not a valid message
+├── WeightUpdateError         published weights that do not fit the receiver (keys, shapes, base model)
+│   └── AttestationError      weights were applied, but what the receiver now computes is not what was published
+├── WorkerError               rollout workers are gone and could not be brought back
+└── RewardError               a reward that could not be had; carries `reward` and `cause`
+    ├── RewardUnavailable     refused, reset, timed out, 5xx: worth another try
+    ├── RewardOverloaded      429: worth another try, after `retry_after` seconds
+    ├── RewardRejected        4xx: the request itself is wrong, another try would fail as well
+    └── RewardInvalid         an answer of the wrong count or shape, or one that is not finite
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ import ray
 import torch
 
 from common.backbones import load_backbone
-from common.backbones.base import Network
 from common.backbones.adapters import stacked_state
+from common.backbones.base import Network
 from common.config import Config
 from common.reward_client import RewardClient, RewardEndpoint
 from common.types import Prompt, ScoredGroup
@@ -41,7 +41,12 @@ class Learner:
     """Stage 1 from the start, stage 2 after `begin_alignment`."""
 
     def __init__(
-        self, config: Config, prompts: Sequence[Prompt], rewards: Sequence[RewardEndpoint], reward_token: str | None, device: str
+        self,
+        config: Config,
+        prompts: Sequence[Prompt],
+        rewards: Sequence[RewardEndpoint],
+        reward_token: str | None,
+        device: str,
     ) -> None:
         torch.set_num_threads(config.learner.threads)
         self._config = config

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from common.backbones.base import Conditioning, Network
 from common.config import AlignmentConfig
-from common.flow import Transition, clean_prediction, cps_transition, gaussian_log_density, surrogate_log_density
+from common.flow import Transition, cps_transition, gaussian_log_density, surrogate_log_density
 from common.types import ScoredGroup, StepPlan
 from learner.matching import DrawKey, MatchingSettings, fake_score_objective, renoise_samples, student_objective
 from learner.networks import Networks, OptimizerSettings

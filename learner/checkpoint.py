@@ -57,7 +57,9 @@ def write_checkpoint(root: Path, position: Position, state: Mapping[str, Tensor]
         partial.rename(final)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(f"cannot write checkpoint {final}: {error.strerror}; free space and use --resume") from error
+        raise CheckpointError(
+            f"cannot write checkpoint {final}: {error.strerror}; free space and use --resume"
+        ) from error
     return final
 
 
@@ -72,14 +74,28 @@ def read_checkpoint(directory: Path, settings: Mapping[str, Any] | None = None) 
         payload = (directory / "state.safetensors").read_bytes()
         position = Position(about["stage"], about["iteration"])
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{directory} is not a checkpoint: {error}; remove it to resume from the one before") from error
+        raise CheckpointError(
+            f"{directory} is not a checkpoint: {error}; remove it to resume from the one before"
+        ) from error
     if xxhash.xxh3_128_hexdigest(payload) != about["xxh3"]:
-        raise CheckpointError(f"checkpoint {directory} is damaged (hash differs); remove it to resume from the one before")
+        raise CheckpointError(
+            f"checkpoint {directory} is damaged (hash differs); remove it to resume from the one before"
+        )
     if settings is not None:
         difference = _first_difference(about["settings"], settings)
         if difference:
-            raise CheckpointError(f"checkpoint {directory} is of a run with another {difference}; use another --run-dir")
+            raise CheckpointError(
+                f"checkpoint {directory} is of a run with another {difference}; use another --run-dir"
+            )
     return position, load(payload)
+
+
+def read_position(directory: Path) -> Position:
+    """Where a checkpoint stands, from its name alone."""
+    match = _NAME.fullmatch(directory.name)
+    if match is None:
+        raise CheckpointError(f"{directory} is not named like a checkpoint (stage-iteration)")
+    return Position(match[1], int(match[2]))
 
 
 def latest_checkpoint(root: Path) -> Path | None:

@@ -16,9 +16,9 @@ from common.backbones.base import Conditioning, Network
 from common.config import ColdStartConfig, SamplingConfig
 from common.flow import cps_transition
 from common.types import Prompt
-from learner.objectives.loss import as_floats
 from learner.matching import DrawKey, MatchingSettings, fake_score_objective, renoise_samples, student_objective
 from learner.networks import Networks, OptimizerSettings
+from learner.objectives.loss import as_floats
 
 PURPOSE = "cold_start"
 
@@ -72,9 +72,7 @@ class ColdStartTrainer:
         fake.value.backward()
         metrics = {"fake_gradient_norm": self._networks.fake_optimizer.step(), **as_floats(fake.metrics)}
         if train_student:
-            loss = student_objective(
-                self._backbone, sample, renoised, conditioning, self._empty, self._matching, key
-            )
+            loss = student_objective(self._backbone, sample, renoised, conditioning, self._empty, self._matching, key)
             self._networks.student_optimizer.zero_grad()
             loss.value.backward()
             metrics["student_gradient_norm"] = self._networks.student_optimizer.step()
@@ -90,9 +88,6 @@ class ColdStartTrainer:
             with torch.set_grad_enabled(with_graph and step == last_step):
                 sigma_B = torch.full((key.batch_size,), self._sigmas[step])
                 velocity = self._backbone.velocity(Network.STUDENT, latents, sigma_B, conditioning)
-                transition = cps_transition(
-                    latents, velocity, self._sigmas[step], self._sigmas[step + 1], self._eta
-                )
+                transition = cps_transition(latents, velocity, self._sigmas[step], self._sigmas[step + 1], self._eta)
                 latents = transition.sample(key.normal(f"step{step}", latents))
         return latents
-

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -68,25 +67,9 @@ def _start_evaluation(
 def save_grid(evaluation: Evaluation, path: Path, num_prompts: int) -> None:
     """One row a prompt, its images side by side."""
     rows = [np.concatenate(list(item.images_GHWC), axis=1) for item in evaluation.prompts[:num_prompts]]
-    _save_png(np.concatenate(rows, axis=0), path)
+    save_png(np.concatenate(rows, axis=0), path)
 
 
-def save_gallery(evaluations: dict[str, Evaluation], directory: Path, num_prompts: int) -> None:
-    """`gallery.json` and its images: the first image of each prompt under every policy, with its scores."""
-    entries = []
-    first = next(iter(evaluations.values()))
-    for place, item in enumerate(first.prompts[:num_prompts]):
-        policies = {}
-        for policy, evaluation in evaluations.items():
-            mine = evaluation.prompts[place]
-            name = f"gallery-{place:02d}-{policy}.png"
-            _save_png(mine.images_GHWC[0], directory / name)
-            scores = {reward: float(values[0]) for reward, values in mine.rewards_G.items()}
-            policies[policy] = {"image": name, "scores": scores}
-        entries.append({"prompt": item.prompt.text, "policies": policies})
-    (directory / "gallery.json").write_text(json.dumps(entries, indent=1))
-
-
-def _save_png(image_HWC: npt.NDArray[np.uint8], path: Path) -> None:
+def save_png(image_HWC: npt.NDArray[np.uint8], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image_HWC).save(path)

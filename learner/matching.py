@@ -90,9 +90,7 @@ def fake_score_objective(
 ) -> Loss:
     """The fake score's loss on renoised student samples, consistency regulariser included."""
     velocity = backbone.velocity(Network.FAKE_SCORE, renoised.latents_Bchw, renoised.sigma_B, conditioning)
-    target, scale = ambient_target(
-        renoised.x_start_Bchw, renoised.noise_Bchw, renoised.sigma_start, renoised.sigma_B
-    )
+    target, scale = ambient_target(renoised.x_start_Bchw, renoised.noise_Bchw, renoised.sigma_start, renoised.sigma_B)
     denoising = fake_score_loss(velocity, target, scale, settings.fake_max_weight)
     if settings.consistency_weight == 0:
         return denoising
@@ -136,9 +134,7 @@ def student_objective(
     with torch.no_grad():
         latents, sigma = renoised.latents_Bchw, renoised.sigma_B
         noise = key.normal("project", latents)
-        teacher = guided_velocity(
-            backbone, Network.TEACHER, latents, sigma, conditioning, empty, settings.guidance
-        )
+        teacher = guided_velocity(backbone, Network.TEACHER, latents, sigma, conditioning, empty, settings.guidance)
         fake = backbone.velocity(Network.FAKE_SCORE, latents, sigma, conditioning)
         projected = [
             cps_transition(latents, velocity, sigma, renoised.sigma_start, settings.eta).sample(noise)

@@ -47,11 +47,13 @@ class Collected:
         groups: references in the order of the prompts, dropped ones left out.
         seconds: worker seconds by part, summed over groups.
         dropped: cause -> how many groups were dropped for it.
+        images: samples in the groups.
     """
 
     groups: list[ray.ObjectRef[ScoredGroup]]
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     dropped: Counter[str] = field(default_factory=Counter)
+    images: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,7 @@ class Rollouts:
         self._calls: dict[int, list[partial[list[ray.ObjectRef]]]] = {}
         self._finished: dict[int, dict[int, tuple[Outcome, ray.ObjectRef]]] = defaultdict(dict)
 
-    def request(
-        self, plan: StepPlan, prompts: Sequence[Prompt], weights: ray.ObjectRef[PublishedWeights]
-    ) -> None:
+    def request(self, plan: StepPlan, prompts: Sequence[Prompt], weights: ray.ObjectRef[PublishedWeights]) -> None:
         """Have one group sampled for every prompt, with these weights."""
         calls = [partial(_start_rollout, prompt, plan, self._group_size, weights) for prompt in prompts]
         self._calls[plan.iteration] = calls
@@ -95,6 +95,7 @@ class Rollouts:
                 collected.seconds[part] += seconds
             if outcome.failure is None:
                 collected.groups.append(group)
+                collected.images += self._group_size
             else:
                 collected.dropped[f"{outcome.failure.reward}:{outcome.failure.cause}"] += 1
                 last_failure = outcome.failure

@@ -29,5 +29,7 @@ class ServedRewards:
         for name in self._names:
             scores, gradients = self._client.gradient(name, sent, list(texts))
             gradients_BCHW = torch.tensor(gradients, device=images_BCHW.device)
-            rewards[name] = attach_gradient(torch.tensor(scores, device=images_BCHW.device), gradients_BCHW, images_BCHW)
+            rewards[name] = attach_gradient(
+                torch.tensor(scores, device=images_BCHW.device), gradients_BCHW, images_BCHW
+            )
         return rewards

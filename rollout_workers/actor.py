@@ -20,7 +20,7 @@ from common.backbones.base import Network
 from common.config import BackboneConfig, LoraConfig, RewardClientConfig
 from common.errors import RewardError
 from common.reward_client import RewardClient, RewardEndpoint
-from common.types import FloatArray, Prompt, ScoredGroup, StepPlan, TrajectoryGroup
+from common.types import FloatArray, PolicyVersion, Prompt, ScoredGroup, StepPlan, TrajectoryGroup
 from common.weights import PublishedWeights
 from rollout_workers.diversity import mean_pairwise_distance
 from rollout_workers.sampler import SamplingSpec, sample_for_evaluation, sample_group

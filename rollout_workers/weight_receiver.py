@@ -59,13 +59,19 @@ class WeightReceiver:
         for adapter in stack:
             if not bank.parameters(adapter):
                 bank.add(adapter, seed=0, trainable=False)
-            mine = {key.split("/", 1)[1]: torch.from_numpy(v) for key, v in state.items() if key.startswith(f"{adapter}/")}
+            mine = {
+                key.split("/", 1)[1]: torch.from_numpy(v) for key, v in state.items() if key.startswith(f"{adapter}/")
+            }
             bank.load(adapter, mine)
         bank.define(Network.STUDENT, stack)
 
     def _attest_weights(self, manifest: Manifest) -> None:
         live = tensor_hashes(student_state(self._backbone))
-        wrong = sorted(key for key in manifest.tensor_hashes.keys() | live.keys() if manifest.tensor_hashes.get(key) != live.get(key))
+        wrong = sorted(
+            key
+            for key in manifest.tensor_hashes.keys() | live.keys()
+            if manifest.tensor_hashes.get(key) != live.get(key)
+        )
         if wrong:
             raise AttestationError(
                 f"after applying weights version {manifest.version.number}, {len(wrong)} of {len(live)} tensors are not what was "

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as functional
 from diffusers import AutoencoderKL
 from torch import Tensor
+from torch.nn import functional
 
 from zoo.world import CANVAS, render_scenes, sample_scenes
 
 LATENT_CHANNELS = 4
-STEPS = 1500
-BATCH = 32
+STEPS = 2000
+BATCH = 16
 KL_WEIGHT = 1e-5
 """Only keeps the latents bounded: their scale is set by `scaling_factor` afterwards."""
 
@@ -47,12 +47,13 @@ def train_autoencoder(seed: int, steps: int = STEPS) -> AutoencoderKL:
     """Train on renders with squared and absolute error, convolutions in bfloat16."""
     torch.manual_seed(seed)
     images = torch.from_numpy(render_scenes(sample_scenes(12_000, seed + 1), seed + 1))
-    model = new_autoencoder()
+    model = new_autoencoder().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.05)
     started = time.monotonic()
     for step in range(steps):
         batch = to_tensor(images[torch.randint(len(images), (BATCH,))].numpy())
+        batch = batch.to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = model.encode(batch).latent_dist
             restored = model.decode(posterior.sample()).sample.float()
@@ -65,7 +66,7 @@ def train_autoencoder(seed: int, steps: int = STEPS) -> AutoencoderKL:
         schedule.step()
         if step % 200 == 0:
             print(f"autoencoder {step} loss {loss.item():.4f} {time.monotonic() - started:.0f} s", flush=True)
-    return _normalise(model.eval().requires_grad_(False), images)
+    return _normalise(model.to(memory_format=torch.contiguous_format).eval().requires_grad_(False), images)
 
 
 @torch.no_grad()
@@ -79,7 +80,9 @@ def _normalise(model: AutoencoderKL, images: Tensor) -> AutoencoderKL:
 @torch.no_grad()
 def encode_images(model: AutoencoderKL, images_BHWC: npt.NDArray[np.uint8]) -> Tensor:
     """Normalised latents float32 [B, 4, 16, 16] of uint8 images."""
-    parts = [model.encode(to_tensor(part.numpy())).latent_dist.mean for part in torch.from_numpy(images_BHWC).split(256)]
+    parts = [
+        model.encode(to_tensor(part.numpy())).latent_dist.mean for part in torch.from_numpy(images_BHWC).split(256)
+    ]
     return (torch.cat(parts) - model.config.shift_factor) * model.config.scaling_factor
 
 

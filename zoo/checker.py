@@ -24,7 +24,7 @@ from common.reward_api import ByteArray, FloatArray, Metadata
 from common.wire import fingerprint, tensor_hashes
 from reward_servers.scorers.base import Scorer
 from zoo.half_weights import load_full, save_half
-from zoo.world import BACKGROUNDS, CANVAS, COLOURS, SHAPES, SIZES, Thing, obeys, parse_caption
+from zoo.world import BACKGROUNDS, CANVAS, COLOURS, SHAPES, SIZES, Request, Thing, obeys, parse_caption
 
 STRIDE = 4
 """Pixels per cell of the output map."""
@@ -72,7 +72,6 @@ class CheckerNet(nn.Module):
             nn.Conv2d(3, width // 2, 5, stride=2, padding=2, bias=False),
             nn.BatchNorm2d(width // 2),
             nn.ReLU(),
-            _Residual(width // 2),
             nn.Conv2d(width // 2, width, 3, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(width),
             nn.ReLU(),
@@ -91,7 +90,13 @@ class CheckerNet(nn.Module):
 
 @dataclass(frozen=True)
 class Parse:
-    """An image as the checker reads it: things in no order, a background word or "neither", P(damaged) of the worst cell."""
+    """An image as the checker reads it.
+
+    Attributes:
+        things: in no order.
+        background: a background word, or "neither".
+        damage: how probably the worst cell is damaged.
+    """
 
     things: tuple[Thing, ...]
     background: str
@@ -123,10 +128,13 @@ class GoldChecker:
         config_path = directory / _CONFIG
         if not config_path.is_file():
             raise ModelError(f"no checker at {directory} ({_CONFIG} is missing): rebuild it with `python -m zoo.build`")
-        config = json.loads(config_path.read_text())
-        net = CheckerNet(config["width"], config["blocks"])
-        net.load_state_dict(load_full(directory / _WEIGHTS))
-        return cls(net, Thresholds(**config["thresholds"]))
+        try:
+            config = json.loads(config_path.read_text())
+            net, thresholds = CheckerNet(config["width"], config["blocks"]), Thresholds(**config["thresholds"])
+            net.load_state_dict(load_full(directory / _WEIGHTS))
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise ModelError(f"{directory} holds no usable checker ({error}): rebuild it") from error
+        return cls(net, thresholds)
 
     def save(self, directory: Path) -> None:
         """Write float16 weights and the thresholds."""
@@ -168,11 +176,10 @@ class GoldChecker:
         """
         requests = [parse_caption(caption) for caption in captions]
         pairs = zip(self.parse(images_BHWC), requests, strict=True)
-        return np.array([self.intact(parse) and obeys(request, parse.things, parse.background) for parse, request in pairs])
+        return np.array([self._obeys(parse, request) for parse, request in pairs], bool)
 
-    def intact(self, parse: Parse) -> bool:
-        """Whether nothing in the image is damaged."""
-        return parse.damage < self.thresholds.damage
+    def _obeys(self, parse: Parse, request: Request) -> bool:
+        return parse.damage < self.thresholds.damage and obeys(request, parse.things, parse.background)
 
 
 class GoldScorer(Scorer):

@@ -33,7 +33,10 @@ NEAR = 5.0
 """Cells whose middle lies within this many pixels of a thing's centre learn its attributes and offset."""
 ACCEPT = 0.985
 """Share of intact, slightly softened images whose damage must stay below the threshold."""
-
+DECODED = 0.6
+"""Share of training pictures whose things look as a latent decoder leaves them, which is no damage."""
+PLACE_ERROR = 1.5
+"""Pixels within which a place counts as found."""
 LESSONS = (*KINDS, "shape_blend", "shape_blend", "colour_blend", "erased", "overlapped", "ghosted image")
 """The kinds of damage trained on; what is hard to see comes more often."""
 
@@ -42,14 +45,15 @@ Targets = dict[str, Tensor]
 
 def training_picture(rng: random.Random, noise: np.random.Generator) -> Picture:
     """One training image: 45 % clean, 45 % broken in some way, 10 % on a background that is none of ours."""
-    scene, draw = sample_scene(rng), rng.random()
+    scene, draw, decoded = sample_scene(rng), rng.random(), rng.random() < DECODED
     if draw < 0.45:
-        picture = clean_picture(scene, noise, jitter=1.4)
+        picture = clean_picture(scene, noise, jitter=1.4, decoded=decoded)
     elif draw < 0.9:
-        picture = broken_picture(scene, rng.choice(LESSONS), noise)
+        picture = broken_picture(scene, rng.choice(LESSONS), noise, decoded)
     else:
         image = compose(layers_of(scene, noise), plain_background("neither", noise))
-        picture = Picture(image, scene.things, (False,) * len(scene.things), "neither", np.zeros((CANVAS, CANVAS), bool))
+        nothing = np.zeros((CANVAS, CANVAS), bool)
+        picture = Picture(image, scene.things, (False,) * len(scene.things), "neither", nothing)
     image = soften(picture.image_HWC, noise, blur=0.85, noise=0.03)
     return Picture(image, picture.things, picture.broken, picture.background, picture.damage_HW)
 
@@ -61,7 +65,7 @@ def targets_of(pictures: list[Picture]) -> Targets:
 
 
 def _targets_of_one(picture: Picture) -> dict[str, npt.NDArray[np.generic]]:
-    """`heat` [h, w] Gaussian bumps; `peak`, `known` bool [h, w]; `offset` [2, h, w]; `words` [3, h, w]; `damage`; `background`."""
+    """`heat` (Gaussian bumps), `peak`, `placed`, `known`, `damage` [h, w]; `offset` [2, h, w]; `words` [3, h, w]."""
     grid_y, grid_x = np.mgrid[0:CELLS, 0:CELLS].astype(np.float32) + 0.5
     heat = np.zeros((CELLS, CELLS), np.float32)
     peak, known, placed = (np.zeros((CELLS, CELLS), bool) for _ in range(3))
@@ -86,7 +90,7 @@ def _word_indices(thing: Thing) -> tuple[int, int, int]:
 
 
 def checker_loss(maps: CellMaps, targets: Targets) -> Tensor:
-    """Focal centre loss (CenterNet eq. 1), cross-entropy of attributes, L1 of offsets, cross-entropy of damage and background."""
+    """Focal loss of centres (CenterNet, eq. 1), L1 of offsets, cross-entropy of attributes, damage and background."""
     logit, heat, peak = maps.centre_Bhw, targets["heat"], targets["peak"]
     chance = logit.sigmoid()
     hit = F.softplus(-logit) * (1 - chance) ** 2 * peak
@@ -187,8 +191,10 @@ def _attribute_accuracy(parses: list[Parse], scenes: list[Scene]) -> dict[str, f
 
 
 def _agrees(name: str, found: Thing, drawn: Thing) -> bool:
-    same = {"size": found.size == drawn.size, "colour": found.colour == drawn.colour, "shape": found.shape == drawn.shape}
-    return same[name] if name in same else bool(np.hypot(found.x - drawn.x, found.y - drawn.y) < 1.5)
+    if name == "place":
+        return bool(np.hypot(found.x - drawn.x, found.y - drawn.y) < PLACE_ERROR)
+    index = ("size", "colour", "shape").index(name)
+    return found.words[index] == drawn.words[index]
 
 
 def build_checker(out_dir: Path, seed: int = 0) -> dict[str, float]:

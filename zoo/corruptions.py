@@ -1,8 +1,8 @@
 """What goes wrong in a generated image, drawn on purpose: the negatives of every scoring model in the zoo.
 
-A scene is first taken apart into layers (how much of each pixel a thing covers, and its colour). `BROKEN_THINGS` damage
-one layer, `BROKEN_IMAGES` the finished picture, `cut` pushes a thing across the border. `soften` is no damage: it is the
-slight loss of a good decoder, which a scorer must forgive.
+A scene is first taken apart into layers (how much of each pixel a thing covers, and its colour). `BROKEN_THINGS`
+damage one layer, `BROKEN_IMAGES` the finished picture, "cut" pushes a thing across the border. `soften` is no damage:
+it is the slight loss of a good decoder, which a scorer must forgive.
 """
 
 from __future__ import annotations
@@ -105,13 +105,28 @@ def _radius(size: str, rng: np.random.Generator, jitter: float = RADIUS_JITTER) 
     return float(SIZES[size] + rng.uniform(-jitter, jitter))
 
 
-def layers_of(scene: Scene, rng: np.random.Generator, jitter: float = 1.0) -> list[Layer]:
-    """Take a scene apart; `jitter` scales the renderer's own jitter of radius and colour."""
+def layers_of(scene: Scene, rng: np.random.Generator, jitter: float = 1.0, decoded: bool = False) -> list[Layer]:
+    """Take a scene apart; `jitter` scales the renderer's own jitter of radius and colour, `decoded` see `_decoded`."""
     layers = []
     for thing in scene.things:
         cover = coverage(thing.shape, thing.x, thing.y, _radius(thing.size, rng, jitter * RADIUS_JITTER))
-        layers.append(Layer(thing, cover, _colour(thing.colour, rng, jitter * COLOUR_JITTER)))
+        layer = Layer(thing, cover, _colour(thing.colour, rng, jitter * COLOUR_JITTER))
+        layers.append(_decoded(layer, rng) if decoded else layer)
     return layers
+
+
+def _decoded(layer: Layer, rng: np.random.Generator) -> Layer:
+    """What a small latent decoder makes of a thing: rounder corners, an uneven inside, a slight drift of its colour."""
+    sigma = rng.uniform(0.6, 2.0)
+    # The blurred outline has slope 0.4 / sigma: raise it to a slope per pixel that looks sharp again.
+    slope = rng.uniform(max(0.3, 0.4 / sigma), 0.9)
+    blurred = gaussian_blur(layer.cover_HW, sigma)
+    cover = np.clip(0.5 + (blurred - 0.5) * slope * sigma / 0.4, 0, 1)
+    texture = gaussian_blur(rng.normal(0, 1, (CANVAS, CANVAS, 3)).astype(np.float32), rng.uniform(0.8, 2.5))
+    texture *= rng.uniform(0, 0.06) / texture.std()
+    drift = rng.uniform(-0.04, 0.04, 3)
+    colour = np.clip(layer.colour_HWC + texture + drift, 0, 1)
+    return replace(layer, cover_HW=cover.astype(np.float32), colour_HWC=colour.astype(np.float32))
 
 
 def compose(layers: list[Layer], background_HWC: Array) -> Array:
@@ -255,7 +270,7 @@ BROKEN_IMAGES: dict[str, Callable[[Array, np.random.Generator], tuple[Array, Arr
     "smeared": _smeared,
     "stained": _stained,
 }
-"""Each returns the damaged image and how much every pixel changed [H, W]; all zero where the things themselves broke."""
+"""Each returns the damaged image and how much each pixel changed [H, W], all zero where the things themselves broke."""
 KINDS = (*BROKEN_THINGS, *BROKEN_IMAGES, "cut")
 
 
@@ -270,18 +285,18 @@ def soften(image: Array, rng: np.random.Generator, blur: float = MILD_BLUR, nois
     return np.clip(soft * rng.uniform(0.97, 1.03), 0, 1).astype(np.float32)
 
 
-def clean_picture(scene: Scene, rng: np.random.Generator, jitter: float = 1.0) -> Picture:
+def clean_picture(scene: Scene, rng: np.random.Generator, jitter: float = 1.0, decoded: bool = False) -> Picture:
     """A scene drawn as it should be."""
-    image = compose(layers_of(scene, rng, jitter), plain_background(scene.background, rng))
+    image = compose(layers_of(scene, rng, jitter, decoded), plain_background(scene.background, rng))
     nothing = np.zeros((CANVAS, CANVAS), bool)
     return Picture(image, scene.things, (False,) * len(scene.things), scene.background, nothing)
 
 
-def broken_picture(scene: Scene, kind: str, rng: np.random.Generator) -> Picture:
+def broken_picture(scene: Scene, kind: str, rng: np.random.Generator, decoded: bool = False) -> Picture:
     """A scene drawn with damage of one of `KINDS`; at least one thing, or the background, is broken."""
     if kind == "cut":
         return _cut_picture(scene, rng)
-    layers = layers_of(scene, rng)
+    layers = layers_of(scene, rng, decoded=decoded)
     background = plain_background(scene.background, rng)
     if kind in BROKEN_THINGS:
         victim = int(rng.integers(len(layers)))

@@ -1,8 +1,8 @@
 """The detector reward, in GenEval's role (arXiv 2310.11513): counts, attributes and places, with partial credit.
 
-A small U-Net names the colour and the shape at every pixel; connected pixels of one colour are a thing. It shares nothing
-with the gold checker (architecture, renderer, data, seed) and looks for no damage: a broken picture loses only what can no
-longer be read from it.
+A small U-Net names the colour and the shape at every pixel; connected pixels of one colour are a thing. It shares
+nothing with the gold checker (architecture, renderer, data, seed) and looks for no damage: a broken picture loses only
+what can no longer be read from it.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ class Reading:
 def connected(classes_BHW: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Number the 4-connected regions of equal class: int64 [B, H, W], equal within a region, different between regions.
 
-    A region's number is the highest pixel index in it. Each round takes the higher number of neighbours and then follows
-    it to the number found there, so long regions take few rounds.
+    A region's number is the highest pixel index in it. Each round takes the higher number of neighbours and then
+    follows it to the number found there, so long regions take few rounds.
     """
     count = classes_BHW.shape[0]
     labels = np.broadcast_to(np.arange(classes_BHW[0].size).reshape(classes_BHW.shape[1:]), classes_BHW.shape).copy()
@@ -192,10 +192,10 @@ def _part(inside_HW: npt.NDArray[np.bool_], colour_kHW: FloatArray, shape_kHW: F
 
 
 def partial_credit(request: Request, reading: Reading) -> float:
-    """The mean, in [0, 1], over what was asked for: the count, three words of each thing, each relation, the background.
+    """The mean, in [0, 1], over all that was asked for: the count, each thing's words, each relation, the background.
 
-    Colour, shape and background count with their probability, so that a clearer picture earns a little more. Parts are
-    assigned to things as favours the picture most; a thing without a part earns nothing, nor do its relations.
+    Colour, shape and background count with their probability, so that a clearer picture earns a little more. Parts
+    are assigned to things as favours the picture most; a thing without a part earns nothing, nor do its relations.
     """
     asked = len(request.things)
     count = max(0.0, 1 - abs(len(reading.parts) - asked) / asked)

@@ -34,5 +34,5 @@ def load_full(path: Path) -> dict[str, torch.Tensor]:
     try:
         state = load_file(path)
     except SafetensorError as error:
-        raise ModelError(f"{path} is not a whole safetensors file ({error}): rebuild it with `python -m zoo.build`") from error
+        raise ModelError(f"{path} is truncated or corrupt ({error}): rebuild it with `python -m zoo.build`") from error
     return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}

@@ -1,8 +1,8 @@
 """The two preference models of the shapes world: their sizes, and how they are written to disk.
 
 Both are CLIP models (arXiv 2103.00020) with the exact GELU, trained by `zoo.preference_training` as
-`transformers.CLIPModel`s. The HPS one is stored under open_clip's names, as HPSv2.1 is published; the PickScore one as a
-`CLIPModel` directory.
+`transformers.CLIPModel`s. The HPS one is stored under open_clip's names, as HPSv2.1 is published; the PickScore one as
+a `CLIPModel` directory.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def open_clip_settings(sizes: dict[str, Any], vocabulary_size: int) -> dict[str,
     """A model's sizes as open_clip's config.json writes them."""
     width, layers, head_width = sizes["vision"]
     text_width, text_layers, heads = sizes["text"]
-    vision = {"image_size": CANVAS, "layers": layers, "width": width, "head_width": head_width, "patch_size": PATCH_SIZE}
+    vision = {"image_size": CANVAS, "layers": layers, "width": width, "head_width": head_width}
+    vision["patch_size"] = PATCH_SIZE
     text = {"context_length": MAX_TOKENS, "vocab_size": vocabulary_size, "width": text_width, "heads": heads}
     return {"embed_dim": sizes["embed_dim"], "vision_cfg": vision, "text_cfg": {**text, "layers": text_layers}}
 
@@ -85,7 +86,10 @@ _EMBEDDINGS = {
     "text_model.embeddings.position_embedding.weight": "positional_embedding",
     "text_model.final_layer_norm": "ln_final",
 }
-_BLOCKS = {"vision_model.encoder.layers": "visual.transformer.resblocks", "text_model.encoder.layers": "transformer.resblocks"}
+_BLOCKS = {
+    "vision_model.encoder.layers": "visual.transformer.resblocks",
+    "text_model.encoder.layers": "transformer.resblocks",
+}
 _PARTS = {
     "self_attn.out_proj": "attn.out_proj",
     "layer_norm1": "ln_1",

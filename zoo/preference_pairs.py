@@ -71,9 +71,9 @@ def _reworded(scene: Scene, attribute: str, words: list[str], rng: random.Random
 
 def _exchanged(scene: Scene, attribute: str, rng: random.Random) -> Scene:
     one, two = rng.sample(range(len(scene.things)), 2)
-    words = {"colour": [thing.colour for thing in scene.things], "shape": [thing.shape for thing in scene.things]}[attribute]
-    first = replace(scene.things[one], **{attribute: words[two]})
-    second = replace(scene.things[two], **{attribute: words[one]})
+    index = ("size", "colour", "shape").index(attribute)
+    first = replace(scene.things[one], **{attribute: scene.things[two].words[index]})
+    second = replace(scene.things[two], **{attribute: scene.things[one].words[index]})
     return _with_thing(_with_thing(scene, one, first), two, second)
 
 
@@ -89,15 +89,17 @@ def _moved(scene: Scene, rng: random.Random) -> Scene:
     first, second = scene.things[0], scene.things[other]
     swapped = _with_thing(scene, 0, replace(first, x=second.x, y=second.y))
     swapped = _with_thing(swapped, other, replace(second, x=first.x, y=first.y))
-    clear = [
-        [word for word in RELATIONS if holds(word, swapped.things[0], thing, RENDER_MARGIN)] for thing in swapped.things[1:]
-    ]
+    clear = [_clear_relations(swapped.things[0], thing) for thing in swapped.things[1:]]
     if not all(clear):
         return scene
     kept = zip(scene.relations, clear, strict=True)
     # The word of the exchanged pair is the opposite one, so that a relation word alone tells the two captions apart.
     relations = [OPPOSITE[old] if OPPOSITE[old] in words else rng.choice(words) for old, words in kept]
     return replace(swapped, relations=tuple(relations))
+
+
+def _clear_relations(first: Thing, other: Thing) -> list[str]:
+    return [word for word in RELATIONS if holds(word, first, other, RENDER_MARGIN)]
 
 
 def _recounted(scene: Scene, rng: random.Random) -> Scene:
@@ -111,7 +113,7 @@ def _recounted(scene: Scene, rng: random.Random) -> Scene:
     reach = SIZES[words[0]] + 1.5
     for _ in range(20):
         thing = Thing(*words, rng.uniform(reach, CANVAS - reach), rng.uniform(reach, CANVAS - reach))
-        clear = [word for word in RELATIONS if holds(word, scene.things[0], thing, RENDER_MARGIN)]
+        clear = _clear_relations(scene.things[0], thing)
         if clear and not any(_touch(thing, other) for other in scene.things):
             relations = (*scene.relations, rng.choice(clear))
             return replace(scene, things=(*scene.things, thing), relations=relations)
@@ -179,8 +181,12 @@ _CLASSES = [*SIZES, *COLOURS, *SHAPES]
 
 @dataclass(frozen=True)
 class CaptionFacts:
-    """What a caption says. `present_T`: 1 for each (size, colour, shape) type named. `told_T2`: where relations put it, -1
-    or 1 along their axis, else 0. `background`: word index.
+    """What a caption says.
+
+    Attributes:
+        present_T: 1 for each (size, colour, shape) type named.
+        told_T2: where relations put it, -1 or 1 along their axis, else 0.
+        background: word index.
     """
 
     present_T: Array
@@ -190,8 +196,11 @@ class CaptionFacts:
 
 @dataclass(frozen=True)
 class PictureFacts:
-    """What a clean picture shows. `patches_PK`: share of each patch covered by things of each size, colour and shape word.
-    `places_T2`: mean place of each type's things in [-1, 1].
+    """What a clean picture shows.
+
+    Attributes:
+        patches_PK: share of each patch covered by things of each size, colour and shape word.
+        places_T2: mean place of each type's things, in [-1, 1].
     """
 
     patches_PK: Array
@@ -229,6 +238,7 @@ def picture_facts(scene: Scene, covers: list[Array]) -> PictureFacts:
 class PairBatch:
     """N scenes, their N twins, and the N scenes again but damaged: images [3 N, H, W, 3]; captions, facts 2 N each.
 
+    `damage_NP` [N, patches] is 1 where damage touches a patch of a damaged picture.
     `also_right_NN` [2 N, 2 N] marks pictures (columns) that by chance are right for another's caption (rows).
     """
 
@@ -236,6 +246,7 @@ class PairBatch:
     captions: list[str]
     told: list[CaptionFacts]
     shown: list[PictureFacts]
+    damage_NP: Array
     also_right_NN: npt.NDArray[np.bool_]
 
 
@@ -245,24 +256,25 @@ def sample_batch(pairs: int, rng: random.Random, noise: np.random.Generator) -> 
     spoilt_kinds = rng.choices(list(SPOILT_SHARES), list(SPOILT_SHARES.values()), k=pairs)
     twins = [sample_twins(kind, rng) for kind in twin_kinds]
     scenes = [scene for scene, _ in twins] + [twin for _, twin in twins]
-    images, shown = [], []
+    images, shown, damage = [], [], []
     for scene in scenes:
         layers = layers_of(scene, noise, jitter=1.2)
         images.append(compose(layers, plain_background(scene.background, noise)))
         shown.append(picture_facts(scene, [layer.cover_HW for layer in layers]))
     for scene, kind in zip(scenes, spoilt_kinds, strict=False):
-        images.append(broken_picture(scene, rng.choice(SPOILT[kind]), noise).image_HWC)
+        picture = broken_picture(scene, rng.choice(SPOILT[kind]), noise)
+        images.append(picture.image_HWC)
+        damage.append(picture.damage_HW.reshape(PATCHES, PATCH, PATCHES, PATCH).any((1, 3)).reshape(-1))
     requests = [parse_caption(scene.caption) for scene in scenes]
     also_right = np.array([[obeyed_by(scene, request) for scene in scenes] for request in requests])
     np.fill_diagonal(also_right, False)
     softened = np.stack([soften(image, noise) for image in images])
     told = [caption_facts(scene) for scene in scenes]
-    return PairBatch(softened, [scene.caption for scene in scenes], told, shown, also_right)
+    damage_NP = np.stack(damage).astype(np.float32)
+    return PairBatch(softened, [scene.caption for scene in scenes], told, shown, damage_NP, also_right)
 
 
-def held_out_pairs(
-    kind: str, count: int, seed: int
-) -> tuple[list[str], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+def held_out_pairs(kind: str, count: int, seed: int) -> tuple[list[str], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """`count` captions with a right and a wrong picture each, uint8 [B, H, W, 3]; the wrong one is wrong by `kind`."""
     rng, noise = random.Random(f"{kind} {seed}"), np.random.default_rng([seed, PAIR_KINDS.index(kind)])
     captions, right, wrong = [], [], []

@@ -6,9 +6,9 @@ import copy
 import time
 
 import torch
-import torch.nn.functional as functional
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor
+from torch.nn import functional
 
 from common.flow import add_noise
 from zoo.autoencoder import LATENT_CHANNELS, encode_images
@@ -22,7 +22,7 @@ PATCH = 4
 WIDTH = 160
 HEAD = 32
 SCENES = 40_000
-STEPS = 4_500
+STEPS = 4_200
 BATCH = 64
 LEARNING_RATE = 1.5e-3
 CAPTION_DROPOUT = 0.1
@@ -47,7 +47,9 @@ def new_transformer() -> SD3Transformer2DModel:
     )
 
 
-def new_pipeline(transformer: SD3Transformer2DModel, vae: AutoencoderKL, text: TextEncoders) -> StableDiffusion3Pipeline:
+def new_pipeline(
+    transformer: SD3Transformer2DModel, vae: AutoencoderKL, text: TextEncoders
+) -> StableDiffusion3Pipeline:
     return StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
@@ -113,7 +113,9 @@ class _Reader(nn.Module):
         self.heads = nn.ModuleDict({fact: nn.Linear(width, len(answers)) for fact, answers in FACTS.items()})
         self.slot = nn.Linear(width, MAX_THINGS)
 
-    def forward(self, tokens_BLd: Tensor, places: Tensor, facts: dict[str, Tensor], slots: Tensor) -> tuple[Tensor, float]:
+    def forward(
+        self, tokens_BLd: Tensor, places: Tensor, facts: dict[str, Tensor], slots: Tensor
+    ) -> tuple[Tensor, float]:
         at_things = tokens_BLd[places[:, 0], places[:, 1]]
         logits = {fact: head(at_things) for fact, head in self.heads.items()}
         loss = sum((functional.cross_entropy(logits[f], facts[f]) for f in FACTS), torch.zeros(()))
@@ -129,7 +131,9 @@ class _SceneReader(nn.Module):
         self.things = nn.ModuleList([_Reader(width) for _ in range(MAX_THINGS)])
         self.background = nn.Linear(width, len(BACKGROUNDS))
 
-    def forward(self, pooled_Bd: Tensor, places: Tensor, facts: dict[str, Tensor], slots: Tensor, grounds: Tensor) -> Tensor:
+    def forward(
+        self, pooled_Bd: Tensor, places: Tensor, facts: dict[str, Tensor], slots: Tensor, grounds: Tensor
+    ) -> Tensor:
         loss = functional.cross_entropy(self.background(pooled_Bd), grounds)
         for slot, reader in enumerate(self.things):
             mine = slots == slot

@@ -48,7 +48,9 @@ class AdapterBank:
         self._module.add_adapter(LoraConfig(**self._settings, init_lora_weights="gaussian"), adapter_name=name)
         self._layers = {path: layer for path, layer in self._module.named_modules() if isinstance(layer, LoraLayer)}
         if not self._layers:
-            raise ModelError(f"adapter {name!r} binds to no module: no name ends in any of {self._settings['target_modules']}")
+            raise ModelError(
+                f"adapter {name!r} binds to no module: no name ends in any of {self._settings['target_modules']}"
+            )
         if trainable:
             self._trainable.add(name)
         for key, parameter in self.parameters(name).items():
@@ -149,6 +151,4 @@ def stacked_state(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
     sum_i B_i A_i = [B_1 B_2 ...] [A_1; A_2; ...], exactly, with the scale of each unchanged.
     """
-    return {
-        key: torch.cat([state[key] for state in states], dim=0 if ".lora_A." in key else 1) for key in states[0]
-    }
+    return {key: torch.cat([state[key] for state in states], dim=0 if ".lora_A." in key else 1) for key in states[0]}

@@ -46,9 +46,7 @@ class Conditioning:
 
     def expand_to(self, count: int) -> Conditioning:
         """One encoded prompt for `count` samples, without copying it."""
-        return Conditioning(
-            {name: tensor.expand(count, *tensor.shape[1:]) for name, tensor in self.tensors.items()}
-        )
+        return Conditioning({name: tensor.expand(count, *tensor.shape[1:]) for name, tensor in self.tensors.items()})
 
     @staticmethod
     def concatenate(parts: Sequence[Conditioning]) -> Conditioning:

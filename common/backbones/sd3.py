@@ -93,7 +93,11 @@ class StableDiffusion3:
     def save_lora(self, directory: Path, state: dict[str, Tensor], alpha: float) -> None:
         """Write an adapter as diffusers' own LoRA file, for `StableDiffusion3Pipeline.load_lora_weights`."""
         rank = next(value.shape[0] for key, value in state.items() if ".lora_A." in key)
-        metadata = {"r": rank, "lora_alpha": alpha, "target_modules": sorted({key.rsplit(".lora_", 1)[0] for key in state})}
+        metadata = {
+            "r": rank,
+            "lora_alpha": alpha,
+            "target_modules": sorted({key.rsplit(".lora_", 1)[0] for key in state}),
+        }
         self._pipeline.save_lora_weights(
             directory, transformer_lora_layers=state, transformer_lora_adapter_metadata=metadata
         )

@@ -1,0 +1,27 @@
+"""Stage 1, the cold start: the loop's twin without rollouts, since AC-DMD needs neither rewards nor workers.
+
+learner.cold_start: roll the student to a random step ──► fake score ──► (every k-th) student
+"""
+
+from __future__ import annotations
+
+import ray
+from ray.actor import ActorHandle
+
+from learner.checkpoint import Position
+from learner.loop import Milestones
+from learner.tracker import Tracker
+
+STAGE = "cold_start"
+
+
+def run_cold_start(
+    learner: ActorHandle, tracker: Tracker, milestones: Milestones, *, start: int, iterations: int
+) -> None:
+    """Distil from iteration `start` up to `iterations`."""
+    for iteration in range(start, iterations):
+        with tracker.iteration(STAGE, iteration) as step:
+            with step.timed("wait_update"):
+                result = ray.get(learner.cold_start.remote(iteration))
+            step.record_update(result)
+        milestones.after(Position(STAGE, iteration + 1))

@@ -1,0 +1,61 @@
+"""THE loop: stage 2, RTDMD as a distributed service.
+
+    prompts, StepPlan ──► rollouts.request ──► workers: sample 4 steps, decode, score ──► ScoredGroup references
+                             ▲                                                               │
+         weights vN+1        │                                        rollouts.collect ◄─────┘   (waits: all groups of N)
+              │              │                                               │
+              └──── learner.publish ◄──── learner.align: fake score, student ◄┘                  (waits: the update)
+
+Iteration N trains on groups sampled with the weights of version max(0, N - max_staleness): with 0 the run is
+synchronous, with k the workers sample k iterations ahead. The staleness is exact, not just bounded, so a run is
+reproducible whatever the number, speed or placement of its workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import ray
+from ray.actor import ActorHandle
+
+from common.types import Prompt, StepPlan
+from learner.checkpoint import Position
+from learner.rollouts import Rollouts
+from learner.tracker import Tracker
+
+STAGE = "alignment"
+
+
+class Milestones(Protocol):
+    """What happens now and then: evaluation and checkpoint. `weights_number` is free for publications."""
+
+    def after(self, position: Position) -> None: ...
+
+
+def run_alignment(
+    learner: ActorHandle,
+    rollouts: Rollouts,
+    plan_for: Callable[[int], tuple[StepPlan, Sequence[Prompt]]],
+    tracker: Tracker,
+    milestones: Milestones,
+    *,
+    start: int,
+    iterations: int,
+    max_staleness: int,
+) -> None:
+    """Train from iteration `start` up to `iterations`; every wait fails with a named error rather than hang."""
+    requested = start
+    for iteration in range(start, iterations):
+        with tracker.iteration(STAGE, iteration) as step:
+            weights = learner.publish.remote(iteration, averaged=False)
+            while requested < min(iterations, iteration + 1 + max_staleness):
+                plan, prompts = plan_for(requested)
+                rollouts.request(plan, prompts, weights)
+                requested += 1
+            with step.timed("wait_rollouts"):
+                collected = rollouts.collect(iteration)
+            with step.timed("wait_update"):
+                result = ray.get(learner.align.remote(collected.groups))
+            step.record(collected, result)
+        milestones.after(Position(STAGE, iteration + 1))

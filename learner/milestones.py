@@ -1,0 +1,67 @@
+"""What a run does now and then: evaluate the averaged student, save a grid of samples, write a checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+from common.config import Config
+from common.types import Prompt
+from learner.checkpoint import Position, prune_checkpoints
+from learner.evaluate import Evaluation, evaluate, save_grid
+from learner.tracker import Tracker
+from learner.worker_pool import WorkerPool
+
+EVALUATION_VERSION = -1
+"""Version number of averaged weights: no training iteration samples with them."""
+
+
+class RunMilestones:
+    """Called by the loops after every iteration."""
+
+    def __init__(
+        self,
+        config: Config,
+        run_dir: Path,
+        learner: ActorHandle,
+        pool: WorkerPool,
+        tracker: Tracker,
+        prompts: Sequence[Prompt],
+        spec: object,
+        settings: dict[str, Any],
+    ) -> None:
+        """`spec` says how the student samples; `settings` go into every checkpoint and must be equal on resume."""
+        self._config = config
+        self._run_dir = run_dir
+        self._learner = learner
+        self._pool = pool
+        self._tracker = tracker
+        self._prompts = prompts[: config.evaluation.prompts]
+        self._spec = spec
+        self._settings = settings
+
+    def after(self, position: Position) -> None:
+        if position.stage == "alignment" and position.iteration % self._config.evaluation.every == 0:
+            self._evaluate(position)
+        if position.iteration % self._config.checkpoint.every == 0:
+            self.checkpoint(position)
+
+    def checkpoint(self, position: Position) -> None:
+        root = self._run_dir / "checkpoints"
+        ray.get(self._learner.save.remote(root, position, self._settings))
+        prune_checkpoints(root, position.stage, self._config.checkpoint.keep)
+
+    def _evaluate(self, position: Position) -> None:
+        started = time.perf_counter()
+        weights = self._learner.publish.remote(EVALUATION_VERSION, averaged=True)
+        evaluation: Evaluation = evaluate(
+            self._pool, self._prompts, self._spec, self._config.evaluation.images_per_prompt, weights
+        )
+        name = f"{position.stage}-{position.iteration:06d}.png"
+        save_grid(evaluation, self._run_dir / "samples" / name, self._config.evaluation.grid_prompts)
+        self._tracker.evaluation(position, "student", evaluation.metrics, time.perf_counter() - started)

@@ -1,0 +1,63 @@
+"""The run's final comparison: each policy is evaluated once and kept, so that a resumed run repeats none of them.
+
+    samples/policies/teacher_28.json      metrics, and prompt and scores of each gallery image
+    samples/policies/teacher_28-00.png    the gallery's images
+
+`summary.json` and `samples/gallery.json` are put together from these files at the end.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from learner.evaluate import Evaluation, save_png
+
+
+class PolicyRecords:
+    """Keeps what was measured of each policy, in the order of the comparison."""
+
+    def __init__(self, run_dir: Path, gallery_prompts: int) -> None:
+        self._samples = run_dir / "samples"
+        self._directory = self._samples / "policies"
+        self._gallery_prompts = gallery_prompts
+        self._directory.mkdir(parents=True, exist_ok=True)
+
+    def has(self, policy: str) -> bool:
+        return self._file(policy).exists()
+
+    def add(self, policy: str, evaluation: Evaluation, seconds: float) -> None:
+        """Keep an evaluation; its file is written last, so that a crash in between leaves the policy unmeasured."""
+        gallery = []
+        for place, item in enumerate(evaluation.prompts[: self._gallery_prompts]):
+            image = f"policies/{policy}-{place:02d}.png"
+            save_png(item.images_GHWC[0], self._samples / image)
+            scores = {reward: float(values[0]) for reward, values in item.rewards_G.items()}
+            gallery.append({"prompt": item.prompt.text, "image": image, "scores": scores})
+        record = {"metrics": evaluation.metrics, "seconds": seconds, "gallery": gallery}
+        partial = self._file(policy).with_suffix(".partial")
+        partial.write_text(json.dumps(record, indent=1))
+        partial.rename(self._file(policy))
+
+    def metrics(self, policy: str) -> dict[str, float]:
+        return dict(self._read(policy)["metrics"])
+
+    def write_gallery(self, policies: list[str]) -> None:
+        """`gallery.json`: per prompt, every policy's image and scores."""
+        records = {policy: self._read(policy)["gallery"] for policy in policies}
+        entries = []
+        for place, first in enumerate(records[policies[0]]):
+            shown = {
+                policy: {"image": gallery[place]["image"], "scores": gallery[place]["scores"]}
+                for policy, gallery in records.items()
+            }
+            entries.append({"prompt": first["prompt"], "policies": shown})
+        (self._samples / "gallery.json").write_text(json.dumps(entries, indent=1))
+
+    def _file(self, policy: str) -> Path:
+        return self._directory / f"{policy}.json"
+
+    def _read(self, policy: str) -> dict[str, Any]:
+        record: dict[str, Any] = json.loads(self._file(policy).read_text())
+        return record

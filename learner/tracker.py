@@ -1,0 +1,160 @@
+"""Where a run's numbers go: `metrics.jsonl`, the console and Prometheus, from one record an iteration."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol, TextIO
+
+from common.metrics import DriverMetrics, LearnerMetrics
+from learner.checkpoint import STAGES, Position
+from learner.console import Console
+from learner.rollouts import Collected
+
+
+class UpdateResult(Protocol):
+    """See `learner.actor.UpdateResult`."""
+
+    metrics: dict[str, float]
+    seconds: dict[str, float]
+
+
+class StepRecord:
+    """What one iteration reports, filled in while it runs."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, float] = {}
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.images = 0
+        self.dropped: Mapping[str, int] = {}
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[part] += time.perf_counter() - started
+
+    def record(self, collected: Collected, result: UpdateResult) -> None:
+        """A stage 2 iteration: what the workers and what the learner did."""
+        self.record_update(result)
+        for part, seconds in collected.seconds.items():
+            self.seconds[f"worker_{part}"] = seconds
+        self.dropped = collected.dropped
+        self.metrics["dropped_groups"] = float(sum(collected.dropped.values()))
+        self.images = collected.images
+
+    def record_update(self, result: UpdateResult) -> None:
+        self.metrics.update(result.metrics)
+        for part, seconds in result.seconds.items():
+            self.seconds[f"update_{part}"] = seconds
+
+
+class Tracker:
+    """Writes one line per iteration and per evaluation. On resume, lines past the checkpoint are cut off first."""
+
+    def __init__(self, path: Path, console: Console, driver: DriverMetrics, learner: LearnerMetrics) -> None:
+        self._path = path
+        self._console = console
+        self._driver = driver
+        self._learner = learner
+        self._file: TextIO = path.open("a", encoding="utf-8")
+
+    def close(self) -> None:
+        self._file.close()
+
+    @contextmanager
+    def iteration(self, stage: str, iteration: int) -> Iterator[StepRecord]:
+        """Time and record one iteration; nothing is written when it fails."""
+        record, started = StepRecord(), time.perf_counter()
+        yield record
+        record.seconds["step"] = time.perf_counter() - started
+        self._write(stage, iteration, "train", record.metrics, record.seconds)
+        self._export(stage, iteration, record)
+        shown = {_grouped(name): value for name, value in record.metrics.items()}
+        shown |= {f"seconds/{part}": value for part, value in record.seconds.items()}
+        if record.images:
+            shown["speed/images per second"] = record.images / record.seconds["step"]
+        self._console.update(shown, stage, iteration)
+
+    def evaluation(self, position: Position, policy: str, metrics: dict[str, float], seconds: float) -> None:
+        """Record an evaluation of the student made after `position.iteration` iterations."""
+        self._write(position.stage, position.iteration, "evaluation", metrics, {"evaluation": seconds})
+        for name, value in metrics.items():
+            self._driver.evaluation.labels(policy=policy, metric=name).set(value)
+        after = f"{policy} after {position.iteration} iterations of {position.stage}"
+        self._console.message(f"{after}: {_listed(metrics)}  ({seconds:.0f} s)")
+
+    def policy(self, policy: str, metrics: dict[str, float], seconds: float) -> None:
+        """Show a policy of the final comparison (kept by `learner/policies.py`)."""
+        for name, value in metrics.items():
+            self._driver.evaluation.labels(policy=policy, metric=name).set(value)
+        self._console.message(f"{policy}: {_listed(metrics)}  ({seconds:.0f} s)")
+
+    def totals(self) -> dict[str, float]:
+        """Seconds by stage or part, summed over the whole run, earlier sittings of a resumed one included."""
+        totals: dict[str, float] = defaultdict(float)
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            part = "evaluation" if record["kind"] == "evaluation" else record["stage"]
+            totals[part] += record["seconds"]["step" if record["kind"] == "train" else "evaluation"]
+        return dict(totals)
+
+    def message(self, text: str) -> None:
+        self._console.message(text)
+
+    def _write(
+        self, stage: str, iteration: int, kind: str, metrics: Mapping[str, float], seconds: Mapping[str, float]
+    ) -> None:
+        line = {"stage": stage, "iteration": iteration, "kind": kind, "metrics": metrics, "seconds": seconds}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def _export(self, stage: str, iteration: int, record: StepRecord) -> None:
+        self._driver.iteration.labels(stage=stage).set(iteration + 1)
+        self._driver.images.inc(record.images)
+        for part, seconds in record.seconds.items():
+            self._driver.stage_seconds.labels(part=part).inc(seconds)
+        for cause, count in record.dropped.items():
+            self._driver.dropped_groups.labels(cause=cause).inc(count)
+        for name, value in record.metrics.items():
+            if name.startswith("reward/"):
+                self._driver.reward.labels(reward=name.removeprefix("reward/")).set(value)
+            else:
+                self._learner.loss.labels(loss=name).set(value)
+        self._learner.updates.labels(network="fake").inc()
+        if "student_gradient_norm" in record.metrics:
+            self._learner.updates.labels(network="student").inc()
+
+
+def _listed(metrics: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+
+
+def _grouped(name: str) -> str:
+    """The console groups by what stands before the slash; a bare name is a loss or a norm."""
+    return name if "/" in name else f"loss/{name}"
+
+
+def cut_metrics(path: Path, position: Position) -> None:
+    """Drop the lines of iterations that a resumed run is about to repeat, and a torn last line."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _is_before(line, position)]
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    partial.rename(path)
+
+
+def _is_before(line: str, position: Position) -> bool:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return False
+    order = STAGES.index(record["stage"]) - STAGES.index(position.stage)
+    # A train line counts from 0, an evaluation says how many iterations came before it.
+    last = position.iteration - 1 if record["kind"] == "train" else position.iteration
+    return order < 0 or (order == 0 and record["iteration"] <= last)
