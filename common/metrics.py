@@ -25,10 +25,6 @@ WORKER_RESTARTS_TOTAL = "rtdmd_worker_restarts_total"
 POLICY_VERSION = "rtdmd_policy_version"
 LOSS = "rtdmd_loss"
 NETWORK_UPDATES_TOTAL = "rtdmd_network_updates_total"
-WORKER_SECONDS_TOTAL = "rtdmd_worker_seconds_total"
-WORKER_IMAGES_TOTAL = "rtdmd_worker_images_total"
-WORKER_POLICY_VERSION = "rtdmd_worker_policy_version"
-WEIGHT_UPDATES_TOTAL = "rtdmd_weight_updates_total"
 
 
 @dataclass(frozen=True)
@@ -55,11 +51,13 @@ class DriverMetrics:
             evaluation=Gauge(
                 EVALUATION, "Newest evaluation, by policy and metric.", ["policy", "metric"], registry=registry
             ),
-            images=Counter(IMAGES_TOTAL, "Images sampled for training.", registry=registry),
+            images=Counter(IMAGES_TOTAL, "Images sampled for training, by worker.", ["worker"], registry=registry),
             dropped_groups=Counter(
                 DROPPED_GROUPS_TOTAL, "Groups dropped whole, by cause.", ["cause"], registry=registry
             ),
-            worker_restarts=Counter(WORKER_RESTARTS_TOTAL, "Workers brought back.", registry=registry),
+            worker_restarts=Counter(
+                WORKER_RESTARTS_TOTAL, "Workers that took the place of a dead one.", registry=registry
+            ),
             policy_version=Gauge(POLICY_VERSION, "Newest published policy version.", registry=registry),
         )
 
@@ -77,29 +75,6 @@ class LearnerMetrics:
             loss=Gauge(LOSS, "Newest value, by loss.", ["loss"], registry=registry),
             updates=Counter(
                 NETWORK_UPDATES_TOTAL, "Optimizer steps, by network (student, fake).", ["network"], registry=registry
-            ),
-        )
-
-
-@dataclass(frozen=True)
-class WorkerMetrics:
-    """What a rollout worker knows, each series labelled with the worker's number."""
-
-    seconds: Counter
-    images: Counter
-    policy_version: Gauge
-    weight_updates: Counter
-
-    @classmethod
-    def build(cls, registry: CollectorRegistry) -> Self:
-        return cls(
-            seconds=Counter(
-                WORKER_SECONDS_TOTAL, "Seconds spent, by worker and part.", ["worker", "part"], registry=registry
-            ),
-            images=Counter(WORKER_IMAGES_TOTAL, "Images sampled and scored.", ["worker"], registry=registry),
-            policy_version=Gauge(WORKER_POLICY_VERSION, "Policy version sampled with.", ["worker"], registry=registry),
-            weight_updates=Counter(
-                WEIGHT_UPDATES_TOTAL, "Weight updates applied and attested.", ["worker"], registry=registry
             ),
         )
 

@@ -114,7 +114,7 @@ class Learner:
         return position
 
     def export(self, directory: Path) -> None:
-        """Write the averaged student as one LoRA in diffusers' format; its stacked adapters become one of their total rank."""
+        """Write the averaged student as one LoRA in diffusers' format; a stack becomes one of its total rank."""
         bank = self._backbone.adapters
         with self._networks.averaged_student():
             states = [bank.state(name) for name in bank.stack(Network.STUDENT)]

@@ -1,4 +1,4 @@
-"""Evaluations: images of fixed prompts and seeds under a policy, what every reward says of them, and how they differ."""
+"""Evaluations: images of fixed prompts and seeds under a policy, what every reward says of them, how they differ."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
     prompts, StepPlan ──► rollouts.request ──► workers: sample 4 steps, decode, score ──► ScoredGroup references
                              ▲                                                               │
-         weights vN+1        │                                        rollouts.collect ◄─────┘   (waits: all groups of N)
+         weights vN+1        │                                        rollouts.collect ◄─────┘  (waits: all groups of N)
               │              │                                               │
-              └──── learner.publish ◄──── learner.align: fake score, student ◄┘                  (waits: the update)
+              └──── learner.publish ◄──── learner.align: fake score, student ◄┘                 (waits: the update)
 
 Iteration N trains on groups sampled with the weights of version max(0, N - max_staleness): with 0 the run is
 synchronous, with k the workers sample k iterations ahead. The staleness is exact, not just bounded, so a run is

@@ -95,7 +95,11 @@ def started_service(invocation: Invocation) -> Iterator[Service]:
         total = config.cold_start.iterations + config.alignment.iterations
         console = stack.enter_context(Console(total, config.run.name))
         tracker = Tracker(
-            run_dir / "metrics.jsonl", console, DriverMetrics.build(registry), LearnerMetrics.build(registry)
+            run_dir / "metrics.jsonl",
+            console,
+            DriverMetrics.build(registry),
+            LearnerMetrics.build(registry),
+            config.workers.count,
         )
         stack.callback(tracker.close)
         yield Service(
@@ -169,6 +173,8 @@ def _ray_cluster(config: Config) -> Iterator[None]:
     if "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False)
     else:
+        # Ray makes its workers yield to every other process; here they are what the machine is for.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init(
             address="local",
             num_cpus=max(
@@ -222,8 +228,8 @@ def _wait_until_loaded(learner: ActorHandle, workers: list[ActorHandle]) -> None
         ray.get([learner.sigmas.remote(1), *(worker.ready.remote() for worker in workers)], timeout=CALL_TIMEOUT_S)
     except ray.exceptions.GetTimeoutError as error:
         raise ConfigError(
-            f"learner and workers did not start in {CALL_TIMEOUT_S:.0f} s: does the cluster have the CPUs and GPUs that "
-            "learner.* and workers.* ask for?"
+            f"learner and workers did not start in {CALL_TIMEOUT_S:.0f} s: does the cluster have the CPUs and GPUs "
+            "that learner.* and workers.* ask for?"
         ) from error
     except ray.exceptions.RayActorError as error:
         raise ModelError(f"learner or workers could not start: {_root_cause(error)}") from error
@@ -253,7 +259,8 @@ def plan_text(invocation: Invocation) -> str:
         f"run        {config.run.name}, seed {config.run.seed}, into {invocation.run_dir.resolve()}",
         f"backbone   {config.backbone.family} at {config.backbone.path}, {config.backbone.dtype}",
         f"stage 1    {cold_start.iterations} iterations of {cold_start.batch_size} samples",
-        f"stage 2    {alignment.iterations} iterations of {images} samples, policy gradient {alignment.policy_gradient}",
+        f"stage 2    {alignment.iterations} iterations of {images} samples, "
+        f"policy gradient {alignment.policy_gradient}",
         f"workers    {config.workers.count} of {config.workers.num_cpus:g} CPU, {config.workers.num_gpus:g} GPU",
         f"learner    {config.learner.num_cpus:g} CPU, {config.learner.num_gpus:g} GPU",
         *(_reward_text(reward) for reward in config.rewards),

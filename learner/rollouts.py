@@ -28,6 +28,7 @@ GROUP_ATTEMPTS = 2
 class Outcome(Protocol):
     """What a rollout says of itself: see `rollout_workers.actor.RolloutOutcome`."""
 
+    worker: str
     version: PolicyVersion
     seconds: dict[str, float]
     failure: Failure | None
@@ -47,13 +48,13 @@ class Collected:
         groups: references in the order of the prompts, dropped ones left out.
         seconds: worker seconds by part, summed over groups.
         dropped: cause -> how many groups were dropped for it.
-        images: samples in the groups.
+        images: worker -> samples it contributed.
     """
 
     groups: list[ray.ObjectRef[ScoredGroup]]
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     dropped: Counter[str] = field(default_factory=Counter)
-    images: int = 0
+    images: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Rollouts:
                 collected.seconds[part] += seconds
             if outcome.failure is None:
                 collected.groups.append(group)
-                collected.images += self._group_size
+                collected.images[outcome.worker] += self._group_size
             else:
                 collected.dropped[f"{outcome.failure.reward}:{outcome.failure.cause}"] += 1
                 last_failure = outcome.failure

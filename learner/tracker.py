@@ -29,7 +29,7 @@ class StepRecord:
     def __init__(self) -> None:
         self.metrics: dict[str, float] = {}
         self.seconds: dict[str, float] = defaultdict(float)
-        self.images = 0
+        self.images: Mapping[str, int] = {}
         self.dropped: Mapping[str, int] = {}
 
     @contextmanager
@@ -56,11 +56,15 @@ class StepRecord:
 class Tracker:
     """Writes one line per iteration and per evaluation. On resume, lines past the checkpoint are cut off first."""
 
-    def __init__(self, path: Path, console: Console, driver: DriverMetrics, learner: LearnerMetrics) -> None:
+    def __init__(
+        self, path: Path, console: Console, driver: DriverMetrics, learner: LearnerMetrics, workers: int
+    ) -> None:
         self._path = path
         self._console = console
         self._driver = driver
         self._learner = learner
+        self._expected_workers = workers
+        self._workers: set[str] = set()
         self._file: TextIO = path.open("a", encoding="utf-8")
 
     def close(self) -> None:
@@ -77,7 +81,7 @@ class Tracker:
         shown = {_grouped(name): value for name, value in record.metrics.items()}
         shown |= {f"seconds/{part}": value for part, value in record.seconds.items()}
         if record.images:
-            shown["speed/images per second"] = record.images / record.seconds["step"]
+            shown["speed/images per second"] = sum(record.images.values()) / record.seconds["step"]
         self._console.update(shown, stage, iteration)
 
     def evaluation(self, position: Position, policy: str, metrics: dict[str, float], seconds: float) -> None:
@@ -115,7 +119,12 @@ class Tracker:
 
     def _export(self, stage: str, iteration: int, record: StepRecord) -> None:
         self._driver.iteration.labels(stage=stage).set(iteration + 1)
-        self._driver.images.inc(record.images)
+        self._driver.policy_version.set(iteration)
+        for worker, images in record.images.items():
+            if worker not in self._workers and len(self._workers) >= self._expected_workers:
+                self._driver.worker_restarts.inc()
+            self._workers.add(worker)
+            self._driver.images.labels(worker=worker).inc(images)
         for part, seconds in record.seconds.items():
             self._driver.stage_seconds.labels(part=part).inc(seconds)
         for cause, count in record.dropped.items():

@@ -23,9 +23,9 @@ CALLS_AHEAD = 2
 
 @dataclass(frozen=True)
 class Call:
-    """One remote call: `key` tells the caller which one it is; `submit` starts it on a worker and returns its references.
+    """One remote call: `key` tells the caller which one it is, `submit` starts it on a worker.
 
-    The first reference is small and fetched when ready; the others stay where they are.
+    The first of the references that `submit` returns is small and fetched when ready; the others stay where they are.
     """
 
     key: Hashable

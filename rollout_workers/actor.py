@@ -6,6 +6,8 @@ be repeated on a worker that was restarted in between, and a worker swaps weight
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,8 +58,12 @@ class ScoringFailure:
 
 @dataclass(frozen=True)
 class RolloutOutcome:
-    """What a rollout says of itself: small, for the driver; the group goes to the learner."""
+    """What a rollout says of itself: small, for the driver; the group goes to the learner.
 
+    `worker` is host:pid, so that a restarted worker is a new one.
+    """
+
+    worker: str
     version: PolicyVersion
     seconds: dict[str, float]
     failure: ScoringFailure | None = None
@@ -92,6 +98,7 @@ class RolloutWorker:
     def __init__(self, settings: WorkerSettings) -> None:
         torch.set_num_threads(settings.threads)
         self._settings = settings
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._backbone = load_backbone(settings.backbone, settings.lora, torch.device(settings.device))
         tolerance = PROBE_TOLERANCE[settings.backbone.dtype]
         self._receiver = WeightReceiver(self._backbone, tolerance)
@@ -130,12 +137,13 @@ class RolloutWorker:
             rewards = self._trained.score(images, [prompt.text] * group_size, [dict(prompt.metadata)] * group_size)
         except RewardError as error:
             clock.lap("score")
-            return RolloutOutcome(version, clock.seconds, ScoringFailure(error.reward, error.cause, str(error))), None
+            failure = ScoringFailure(error.reward, error.cause, str(error))
+            return RolloutOutcome(self._name, version, clock.seconds, failure), None
         clock.lap("score")
         trajectory = TrajectoryGroup(
             prompt, plan, version, sampled.latents_SGchw.cpu().numpy(), sampled.surrogate_TG.cpu().numpy()
         )
-        return RolloutOutcome(version, clock.seconds), ScoredGroup(trajectory, rewards)
+        return RolloutOutcome(self._name, version, clock.seconds), ScoredGroup(trajectory, rewards)
 
     def evaluate(
         self, prompts: Sequence[Prompt], spec: SamplingSpec, images_per_prompt: int, weights: PublishedWeights | None

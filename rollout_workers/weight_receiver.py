@@ -44,8 +44,8 @@ class WeightReceiver:
         own = self._backbone.base_fingerprint()
         if own != manifest.base_fingerprint:
             raise WeightUpdateError(
-                f"weights version {manifest.version.number} were trained on base {manifest.base_fingerprint}, but this worker "
-                f"loaded base {own}: point learner and workers at the same model directory"
+                f"weights version {manifest.version.number} were trained on base {manifest.base_fingerprint}, but this "
+                f"worker loaded base {own}: point learner and workers at the same model directory"
             )
 
     def _apply(self, published: PublishedWeights) -> None:
@@ -74,8 +74,8 @@ class WeightReceiver:
         )
         if wrong:
             raise AttestationError(
-                f"after applying weights version {manifest.version.number}, {len(wrong)} of {len(live)} tensors are not what was "
-                f"published, the first being {wrong[0]}"
+                f"after applying weights version {manifest.version.number}, {len(wrong)} of {len(live)} tensors are "
+                f"not what was published, the first being {wrong[0]}"
             )
 
     def _attest_velocity(self, manifest: Manifest) -> None:
@@ -84,6 +84,6 @@ class WeightReceiver:
         # Written so that NaN fails as well.
         if not error <= self._probe_tolerance:
             raise AttestationError(
-                f"weights version {manifest.version.number} are in place, but the velocity on the probe is off by {error:.2e} "
-                f"(allowed {self._probe_tolerance:.0e}): worker and learner do not compute the same function"
+                f"weights version {manifest.version.number} are in place, but the velocity on the probe is off "
+                f"by {error:.2e} (allowed {self._probe_tolerance:.0e}): worker and learner do not compute the same"
             )

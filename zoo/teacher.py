@@ -65,7 +65,7 @@ def new_pipeline(
 
 @torch.no_grad()
 def encode_captions(pipeline: StableDiffusion3Pipeline, captions: list[str]) -> tuple[Tensor, Tensor]:
-    """Token features [B, MAX_TOKENS + MAX_PHRASES, d] and pooled features [B, d], as float16 to keep the whole set in memory."""
+    """Token features [B, MAX_TOKENS + MAX_PHRASES, d] and pooled ones [B, d]; float16, so that a set fits in memory."""
     tokens, pooled = [], []
     for start in range(0, len(captions), 256):
         part = captions[start : start + 256]

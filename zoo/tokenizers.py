@@ -34,8 +34,9 @@ PHRASES: tuple[str, ...] = (
 def write_clip_vocabulary(directory: Path) -> None:
     """Write the `vocab.json` and `merges.txt` of a CLIP tokenizer into `directory`.
 
-    A merge list can only join two pieces at a time, so each word is built up letter by letter from its start. Long words
-    come first: an earlier merge wins, and a short word's ("a" + "n" of "and") must not split a longer one ("triangle").
+    A merge list can only join two pieces at a time, so each word is built up letter by letter from its start. Long
+    words come first: an earlier merge wins, and a short word's ("a" + "n" of "and") must not split a longer one
+    ("triangle").
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = list(alphabet) + [f"{letter}</w>" for letter in alphabet]

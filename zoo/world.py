@@ -183,7 +183,7 @@ def sample_scenes(count: int, seed: int) -> list[Scene]:
 
 
 def render(scene: Scene, rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Draw a scene as float32 [H, W, 3] in [0, 1]; `rng` draws the grey level and the small jitters of radius and colour."""
+    """Draw a scene as float32 [H, W, 3] in [0, 1]; `rng` draws grey level and small jitters of radius and colour."""
     low, high = BACKGROUNDS[scene.background]
     image = np.full((CANVAS, CANVAS, 3), rng.uniform(low, high), dtype=np.float32)
     for thing in scene.things:

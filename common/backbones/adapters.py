@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -32,7 +32,7 @@ class AdapterBank:
     def __init__(self, module: nn.Module, *, rank: int, alpha: int, targets: Sequence[str]) -> None:
         """Freeze `module`; adapters will bind to its submodules whose name ends in one of `targets`."""
         self._module = module.requires_grad_(False)
-        self._settings = {"r": rank, "lora_alpha": alpha, "target_modules": list(targets)}
+        self._rank, self._alpha, self._targets = rank, alpha, tuple(targets)
         self.scale = alpha / rank
         self._layers: dict[str, LoraLayer] = {}
         self._networks: dict[str, tuple[str, ...]] = {}
@@ -43,21 +43,31 @@ class AdapterBank:
         """Add an adapter that changes nothing yet (A Gaussian and a function of `seed` and the name, B zero).
 
         Raises:
-            ModelError: it binds to no module.
+            ModelError: one of the targets binds to no module; nothing is changed then.
         """
-        self._module.add_adapter(LoraConfig(**self._settings, init_lora_weights="gaussian"), adapter_name=name)
+        self._require_bound_targets()
+        settings = LoraConfig(
+            r=self._rank, lora_alpha=self._alpha, target_modules=list(self._targets), init_lora_weights="gaussian"
+        )
+        try:
+            inject_adapter_in_model(settings, self._module, adapter_name=name)
+        except ValueError as error:
+            raise ModelError(f"adapter {name!r} cannot bind to {list(self._targets)}: {error}") from error
         self._layers = {path: layer for path, layer in self._module.named_modules() if isinstance(layer, LoraLayer)}
-        if not self._layers:
-            raise ModelError(
-                f"adapter {name!r} binds to no module: no name ends in any of {self._settings['target_modules']}"
-            )
         if trainable:
             self._trainable.add(name)
         for key, parameter in self.parameters(name).items():
             if ".lora_A." in key:
                 noise = seeding.normal(parameter.shape, seed=seed, purpose=f"lora/{name}/{key}")
-                parameter.data.copy_(noise / self._settings["r"])
+                parameter.data.copy_(noise / self._rank)
         self._activate(())
+
+    def _require_bound_targets(self) -> None:
+        """A target that binds to nothing is a misspelling that peft would pass over if another one binds."""
+        names = [f".{path}" for path, _ in self._module.named_modules()]
+        unbound = [target for target in self._targets if not any(name.endswith(f".{target}") for name in names)]
+        if unbound:
+            raise ModelError(f"lora.targets {unbound} bind to no module: no name in the transformer ends so")
 
     def freeze(self, name: str) -> None:
         """Stop training an adapter; it still takes part in the networks it belongs to."""
@@ -121,12 +131,14 @@ class AdapterBank:
         missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or unknown:
             raise WeightUpdateError(
-                f"weights do not fit adapter {name!r}: {len(missing)} missing {missing[:2]}, {len(unknown)} unknown {unknown[:2]}"
+                f"weights do not fit adapter {name!r}: {len(missing)} missing {missing[:2]}, "
+                f"{len(unknown)} unknown {unknown[:2]}"
             )
         for key, parameter in own.items():
             if parameter.shape != state[key].shape:
                 raise WeightUpdateError(
-                    f"weights do not fit adapter {name!r}: {key} is {list(state[key].shape)}, expected {list(parameter.shape)}"
+                    f"weights do not fit adapter {name!r}: {key} is {list(state[key].shape)}, "
+                    f"expected {list(parameter.shape)}"
                 )
         with torch.no_grad():
             for key, parameter in own.items():

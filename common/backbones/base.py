@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -83,6 +84,10 @@ class Backbone(Protocol):
 
     def base_fingerprint(self) -> str:
         """Hash of every frozen weight of the transformer: an adapter belongs to one base."""
+        ...
+
+    def save_lora(self, directory: Path, state: dict[str, Tensor], alpha: float) -> None:
+        """Write an adapter in the family's own format; alpha over its rank scales its update."""
         ...
 
 

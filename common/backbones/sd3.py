@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusion3Pipeline
+from tokenizers import normalizers
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from common.backbones.adapters import AdapterBank
 from common.backbones.base import Conditioning, Network
@@ -107,7 +109,7 @@ def _load(path: Path, dtype: torch.dtype) -> StableDiffusion3Pipeline:
     if not (path / "model_index.json").is_file():
         raise ModelError(f"no pipeline at {path}: expected a diffusers directory with a model_index.json")
     try:
-        pipeline = StableDiffusion3Pipeline.from_pretrained(path, torch_dtype=dtype, local_files_only=True)
+        pipeline = StableDiffusion3Pipeline.from_pretrained(path, dtype=dtype, local_files_only=True)
     except Exception as error:  # diffusers raises a different class for every way a directory can be broken
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"cannot load the pipeline at {path}: {reason}") from error
@@ -116,9 +118,20 @@ def _load(path: Path, dtype: torch.dtype) -> StableDiffusion3Pipeline:
     pipeline.set_progress_bar_config(disable=True)
     for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2, pipeline.tokenizer_3):
         if tokenizer is not None:
-            # Otherwise "<|endoftext|>" written in a prompt would end it for the model.
-            tokenizer.split_special_tokens = True
+            _make_special_tokens_plain_text(tokenizer)
     return pipeline
+
+
+def _make_special_tokens_plain_text(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Otherwise "<|endoftext|>" or "</s>" written in a prompt would end it for the model.
+
+    Byte-pair encoding cannot put a special token together once it is not cut out of the text first. T5's unigram model
+    can, since special tokens are pieces of its vocabulary; so they are pulled apart after normalisation.
+    """
+    tokenizer.split_special_tokens = True
+    pull_apart = [normalizers.Replace(token, f"{token[0]} {token[1:]}") for token in tokenizer.all_special_tokens]
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer = normalizers.Sequence([*([backend.normalizer] if backend.normalizer else []), *pull_apart])
 
 
 def _fingerprint(module: torch.nn.Module) -> str:

@@ -14,7 +14,6 @@ def test_every_name_is_exposed_once_and_nothing_else() -> None:
     registry = CollectorRegistry()
     metrics.DriverMetrics.build(registry)
     metrics.LearnerMetrics.build(registry)
-    metrics.WorkerMetrics.build(registry)
     text = generate_latest(registry).decode()
     families = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
     declared = [value for name, value in vars(metrics).items() if name.isupper()]

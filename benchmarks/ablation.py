@@ -1,0 +1,77 @@
+"""What each part of RTDMD brings: same cold start, same budget, one seed, every combination.
+
+    python benchmarks/ablation.py --cold-start runs/shapes/checkpoints/cold_start-000200 [--iterations 40] [--out FILE]
+
+{subgrpo, grpo, none} x {back-propagation on, off} x {matching on, off}; the run without any of them is left out, since
+nothing would train. Prints one JSON object and, with --out, writes a markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
+POLICY_GRADIENTS = ("subgrpo", "grpo", "none")
+
+
+def main() -> None:
+    arguments = _parse()
+    results = {}
+    for policy, backprop, matching in itertools.product(POLICY_GRADIENTS, (True, False), (True, False)):
+        if policy == "none" and not backprop and not matching:
+            continue
+        name = f"{policy}{'+backprop' if backprop else ''}{'+matching' if matching else ''}"
+        results[name] = _run(name, policy, backprop, matching, arguments)
+        print(name, json.dumps(results[name]), file=sys.stderr, flush=True)
+    print(json.dumps({"benchmark": "ablation", "iterations": arguments.iterations, "results": results}, indent=1))
+    if arguments.out:
+        arguments.out.write_text(_table(results))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cold-start", type=Path, required=True, help="checkpoint directory all of them start from")
+    parser.add_argument("--config", type=Path, default=PROJECT_ROOT / "deploy/runs/shapes.yaml")
+    parser.add_argument("--iterations", type=int, default=40, help="alignment iterations of each run")
+    parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="where the runs write")
+    parser.add_argument("--out", type=Path, help="markdown file for the table")
+    return parser.parse_args()
+
+
+def _run(name: str, policy: str, backprop: bool, matching: bool, arguments: argparse.Namespace) -> dict[str, float]:
+    """One run; finished ones are read, not repeated."""
+    run_dir = arguments.runs / name
+    summary = run_dir / "summary.json"
+    if not summary.exists():
+        options = [f"--alignment.iterations={arguments.iterations}", f"--alignment.policy_gradient={policy}"]
+        if not backprop:
+            options.append("--alignment.reward_gradient_weight=0")
+        if not matching:
+            options.append("--alignment.matching_weight=0")
+        command = [sys.executable, str(PROJECT_ROOT / "learner/main.py"), "--config", str(arguments.config)]
+        command += ["--run-dir", str(run_dir), f"--cold_start.from_checkpoint={arguments.cold_start}", *options]
+        if run_dir.exists():
+            command.append("--resume")
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with (run_dir / "output.log").open("ab") as log:
+            subprocess.run(command, check=True, cwd=PROJECT_ROOT, env=dict(os.environ), stdout=log, stderr=log)
+    policies: dict[str, dict[str, float]] = json.loads(summary.read_text())["policies"]
+    return policies["rtdmd"]
+
+
+def _table(results: dict[str, dict[str, float]]) -> str:
+    columns = list(next(iter(results.values())))
+    lines = ["| trained with | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, metrics in results.items():
+        lines.append(f"| {name} | " + " | ".join(f"{metrics[column]:.3f}" for column in columns) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
