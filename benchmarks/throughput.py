@@ -2,9 +2,9 @@
 
     python benchmarks/throughput.py [--config deploy/runs/shapes.yaml] [--iterations 6]
 
-rollout_ratio        images/s of the rollout actors, while they roll out, over images/s of a bare loop in one process that
-                     has all the cores (sampling and decoding in both)
-orchestration_share  what is neither rollout, decoding, scoring, weight update, update, nor publishing, as a part of a step
+rollout_ratio        images/s of the rollout actors, while they roll out, over images/s of a bare loop in one process
+                     that has all the cores (sampling and decoding in both)
+orchestration_share  what is neither rollout, decoding, scoring, attesting weights nor update, as a part of a step
 
 Runs a short real run (real Ray, real reward servers), then the bare loop, on the same machine. Prints one JSON object.
 """
@@ -26,11 +26,11 @@ import torch
 from common.backbones import load_backbone
 from common.backbones.base import Backbone, Network
 from common.config import Config
+from common.types import StepPlan
 from learner.cli import parse
 from learner.networks import COLD_START
 from rollout_workers.prompts import load_prompts
 from rollout_workers.sampler import sample_group
-from common.types import StepPlan
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 WARM_ITERATIONS = 2

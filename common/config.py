@@ -91,9 +91,6 @@ class ColdStartConfig(Section):
     )
     ema_decay: float = Field(0.99, ge=0, lt=1, description="Decay of the student's moving average, every update.")
     consistency_weight: NonNegativeFloat = Field(0.01, description="Weight of the two-sample consistency regulariser.")
-    consistency_max_gap: float = Field(
-        0.2, gt=0, le=1, description="Largest sigma gap of the regulariser's transition (U{1..200}/1000 as published)."
-    )
     fake_max_weight: float = Field(
         10.0, gt=0, description="Cap of the fake loss's weight 1/w^2, in both stages; w vanishes near the sub-interval."
     )

@@ -32,6 +32,8 @@ from learner.objectives.subgrpo import subgrpo_loss
 from learner.served_rewards import ServedRewards
 
 PURPOSE = "alignment"
+LARGEST = ("ratio_max_deviation", "surrogate_gap")
+"""Metrics that are a maximum over samples; all others are means."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class AlignmentTrainer:
         """One step of fake score and student; returns their metrics and the seconds of each part.
 
         Raises:
-            RewardError: a gradient could not be had; neither network has changed the student then.
+            RewardError: a gradient could not be had; the student has not changed then.
         """
         self._seconds.clear()
         with self._timed("prepare"):
@@ -223,5 +225,6 @@ def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
 
 
 def _accumulate(totals: dict[str, float], metrics: dict[str, float], share: float) -> None:
+    """Add a micro-batch's metrics: means by its share of the batch; of largest deviations the largest one is kept."""
     for name, value in metrics.items():
-        totals[name] += value * share
+        totals[name] = max(totals[name], value) if name in LARGEST else totals[name] + value * share

@@ -72,17 +72,17 @@ def read_checkpoint(directory: Path, settings: Mapping[str, Any] | None = None) 
     try:
         about = json.loads((directory / "checkpoint.json").read_text())
         payload = (directory / "state.safetensors").read_bytes()
-        position = Position(about["stage"], about["iteration"])
-    except (OSError, ValueError, KeyError) as error:
+        position, digest, made_under = Position(about["stage"], about["iteration"]), about["xxh3"], about["settings"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{directory} is not a checkpoint: {error}; remove it to resume from the one before"
+            f"{directory} is not a checkpoint: {error!r}; remove it to resume from the one before"
         ) from error
-    if xxhash.xxh3_128_hexdigest(payload) != about["xxh3"]:
+    if xxhash.xxh3_128_hexdigest(payload) != digest:
         raise CheckpointError(
             f"checkpoint {directory} is damaged (hash differs); remove it to resume from the one before"
         )
     if settings is not None:
-        difference = _first_difference(about["settings"], settings)
+        difference = _first_difference(made_under, settings)
         if difference:
             raise CheckpointError(
                 f"checkpoint {directory} is of a run with another {difference}; use another --run-dir"

@@ -42,10 +42,10 @@ def evaluate(
     Returns metrics `diversity` and one per reward; every policy is given the same noise.
     """
     parts = [prompts[start : start + PROMPTS_PER_CALL] for start in range(0, len(prompts), PROMPTS_PER_CALL)]
-    for place, part in enumerate(parts):
-        pool.submit(Call(("evaluation", place), partial(_start_evaluation, part, spec, images_per_prompt, weights)))
-    by_place = {done.key[1]: done.result for done in pool.results(len(parts))}
-    evaluated = [item for place in sorted(by_place) for item in by_place[place]]
+    keys = [("evaluation", place) for place in range(len(parts))]
+    for key, part in zip(keys, parts, strict=True):
+        pool.submit(Call(key, partial(_start_evaluation, part, spec, images_per_prompt, weights)))
+    evaluated = [item for key in keys for item in pool.take([key]).result]
     metrics = {
         name: float(np.concatenate([item.rewards_G[name] for item in evaluated]).mean())
         for name in evaluated[0].rewards_G

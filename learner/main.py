@@ -61,14 +61,17 @@ def main(argv: Sequence[str]) -> int:
                 print(plan_text(invocation))
             else:
                 service.run(resume=invocation.resume)
+    except ray.exceptions.RayTaskError as error:
+        # Comes first: Ray makes it an instance of its cause's class as well, but with a remote traceback for a message.
+        if isinstance(error.cause, RtdmdError):
+            return _fail(error.cause, 1)
+        raise
+    except ray.exceptions.RayActorError as error:
+        return _fail(f"the learner died: {_root_cause(error)}; continue with --resume", 1)
     except (ConfigError, ModelError) as error:
         return _fail(error, 2)
     except RtdmdError as error:
         return _fail(error, 1)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, RtdmdError):
-            return _fail(error.cause, 1)
-        raise
     except KeyboardInterrupt:
         print("interrupted; continue with --resume", file=sys.stderr)
         return 130
@@ -278,7 +281,7 @@ def _device(num_gpus: float) -> str:
     return "cuda" if num_gpus > 0 else "cpu"
 
 
-def _fail(error: BaseException, status: int) -> int:
+def _fail(error: BaseException | str, status: int) -> int:
     print(f"error: {error}", file=sys.stderr)
     return status
 

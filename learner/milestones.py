@@ -53,6 +53,9 @@ class RunMilestones:
 
     def checkpoint(self, position: Position) -> None:
         root = self._run_dir / "checkpoints"
+        if (root / position.directory).exists():
+            # The end of a stage that fell on a periodic checkpoint, or a resumed run at its start: the same state.
+            return
         ray.get(self._learner.save.remote(root, position, self._settings))
         prune_checkpoints(root, position.stage, self._config.checkpoint.keep)
 

@@ -71,7 +71,6 @@ class Rollouts:
         self._pool = pool
         self._group_size = group_size
         self._calls: dict[int, list[partial[list[ray.ObjectRef]]]] = {}
-        self._finished: dict[int, dict[int, tuple[Outcome, ray.ObjectRef]]] = defaultdict(dict)
 
     def request(self, plan: StepPlan, prompts: Sequence[Prompt], weights: ray.ObjectRef[PublishedWeights]) -> None:
         """Have one group sampled for every prompt, with these weights."""
@@ -85,13 +84,10 @@ class Rollouts:
 
         Raises:
             RewardInvalid: not one group could be scored.
-            WorkerError: see `WorkerPool.results`.
+            WorkerError: see `WorkerPool.take`.
         """
-        calls, finished = self._calls.pop(iteration), self._finished[iteration]
-        while len(finished) < len(calls):
-            self._take_one(calls)
         collected = Collected([])
-        for _, (outcome, group) in sorted(self._finished.pop(iteration).items()):
+        for outcome, group in self._finish(iteration):
             for part, seconds in outcome.seconds.items():
                 collected.seconds[part] += seconds
             if outcome.failure is None:
@@ -108,13 +104,22 @@ class Rollouts:
             )
         return collected
 
-    def _take_one(self, calls: list[partial[list[ray.ObjectRef]]]) -> None:
-        for done in self._pool.results(1):
+    def _finish(self, iteration: int) -> list[tuple[Outcome, ray.ObjectRef[ScoredGroup]]]:
+        """Every group's last attempt, in the order of the prompts."""
+        calls = self._calls.pop(iteration)
+        pending = {_Key(iteration, place, 1) for place in range(len(calls))}
+        finished: dict[int, tuple[Outcome, ray.ObjectRef[ScoredGroup]]] = {}
+        while pending:
+            done = self._pool.take(pending)
             key, outcome = done.key, done.result
+            pending.remove(key)
             if outcome.failure is not None and key.attempt < GROUP_ATTEMPTS:
-                self._pool.submit(Call(_Key(key.iteration, key.place, key.attempt + 1), calls[key.place]))
-                return
-            self._finished[key.iteration][key.place] = (outcome, done.references[1])
+                again = _Key(iteration, key.place, key.attempt + 1)
+                self._pool.submit(Call(again, calls[key.place]))
+                pending.add(again)
+            else:
+                finished[key.place] = (outcome, done.references[1])
+        return [finished[place] for place in sorted(finished)]
 
 
 def _start_rollout(

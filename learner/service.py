@@ -19,8 +19,9 @@ from ray.actor import ActorHandle
 
 from common import seeding
 from common.config import Config
+from common.errors import CheckpointError
 from common.types import Prompt, StepPlan
-from learner.checkpoint import Position, latest_checkpoint
+from learner.checkpoint import Position, latest_checkpoint, read_position
 from learner.cold_start import run_cold_start
 from learner.evaluate import evaluate
 from learner.loop import run_alignment
@@ -111,6 +112,8 @@ class Service:
             return position
         borrowed = self.config.cold_start.from_checkpoint
         if borrowed is not None:
+            if read_position(borrowed).stage != "cold_start":
+                raise CheckpointError(f"cold_start.from_checkpoint: {borrowed} is not a checkpoint of the cold start")
             ray.get(self.learner.restore.remote(borrowed, None))
             return Position("cold_start", self.config.cold_start.iterations)
         return Position("cold_start", 0)

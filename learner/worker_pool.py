@@ -7,7 +7,7 @@ so repeating it is safe. What reaches this file is a worker that could not be br
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Container, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,7 @@ class WorkerPool:
         self._timeout_s = timeout_s
         self._waiting: deque[Call] = deque()
         self._running: dict[ray.ObjectRef, _Running] = {}
+        self._finished: dict[Hashable, Finished] = {}
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -63,29 +64,32 @@ class WorkerPool:
         self._waiting.append(call)
         self._dispatch()
 
-    def results(self, count: int) -> Iterator[Finished]:
-        """The next `count` calls to finish.
+    def take(self, keys: Container[Hashable]) -> Finished:
+        """The next to finish of the submitted calls with these keys; others that finish meanwhile are kept for later.
 
         Raises:
             WorkerError: no worker is left, or nothing finished within the timeout.
             RtdmdError: what a call raised in its worker.
         """
-        for _ in range(count):
-            yield self._next()
-
-    def _next(self) -> Finished:
         while True:
-            ready, _ = ray.wait(list(self._running), num_returns=1, timeout=self._timeout_s)
-            if not ready:
-                raise WorkerError(f"no worker finished anything in {self._timeout_s:.0f} s: see the workers' logs")
-            running = self._running.pop(ready[0])
-            try:
-                result = ray.get(ready[0])
-            except RayActorError as error:
-                self._remove(running, error)
-                continue
-            self._dispatch()
-            return Finished(running.call.key, result, running.references)
+            for key in self._finished:
+                if key in keys:
+                    return self._finished.pop(key)
+            self._wait()
+
+    def _wait(self) -> None:
+        """Until one call has finished, or one worker turned out to be gone."""
+        ready, _ = ray.wait(list(self._running), num_returns=1, timeout=self._timeout_s)
+        if not ready:
+            raise WorkerError(f"no worker finished anything in {self._timeout_s:.0f} s: see the workers' logs")
+        running = self._running.pop(ready[0])
+        try:
+            result = ray.get(ready[0])
+        except RayActorError as error:
+            self._remove(running, error)
+            return
+        self._finished[running.call.key] = Finished(running.call.key, result, running.references)
+        self._dispatch()
 
     def _remove(self, running: _Running, error: RayActorError) -> None:
         """Give up on a worker that did not come back, and hand its call to the others."""

@@ -26,7 +26,8 @@ class WeightReceiver:
         """Apply a publication unless it is already in place.
 
         Raises:
-            WeightUpdateError: another base model, a missing or unknown key, a wrong shape, a corrupt payload.
+            WeightUpdateError: another base model, a missing or unknown key, a wrong shape.
+            WireError: the payload is not valid safetensors.
             AttestationError: the weights are in place but are not what the manifest says, or compute something else.
         """
         manifest = published.manifest

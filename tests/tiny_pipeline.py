@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -27,6 +25,9 @@ T5_TOKENS = 10
 IMAGE_SIDE = 16
 LATENT_SIDE = 8
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+
+UNUSED_MODULE = "transformer_blocks.1.attn.add_q_proj"
+"""The last block drops what its text tokens become, so what makes their queries never has a gradient."""
 
 
 def write_tiny_pipeline(directory: Path, seed: int = 0) -> Path:
@@ -68,17 +69,6 @@ def randomise(backbone: StableDiffusion3, adapter: str, seed: int, scale: float 
     with torch.no_grad():
         for parameter in backbone.adapters.parameters(adapter).values():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Bitwise comparisons hold for a fixed number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _transformer() -> SD3Transformer2DModel:

@@ -31,8 +31,8 @@ STEPS, BATCH, LEARNING_RATE = 1400, 64, 3e-3
 CELLS = CANVAS // STRIDE
 NEAR = 5.0
 """Cells whose middle lies within this many pixels of a thing's centre learn its attributes and offset."""
-ACCEPT = 0.985
-"""Share of intact, slightly softened images whose damage must stay below the threshold."""
+ACCEPT = 0.97
+"""Share of intact images with the look of a latent decoder whose damage must stay below the threshold."""
 DECODED = 0.6
 """Share of training pictures whose things look as a latent decoder leaves them, which is no damage."""
 PLACE_ERROR = 1.5
@@ -136,9 +136,10 @@ def quantised(images: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.uint8]:
     return np.round(np.clip(np.stack(images), 0, 1) * 255).astype(np.uint8)
 
 
-def mild_images(scenes: list[Scene], noise: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Intact images after the largest softening that must be forgiven."""
-    return quantised([soften(clean_picture(scene, noise).image_HWC, noise) for scene in scenes])
+def mild_images(scenes: list[Scene], noise: np.random.Generator, decoded: bool = False) -> npt.NDArray[np.uint8]:
+    """Intact images, softened as must be forgiven; with `decoded` as a latent decoder leaves them as well."""
+    pictures = [clean_picture(scene, noise, decoded=decoded) for scene in scenes]
+    return quantised([soften(picture.image_HWC, noise) for picture in pictures])
 
 
 def broken_images(scenes: list[Scene], kind: str, noise: np.random.Generator) -> npt.NDArray[np.uint8]:
@@ -147,10 +148,10 @@ def broken_images(scenes: list[Scene], kind: str, noise: np.random.Generator) ->
 
 
 def calibrate(net: CheckerNet, seed: int) -> Thresholds:
-    """Set the damage threshold where `ACCEPT` of the mild images of a set of its own pass."""
+    """Set the damage threshold where `ACCEPT` of the decoder-like images of a set of its own pass."""
     checker = GoldChecker(net, Thresholds())
     scenes, noise = sample_scenes(1500, seed + 101), np.random.default_rng([seed, 2])
-    damage = [parse.damage for parse in checker.parse(mild_images(scenes, noise))]
+    damage = [parse.damage for parse in checker.parse(mild_images(scenes, noise, decoded=True))]
     return Thresholds(damage=round(float(np.clip(np.quantile(damage, ACCEPT), 0.2, 0.9)), 4))
 
 
@@ -162,6 +163,7 @@ def measure(checker: GoldChecker, seed: int, count: int = 1000) -> dict[str, flo
     figures = _attribute_accuracy(checker.parse(clean), scenes)
     figures["clean_obeys"] = float(checker.verdict(clean, captions).mean())
     figures["mild_obeys"] = float(checker.verdict(mild_images(scenes, noise), captions).mean())
+    figures["decoded_obeys"] = float(checker.verdict(mild_images(scenes, noise, decoded=True), captions).mean())
     figures["wrong_caption_obeys"] = float(checker.verdict(clean, captions[1:] + captions[:1]).mean())
     rejected = []
     for kind in KINDS:

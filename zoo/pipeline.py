@@ -14,7 +14,7 @@ from zoo.checker import GoldChecker
 from zoo.teacher import train_teacher
 from zoo.text_encoders import train_text_encoders
 from zoo.tokenizers import MAX_PHRASES
-from zoo.world import render_scenes, sample_scenes
+from zoo.world import render_scenes, sample_grid_scenes
 
 GUIDANCE = 4.0
 MEASURED_PROMPTS = 384
@@ -42,7 +42,7 @@ def measure_pipeline(directory: Path, checker: GoldChecker) -> dict[str, float]:
     """Gold of the saved pipeline: 28 guided and 4 unguided Euler steps, and what the VAE alone loses."""
     pipeline = StableDiffusion3Pipeline.from_pretrained(directory, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    scenes = sample_scenes(MEASURED_PROMPTS, seed=12_345)
+    scenes = sample_grid_scenes(MEASURED_PROMPTS, seed=12_345)
     captions = [scene.caption for scene in scenes]
     renders = render_scenes(scenes, seed=12_345)
     figures = {"gold_renders": float(checker.verdict(renders, captions).mean())}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from zoo.world import parse_caption, sample_scene
+from zoo.world import parse_caption, sample_grid_scene
 
 TRAIN_PROMPTS = 4_000
 EVALUATION_PROMPTS = 512
@@ -18,11 +18,11 @@ def write_prompts(directory: Path, seed: int = 100) -> None:
     files; every longer caption of the evaluation is kept out of training.
     """
     rng = random.Random(seed)
-    evaluation = [sample_scene(rng).caption for _ in range(EVALUATION_PROMPTS)]
+    evaluation = [sample_grid_scene(rng).caption for _ in range(EVALUATION_PROMPTS)]
     held_out = {caption for caption in evaluation if len(parse_caption(caption).things) > 1}
     train: list[str] = []
     while len(train) < TRAIN_PROMPTS:
-        caption = sample_scene(rng).caption
+        caption = sample_grid_scene(rng).caption
         if caption not in held_out:
             train.append(caption)
     directory.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from common.flow import add_noise
 from zoo.autoencoder import LATENT_CHANNELS, encode_images
 from zoo.text_encoders import CLIP_WIDTH, T5_WIDTH, TextEncoders
 from zoo.tokenizers import MAX_PHRASES
-from zoo.world import CANVAS, render_scenes, sample_scenes
+from zoo.world import CANVAS, render_scenes, sample_grid_scenes
 
 SHIFT = 3.0
 PATCH = 4
@@ -22,9 +22,9 @@ PATCH = 4
 WIDTH = 160
 HEAD = 32
 SCENES = 40_000
-STEPS = 4_200
+STEPS = 2_600
 BATCH = 64
-LEARNING_RATE = 1.5e-3
+LEARNING_RATE = 2e-3
 CAPTION_DROPOUT = 0.1
 """Fraction of samples trained without a caption, for classifier-free guidance."""
 EMA_DECAY = 0.998
@@ -81,7 +81,7 @@ def train_teacher(vae: AutoencoderKL, text: TextEncoders, seed: int, steps: int 
     """Flow matching on rendered scenes; returns the pipeline with the averaged weights."""
     torch.manual_seed(seed)
     pipeline = new_pipeline(new_transformer(), vae, text)
-    scenes = sample_scenes(SCENES, seed + 10)
+    scenes = sample_grid_scenes(SCENES, seed + 10)
     latents = encode_images(vae, render_scenes(scenes, seed + 10)).half()
     captions = encode_captions(pipeline, [scene.caption for scene in scenes])
     empty = encode_captions(pipeline, [""])

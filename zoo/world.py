@@ -38,6 +38,9 @@ BACKGROUNDS: dict[str, tuple[float, float]] = {"white": (0.86, 0.98), "black": (
 RELATIONS = ("above", "below", "left of", "right of")
 
 MAX_THINGS = 3
+CELL = CANVAS // 2
+CELL_JITTER = 3.0
+"""In the generator's scenes a thing stands in one of 2 x 2 cells, at most so many pixels off its middle."""
 RADIUS_JITTER = 0.5
 COLOUR_JITTER = 0.04
 GAP = 3.0
@@ -159,6 +162,33 @@ def sample_scene(rng: random.Random) -> Scene:
         scene = _describe(things, rng)
         if scene is not None:
             return scene
+
+
+def sample_grid_scene(rng: random.Random) -> Scene:
+    """Draw a scene whose things stand in different cells of a 2 x 2 grid: what the generator learns and is asked for.
+
+    The scorers learn from `sample_scene`, where things stand anywhere, and so judge more than the generator can draw.
+    """
+    while True:
+        things = [
+            Thing(
+                rng.choice(list(SIZES)),
+                rng.choice(list(COLOURS)),
+                rng.choice(SHAPES),
+                (cell % 2 + 0.5) * CELL + rng.uniform(-CELL_JITTER, CELL_JITTER),
+                (cell // 2 + 0.5) * CELL + rng.uniform(-CELL_JITTER, CELL_JITTER),
+            )
+            for cell in rng.sample(range(4), rng.randint(1, MAX_THINGS))
+        ]
+        scene = _describe(things, rng)
+        if scene is not None:
+            return scene
+
+
+def sample_grid_scenes(count: int, seed: int) -> list[Scene]:
+    """`count` grid scenes, a function of `seed` alone."""
+    rng = random.Random(seed)
+    return [sample_grid_scene(rng) for _ in range(count)]
 
 
 def _describe(things: Sequence[Thing], rng: random.Random) -> Scene | None:

@@ -11,6 +11,7 @@ recomputed in the backward pass goes through whichever adapter is active by then
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -49,10 +50,10 @@ class AdapterBank:
         settings = LoraConfig(
             r=self._rank, lora_alpha=self._alpha, target_modules=list(self._targets), init_lora_weights="gaussian"
         )
-        try:
+        with warnings.catch_warnings():
+            # Several adapters on one module are what this class is for.
+            warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
             inject_adapter_in_model(settings, self._module, adapter_name=name)
-        except ValueError as error:
-            raise ModelError(f"adapter {name!r} cannot bind to {list(self._targets)}: {error}") from error
         self._layers = {path: layer for path, layer in self._module.named_modules() if isinstance(layer, LoraLayer)}
         if trainable:
             self._trainable.add(name)
@@ -64,10 +65,10 @@ class AdapterBank:
 
     def _require_bound_targets(self) -> None:
         """A target that binds to nothing is a misspelling that peft would pass over if another one binds."""
-        names = [f".{path}" for path, _ in self._module.named_modules()]
+        names = [f".{path}" for path, part in self._module.named_modules() if isinstance(part, nn.Linear | LoraLayer)]
         unbound = [target for target in self._targets if not any(name.endswith(f".{target}") for name in names)]
         if unbound:
-            raise ModelError(f"lora.targets {unbound} bind to no module: no name in the transformer ends so")
+            raise ModelError(f"lora.targets {unbound} bind to no module: no linear layer's name ends so")
 
     def freeze(self, name: str) -> None:
         """Stop training an adapter; it still takes part in the networks it belongs to."""

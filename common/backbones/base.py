@@ -86,8 +86,8 @@ class Backbone(Protocol):
         """Hash of every frozen weight of the transformer: an adapter belongs to one base."""
         ...
 
-    def save_lora(self, directory: Path, state: dict[str, Tensor], alpha: float) -> None:
-        """Write an adapter in the family's own format; alpha over its rank scales its update."""
+    def save_lora(self, directory: Path, state: dict[str, Tensor], scale: float) -> None:
+        """Write an adapter, whose update is `scale` B A, in the family's own format."""
         ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -92,12 +93,12 @@ class StableDiffusion3:
         """Recompute activations in the backward pass, through the network of the forward pass."""
         self._transformer.enable_gradient_checkpointing(self.adapters.checkpoint)
 
-    def save_lora(self, directory: Path, state: dict[str, Tensor], alpha: float) -> None:
+    def save_lora(self, directory: Path, state: dict[str, Tensor], scale: float) -> None:
         """Write an adapter as diffusers' own LoRA file, for `StableDiffusion3Pipeline.load_lora_weights`."""
         rank = next(value.shape[0] for key, value in state.items() if ".lora_A." in key)
         metadata = {
             "r": rank,
-            "lora_alpha": alpha,
+            "lora_alpha": scale * rank,
             "target_modules": sorted({key.rsplit(".lora_", 1)[0] for key in state}),
         }
         self._pipeline.save_lora_weights(
@@ -106,20 +107,38 @@ class StableDiffusion3:
 
 
 def _load(path: Path, dtype: torch.dtype) -> StableDiffusion3Pipeline:
-    if not (path / "model_index.json").is_file():
-        raise ModelError(f"no pipeline at {path}: expected a diffusers directory with a model_index.json")
+    _require_complete(path)
     try:
         pipeline = StableDiffusion3Pipeline.from_pretrained(path, dtype=dtype, local_files_only=True)
     except Exception as error:  # diffusers raises a different class for every way a directory can be broken
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"cannot load the pipeline at {path}: {reason}") from error
-    if not isinstance(pipeline, StableDiffusion3Pipeline):
-        raise ModelError(f"{path} holds a {type(pipeline).__name__}, but family sd3 needs a StableDiffusion3Pipeline")
     pipeline.set_progress_bar_config(disable=True)
     for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2, pipeline.tokenizer_3):
         if tokenizer is not None:
             _make_special_tokens_plain_text(tokenizer)
     return pipeline
+
+
+def _require_complete(path: Path) -> None:
+    """What diffusers passes over: it would load another family's parts, or find a missing tokenizer somewhere else."""
+    try:
+        index = json.loads((path / "model_index.json").read_text(encoding="utf-8"))
+        kind, parts = index["_class_name"], [name for name, value in index.items() if _is_part(value)]
+    except OSError as error:
+        raise ModelError(f"no pipeline at {path}: expected a diffusers directory with a model_index.json") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"cannot load the pipeline at {path}: model_index.json is damaged: {error!r}") from error
+    if kind != StableDiffusion3Pipeline.__name__:
+        raise ModelError(f"{path} holds a {kind}, but family sd3 needs a {StableDiffusion3Pipeline.__name__}")
+    missing = [name for name in parts if not (path / name).is_dir()]
+    if missing:
+        raise ModelError(f"cannot load the pipeline at {path}: there is no {', '.join(missing)} in it")
+
+
+def _is_part(value: object) -> bool:
+    """Parts stand in the index as [library, class]; those left out on purpose as [null, null]."""
+    return isinstance(value, list) and None not in value
 
 
 def _make_special_tokens_plain_text(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -23,7 +23,7 @@ def fake_score_loss(velocity_Bchw: Tensor, scaled_target_Bchw: Tensor, scale: Si
         scaled_target_Bchw, scale: w v* and w, as `common.flow.ambient_target` returns them.
         max_weight: 10 in the published settings.
 
-    Metrics: fake_score_loss; velocity_norm, the root mean square of v.
+    Metrics: fake_score_loss; velocity_norm, the root mean square of v, averaged over samples.
     """
     require_shapes(4, velocity_Bchw=velocity_Bchw, scaled_target_Bchw=scaled_target_Bchw)
     if not max_weight > 0:
@@ -34,7 +34,7 @@ def fake_score_loss(velocity_Bchw: Tensor, scaled_target_Bchw: Tensor, scale: Si
     velocity_Bchw = upcast(velocity_Bchw)
     error_Bchw = width * velocity_Bchw - upcast(scaled_target_Bchw).detach()
     value = (width.pow(-2).clamp(max=max_weight) * error_Bchw.square()).mean()
-    velocity_norm = velocity_Bchw.detach().square().mean().sqrt()
+    velocity_norm = velocity_Bchw.detach().square().mean(dim=(1, 2, 3)).sqrt().mean()
     return Loss(value, {"fake_score_loss": value.detach(), "velocity_norm": velocity_norm})
 
 

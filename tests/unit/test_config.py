@@ -45,7 +45,7 @@ def test_defaults_are_the_published_setting() -> None:
     assert (config.lora.rank, config.lora.alpha) == (32, 64)
     assert (config.sampling.steps, config.sampling.eta) == (4, 0.9)
     assert (config.cold_start.student_every, config.cold_start.learning_rate_student) == (10, 3e-5)
-    assert (config.cold_start.consistency_weight, config.cold_start.consistency_max_gap) == (0.01, 0.2)
+    assert config.cold_start.consistency_weight == 0.01
     assert (config.alignment.learning_rate_student, config.alignment.learning_rate_fake) == (3e-6, 3e-5)
     assert (config.alignment.clip_low, config.alignment.clip_high) == (1e-5, 1e-5)
     assert (config.alignment.matching_weight, config.alignment.reward_gradient_weight) == (1e-3, 1e-4)

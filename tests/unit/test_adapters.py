@@ -1,0 +1,194 @@
+"""Adapters: which network runs, what trains, and what a stack of them is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+from torch import Tensor
+
+from common.backbones.adapters import stacked_state
+from common.backbones.base import Conditioning, Network
+from common.backbones.sd3 import TIMESTEP_SCALE, StableDiffusion3
+from common.errors import ModelError, WeightUpdateError
+from tests.tiny_pipeline import UNUSED_MODULE, load_tiny_backbone, randomise, tiny_lora
+
+
+@pytest.fixture
+def backbone(tiny_pipeline: Path) -> StableDiffusion3:
+    """Student = frozen "first" + trainable "second"; fake score = trainable "fake"; all of them change something."""
+    backbone = load_tiny_backbone(tiny_pipeline)
+    for seed, (name, trainable) in enumerate((("first", False), ("second", True), ("fake", True))):
+        backbone.adapters.add(name, seed=0, trainable=trainable)
+        randomise(backbone, name, seed)
+    backbone.adapters.define(Network.STUDENT, ("first", "second"))
+    backbone.adapters.define(Network.FAKE_SCORE, ("fake",))
+    return backbone
+
+
+def inputs(backbone: StableDiffusion3) -> tuple[Tensor, Tensor, Conditioning]:
+    latents = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(3))
+    return latents, torch.tensor([0.9, 0.4]), backbone.encode_prompts(["a red circle", "a blue square"])
+
+
+def velocity(backbone: StableDiffusion3, network: Network) -> Tensor:
+    return backbone.velocity(network, *inputs(backbone))
+
+
+def trainable(backbone: StableDiffusion3) -> set[str]:
+    return {name for name, parameter in backbone._transformer.named_parameters() if parameter.requires_grad}
+
+
+def test_only_the_declared_adapters_train_whatever_network_runs(backbone: StableDiffusion3) -> None:
+    declared = trainable(backbone)
+    assert declared
+    assert all(".second." in name or ".fake." in name for name in declared)
+    for network in Network:
+        velocity(backbone, network)
+        assert trainable(backbone) == declared
+        with backbone.adapters.active(network):
+            assert trainable(backbone) == declared
+
+
+def test_freezing_holds_through_a_switch(backbone: StableDiffusion3) -> None:
+    backbone.adapters.freeze("second")
+    velocity(backbone, Network.STUDENT)
+    assert all(".fake." in name for name in trainable(backbone))
+
+
+def test_each_network_is_another_function_and_the_teacher_is_the_bare_base(
+    backbone: StableDiffusion3, tiny_pipeline: Path
+) -> None:
+    with torch.no_grad():
+        found = {network: velocity(backbone, network) for network in Network}
+        latents, sigma, conditioning = inputs(backbone)
+        bare = StableDiffusion3Pipeline.from_pretrained(tiny_pipeline).transformer(
+            hidden_states=latents,
+            timestep=sigma * TIMESTEP_SCALE,
+            encoder_hidden_states=conditioning.tensors["tokens_BLd"],
+            pooled_projections=conditioning.tensors["pooled_Bd"],
+            return_dict=False,
+        )[0]
+    assert torch.equal(found[Network.TEACHER], bare)
+    assert (found[Network.STUDENT] - bare).abs().max() > 1e-2
+    assert (found[Network.STUDENT] - found[Network.FAKE_SCORE]).abs().max() > 1e-2
+
+
+def test_blocks_nest_and_an_exception_restores_the_network_before(backbone: StableDiffusion3) -> None:
+    with backbone.adapters.active(Network.STUDENT):
+        with pytest.raises(RuntimeError), backbone.adapters.active(Network.TEACHER):
+            raise RuntimeError
+        inside = backbone.adapters._active
+    assert inside == ("first", "second")
+    assert backbone.adapters._active == ()
+
+
+def test_a_fresh_adapter_changes_nothing(tiny_pipeline: Path) -> None:
+    backbone = load_tiny_backbone(tiny_pipeline)
+    backbone.adapters.add("first", seed=0, trainable=True)
+    backbone.adapters.define(Network.STUDENT, ("first",))
+    assert torch.equal(velocity(backbone, Network.STUDENT), velocity(backbone, Network.TEACHER))
+
+
+def test_initialisation_is_a_function_of_seed_and_name(tiny_pipeline: Path) -> None:
+    def fresh(name: str, seed: int) -> dict[str, Tensor]:
+        backbone = load_tiny_backbone(tiny_pipeline)
+        torch.manual_seed(seed + 100)  # must not matter
+        backbone.adapters.add(name, seed=seed, trainable=True)
+        return backbone.adapters.state(name)
+
+    first, again, other_seed, other_name = fresh("x", 1), fresh("x", 1), fresh("x", 2), fresh("y", 1)
+    gaussian = [key for key in first if ".lora_A." in key]
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not any(torch.equal(first[key], other_seed[key]) for key in gaussian)
+    assert not any(torch.equal(first[key], other_name[key]) for key in gaussian)
+    assert all(not first[key].any() for key in first if ".lora_B." in key)
+
+
+def test_a_stack_equals_one_adapter_of_concatenated_ranks(backbone: StableDiffusion3, tiny_pipeline: Path) -> None:
+    """Exported with its scale, and loaded by diffusers itself."""
+    merged = stacked_state([backbone.adapters.state("first"), backbone.adapters.state("second")])
+    latents, sigma, conditioning = inputs(backbone)
+    with torch.no_grad():
+        stacked = backbone.velocity(Network.STUDENT, latents, sigma, conditioning)
+    directory = tiny_pipeline.parent / "exported"
+    backbone.save_lora(directory, merged, backbone.adapters.scale)
+
+    pipeline = StableDiffusion3Pipeline.from_pretrained(tiny_pipeline)
+    pipeline.load_lora_weights(directory)
+    with torch.no_grad():
+        loaded = pipeline.transformer(
+            hidden_states=latents,
+            timestep=sigma * TIMESTEP_SCALE,
+            encoder_hidden_states=conditioning.tensors["tokens_BLd"],
+            pooled_projections=conditioning.tensors["pooled_Bd"],
+            return_dict=False,
+        )[0]
+    assert (loaded - stacked).abs().max() <= 1e-5
+    assert (velocity(backbone, Network.TEACHER) - stacked).abs().max() > 1e-2
+
+
+def gradients(backbone: StableDiffusion3, *, other_network_in_between: bool) -> dict[str, Tensor]:
+    output = velocity(backbone, Network.STUDENT)
+    if other_network_in_between:
+        other = velocity(backbone, Network.FAKE_SCORE)
+        with backbone.adapters.active(Network.FAKE_SCORE):
+            (output.square().mean() + 0 * other.mean()).backward()
+    else:
+        output.square().mean().backward()
+    found = {}
+    for key, parameter in backbone.adapters.parameters("second").items():
+        assert parameter.grad is not None
+        found[key] = parameter.grad.clone()
+        parameter.grad = None
+    return found
+
+
+def test_checkpointing_recomputes_through_the_network_of_the_forward_pass(backbone: StableDiffusion3) -> None:
+    expected = gradients(backbone, other_network_in_between=False)
+    declared = trainable(backbone)
+    backbone.enable_gradient_checkpointing()
+    found = gradients(backbone, other_network_in_between=True)
+    assert all(expected[key].abs().max() > 0 for key in expected if not key.startswith(UNUSED_MODULE))
+    assert all(torch.allclose(found[key], expected[key], atol=1e-7) for key in expected)
+    assert trainable(backbone) == declared
+    assert backbone.adapters._active == ()
+
+
+@pytest.mark.parametrize("targets", [("nothing_here",), ("to_q", "to_kk"), ("transformer_blocks",)])
+def test_targets_that_bind_to_nothing_are_refused(tiny_pipeline: Path, targets: tuple[str, ...]) -> None:
+    backbone = load_tiny_backbone(tiny_pipeline, tiny_lora(targets))
+    with pytest.raises(ModelError, match=rf"lora\.targets \['{targets[-1]}'\] bind to no module"):
+        backbone.adapters.add("first", seed=0, trainable=True)
+    assert backbone.adapters.parameters("first") == {}
+
+
+KEY = "transformer_blocks.0.attn.to_q.lora_A.weight"
+
+
+@pytest.mark.parametrize("damage", ["missing", "unknown", "shape"])
+def test_weights_that_do_not_fit_change_nothing(backbone: StableDiffusion3, damage: str) -> None:
+    before = backbone.adapters.state("first")
+    state = {key: value + 1 for key, value in before.items()}
+    if damage == "missing":
+        del state[KEY]
+    elif damage == "unknown":
+        state["somewhere.else.lora_A.weight"] = state[KEY]
+    else:
+        state[KEY] = state[KEY][:1]
+    expected = {"missing": r"1 missing .*to_q", "unknown": r"1 unknown .*somewhere", "shape": r"is \[1, 16\], expected"}
+    with pytest.raises(WeightUpdateError, match=f"adapter 'first'.*{expected[damage]}"):
+        backbone.adapters.load("first", state)
+    after = backbone.adapters.state("first")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_state_is_a_copy_and_load_takes_it_back(backbone: StableDiffusion3) -> None:
+    saved = backbone.adapters.state("second")
+    before = velocity(backbone, Network.STUDENT).detach()
+    randomise(backbone, "second", seed=9)
+    assert not torch.equal(velocity(backbone, Network.STUDENT), before)
+    backbone.adapters.load("second", saved)
+    assert torch.equal(velocity(backbone, Network.STUDENT), before)

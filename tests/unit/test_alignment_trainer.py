@@ -1,0 +1,224 @@
+"""Stage 2 on the tiny pipeline: what trains, on which signal, and what must not matter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from common.backbones.base import Network
+from common.errors import RewardUnavailable
+from common.flow import cps_transition, surrogate_log_density
+from common.types import ScoredGroup
+from learner.alignment_trainer import AlignmentTrainer
+from learner.checkpoint import Position, read_checkpoint, write_checkpoint
+from learner.networks import ALIGNED, FAKE_SCORE, Networks
+from learner.objectives.advantage import group_advantages
+from tests.tiny_pipeline import UNUSED_MODULE
+from tests.tiny_training import (
+    REWARDS,
+    Brightness,
+    alignment_settings,
+    alignment_trainer,
+    changed,
+    cold_start_trainer,
+    new_networks,
+    scored_groups,
+    snapshot,
+    trainable,
+)
+
+
+def aligned_networks(pipeline: Path, **settings: object) -> Networks:
+    """Networks in stage 2, on a student that one cold start update has moved off the teacher."""
+    networks = new_networks(pipeline)
+    cold_start_trainer(networks).update(0)
+    networks.begin_alignment(AlignmentTrainer.optimizer_settings(alignment_settings(**settings)))
+    return networks
+
+
+@pytest.fixture
+def networks(tiny_pipeline: Path) -> Networks:
+    return aligned_networks(tiny_pipeline)
+
+
+def adapters(names: set[str]) -> set[str]:
+    return {name.split(".")[-2] for name in names}
+
+
+def test_two_updates_change_every_trainable_parameter_and_no_other(networks: Networks) -> None:
+    trainer, before = alignment_trainer(networks), snapshot(networks.backbone)
+    for iteration in range(2):
+        metrics, seconds = trainer.update(scored_groups(networks.backbone, iteration))
+        assert all(math.isfinite(value) for value in metrics.values())
+        assert all(value >= 0 for value in seconds.values())
+    found = changed(networks.backbone, before)
+    assert found == {name for name in trainable(networks.backbone) if UNUSED_MODULE not in name}
+    assert adapters(found) == {ALIGNED, FAKE_SCORE}
+
+
+def test_metrics_tell_what_the_rewards_said(networks: Networks) -> None:
+    groups = scored_groups(networks.backbone, 0)
+    groups[0] = replace(groups[0], rewards_G={**groups[0].rewards_G, "left": np.zeros(3, np.float32)})
+    metrics, seconds = alignment_trainer(networks).update(groups)
+    for name in REWARDS:
+        expected = np.mean([group.rewards_G[name] for group in groups])
+        assert metrics[f"reward/{name}"] == pytest.approx(expected, rel=1e-5)
+    assert metrics["zero_spread/left"] == 0.5
+    assert metrics["zero_spread/bright"] == 0
+    assert seconds.keys() == {"prepare", "fake_score", "student", "reward_gradient"}
+
+
+def test_learner_and_sampler_agree(networks: Networks) -> None:
+    metrics, _ = alignment_trainer(networks).update(scored_groups(networks.backbone, 0))
+    assert metrics["surrogate_gap"] < 1e-6
+    assert metrics["ratio_max_deviation"] == 0
+    assert metrics["clipped_fraction"] == 0
+
+
+def test_a_disagreement_is_measured(networks: Networks) -> None:
+    groups = scored_groups(networks.backbone, 0)
+    off = replace(groups[1].trajectory, surrogate_TG=groups[1].trajectory.surrogate_TG + np.float32(0.25))
+    groups[1] = replace(groups[1], trajectory=off)
+    settings = alignment_settings(old_surrogate="rollout", micro_batch=2)
+    metrics, _ = alignment_trainer(networks, settings).update(groups)
+    assert metrics["surrogate_gap"] == pytest.approx(0.25, abs=1e-5)
+    assert metrics["ratio_mean"] == pytest.approx((1 + math.exp(-0.25)) / 2, abs=1e-4)
+
+
+def test_the_policy_gradient_is_minus_advantage_times_surrogate(tiny_pipeline: Path) -> None:
+    """Against plain autograd, with AdamW's first moment as the witness of the gradient."""
+    pure = {"matching_weight": 0.0, "reward_gradient_weight": 0.0, "gradient_clip": 1e9}
+    networks = aligned_networks(tiny_pipeline, **pure)
+    settings = alignment_settings(**pure)
+    groups = scored_groups(networks.backbone, 0, settings)
+    expected = policy_gradient_by_hand(networks, groups)
+    alignment_trainer(networks, settings).update(groups)
+    moments = networks.student_optimizer.state()
+    for key, gradient in expected.items():
+        assert torch.allclose(moments[f"{key}|exp_avg"], 0.1 * gradient, atol=1e-6)
+    assert max(gradient.abs().max() for gradient in expected.values()) > 1e-4
+
+
+def policy_gradient_by_hand(networks: Networks, groups: Sequence[ScoredGroup]) -> dict[str, Tensor]:
+    backbone, plan = networks.backbone, groups[0].trajectory.plan
+    rewards = {name: torch.stack([torch.tensor(group.rewards_G[name]) for group in groups]) for name in REWARDS}
+    advantages = group_advantages(rewards, REWARDS, "batch", 5.0)
+    total = torch.zeros(())
+    for group, advantages_G in zip(groups, advantages, strict=True):
+        states = torch.tensor(group.trajectory.latents_SGchw)
+        conditioning = backbone.encode_prompts([group.trajectory.prompt.text]).repeat(states.shape[1])
+        for step in plan.selected:
+            sigma, sigma_next = plan.sigmas[step], plan.sigmas[step + 1]
+            velocity = backbone.velocity(Network.STUDENT, states[step], torch.full((3,), sigma), conditioning)
+            mean = cps_transition(states[step], velocity, sigma, sigma_next, plan.eta).mean_Bchw
+            surrogate = surrogate_log_density(mean, states[step + 1])
+            # Averaged over samples, and over the selected steps and the final one.
+            total = total - (advantages_G * surrogate).sum() / advantages.numel() / (len(plan.selected) + 1)
+    parameters = backbone.adapters.parameters(ALIGNED)
+    gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    return {key: gradient for key, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
+
+
+@pytest.mark.parametrize("micro_batch", [1, 4, 100])
+def test_the_micro_batch_changes_no_result(tiny_pipeline: Path, micro_batch: int) -> None:
+    results = []
+    for size in (2, micro_batch):
+        networks = aligned_networks(tiny_pipeline)
+        trainer = alignment_trainer(networks, alignment_settings(micro_batch=size))
+        metrics, _ = trainer.update(scored_groups(networks.backbone, 0))
+        results.append((metrics, {**networks.student_optimizer.state(), **networks.fake_optimizer.state()}))
+    (metrics, moments), (other_metrics, other_moments) = results
+    assert other_metrics == pytest.approx(metrics, abs=1e-6, rel=1e-5)
+    assert all(torch.allclose(moments[key], other_moments[key], atol=1e-6) for key in moments)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_restored_alignment_goes_on_bit_by_bit(tiny_pipeline: Path, tmp_path: Path) -> None:
+    networks = aligned_networks(tiny_pipeline)
+    trainer = alignment_trainer(networks)
+    trainer.update(scored_groups(networks.backbone, 0))
+    saved = write_checkpoint(tmp_path, Position("alignment", 1), networks.state(), {})
+    expected = [trainer.update(scored_groups(networks.backbone, iteration))[0] for iteration in (1, 2)]
+
+    restored = new_networks(tiny_pipeline)
+    restored.begin_alignment(AlignmentTrainer.optimizer_settings(alignment_settings()))
+    restored.load(read_checkpoint(saved)[1])
+    trainer = alignment_trainer(restored)
+    assert [trainer.update(scored_groups(restored.backbone, iteration))[0] for iteration in (1, 2)] == expected
+    after, wanted = restored.state(), networks.state()
+    assert after.keys() == wanted.keys()
+    assert all(torch.equal(after[key], wanted[key]) for key in wanted)
+
+
+@pytest.mark.parametrize(
+    ("policy_gradient", "matching_weight", "reward_gradient_weight"),
+    [
+        ("subgrpo", 0.0, 0.0),
+        ("grpo", 0.0, 0.0),
+        ("none", 0.3, 0.0),
+        ("none", 0.0, 0.05),
+        ("grpo", 0.3, 0.0),
+        ("subgrpo", 0.0, 0.05),
+    ],
+)
+def test_every_part_trains_the_student_alone(
+    networks: Networks, policy_gradient: str, matching_weight: float, reward_gradient_weight: float
+) -> None:
+    settings = alignment_settings(
+        policy_gradient=policy_gradient,
+        matching_weight=matching_weight,
+        reward_gradient_weight=reward_gradient_weight,
+    )
+    before = snapshot(networks.backbone)
+    metrics, _ = alignment_trainer(networks, settings).update(scored_groups(networks.backbone, 0, settings))
+    assert adapters(changed(networks.backbone, before)) == {ALIGNED, FAKE_SCORE}
+    assert metrics["student_gradient_norm"] > 0
+    assert ("ratio_mean" in metrics) == (policy_gradient != "none")
+    assert ("teacher_distance" in metrics) == (matching_weight > 0)
+    assert ("hinge_reward" in metrics) == (reward_gradient_weight > 0)
+
+
+def test_equal_rewards_carry_no_policy_signal(networks: Networks) -> None:
+    settings = alignment_settings(matching_weight=0.0, reward_gradient_weight=0.0)
+    groups = [
+        replace(group, rewards_G={name: np.full(3, place, np.float32) for name in REWARDS})
+        for place, group in enumerate(scored_groups(networks.backbone, 0, settings))
+    ]
+    metrics, _ = alignment_trainer(networks, settings).update(groups)
+    assert metrics["student_gradient_norm"] == 0
+    assert metrics["fake_gradient_norm"] > 0
+
+
+def test_a_reward_out_of_reach_leaves_the_student_alone(networks: Networks) -> None:
+    class Unreachable(Brightness):
+        def differentiable(self, images_BCHW: Tensor, texts: Sequence[str]) -> dict[str, Tensor]:
+            raise RewardUnavailable("bright", "refused", "is the server running?")
+
+    before = snapshot(networks.backbone)
+    trainer = alignment_trainer(networks, served=Unreachable())
+    with pytest.raises(RewardUnavailable, match="is the server running"):
+        trainer.update(scored_groups(networks.backbone, 0))
+    assert adapters(changed(networks.backbone, before)) == {FAKE_SCORE}
+
+
+def test_reward_back_propagation_raises_the_reward(tiny_pipeline: Path) -> None:
+    settings = alignment_settings(policy_gradient="none", matching_weight=0.0, reward_gradient_weight=1.0)
+    networks = aligned_networks(tiny_pipeline)
+    trainer = alignment_trainer(networks, settings, rewards={"bright": 1.0})
+    first, *_, last = [trainer.update(scored_groups(networks.backbone, 0, settings))[0] for _ in range(6)]
+    assert last["reward/bright"] > first["reward/bright"]
+
+
+def test_the_policy_gradient_raises_a_reward_without_gradient(tiny_pipeline: Path) -> None:
+    settings = alignment_settings(matching_weight=0.0, reward_gradient_weight=0.0, group_size=8)
+    networks = aligned_networks(tiny_pipeline)
+    trainer = alignment_trainer(networks, settings, rewards={"left": 1.0})
+    first, *_, last = [trainer.update(scored_groups(networks.backbone, 0, settings))[0] for _ in range(8)]
+    assert last["reward/left"] > first["reward/left"]

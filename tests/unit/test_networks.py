@@ -1,0 +1,136 @@
+"""Networks and stage 1 on the tiny pipeline."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.backbones.base import Network
+from common.errors import WeightUpdateError
+from learner.alignment_trainer import AlignmentTrainer
+from learner.checkpoint import Position, read_checkpoint, write_checkpoint
+from learner.networks import ALIGNED, COLD_START, FAKE_SCORE, Networks
+from learner.optimizer import MovingAverage
+from tests.tiny_pipeline import UNUSED_MODULE, load_tiny_backbone, tiny_lora
+from tests.tiny_training import (
+    alignment_settings,
+    changed,
+    cold_start_settings,
+    cold_start_trainer,
+    new_networks,
+    snapshot,
+    trainable,
+)
+
+
+def student_probe(networks: Networks) -> torch.Tensor:
+    backbone = networks.backbone
+    latents = torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return backbone.velocity(Network.STUDENT, latents, torch.tensor([0.5]), backbone.encode_prompts(["red"]))
+
+
+def test_stage_one_starts_as_the_teacher(tiny_pipeline: Path) -> None:
+    networks = new_networks(tiny_pipeline)
+    backbone = networks.backbone
+    latents, sigma = torch.randn(2, *backbone.latent_shape), torch.tensor([0.9, 0.2])
+    conditioning = backbone.encode_prompts(["red", "blue"])
+    with torch.no_grad():
+        teacher, student, fake = (
+            backbone.velocity(network, latents, sigma, conditioning)
+            for network in (Network.TEACHER, Network.STUDENT, Network.FAKE_SCORE)
+        )
+    assert torch.equal(student, teacher)
+    assert torch.equal(fake, teacher)
+
+
+def test_two_updates_change_every_trainable_parameter_and_no_other(tiny_pipeline: Path) -> None:
+    networks = new_networks(tiny_pipeline)
+    trainer, before = cold_start_trainer(networks), snapshot(networks.backbone)
+    for iteration in range(2):
+        metrics = trainer.update(iteration)
+        assert all(math.isfinite(value) for value in metrics.values())
+    found = changed(networks.backbone, before)
+    assert found == {name for name in trainable(networks.backbone) if UNUSED_MODULE not in name}
+    assert {name.split(".")[-2] for name in found} == {COLD_START, FAKE_SCORE}
+
+
+def test_the_student_updates_every_kth_time_and_the_fake_score_always(tiny_pipeline: Path) -> None:
+    settings = cold_start_settings(student_every=2)
+    networks = new_networks(tiny_pipeline, settings)
+    trainer = cold_start_trainer(networks, settings)
+    for iteration, expected in enumerate(({FAKE_SCORE}, {FAKE_SCORE, COLD_START}, {FAKE_SCORE})):
+        before = snapshot(networks.backbone)
+        metrics = trainer.update(iteration)
+        assert {name.split(".")[-2] for name in changed(networks.backbone, before)} == expected
+        assert ("student_gradient_norm" in metrics) == (COLD_START in expected)
+
+
+def test_stage_two_begins_at_the_averaged_student(tiny_pipeline: Path) -> None:
+    networks = new_networks(tiny_pipeline)
+    trainer = cold_start_trainer(networks)
+    trainer.update(0)
+    trainer.update(1)
+    with networks.averaged_student():
+        averaged = student_probe(networks)
+    assert not torch.equal(student_probe(networks), averaged)
+    networks.begin_alignment(AlignmentTrainer.optimizer_settings(alignment_settings()))
+    assert torch.equal(student_probe(networks), averaged)
+    assert networks.backbone.adapters.stack(Network.STUDENT) == (COLD_START, ALIGNED)
+    assert {name.split(".")[-2] for name in trainable(networks.backbone)} == {ALIGNED, FAKE_SCORE}
+    assert networks.student_optimizer.state() == {}
+
+
+def test_the_averaged_student_is_lent_even_when_its_block_fails(tiny_pipeline: Path) -> None:
+    networks = new_networks(tiny_pipeline)
+    cold_start_trainer(networks).update(0)
+    before = student_probe(networks)
+    with pytest.raises(RuntimeError), networks.averaged_student():
+        raise RuntimeError
+    assert torch.equal(student_probe(networks), before)
+
+
+def test_the_moving_average_by_hand() -> None:
+    average = MovingAverage({"x": torch.tensor([1.0])}, decay=0.9)
+    average.update({"x": torch.tensor([2.0])})
+    average.update({"x": torch.tensor([2.0])})
+    assert average.state()["x"].item() == pytest.approx(2 - 0.81)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_restored_cold_start_goes_on_bit_by_bit(tiny_pipeline: Path, tmp_path: Path) -> None:
+    networks = new_networks(tiny_pipeline)
+    trainer = cold_start_trainer(networks)
+    trainer.update(0)
+    trainer.update(1)
+    saved = write_checkpoint(tmp_path, Position("cold_start", 2), networks.state(), {})
+    expected = [trainer.update(2), trainer.update(3)]
+
+    restored = new_networks(tiny_pipeline)
+    restored.load(read_checkpoint(saved)[1])
+    trainer = cold_start_trainer(restored)
+    assert [trainer.update(2), trainer.update(3)] == expected
+    after, wanted = restored.state(), networks.state()
+    assert after.keys() == wanted.keys()
+    assert all(torch.equal(after[key], wanted[key]) for key in wanted)
+
+
+def test_a_state_of_other_adapters_is_refused(tiny_pipeline: Path) -> None:
+    networks = new_networks(tiny_pipeline)
+    fewer = load_tiny_backbone(tiny_pipeline, tiny_lora(("to_q",)))
+    from learner.cold_start_trainer import ColdStartTrainer
+
+    other = Networks(fewer, ColdStartTrainer.optimizer_settings(cold_start_settings()), seed=0)
+    with pytest.raises(WeightUpdateError, match="do not fit adapter 'cold_start': 0 missing"):
+        other.load(networks.state())
+
+
+def test_a_state_of_the_other_stage_is_refused(tiny_pipeline: Path) -> None:
+    state = new_networks(tiny_pipeline).state()
+    aligned = new_networks(tiny_pipeline)
+    aligned.begin_alignment(AlignmentTrainer.optimizer_settings(alignment_settings()))
+    with pytest.raises(WeightUpdateError, match="do not fit adapter 'aligned'"):
+        aligned.load(state)

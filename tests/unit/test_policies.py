@@ -1,0 +1,73 @@
+"""The final comparison's records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.types import Prompt
+from learner.evaluate import Evaluation, save_grid
+from learner.policies import PolicyRecords
+from rollout_workers.actor import EvaluatedPrompt
+
+
+def evaluation(shade: int, prompts: int = 3, images: int = 2) -> Evaluation:
+    """Image g of prompt p has the one value shade + 10 p + g."""
+    evaluated = []
+    for place in range(prompts):
+        values = np.arange(images, dtype=np.uint8) + shade + 10 * place
+        pixels = np.broadcast_to(values[:, None, None, None], (images, 4, 4, 3)).copy()
+        rewards = {"gold": values.astype(np.float32)}
+        evaluated.append(EvaluatedPrompt(Prompt(place, f"prompt {place}"), pixels, rewards, diversity=1.0))
+    return Evaluation({"gold": float(shade), "diversity": 1.0}, evaluated)
+
+
+def test_a_policy_is_kept_and_found_again(tmp_path: Path) -> None:
+    records = PolicyRecords(tmp_path, gallery_prompts=2)
+    assert not records.has("teacher_28")
+    records.add("teacher_28", evaluation(100), seconds=2.0)
+    again = PolicyRecords(tmp_path, gallery_prompts=2)
+    assert again.has("teacher_28")
+    assert again.metrics("teacher_28") == {"gold": 100.0, "diversity": 1.0}
+    assert sorted(path.name for path in (tmp_path / "samples/policies").iterdir()) == [
+        "teacher_28-00.png",
+        "teacher_28-01.png",
+        "teacher_28.json",
+    ]
+
+
+def test_a_crash_before_the_record_leaves_the_policy_unmeasured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = PolicyRecords(tmp_path, gallery_prompts=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+        with pytest.raises(OSError, match="killed"):
+            records.add("rtdmd", evaluation(1), seconds=1.0)
+    assert not records.has("rtdmd")
+    records.add("rtdmd", evaluation(2), seconds=1.0)
+    assert records.metrics("rtdmd")["gold"] == 2.0
+
+
+def test_the_gallery_puts_every_policy_beside_the_others(tmp_path: Path) -> None:
+    records = PolicyRecords(tmp_path, gallery_prompts=2)
+    records.add("before", evaluation(100), seconds=1.0)
+    records.add("after", evaluation(150), seconds=1.0)
+    records.write_gallery(["before", "after"])
+    entries = json.loads((tmp_path / "samples/gallery.json").read_text())
+    assert [entry["prompt"] for entry in entries] == ["prompt 0", "prompt 1"]
+    assert list(entries[1]["policies"]) == ["before", "after"]
+    shown = entries[1]["policies"]["after"]
+    assert shown["scores"] == {"gold": 160.0}
+    assert np.asarray(Image.open(tmp_path / "samples" / shown["image"])).max() == 160
+
+
+def test_a_grid_has_a_row_for_each_prompt(tmp_path: Path) -> None:
+    save_grid(evaluation(100), tmp_path / "new" / "grid.png", num_prompts=2)
+    grid = np.asarray(Image.open(tmp_path / "new" / "grid.png"))
+    assert grid.shape == (8, 8, 3)
+    assert grid[::4, ::4, 0].tolist() == [[100, 101], [110, 111]]

@@ -1,0 +1,109 @@
+"""Collecting groups: order, retries, drops; on a pool that answers as it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from common.errors import RewardInvalid
+from common.types import PolicyVersion, Prompt, StepPlan
+from learner.rollouts import GROUP_ATTEMPTS, Rollouts
+from learner.worker_pool import Call, Finished
+from rollout_workers.actor import RolloutOutcome, ScoringFailure
+
+PROMPTS = [Prompt(index, f"prompt {index}") for index in (4, 2, 9)]
+TIMEOUT = ScoringFailure("hps", "timeout", "no answer within 1 s")
+
+
+class FakeMethod:
+    """Stands for `worker.rollout`: records what it is called with, and returns its references."""
+
+    def options(self, **_: object) -> FakeMethod:
+        return self
+
+    def remote(self, prompt: Prompt, plan: StepPlan, group_size: int, weights: object) -> list[object]:
+        return [("outcome", prompt.index), f"group of {prompt.index} at {plan.iteration} with {weights}"]
+
+
+class FakeWorker:
+    rollout = FakeMethod()
+
+
+@dataclass
+class FakePool:
+    """Finishes calls newest first; `fails(iteration, prompt index, attempt)` says which groups go unscored."""
+
+    fails: Callable[[int, int, int], bool] = lambda *_: False
+
+    def __post_init__(self) -> None:
+        self.waiting: list[Call] = []
+        self.taken: list[Hashable] = []
+
+    def submit(self, call: Call) -> None:
+        self.waiting.append(call)
+
+    def take(self, keys: Container[Hashable]) -> Finished:
+        place = max(place for place, call in enumerate(self.waiting) if call.key in keys)
+        call = self.waiting.pop(place)
+        self.taken.append(call.key)
+        references = call.submit(FakeWorker())
+        key: Any = call.key
+        failed = self.fails(key.iteration, references[0][1], key.attempt)
+        seconds = {"rollout": 1.0, "score": 0.5}
+        outcome = RolloutOutcome("here:1", PolicyVersion(0, "x"), seconds, TIMEOUT if failed else None)
+        return Finished(call.key, outcome, references)
+
+
+def plan(iteration: int) -> StepPlan:
+    return StepPlan(iteration, (1.0, 0.5, 0.0), 0.9, (0,))
+
+
+def rollouts(pool: FakePool, *iterations: int) -> Rollouts:
+    rollouts = Rollouts(pool, group_size=4)
+    for iteration in iterations:
+        rollouts.request(plan(iteration), PROMPTS, f"v{iteration}")
+    return rollouts
+
+
+def test_groups_come_in_the_order_of_their_prompts() -> None:
+    collected = rollouts(FakePool(), 3).collect(3)
+    assert collected.groups == [f"group of {index} at 3 with v3" for index in (4, 2, 9)]
+    assert collected.images == {"here:1": 12}
+    assert collected.seconds == {"rollout": 3.0, "score": 1.5}
+    assert not collected.dropped
+
+
+def test_a_failed_group_is_asked_for_again() -> None:
+    pool = FakePool(lambda _, index, attempt: index == 2 and attempt < GROUP_ATTEMPTS)
+    collected = rollouts(pool, 0).collect(0)
+    assert collected.groups == [f"group of {index} at 0 with v0" for index in (4, 2, 9)]
+    assert not collected.dropped
+    assert len(pool.taken) == 4
+
+
+def test_a_group_that_keeps_failing_is_dropped_whole_and_counted_by_cause() -> None:
+    pool = FakePool(lambda _, index, __: index in (4, 9))
+    collected = rollouts(pool, 0).collect(0)
+    assert collected.groups == ["group of 2 at 0 with v0"]
+    assert collected.images == {"here:1": 4}
+    assert collected.dropped == {"hps:timeout": 2}
+    assert len(pool.taken) == 1 + 2 * GROUP_ATTEMPTS
+
+
+def test_when_every_group_failed_the_reward_is_named() -> None:
+    with pytest.raises(RewardInvalid, match=r"no group of iteration 5 could be scored.*no answer within 1 s") as caught:
+        rollouts(FakePool(lambda *_: True), 5).collect(5)
+    assert (caught.value.reward, caught.value.cause) == ("hps", "timeout")
+
+
+def test_iterations_requested_ahead_do_not_mix() -> None:
+    """Iteration 1's calls finish first, and one of them fails: both belong to iteration 1 alone."""
+    pool = FakePool(lambda iteration, index, attempt: (iteration, index, attempt) == (1, 9, 1))
+    ahead = rollouts(pool, 0, 1)
+    assert ahead.collect(0).groups == [f"group of {index} at 0 with v0" for index in (4, 2, 9)]
+    collected = ahead.collect(1)
+    assert collected.groups == [f"group of {index} at 1 with v1" for index in (4, 2, 9)]
+    assert collected.images == {"here:1": 12}

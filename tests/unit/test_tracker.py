@@ -1,0 +1,149 @@
+"""The run's record: what a line holds, what a resumed run cuts off, what the totals sum."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from common.metrics import DriverMetrics, LearnerMetrics
+from learner.actor import UpdateResult
+from learner.checkpoint import Position
+from learner.console import Console
+from learner.rollouts import Collected
+from learner.tracker import Tracker, cut_metrics
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "metrics.jsonl"
+
+
+@pytest.fixture
+def tracker(path: Path, registry: CollectorRegistry) -> Iterator[Tracker]:
+    with Console(10, "test", io.StringIO()) as console:
+        tracker = Tracker(path, console, DriverMetrics.build(registry), LearnerMetrics.build(registry), workers=2)
+        yield tracker
+        tracker.close()
+
+
+def run(tracker: Tracker) -> None:
+    """Two iterations of stage 1, one of stage 2, an evaluation."""
+    for iteration in range(2):
+        with tracker.iteration("cold_start", iteration) as step:
+            step.record_update(UpdateResult({"fake_score_loss": 0.5}, {}))
+    with tracker.iteration("alignment", 0) as step:
+        with step.timed("wait_rollouts"):
+            pass
+        collected = Collected([], {"rollout": 1.5}, Counter({"hps:timeout": 2}), images=Counter({"host:1": 8, "host:2": 4}))
+        step.record(collected, UpdateResult({"reward/hps": 0.25, "student_gradient_norm": 1.0}, {"student": 2.0}))
+    tracker.evaluation(Position("alignment", 1), "student", {"gold": 0.75}, 3.0)
+
+
+def test_one_line_an_iteration_and_an_evaluation(tracker: Tracker, path: Path) -> None:
+    run(tracker)
+    written = lines(path)
+    assert [(line["stage"], line["iteration"], line["kind"]) for line in written] == [
+        ("cold_start", 0, "train"),
+        ("cold_start", 1, "train"),
+        ("alignment", 0, "train"),
+        ("alignment", 1, "evaluation"),
+    ]
+    aligned = written[2]
+    assert aligned["metrics"] == {"reward/hps": 0.25, "student_gradient_norm": 1.0, "dropped_groups": 2.0}
+    assert aligned["seconds"]["worker_rollout"] == 1.5
+    assert aligned["seconds"]["update_student"] == 2.0
+    assert 0 <= aligned["seconds"]["wait_rollouts"] <= aligned["seconds"]["step"]
+    assert written[3]["metrics"] == {"gold": 0.75}
+
+
+def test_a_failed_iteration_leaves_no_line(tracker: Tracker, path: Path) -> None:
+    with pytest.raises(RuntimeError), tracker.iteration("alignment", 0):
+        raise RuntimeError
+    assert path.read_text() == ""
+
+
+def test_totals_sum_the_whole_run(tracker: Tracker) -> None:
+    run(tracker)
+    totals = tracker.totals()
+    assert totals.keys() == {"cold_start", "alignment", "evaluation"}
+    assert totals["evaluation"] == 3.0
+
+
+def test_prometheus_sees_the_same(tracker: Tracker, registry: CollectorRegistry) -> None:
+    run(tracker)
+    found = {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in registry.collect()
+        for sample in family.samples
+    }
+    by_value = {labels: value for (_, labels), value in found.items()}
+    assert by_value[(("reward", "hps"),)] == 0.25
+    assert by_value[(("cause", "hps:timeout"),)] == 2
+    assert by_value[(("metric", "gold"), ("policy", "student"))] == 0.75
+    assert by_value[(("stage", "alignment"),)] == 1
+    assert by_value[(("network", "fake"),)] == 3
+    assert by_value[(("network", "student"),)] == 1
+
+
+# ── resuming ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def line(stage: str, iteration: int, kind: str = "train") -> str:
+    return json.dumps({"stage": stage, "iteration": iteration, "kind": kind, "metrics": {}, "seconds": {}})
+
+
+WHOLE = [
+    *(line("cold_start", iteration) for iteration in range(3)),
+    line("alignment", 0),
+    line("alignment", 1),
+    line("alignment", 2, "evaluation"),
+    line("alignment", 2),
+    line("alignment", 3),
+    line("alignment", 4, "evaluation"),
+]
+
+
+@pytest.mark.parametrize(
+    ("position", "kept"),
+    [
+        (Position("cold_start", 0), 0),
+        (Position("cold_start", 2), 2),
+        (Position("cold_start", 3), 3),
+        (Position("alignment", 1), 4),
+        (Position("alignment", 2), 6),  # with the evaluation made after two iterations
+        (Position("alignment", 3), 7),
+        (Position("alignment", 4), 9),
+    ],
+)
+def test_lines_past_the_checkpoint_are_cut(path: Path, position: Position, kept: int) -> None:
+    path.write_text("\n".join(WHOLE) + "\n")
+    cut_metrics(path, position)
+    assert path.read_text().splitlines() == WHOLE[:kept]
+    assert [child.name for child in path.parent.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_torn_last_line_is_cut(path: Path) -> None:
+    path.write_text("\n".join(WHOLE) + '\n{"stage": "alig')
+    cut_metrics(path, Position("alignment", 9))
+    assert path.read_text() == "\n".join(WHOLE) + "\n"
+
+
+def test_a_run_without_metrics_has_nothing_to_cut(path: Path) -> None:
+    cut_metrics(path, Position("alignment", 9))
+    assert not path.exists()
