@@ -6,7 +6,9 @@ from the workers to this process without passing through the driver.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,7 @@ class Learner:
         device: str,
     ) -> None:
         torch.set_num_threads(config.learner.threads)
+        self._publish_seconds = 0.0
         self._config = config
         seed, sampling, cold_start = config.run.seed, config.sampling, config.cold_start
         self._backbone = load_backbone(config.backbone, config.lora, torch.device(device))
@@ -89,14 +92,15 @@ class Learner:
     def align(self, groups: Sequence[ray.ObjectRef[ScoredGroup]]) -> UpdateResult:
         """One iteration of stage 2."""
         metrics, seconds = self._alignment.update(ray.get(list(groups)))
-        return UpdateResult(metrics, seconds)
+        return UpdateResult(metrics, {**seconds, "publish": self._publish_seconds})
 
     def publish(self, number: int, *, averaged: bool) -> PublishedWeights:
         """The student's weights as version `number`: as they train, or their moving average for evaluation."""
-        if not averaged:
-            return publish(self._backbone, number)
-        with self._networks.averaged_student():
-            return publish(self._backbone, number)
+        started = time.perf_counter()
+        with self._networks.averaged_student() if averaged else nullcontext():
+            published = publish(self._backbone, number)
+        self._publish_seconds = time.perf_counter() - started
+        return published
 
     def save(self, root: Path, position: Position, settings: dict[str, Any]) -> Path:
         return write_checkpoint(root, position, self._networks.state(), settings)

@@ -204,7 +204,7 @@ class AlignmentTrainer:
         """Micro-batches: their rows, their share of the batch, and the key of their draws."""
         for start in range(0, len(batch), self._settings.micro_batch):
             rows = slice(start, min(start + self._settings.micro_batch, len(batch)))
-            key = DrawKey(self._seed, f"{PURPOSE}/{update}", batch.plan.iteration, len(batch), rows)
+            key = DrawKey(self._seed, f"{PURPOSE}/{update}", batch.plan.iteration, rows)
             yield rows, (rows.stop - rows.start) / len(batch), key
 
     @contextmanager

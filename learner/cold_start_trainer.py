@@ -63,7 +63,7 @@ class ColdStartTrainer:
         last = len(self._sigmas) - 2
         step = seeding.sample_indices(last + 1, 1, seed=self._seed, purpose=f"{PURPOSE}/step", iteration=iteration)[0]
         train_student = (iteration + 1) % self._settings.student_every == 0
-        key = DrawKey(self._seed, PURPOSE, iteration, batch, slice(0, batch))
+        key = DrawKey(self._seed, PURPOSE, iteration, slice(0, batch))
         sample = self._roll_to(step, conditioning, key, with_graph=train_student)
         renoised = renoise_samples(sample, self._sigmas[step + 1], key)
 
@@ -82,11 +82,11 @@ class ColdStartTrainer:
 
     def _roll_to(self, last_step: int, conditioning: Conditioning, key: DrawKey, *, with_graph: bool) -> Tensor:
         """The student's sample after `last_step`; only that step may keep its graph."""
-        shape = (key.batch_size, *self._backbone.latent_shape)
+        shape = (len(conditioning), *self._backbone.latent_shape)
         latents = key.normal("initial", torch.empty(shape, device=self._backbone.device))
         for step in range(last_step + 1):
             with torch.set_grad_enabled(with_graph and step == last_step):
-                sigma_B = torch.full((key.batch_size,), self._sigmas[step])
+                sigma_B = torch.full((len(conditioning),), self._sigmas[step])
                 velocity = self._backbone.velocity(Network.STUDENT, latents, sigma_B, conditioning)
                 transition = cps_transition(latents, velocity, self._sigmas[step], self._sigmas[step + 1], self._eta)
                 latents = transition.sample(key.normal(f"step{step}", latents))

@@ -86,6 +86,7 @@ class LocalServers:
         command = [
             *(sys.executable, "-m", "reward_servers", "--scorer", spec.scorer, "--name", spec.name),
             *("--threads", str(spec.threads), "--max-batch", str(spec.max_batch), "--device", spec.device),
+            "--reproducible",
             *("--port", "0", "--ready-file", str(self._ready_file(spec.name)), "--parent-pid", str(os.getpid())),
         ]
         if spec.model is not None:

@@ -21,6 +21,8 @@ PROJECT_ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     # Run as a script, Python puts this folder first on the path, not the project.
     sys.path[0] = str(PROJECT_ROOT)
+# Which image processor transformers falls back to is of no interest here: only its errors are shown.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import ray
 from prometheus_client import CollectorRegistry
@@ -92,6 +94,7 @@ def started_service(invocation: Invocation) -> Iterator[Service]:
         _check_rewards(config, endpoints)
         stack.enter_context(_ray_cluster(config))
         learner, workers = _start_actors(config, train_prompts, endpoints)
+        sigmas = _wait_until_loaded(config, learner, workers)
         registry = CollectorRegistry()
         if config.metrics.port is not None:
             stack.callback(serve(config.metrics.port, registry).close)
@@ -109,6 +112,7 @@ def started_service(invocation: Invocation) -> Iterator[Service]:
             config,
             run_dir,
             learner,
+            sigmas,
             WorkerPool(workers, CALL_TIMEOUT_S),
             tracker,
             PolicyRecords(run_dir, config.evaluation.grid_prompts),
@@ -196,7 +200,7 @@ def _ray_cluster(config: Config) -> Iterator[None]:
 def _start_actors(
     config: Config, prompts: Sequence[object], endpoints: dict[str, RewardEndpoint]
 ) -> tuple[ActorHandle, list[ActorHandle]]:
-    """Learner and workers, placed by their resources, all loaded when this returns."""
+    """Learner and workers, placed by their resources."""
     token = os.environ.get(REWARD_TOKEN)
     gradients = [endpoints[reward.name] for reward in config.rewards if reward.trained and reward.differentiable]
     learner = (
@@ -221,14 +225,16 @@ def _start_actors(
         max_restarts=config.workers.restarts,
         max_task_retries=config.workers.restarts,
     )
-    workers = [worker_class.remote(settings) for _ in range(config.workers.count)]
-    _wait_until_loaded(learner, workers)
-    return learner, workers
+    return learner, [worker_class.remote(settings) for _ in range(config.workers.count)]
 
 
-def _wait_until_loaded(learner: ActorHandle, workers: list[ActorHandle]) -> None:
+def _wait_until_loaded(config: Config, learner: ActorHandle, workers: list[ActorHandle]) -> tuple[float, ...]:
+    """The student's noise levels, once everybody has loaded."""
+    sigmas = learner.sigmas.remote(config.sampling.steps)
     try:
-        ray.get([learner.sigmas.remote(1), *(worker.ready.remote() for worker in workers)], timeout=CALL_TIMEOUT_S)
+        ray.get([sigmas, *(worker.ready.remote() for worker in workers)], timeout=CALL_TIMEOUT_S)
+        levels: tuple[float, ...] = ray.get(sigmas)
+        return levels
     except ray.exceptions.GetTimeoutError as error:
         raise ConfigError(
             f"learner and workers did not start in {CALL_TIMEOUT_S:.0f} s: does the cluster have the CPUs and GPUs "

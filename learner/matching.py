@@ -23,28 +23,34 @@ from learner.objectives.loss import Loss
 
 @dataclass(frozen=True)
 class DrawKey:
-    """Names the random draws of one update, of which `rows` out of `batch_size` samples are being worked on.
+    """Names the random draws of one update, of which the samples `rows` are being worked on.
 
-    A draw is made for the whole batch and then cut, so the size of a micro-batch changes no sample's noise.
+    Every sample has a draw of its own, so the size of a micro-batch changes no sample's noise.
     """
 
     seed: int
     purpose: str
     iteration: int
-    batch_size: int
     rows: slice
 
     def normal(self, what: str, like_Bchw: Tensor) -> Tensor:
         """Standard normal noise for the rows, in the shape of `like_Bchw`."""
-        shape = (self.batch_size, *like_Bchw.shape[1:])
-        noise = seeding.normal(shape, seed=self.seed, purpose=f"{self.purpose}/{what}", iteration=self.iteration)
-        return noise[self.rows].to(like_Bchw.device)
+        noise = [
+            seeding.normal(like_Bchw.shape[1:], purpose=f"{self.purpose}/{what}", **self._keys(sample))
+            for sample in range(self.rows.start, self.rows.stop)
+        ]
+        return torch.stack(noise).to(like_Bchw.device)
 
     def uniform(self, what: str, device: torch.device) -> Tensor:
         """Uniforms in [0, 1) for the rows."""
-        purpose = f"{self.purpose}/{what}"
-        draw = seeding.uniform((self.batch_size,), seed=self.seed, purpose=purpose, iteration=self.iteration)
-        return draw[self.rows].to(device)
+        draws = [
+            seeding.uniform((), purpose=f"{self.purpose}/{what}", **self._keys(sample))
+            for sample in range(self.rows.start, self.rows.stop)
+        ]
+        return torch.stack(draws).to(device)
+
+    def _keys(self, sample: int) -> dict[str, int]:
+        return {"seed": self.seed, "iteration": self.iteration, "sample": sample}
 
 
 @dataclass(frozen=True)

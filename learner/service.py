@@ -49,6 +49,7 @@ class Service:
     config: Config
     run_dir: Path
     learner: ActorHandle
+    sigmas: tuple[float, ...]
     pool: WorkerPool
     tracker: Tracker
     records: PolicyRecords
@@ -125,11 +126,10 @@ class Service:
         selected = tuple(range(stochastic))
         if config.alignment.policy_gradient == "subgrpo":
             selected = seeding.selected_steps(seed, iteration, stochastic, config.alignment.selected_steps)
-        sigmas = ray.get(self.learner.sigmas.remote(config.sampling.steps))
         chosen = seeding.prompt_indices(
             seed, iteration, config.alignment.prompts_per_iteration, len(self.train_prompts)
         )
-        return StepPlan(iteration, sigmas, config.sampling.eta, selected), [self.train_prompts[i] for i in chosen]
+        return StepPlan(iteration, self.sigmas, config.sampling.eta, selected), [self.train_prompts[i] for i in chosen]
 
     def _measure(self, policy: str, spec: object) -> None:
         """Evaluate a policy for the final comparison, unless that has been done."""

@@ -3,8 +3,8 @@
     submit() ──► queue ──► one batch at a time ──► the model thread ──► each request's own slice, all of it or an error
 
 A request is never spread over the calls of others. One larger than `max_batch` runs alone, in chunks, and is still
-answered at once. With `max_batch` equal to the group size every group is a batch of its own: what it scores, to the
-last bit, then depends on nothing but itself, however busy the server is. That makes whole runs reproducible.
+answered at once. Where requests share no calls (`share_calls` off) what a request scores, to the last bit, depends on
+nothing but itself, however busy the server is: that makes whole runs reproducible.
 """
 
 from __future__ import annotations
@@ -41,11 +41,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """Images per model call, seconds the first request of a batch waits for company, images that may wait at all."""
+    """Images per model call, seconds the first request of a batch waits for company, images that may wait at all.
+
+    With `share_calls` off a request never waits for company and never gets any.
+    """
 
     max_batch: int
     max_wait_s: float
     queue_images: int
+    share_calls: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +122,9 @@ class Batcher:
         while not self._drop_vanished():
             await self._wait_for_arrival(None)
         batch = [self._queue.popleft()]
+        if not self._limits.share_calls:
+            self._metrics.waiting(self._count_waiting())
+            return batch
         loop = asyncio.get_running_loop()
         until = loop.time() + self._limits.max_wait_s
         while True:

@@ -91,7 +91,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=8000, help="0 picks a free one; see --ready-file")
     parser.add_argument("--device", default="cpu", help="torch device of the model")
     parser.add_argument("--threads", type=_positive, default=1, help="CPU threads of the model")
-    parser.add_argument("--max-batch", type=_positive, default=16, help="images per model call; best the group size")
+    parser.add_argument("--max-batch", type=_positive, default=16, help="images per model call")
+    parser.add_argument(
+        "--reproducible", action="store_true", help="no two requests share a model call: slower, equal to the last bit"
+    )
     parser.add_argument("--max-wait-ms", type=float, default=5.0, help="how long a request waits for company")
     parser.add_argument("--queue-items", type=_positive, default=256, help="images that may wait; then 429")
     parser.add_argument("--max-body-mb", type=_positive, default=256, help="request body limit in MiB; then 413")
@@ -204,7 +207,7 @@ def _check(options: argparse.Namespace) -> ServerSettings:
         host=options.host,
         port=options.port,
         device=options.device,
-        batch=BatchLimits(options.max_batch, options.max_wait_ms / 1000, options.queue_items),
+        batch=BatchLimits(options.max_batch, options.max_wait_ms / 1000, options.queue_items, not options.reproducible),
         app=AppLimits(options.max_body_mb * 2**20, options.deadline_s, token),
         ready_file=options.ready_file,
     )

@@ -22,7 +22,8 @@ PATCH = 4
 WIDTH = 160
 HEAD = 32
 SCENES = 40_000
-STEPS = 2_600
+CYCLES = (2_600, 2_200)
+"""Steps of each cycle of the learning rate; a cycle starts from the averaged weights of the one before."""
 BATCH = 64
 LEARNING_RATE = 2e-3
 CAPTION_DROPOUT = 0.1
@@ -77,7 +78,7 @@ def encode_captions(pipeline: StableDiffusion3Pipeline, captions: list[str]) -> 
     return torch.cat(tokens), torch.cat(pooled)
 
 
-def train_teacher(vae: AutoencoderKL, text: TextEncoders, seed: int, steps: int = STEPS) -> StableDiffusion3Pipeline:
+def train_teacher(vae: AutoencoderKL, text: TextEncoders, seed: int) -> StableDiffusion3Pipeline:
     """Flow matching on rendered scenes; returns the pipeline with the averaged weights."""
     torch.manual_seed(seed)
     pipeline = new_pipeline(new_transformer(), vae, text)
@@ -85,13 +86,28 @@ def train_teacher(vae: AutoencoderKL, text: TextEncoders, seed: int, steps: int 
     latents = encode_images(vae, render_scenes(scenes, seed + 10)).half()
     captions = encode_captions(pipeline, [scene.caption for scene in scenes])
     empty = encode_captions(pipeline, [""])
-    model = pipeline.transformer
+    for cycle, steps in enumerate(CYCLES):
+        torch.manual_seed(seed + cycle)
+        average = _train_cycle(pipeline.transformer, latents, captions, empty, steps)
+        pipeline.register_modules(transformer=average)
+    pipeline.transformer.eval().requires_grad_(False)
+    return pipeline
+
+
+def _train_cycle(
+    model: SD3Transformer2DModel,
+    latents_Nchw: Tensor,
+    captions: tuple[Tensor, Tensor],
+    empty: tuple[Tensor, Tensor],
+    steps: int,
+) -> SD3Transformer2DModel:
+    """One rise and fall of the learning rate; returns a copy of the model with the moving average of its weights."""
     average = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.05)
     started, running = time.monotonic(), None
     for step in range(steps):
-        loss = flow_matching_loss(model, latents, captions, empty)
+        loss = flow_matching_loss(model, latents_Nchw, captions, empty)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -102,8 +118,7 @@ def train_teacher(vae: AutoencoderKL, text: TextEncoders, seed: int, steps: int 
         running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
         if step % 250 == 0:
             print(f"teacher {step} loss {running:.4f} {time.monotonic() - started:.0f} s", flush=True)
-    pipeline.register_modules(transformer=average.eval().requires_grad_(False))
-    return pipeline
+    return average
 
 
 def flow_matching_loss(

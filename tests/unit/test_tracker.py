@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from common import metrics
 from common.metrics import DriverMetrics, LearnerMetrics
 from learner.actor import UpdateResult
 from learner.checkpoint import Position
@@ -50,7 +51,9 @@ def run(tracker: Tracker) -> None:
     with tracker.iteration("alignment", 0) as step:
         with step.timed("wait_rollouts"):
             pass
-        collected = Collected([], {"rollout": 1.5}, Counter({"hps:timeout": 2}), images=Counter({"host:1": 8, "host:2": 4}))
+        collected = Collected(
+            [], {"rollout": 1.5}, Counter({"hps:timeout": 2}), images=Counter({"host:1": 8, "host:2": 4})
+        )
         step.record(collected, UpdateResult({"reward/hps": 0.25, "student_gradient_norm": 1.0}, {"student": 2.0}))
     tracker.evaluation(Position("alignment", 1), "student", {"gold": 0.75}, 3.0)
 
@@ -87,18 +90,29 @@ def test_totals_sum_the_whole_run(tracker: Tracker) -> None:
 
 def test_prometheus_sees_the_same(tracker: Tracker, registry: CollectorRegistry) -> None:
     run(tracker)
-    found = {
-        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in registry.collect()
-        for sample in family.samples
-    }
-    by_value = {labels: value for (_, labels), value in found.items()}
-    assert by_value[(("reward", "hps"),)] == 0.25
-    assert by_value[(("cause", "hps:timeout"),)] == 2
-    assert by_value[(("metric", "gold"), ("policy", "student"))] == 0.75
-    assert by_value[(("stage", "alignment"),)] == 1
-    assert by_value[(("network", "fake"),)] == 3
-    assert by_value[(("network", "student"),)] == 1
+    expected = [
+        (metrics.REWARD, {"reward": "hps"}, 0.25),
+        (metrics.DROPPED_GROUPS_TOTAL, {"cause": "hps:timeout"}, 2),
+        (metrics.EVALUATION, {"policy": "student", "metric": "gold"}, 0.75),
+        (metrics.ITERATION, {"stage": "alignment"}, 1),
+        (metrics.IMAGES_TOTAL, {"worker": "host:2"}, 4),
+        (metrics.WORKER_RESTARTS_TOTAL, {}, 0),
+        (metrics.LOSS, {"loss": "student_gradient_norm"}, 1.0),
+        (metrics.NETWORK_UPDATES_TOTAL, {"network": "fake"}, 3),
+        (metrics.NETWORK_UPDATES_TOTAL, {"network": "student"}, 1),
+    ]
+    for name, labels, value in expected:
+        assert registry.get_sample_value(name, labels) == value, name
+
+
+def test_a_worker_beyond_the_expected_ones_took_the_place_of_a_dead_one(
+    tracker: Tracker, registry: CollectorRegistry
+) -> None:
+    run(tracker)
+    for worker in ("host:3", "host:3", "host:1"):
+        with tracker.iteration("alignment", 1) as step:
+            step.record(Collected([], images=Counter({worker: 4})), UpdateResult({}, {}))
+    assert registry.get_sample_value(metrics.WORKER_RESTARTS_TOTAL) == 1
 
 
 # ── resuming ─────────────────────────────────────────────────────────────────────────────────────────────────────────
