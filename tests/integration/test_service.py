@@ -81,6 +81,22 @@ def assert_equal_runs(run: Run, finished: Run) -> None:
     assert run.summary()["policies"] == finished.summary()["policies"]
 
 
+@pytest.fixture(scope="module")
+def killed(finished: Run, config: Path) -> tuple[Run, list[Process]]:
+    """A run whose driver was killed after a random iteration, and what it had started."""
+    run = Run(config, config.parent / "killed")
+    run.wait_for_lines(random.randrange(1, len(finished.lines()) - 1))
+    left = run.kill()
+    assert not (run.run_dir / "summary.json").exists()
+    return run, left
+
+
+def test_a_killed_run_resumes_to_the_same_end(finished: Run, config: Path, killed: tuple[Run, list[Process]]) -> None:
+    resumed = Run(config, killed[0].run_dir, "--resume")
+    resumed.finish()
+    assert_equal_runs(resumed, finished)
+
+
 def test_neither_number_nor_death_of_workers_changes_anything(finished: Run, config: Path) -> None:
     """Three workers; one is killed, Ray brings it back, and it is killed for good: the others take over its calls."""
     run = Run(config, config.parent / "three_workers", "--workers.count", "3", "--workers.restarts", "1")
@@ -98,23 +114,6 @@ def test_neither_number_nor_death_of_workers_changes_anything(finished: Run, con
     assert_equal_runs(run, finished)
 
 
-def test_a_killed_run_leaves_no_process_and_resumes_to_the_same_end(finished: Run, config: Path) -> None:
-    killed_after = random.randrange(1, len(finished.lines()) - 1)
-    run = Run(config, config.parent / "killed")
-    run.wait_for_lines(killed_after)
-    left = run.kill()
-    names = " ".join(process.command for process in left)
-    assert "reward_servers" in names
-    assert "raylet" in names
-    assert not (run.run_dir / "summary.json").exists()
-
-    resumed = Run(config, run.run_dir, "--resume")
-    resumed.finish()
-    assert_equal_runs(resumed, finished)
-    # Last, since two of Ray's own agents take a minute to notice; everything else is gone within seconds.
-    wait_until(lambda: not any(process.alive for process in left), "what the killed run had started to end")
-
-
 def test_a_reward_server_that_dies_ends_the_run_by_name(config: Path) -> None:
     """Until then it ran ahead by one iteration, evaluations among the rollouts in flight."""
     options = {"--alignment.iterations": "500", "--alignment.max_staleness": "1", "--evaluation.every": "2"}
@@ -127,6 +126,15 @@ def test_a_reward_server_that_dies_ends_the_run_by_name(config: Path) -> None:
     assert "error: " in run.output
     assert "reward bright at http://127.0.0.1:" in run.output.rpartition("error: ")[2]
     assert "Traceback" not in run.output
+
+
+def test_a_killed_run_leaves_no_process(killed: tuple[Run, list[Process]]) -> None:
+    """Stands this late since two of Ray's own agents take a minute to notice; the rest is gone within seconds."""
+    _, left = killed
+    names = " ".join(process.command for process in left)
+    assert "reward_servers" in names
+    assert "raylet" in names
+    wait_until(lambda: not any(process.alive for process in left), "what the killed run had started to end")
 
 
 def test_a_second_run_into_the_same_directory_is_refused(finished: Run, config: Path) -> None:
