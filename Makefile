@@ -39,9 +39,9 @@ test-slow: $(STAMP)
 zoo: $(STAMP)
 	$(BIN)/python -m zoo.build
 
-# Every number of docs/performance.md, one JSON line a benchmark.
+# What the service costs. Whole runs of hours, to be started by hand: benchmarks/ablation.py, benchmarks/seeds.py.
 bench: $(STAMP)
-	@set -e; for file in benchmarks/[!_]*.py; do $(BIN)/python "$$file"; done
+	@$(BIN)/python benchmarks/throughput.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,6 +1,6 @@
 """Two ratios of one run: how much the service costs over a bare loop, and how much of a step is orchestration.
 
-    python benchmarks/throughput.py [--config deploy/runs/shapes.yaml] [--iterations 6]
+    python benchmarks/throughput.py [--config deploy/runs/shapes.yaml] [--iterations 8]
 
 rollout_ratio        images/s of the rollout actors, while they roll out, over images/s of a bare loop in one process
                      that has all the cores (sampling and decoding in both)

@@ -60,7 +60,6 @@ class LoraConfig(Section):
         description="Module-name suffixes that get an adapter: SD3's attention projections. Small models need the "
         "feed-forward layers too.",
     )
-    init: Literal["gaussian"] = Field("gaussian", description="Initialisation of A; B starts at zero.")
 
 
 class PromptsConfig(Section):
@@ -114,7 +113,9 @@ class AlignmentConfig(Section):
     clip_low: float = Field(1e-5, gt=0, lt=1, description="Ratio clip below 1; tiny since the surrogate is a mean.")
     clip_high: float = Field(1e-5, gt=0, lt=1, description="Ratio clip above 1.")
     old_surrogate: Literal["learner", "rollout"] = Field(
-        "learner", description="Who evaluates the old surrogate; the learner is immune to sampler arithmetic."
+        "learner",
+        description="Who evaluates the old surrogate. The learner is immune to sampler arithmetic, but its ratio is 1 "
+        "on stale samples too (max_staleness > 0); rollout corrects for staleness.",
     )
     surrogate: Literal["squared_error", "gaussian"] = Field(
         "squared_error", description="Transition log-density: the published surrogate or the exact Gaussian."
@@ -142,7 +143,7 @@ class AlignmentConfig(Section):
         0, description="Oldest policy trained on, in versions behind the learner; 0 is synchronous."
     )
     micro_batch: PositiveInt = Field(
-        16, description="Samples per forward and backward pass; bounds memory and changes no result."
+        16, description="Samples per forward and backward pass; bounds memory, changes results by float rounding."
     )
 
 
@@ -197,12 +198,12 @@ class EvaluationConfig(Section):
 
     every: PositiveInt = Field(50, description="Alignment iterations between two evaluations.")
     prompts: PositiveInt = Field(64, description="Prompts of such an evaluation, from the head of the file.")
-    images_per_prompt: PositiveInt = Field(2, description="Images per prompt; diversity needs at least 2.")
+    images_per_prompt: int = Field(2, ge=2, description="Images per prompt; diversity needs at least 2.")
     teacher_steps: PositiveInt = Field(28, description="Euler steps of the many-step teacher.")
     teacher_guidance: float = Field(7.0, ge=1, description="Guidance scale of the many-step teacher.")
     grid_prompts: PositiveInt = Field(8, description="Prompts of the sample grids and of the report's gallery.")
     final_prompts: PositiveInt = Field(256, description="Prompts of the final table, for all policies.")
-    final_images_per_prompt: PositiveInt = Field(2, description="Images per prompt of the final table.")
+    final_images_per_prompt: int = Field(2, ge=2, description="Images per prompt of the final table.")
 
 
 class CheckpointConfig(Section):
@@ -222,7 +223,9 @@ class RewardClientConfig(Section):
 class MetricsConfig(Section):
     """Prometheus metrics of the driver."""
 
-    port: int | None = Field(None, ge=0, le=65_535, description="Port on loopback; 0 picks a free one, null is off.")
+    port: int | None = Field(
+        0, ge=0, le=65_535, description="Port on loopback; 0 picks a free one, told at the start; null is off."
+    )
 
 
 class Config(Section):
@@ -251,10 +254,25 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _policy_names_differ(self) -> Self:
+        if self.evaluation.teacher_steps == self.sampling.steps:
+            raise problem(
+                "evaluation.teacher_steps",
+                f"{self.sampling.steps}, as many as sampling.steps: the final table has the teacher at both, by number",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _alignment_possible(self) -> Self:
         alignment = self.alignment
         if alignment.iterations == 0:
             return self
+        if alignment.iterations < alignment.ema_every:
+            raise problem(
+                "alignment.iterations",
+                f"{alignment.iterations}, fewer than alignment.ema_every = {alignment.ema_every}: the moving average, "
+                "which is what a run evaluates and exports, would never move",
+            )
         if alignment.policy_gradient != "none":
             self._check_policy_gradient()
         trained = [reward for reward in self.rewards if reward.trained]
@@ -271,6 +289,11 @@ class Config(Section):
         return self
 
     def _check_policy_gradient(self) -> None:
+        if self.alignment.surrogate == "gaussian" and self.alignment.old_surrogate == "rollout":
+            raise problem(
+                "alignment.old_surrogate",
+                'rollout, but workers compute the squared error alone: with surrogate = "gaussian" use learner',
+            )
         stochastic = self.sampling.steps - 1
         if self.sampling.eta == 0:
             raise problem("sampling.eta", "0 makes every step deterministic: a policy gradient needs eta > 0")

@@ -9,6 +9,8 @@ RtdmdError
 ├── WeightUpdateError         published weights that do not fit the receiver (keys, shapes, base model)
 │   └── AttestationError      weights were applied, but what the receiver now computes is not what was published
 ├── WorkerError               rollout workers are gone and could not be brought back
+├── LearnerError              the learner died or does not answer
+├── TrainingError             an update that must not be made: its gradient is not finite
 └── RewardError               a reward that could not be had; carries `reward` and `cause`
     ├── RewardUnavailable     refused, reset, timed out, 5xx: worth another try
     ├── RewardOverloaded      429: worth another try, after `retry_after` seconds
@@ -53,6 +55,14 @@ class AttestationError(WeightUpdateError):
 
 class WorkerError(RtdmdError):
     """Rollout workers are gone and could not be brought back."""
+
+
+class LearnerError(RtdmdError):
+    """The learner died or does not answer."""
+
+
+class TrainingError(RtdmdError):
+    """An update that must not be made: its gradient is not finite."""
 
 
 class RewardError(RtdmdError):

@@ -24,6 +24,7 @@ from common.reward_client import RewardClient, RewardEndpoint
 from common.types import Prompt, ScoredGroup
 from common.weights import PublishedWeights, publish
 from learner.alignment_trainer import AlignmentTrainer
+from learner.attestation import PublishedPolicies
 from learner.checkpoint import Position, read_checkpoint, write_checkpoint
 from learner.cold_start_trainer import ColdStartTrainer
 from learner.matching import MatchingSettings
@@ -52,6 +53,7 @@ class Learner:
     ) -> None:
         torch.set_num_threads(config.learner.threads)
         self._publish_seconds = 0.0
+        self._published = PublishedPolicies(config.alignment.max_staleness)
         self._config = config
         seed, sampling, cold_start = config.run.seed, config.sampling, config.cold_start
         self._backbone = load_backbone(config.backbone, config.lora, torch.device(device))
@@ -81,6 +83,9 @@ class Learner:
         """The backbone's schedule; answered once the backbone is loaded."""
         return self._backbone.sigmas(num_steps)
 
+    def base_fingerprint(self) -> str:
+        return self._backbone.base_fingerprint()
+
     def cold_start(self, iteration: int) -> UpdateResult:
         """One iteration of stage 1."""
         return UpdateResult(self._cold_start.update(iteration), {})
@@ -90,8 +95,15 @@ class Learner:
         self._networks.begin_alignment(AlignmentTrainer.optimizer_settings(self._config.alignment))
 
     def align(self, groups: Sequence[ray.ObjectRef[ScoredGroup]]) -> UpdateResult:
-        """One iteration of stage 2."""
-        metrics, seconds = self._alignment.update(ray.get(list(groups)))
+        """One iteration of stage 2.
+
+        Raises:
+            AttestationError: the groups were not sampled as they should have been; nothing has changed then.
+            RewardError, TrainingError: see `AlignmentTrainer.update`.
+        """
+        scored: list[ScoredGroup] = ray.get(list(groups))
+        self._published.attest(scored)
+        metrics, seconds = self._alignment.update(scored)
         return UpdateResult(metrics, {**seconds, "publish": self._publish_seconds})
 
     def publish(self, number: int, *, averaged: bool) -> PublishedWeights:
@@ -99,6 +111,8 @@ class Learner:
         started = time.perf_counter()
         with self._networks.averaged_student() if averaged else nullcontext():
             published = publish(self._backbone, number)
+        if not averaged:
+            self._published.remember(published.manifest.version)
         self._publish_seconds = time.perf_counter() - started
         return published
 

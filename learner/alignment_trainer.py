@@ -22,7 +22,7 @@ from torch import Tensor
 from common.backbones.base import Conditioning, Network
 from common.config import AlignmentConfig
 from common.flow import Transition, cps_transition, gaussian_log_density, surrogate_log_density
-from common.types import ScoredGroup, StepPlan
+from common.types import Prompt, ScoredGroup, StepPlan
 from learner.matching import DrawKey, MatchingSettings, fake_score_objective, renoise_samples, student_objective
 from learner.networks import Networks, OptimizerSettings
 from learner.objectives.advantage import group_advantages, zero_spread_fraction
@@ -41,14 +41,14 @@ class Batch:
     """A batch of groups, flattened: sample b of the batch is sample b % G of group b // G."""
 
     plan: StepPlan
-    texts: list[str]
+    prompts: list[Prompt]
     conditioning: Conditioning
     latents_SBchw: Tensor
     old_surrogate_TB: Tensor
     advantages_B: Tensor
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.prompts)
 
 
 class AlignmentTrainer:
@@ -89,6 +89,7 @@ class AlignmentTrainer:
 
         Raises:
             RewardError: a gradient could not be had; the student has not changed then.
+            TrainingError: a gradient is not finite; that network has not changed then.
         """
         self._seconds.clear()
         with self._timed("prepare"):
@@ -111,12 +112,12 @@ class AlignmentTrainer:
         advantages_PG = group_advantages(
             rewards_PG, self._reward_weights, self._settings.advantage_scale, self._settings.advantage_clip
         )
-        texts = [trajectory.prompt.text for trajectory in trajectories]
+        prompts = [trajectory.prompt for trajectory in trajectories]
         device = self._backbone.device
         return Batch(
             plan=trajectories[0].plan,
-            texts=[text for text in texts for _ in range(size)],
-            conditioning=self._backbone.encode_prompts(texts).repeat(size),
+            prompts=[prompt for prompt in prompts for _ in range(size)],
+            conditioning=self._backbone.encode_prompts([prompt.text for prompt in prompts]).repeat(size),
             latents_SBchw=torch.cat([torch.tensor(t.latents_SGchw) for t in trajectories], dim=1).to(device),
             old_surrogate_TB=torch.cat([torch.tensor(t.surrogate_TG) for t in trajectories], dim=1).to(device),
             advantages_B=advantages_PG.flatten().to(device),
@@ -131,7 +132,7 @@ class AlignmentTrainer:
             loss = fake_score_objective(self._backbone, renoised, conditioning, self._matching, key)
             (loss.value * share).backward()
             _accumulate(totals, as_floats(loss.metrics), share)
-        totals["fake_gradient_norm"] = self._networks.fake_optimizer.step()
+        totals["fake_gradient_norm"] = self._networks.fake_optimizer.step(batch.plan.iteration)
         return totals
 
     def _update_student(self, batch: Batch) -> dict[str, float]:
@@ -148,8 +149,8 @@ class AlignmentTrainer:
             if value.requires_grad:
                 (value * share * term_share).backward()
             _accumulate(totals, metrics, share)
-        totals["student_gradient_norm"] = self._networks.student_optimizer.step()
         iteration = batch.plan.iteration
+        totals["student_gradient_norm"] = self._networks.student_optimizer.step(iteration)
         if (iteration + 1) % self._settings.ema_every == 0:
             self._networks.update_average()
         return totals
@@ -185,7 +186,7 @@ class AlignmentTrainer:
         if settings.reward_gradient_weight > 0:
             images_BCHW = self._backbone.decode(sample)
             with self._timed("reward_gradient"):
-                rewards = self._served.differentiable(images_BCHW, batch.texts[rows])
+                rewards = self._served.differentiable(images_BCHW, batch.prompts[rows])
             weights = {name: self._reward_weights[name] for name in rewards}
             hinge = reward_hinge_loss(rewards, weights, settings.reward_target)
             value = value + settings.reward_gradient_weight * hinge.value

@@ -24,7 +24,7 @@ from torch import Tensor
 from common.errors import CheckpointError
 
 STAGES = ("cold_start", "alignment")
-_NAME = re.compile(rf"({'|'.join(STAGES)})-(\d{{6}})")
+_NAME = re.compile(rf"({'|'.join(STAGES)})-(\d{{6,}})")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,9 @@ def write_checkpoint(root: Path, position: Position, state: Mapping[str, Tensor]
         _write_durably(partial / "state.safetensors", payload)
         _write_durably(partial / "checkpoint.json", json.dumps(about, indent=1).encode())
         shutil.rmtree(final, ignore_errors=True)
+        _sync(partial)
         partial.rename(final)
+        _sync(root)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(
@@ -90,14 +92,6 @@ def read_checkpoint(directory: Path, settings: Mapping[str, Any] | None = None) 
     return position, load(payload)
 
 
-def read_position(directory: Path) -> Position:
-    """Where a checkpoint stands, from its name alone."""
-    match = _NAME.fullmatch(directory.name)
-    if match is None:
-        raise CheckpointError(f"{directory} is not named like a checkpoint (stage-iteration)")
-    return Position(match[1], int(match[2]))
-
-
 def latest_checkpoint(root: Path) -> Path | None:
     """The furthest checkpoint under `root`, or None."""
     found = [(STAGES.index(match[1]), int(match[2]), path) for path, match in _checkpoints(root)]
@@ -106,8 +100,8 @@ def latest_checkpoint(root: Path) -> Path | None:
 
 def prune_checkpoints(root: Path, stage: str, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints of a stage."""
-    mine = sorted(path for path, match in _checkpoints(root) if match[1] == stage)
-    for path in mine[:-keep]:
+    mine = sorted((int(match[2]), path) for path, match in _checkpoints(root) if match[1] == stage)
+    for _, path in mine[:-keep]:
         shutil.rmtree(path)
 
 
@@ -123,6 +117,15 @@ def _write_durably(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _sync(directory: Path) -> None:
+    """Make the names in a directory survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _first_difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str | None:

@@ -5,10 +5,10 @@ learner.cold_start: roll the student to a random step ──► fake score ─�
 
 from __future__ import annotations
 
-import ray
 from ray.actor import ActorHandle
 
 from learner.checkpoint import Position
+from learner.learner_calls import answer
 from learner.loop import Milestones
 from learner.tracker import Tracker
 
@@ -22,6 +22,6 @@ def run_cold_start(
     for iteration in range(start, iterations):
         with tracker.iteration(STAGE, iteration) as step:
             with step.timed("wait_update"):
-                result = ray.get(learner.cold_start.remote(iteration))
+                result = answer(learner.cold_start.remote(iteration))
             step.record_update(result)
         milestones.after(Position(STAGE, iteration + 1))

@@ -56,7 +56,11 @@ class ColdStartTrainer:
         )
 
     def update(self, iteration: int) -> dict[str, float]:
-        """One fake-score update and, every `student_every`-th time, one student update; returns their metrics."""
+        """One fake-score update and, every `student_every`-th time, one student update; returns their metrics.
+
+        Raises:
+            TrainingError: a gradient is not finite; that network has not changed then.
+        """
         batch = self._settings.batch_size
         chosen = seeding.prompt_indices(self._seed, iteration, batch, len(self._prompts))
         conditioning = self._backbone.encode_prompts([self._prompts[index].text for index in chosen])
@@ -70,12 +74,12 @@ class ColdStartTrainer:
         fake = fake_score_objective(self._backbone, renoised, conditioning, self._matching, key)
         self._networks.fake_optimizer.zero_grad()
         fake.value.backward()
-        metrics = {"fake_gradient_norm": self._networks.fake_optimizer.step(), **as_floats(fake.metrics)}
+        metrics = {"fake_gradient_norm": self._networks.fake_optimizer.step(iteration), **as_floats(fake.metrics)}
         if train_student:
             loss = student_objective(self._backbone, sample, renoised, conditioning, self._empty, self._matching, key)
             self._networks.student_optimizer.zero_grad()
             loss.value.backward()
-            metrics["student_gradient_norm"] = self._networks.student_optimizer.step()
+            metrics["student_gradient_norm"] = self._networks.student_optimizer.step(iteration)
             metrics.update(as_floats(loss.metrics))
             self._networks.update_average()
         return metrics

@@ -37,6 +37,7 @@ class Console:
         self._live = Live(console=self._rich, refresh_per_second=4, transient=False) if self._rich.is_terminal else None
         self._stage = ""
         self._latest: dict[str, float] = {}
+        self._kept: dict[str, float] = {}
         self._updates = 0
         self._started = time.monotonic()
 
@@ -52,7 +53,7 @@ class Console:
             self._live.stop()
 
     def update(self, record: Mapping[str, float], stage: str, iteration: int) -> None:
-        """One iteration is done. Metrics measured now and then (evaluations) stay on the table until the next ones."""
+        """One iteration is done; its stage's metrics stay on the table until there are newer ones."""
         self._updates += 1
         if stage != self._stage:
             self._stage, self._latest = stage, {}
@@ -63,6 +64,10 @@ class Console:
         else:
             values = "  ".join(f"{name}={_number(value)}" for name, value in record.items())
             self._print(f"{heading}  {values}")
+
+    def keep(self, record: Mapping[str, float]) -> None:
+        """Metrics measured now and then (evaluations): they stay on the table, in every stage, until the next ones."""
+        self._kept.update(record)
 
     def message(self, text: str) -> None:
         """A line that stays, above the live table."""
@@ -75,7 +80,7 @@ class Console:
     def _table(self, heading: str) -> Table:
         """The newest value of every metric, a column a group."""
         groups: dict[str, list[tuple[str, float]]] = {}
-        for name, value in self._latest.items():
+        for name, value in (self._latest | self._kept).items():
             group, slash, short = name.partition("/")
             groups.setdefault(group if slash else "", []).append((short if slash else name, value))
         table = Table(title=Text(heading), title_justify="left", expand=False)

@@ -16,11 +16,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import ray
 from ray.actor import ActorHandle
 
 from common.types import Prompt, StepPlan
 from learner.checkpoint import Position
+from learner.learner_calls import answer
 from learner.rollouts import Rollouts
 from learner.tracker import Tracker
 
@@ -28,7 +28,7 @@ STAGE = "alignment"
 
 
 class Milestones(Protocol):
-    """What happens now and then: evaluation and checkpoint. `weights_number` is free for publications."""
+    """What happens now and then: evaluation and checkpoint."""
 
     def after(self, position: Position) -> None: ...
 
@@ -56,6 +56,6 @@ def run_alignment(
             with step.timed("wait_rollouts"):
                 collected = rollouts.collect(iteration)
             with step.timed("wait_update"):
-                result = ray.get(learner.align.remote(collected.groups))
+                result = answer(learner.align.remote(collected.groups))
             step.record(collected, result)
         milestones.after(Position(STAGE, iteration + 1))

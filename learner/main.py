@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -30,18 +31,21 @@ from ray.actor import ActorHandle
 
 from common.backbones.base import Network
 from common.config import Config, RewardConfig
-from common.config_file import dump_config
-from common.errors import CheckpointError, ConfigError, ModelError, RtdmdError
+from common.errors import ConfigError, ModelError, RtdmdError
+from common.flow import RENOISE_MARGIN, RENOISE_MAX
 from common.metrics import DriverMetrics, LearnerMetrics, serve
 from common.reward_client import RewardClient, RewardEndpoint
+from common.types import Prompt
 from learner.actor import Learner
-from learner.checkpoint import Position, latest_checkpoint, read_position
 from learner.cli import Invocation, parse
+from learner.cluster import ray_cluster
 from learner.console import Console
+from learner.learner_calls import CALL_TIMEOUT_S, answer, last_line
 from learner.local_servers import LocalServers, LocalServerSpec
 from learner.policies import PolicyRecords
+from learner.run_directory import Start, begin, claimed
 from learner.service import PolicySpecs, Service
-from learner.tracker import Tracker, cut_metrics
+from learner.tracker import Tracker
 from learner.worker_pool import WorkerPool
 from rollout_workers.actor import RolloutWorker, WorkerSettings
 from rollout_workers.prompts import load_prompts
@@ -49,8 +53,6 @@ from rollout_workers.sampler import SamplingSpec
 
 REWARD_TOKEN = "REWARD_SERVER_TOKEN"
 """Environment variable with the bearer token of reward servers that are not on loopback; never written anywhere."""
-CALL_TIMEOUT_S = 1800.0
-"""The run fails when no worker finishes anything for so long."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -58,18 +60,8 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         invocation = parse(argv, os.environ)
-        with started_service(invocation) as service:
-            if invocation.dry_run:
-                print(plan_text(invocation))
-            else:
-                service.run(resume=invocation.resume)
-    except ray.exceptions.RayTaskError as error:
-        # Comes first: Ray makes it an instance of its cause's class as well, but with a remote traceback for a message.
-        if isinstance(error.cause, RtdmdError):
-            return _fail(error.cause, 1)
-        raise
-    except ray.exceptions.RayActorError as error:
-        return _fail(f"the learner died: {_root_cause(error)}; continue with --resume", 1)
+        with _errors_from_ray(invocation):
+            _run(invocation)
     except (ConfigError, ModelError) as error:
         return _fail(error, 2)
     except RtdmdError as error:
@@ -81,40 +73,61 @@ def main(argv: Sequence[str]) -> int:
 
 
 @contextmanager
-def started_service(invocation: Invocation) -> Iterator[Service]:
+def _errors_from_ray(invocation: Invocation) -> Iterator[None]:
+    """Our own errors come out as another process raised them; any other in one line, its traceback in a file."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, RtdmdError):
+            raise error.cause from error
+        log = invocation.run_dir / "logs" / "error.log"
+        if invocation.dry_run or not log.parent.is_dir():
+            raise RtdmdError(last_line(error)) from error
+        log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        raise RtdmdError(f"{last_line(error)}; see {log}") from error
+
+
+def _run(invocation: Invocation) -> None:
+    train_prompts = load_prompts(invocation.config.prompts.train)
+    evaluation_prompts = load_prompts(invocation.config.prompts.evaluation)
+    _check_enough_prompts(invocation.config, len(train_prompts))
+    with (
+        claimed(invocation) as (run_dir, start),
+        started_service(invocation, run_dir, start, train_prompts, evaluation_prompts) as service,
+    ):
+        if invocation.dry_run:
+            print(plan_text(invocation, start))
+        else:
+            service.run(start)
+
+
+@contextmanager
+def started_service(
+    invocation: Invocation,
+    run_dir: Path,
+    start: Start,
+    train_prompts: Sequence[Prompt],
+    evaluation_prompts: Sequence[Prompt],
+) -> Iterator[Service]:
     """Everything a run needs, started in order and stopped in reverse, on every way out."""
-    config, run_dir = invocation.config, invocation.run_dir
-    train_prompts = load_prompts(config.prompts.train)
-    evaluation_prompts = load_prompts(config.prompts.evaluation)
-    _check_enough_prompts(config, len(train_prompts))
+    config = invocation.config
     with ExitStack() as stack:
-        _prepare_run_dir(invocation)
         servers = stack.enter_context(LocalServers(_local_servers(config), run_dir / "logs"))
         endpoints = _endpoints(config, servers.urls)
         _check_rewards(config, endpoints)
-        stack.enter_context(_ray_cluster(config))
+        stack.enter_context(ray_cluster(config))
         learner, workers = _start_actors(config, train_prompts, endpoints)
         sigmas = _wait_until_loaded(config, learner, workers)
-        registry = CollectorRegistry()
-        if config.metrics.port is not None:
-            stack.callback(serve(config.metrics.port, registry).close)
-        total = config.cold_start.iterations + config.alignment.iterations
-        console = stack.enter_context(Console(total, config.run.name))
-        tracker = Tracker(
-            run_dir / "metrics.jsonl",
-            console,
-            DriverMetrics.build(registry),
-            LearnerMetrics.build(registry),
-            config.workers.count,
-        )
-        stack.callback(tracker.close)
+        check_schedule(config, sigmas)
+        if not invocation.dry_run:
+            begin(invocation, start)
         yield Service(
             config,
             run_dir,
             learner,
             sigmas,
             WorkerPool(workers, CALL_TIMEOUT_S),
-            tracker,
+            stack.enter_context(_tracker(config, run_dir)),
             PolicyRecords(run_dir, config.evaluation.grid_prompts),
             train_prompts,
             evaluation_prompts,
@@ -123,20 +136,21 @@ def started_service(invocation: Invocation) -> Iterator[Service]:
         )
 
 
-def _prepare_run_dir(invocation: Invocation) -> None:
-    """Create the run's directory; refuse to mix two runs in one; on resume drop what will be repeated."""
-    run_dir = invocation.run_dir
-    metrics = run_dir / "metrics.jsonl"
-    if invocation.resume:
-        checkpoint = latest_checkpoint(run_dir / "checkpoints")
-        cut_metrics(metrics, read_position(checkpoint) if checkpoint else Position("cold_start", 0))
-    elif metrics.exists() and metrics.stat().st_size > 0 and not invocation.dry_run:
-        raise ConfigError(f"{run_dir} holds a run already: use --resume to go on, or --run-dir for another directory")
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "config.yaml").write_text(dump_config(invocation.config))
-    except OSError as error:
-        raise CheckpointError(f"cannot write to {run_dir}: {error.strerror}; choose another --run-dir") from error
+@contextmanager
+def _tracker(config: Config, run_dir: Path) -> Iterator[Tracker]:
+    """Console, metrics.jsonl and the /metrics endpoint."""
+    registry = CollectorRegistry()
+    total = config.cold_start.iterations + config.alignment.iterations
+    with ExitStack() as stack:
+        console = stack.enter_context(Console(total, config.run.name))
+        if config.metrics.port is not None:
+            server = serve(config.metrics.port, registry)
+            stack.callback(server.close)
+            console.message(f"metrics: http://127.0.0.1:{server.port}/metrics")
+        driver, learner = DriverMetrics.build(registry), LearnerMetrics.build(registry)
+        tracker = Tracker(run_dir / "metrics.jsonl", console, driver, learner, config.workers.count)
+        stack.callback(tracker.close)
+        yield tracker
 
 
 def _check_enough_prompts(config: Config, available: int) -> None:
@@ -163,42 +177,25 @@ def _endpoints(config: Config, local_urls: dict[str, str]) -> dict[str, RewardEn
 
 
 def _check_rewards(config: Config, endpoints: dict[str, RewardEndpoint]) -> None:
-    """Ask every server who it is, before anything expensive starts."""
+    """Ask every server who it is, before anything expensive starts.
+
+    Raises:
+        RewardError: it does not answer as a reward server; the reward is named.
+        ConfigError: it cannot do what the run asks of it.
+    """
     client = config.reward_client
     token = os.environ.get(REWARD_TOKEN)
     with RewardClient(list(endpoints.values()), client.timeout_s, client.attempts, token) as rewards:
         for reward in config.rewards:
-            if reward.differentiable and not rewards.info(reward.name).differentiable:
+            info = rewards.info(reward.name)
+            if reward.differentiable and not info.differentiable:
                 raise ConfigError(
                     f"rewards.{reward.name}.differentiable is true, but its server has no gradient: set it to false"
                 )
 
 
-@contextmanager
-def _ray_cluster(config: Config) -> Iterator[None]:
-    """The cluster of the job, or a private one on this machine."""
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False)
-    else:
-        # Ray makes its workers yield to every other process; here they are what the machine is for.
-        os.environ.setdefault("RAY_worker_niceness", "0")
-        ray.init(
-            address="local",
-            num_cpus=max(
-                os.cpu_count() or 1, 1 + int(config.learner.num_cpus + config.workers.count * config.workers.num_cpus)
-            ),
-            include_dashboard=False,
-            log_to_driver=False,
-            runtime_env={"env_vars": {"PYTHONPATH": str(PROJECT_ROOT)}},
-        )
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
 def _start_actors(
-    config: Config, prompts: Sequence[object], endpoints: dict[str, RewardEndpoint]
+    config: Config, prompts: Sequence[Prompt], endpoints: dict[str, RewardEndpoint]
 ) -> tuple[ActorHandle, list[ActorHandle]]:
     """Learner and workers, placed by their resources."""
     token = os.environ.get(REWARD_TOKEN)
@@ -229,25 +226,32 @@ def _start_actors(
 
 
 def _wait_until_loaded(config: Config, learner: ActorHandle, workers: list[ActorHandle]) -> tuple[float, ...]:
-    """The student's noise levels, once everybody has loaded."""
-    sigmas = learner.sigmas.remote(config.sampling.steps)
+    """The student's noise levels, once everybody has loaded the same base model."""
+    loaded = [learner.base_fingerprint.remote(), *(worker.ready.remote() for worker in workers)]
     try:
-        ray.get([sigmas, *(worker.ready.remote() for worker in workers)], timeout=CALL_TIMEOUT_S)
-        levels: tuple[float, ...] = ray.get(sigmas)
-        return levels
+        fingerprints = ray.get(loaded, timeout=CALL_TIMEOUT_S)
     except ray.exceptions.GetTimeoutError as error:
         raise ConfigError(
             f"learner and workers did not start in {CALL_TIMEOUT_S:.0f} s: does the cluster have the CPUs and GPUs "
             "that learner.* and workers.* ask for?"
         ) from error
     except ray.exceptions.RayActorError as error:
-        raise ModelError(f"learner or workers could not start: {_root_cause(error)}") from error
+        raise ModelError(f"learner or workers could not start: {last_line(error)}") from error
+    if len(set(fingerprints)) > 1:
+        raise ModelError(f"learner and workers found different models at {config.backbone.path}: give all the same")
+    sigmas: tuple[float, ...] = answer(learner.sigmas.remote(config.sampling.steps))
+    return sigmas
 
 
-def _root_cause(error: BaseException) -> str:
-    """The last line of a remote traceback: the error itself."""
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+def check_schedule(config: Config, sigmas: tuple[float, ...]) -> None:
+    """Stage 1 renoises from every level but the first: above the second there must be room."""
+    highest = RENOISE_MAX - RENOISE_MARGIN
+    distils = config.cold_start.iterations > 0 and config.cold_start.from_checkpoint is None
+    if distils and sigmas[1] > highest:
+        raise ConfigError(
+            f"sampling.steps = {config.sampling.steps}: the second noise level is {sigmas[1]:.3f}, and the cold start "
+            f"needs it to be at most {highest:.2f}: use fewer steps"
+        )
 
 
 def _policy_specs(config: Config) -> PolicySpecs:
@@ -259,13 +263,15 @@ def _policy_specs(config: Config) -> PolicySpecs:
     )
 
 
-def plan_text(invocation: Invocation) -> str:
+def plan_text(invocation: Invocation, start: Start) -> str:
     """What `--dry-run` prints, after everything has been started and asked once."""
     config = invocation.config
     alignment, cold_start = config.alignment, config.cold_start
     images = alignment.prompts_per_iteration * alignment.group_size
     lines = [
         f"run        {config.run.name}, seed {config.run.seed}, into {invocation.run_dir.resolve()}",
+        f"start      at iteration {start.position.iteration} of {start.position.stage}"
+        f"{f', from {start.checkpoint}' if start.checkpoint else ''}",
         f"backbone   {config.backbone.family} at {config.backbone.path}, {config.backbone.dtype}",
         f"stage 1    {cold_start.iterations} iterations of {cold_start.batch_size} samples",
         f"stage 2    {alignment.iterations} iterations of {images} samples, "
@@ -287,7 +293,7 @@ def _device(num_gpus: float) -> str:
     return "cuda" if num_gpus > 0 else "cpu"
 
 
-def _fail(error: BaseException | str, status: int) -> int:
+def _fail(error: BaseException, status: int) -> int:
     print(f"error: {error}", file=sys.stderr)
     return status
 

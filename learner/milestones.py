@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray.actor import ActorHandle
 
 from common.config import Config
 from common.types import Prompt
 from learner.checkpoint import Position, prune_checkpoints
 from learner.evaluate import Evaluation, evaluate, save_grid
+from learner.learner_calls import answer
 from learner.tracker import Tracker
 from learner.worker_pool import WorkerPool
 
@@ -56,7 +56,7 @@ class RunMilestones:
         if (root / position.directory).exists():
             # The end of a stage that fell on a periodic checkpoint, or a resumed run at its start: the same state.
             return
-        ray.get(self._learner.save.remote(root, position, self._settings))
+        answer(self._learner.save.remote(root, position, self._settings))
         prune_checkpoints(root, position.stage, self._config.checkpoint.keep)
 
     def _evaluate(self, position: Position) -> None:

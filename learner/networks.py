@@ -55,12 +55,14 @@ class Networks:
         bank = self.backbone.adapters
         self.student_adapter = student_adapter
         self.student_optimizer = AdapterOptimizer(
+            "student",
             bank.parameters(student_adapter),
             learning_rate=settings.learning_rate_student,
             weight_decay=settings.weight_decay,
             gradient_clip=settings.gradient_clip,
         )
         self.fake_optimizer = AdapterOptimizer(
+            "fake score",
             bank.parameters(FAKE_SCORE),
             learning_rate=settings.learning_rate_fake,
             weight_decay=settings.weight_decay,

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from common.errors import TrainingError
 
 BETAS = (0.9, 0.999)
 
@@ -15,8 +18,16 @@ class AdapterOptimizer:
     """One AdamW step at a time on one adapter's parameters; its whole state is a flat dict of tensors."""
 
     def __init__(
-        self, parameters: Mapping[str, Parameter], *, learning_rate: float, weight_decay: float, gradient_clip: float
+        self,
+        network: str,
+        parameters: Mapping[str, Parameter],
+        *,
+        learning_rate: float,
+        weight_decay: float,
+        gradient_clip: float,
     ) -> None:
+        """`network` is what errors call the owner of the parameters."""
+        self._network = network
         self._parameters = dict(parameters)
         self._gradient_clip = gradient_clip
         self._adamw = torch.optim.AdamW(
@@ -26,9 +37,20 @@ class AdapterOptimizer:
     def zero_grad(self) -> None:
         self._adamw.zero_grad(set_to_none=True)
 
-    def step(self) -> float:
-        """Clip, step, and return the gradient's norm before clipping."""
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._gradient_clip, error_if_nonfinite=True)
+    def step(self, iteration: int) -> float:
+        """Clip, step, and return the gradient's norm before clipping.
+
+        Raises:
+            TrainingError: the norm is not finite; nothing has changed then.
+        """
+        parameters = list(self._parameters.values())
+        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        if not norm.isfinite():
+            raise TrainingError(
+                f"the gradient of the {self._network} has norm {norm.item()} in iteration {iteration}: start "
+                "another run with a lower learning rate"
+            )
+        clip_grads_with_norm_(parameters, self._gradient_clip, norm)
         self._adamw.step()
         return float(norm)
 

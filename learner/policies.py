@@ -1,6 +1,7 @@
-"""The run's final comparison: each policy is evaluated once and kept, so that a resumed run repeats none of them.
+"""The run's final comparison: each policy is evaluated once and kept, so that a resumed run repeats none of them
+unless it would measure something else.
 
-    samples/policies/teacher_28.json      metrics, and prompt and scores of each gallery image
+    samples/policies/teacher_28.json      metrics, what they depend on, and prompt and scores of each gallery image
     samples/policies/teacher_28-00.png    the gallery's images
 
 `summary.json` and `samples/gallery.json` are put together from these files at the end.
@@ -9,6 +10,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,11 @@ class PolicyRecords:
         self._gallery_prompts = gallery_prompts
         self._directory.mkdir(parents=True, exist_ok=True)
 
-    def has(self, policy: str) -> bool:
-        return self._file(policy).exists()
+    def has(self, policy: str, basis: Mapping[str, Any]) -> bool:
+        """Whether the policy was measured, and on this basis: everything (JSON values) its numbers depend on."""
+        return self._file(policy).exists() and self._read(policy).get("basis") == basis
 
-    def add(self, policy: str, evaluation: Evaluation, seconds: float) -> None:
+    def add(self, policy: str, basis: Mapping[str, Any], evaluation: Evaluation, seconds: float) -> None:
         """Keep an evaluation; its file is written last, so that a crash in between leaves the policy unmeasured."""
         gallery = []
         for place, item in enumerate(evaluation.prompts[: self._gallery_prompts]):
@@ -35,7 +38,7 @@ class PolicyRecords:
             save_png(item.images_GHWC[0], self._samples / image)
             scores = {reward: float(values[0]) for reward, values in item.rewards_G.items()}
             gallery.append({"prompt": item.prompt.text, "image": image, "scores": scores})
-        record = {"metrics": evaluation.metrics, "seconds": seconds, "gallery": gallery}
+        record = {"basis": basis, "metrics": evaluation.metrics, "seconds": seconds, "gallery": gallery}
         partial = self._file(policy).with_suffix(".partial")
         partial.write_text(json.dumps(record, indent=1))
         partial.rename(self._file(policy))

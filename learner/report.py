@@ -1,5 +1,7 @@
 """report.html of a run: final table, before/after gallery, curves, seconds, configuration. One file, no script.
 
+    python -m learner.report RUN_DIR
+
 Reads what the run left in its directory:
 
     metrics.jsonl         JSON lines: {"stage", "iteration", "kind": "train" | "evaluation", "metrics", "seconds"}
@@ -12,10 +14,12 @@ All but metrics.jsonl may be missing: the report of an interrupted run shows wha
 
 from __future__ import annotations
 
+import argparse
 import base64
 import json
 import math
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -26,7 +30,6 @@ from common.errors import RtdmdError
 from learner.report_charts import Point, line_chart
 from learner.report_style import STYLE
 
-REFERENCE_POLICIES = ("teacher_28", "teacher_4")
 SMALL_IMAGE_BYTES = 40_000  # about a 128 px PNG: such pictures are enlarged with hard edges
 
 Record = Mapping[str, Any]
@@ -184,8 +187,8 @@ def _charts(
     for name, points in curves.items():
         levels = {
             policy_label(policy): references[policy][name]
-            for policy in REFERENCE_POLICIES
-            if name in references.get(policy, {})
+            for policy in references
+            if policy.startswith("teacher_") and name in references[policy]
         }
         charts.append(line_chart(name, points, levels))
     heading = f"{stage.capitalize()}: {'evaluation' if kind == 'evaluation' else 'training'}, by iteration"
@@ -227,3 +230,19 @@ def _best(metric: str, policies: Mapping[str, Mapping[str, float]]) -> str:
 
 def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def main(argv: Sequence[str]) -> int:
+    """`python -m learner.report RUN_DIR`: exit status 1 when there is nothing to report."""
+    parser = argparse.ArgumentParser(prog="python -m learner.report", description="Write a run's report.html anew.")
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    try:
+        print(write_report(parser.parse_args(argv).run_dir))
+    except RtdmdError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
+from common.reward_api import FloatArray
 from common.reward_client import RewardClient
+from common.types import Prompt
 from learner.objectives.reward_gradient import attach_gradient
 
 
@@ -18,18 +21,24 @@ class ServedRewards:
         self._client = client
         self._names = tuple(names)
 
-    def differentiable(self, images_BCHW: Tensor, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Name -> [B], with the graph to `images_BCHW` (float in [0, 1]).
+    def differentiable(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """Name -> [B], with the graph to `images_BCHW` (float in [0, 1]); all rewards are asked at the same time.
 
         Raises:
             RewardError: a server could not be reached or its answer is not usable.
         """
         sent = images_BCHW.detach().float().cpu().contiguous().numpy()
-        rewards = {}
-        for name in self._names:
-            scores, gradients = self._client.gradient(name, sent, list(texts))
-            gradients_BCHW = torch.tensor(gradients, device=images_BCHW.device)
-            rewards[name] = attach_gradient(
-                torch.tensor(scores, device=images_BCHW.device), gradients_BCHW, images_BCHW
+        texts, metadata = [prompt.text for prompt in prompts], [dict(prompt.metadata) for prompt in prompts]
+
+        def ask(name: str) -> tuple[FloatArray, FloatArray]:
+            return self._client.gradient(name, sent, texts, metadata)
+
+        with ThreadPoolExecutor(max_workers=max(1, len(self._names))) as threads:
+            answers = list(threads.map(ask, self._names))
+        device = images_BCHW.device
+        return {
+            name: attach_gradient(
+                torch.tensor(scores_B, device=device), torch.tensor(gradients_BCHW, device=device), images_BCHW
             )
-        return rewards
+            for name, (scores_B, gradients_BCHW) in zip(self._names, answers, strict=True)
+        }

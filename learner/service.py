@@ -14,21 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray.actor import ActorHandle
 
 from common import seeding
 from common.config import Config
-from common.errors import CheckpointError
+from common.errors import CheckpointError, RewardError, RtdmdError
 from common.types import Prompt, StepPlan
-from learner.checkpoint import Position, latest_checkpoint, read_position
+from learner.checkpoint import Position
 from learner.cold_start import run_cold_start
 from learner.evaluate import evaluate
+from learner.learner_calls import answer
 from learner.loop import run_alignment
 from learner.milestones import EVALUATION_VERSION, RunMilestones
 from learner.policies import PolicyRecords
 from learner.report import write_report
 from learner.rollouts import Rollouts
+from learner.run_directory import Start, continuity
 from learner.tracker import Tracker
 from learner.worker_pool import WorkerPool
 
@@ -58,36 +59,36 @@ class Service:
     specs: PolicySpecs
     health_check: Callable[[], None]
 
-    def run(self, *, resume: bool) -> None:
-        """Both stages and everything measured on the way."""
-        started = time.perf_counter()
-        config = self.config
+    def run(self, start: Start) -> None:
+        """Both stages and everything measured on the way; a run that fails leaves a report of what it got to."""
+        try:
+            self._run_stages(start)
+        except BaseException as error:  # an interrupt as well
+            self._report_so_far()
+            if isinstance(error, RewardError):
+                # If it was a local server that died, its log says why.
+                self.health_check()
+            raise
+
+    def _run_stages(self, start: Start) -> None:
+        started, config = time.perf_counter(), self.config
         teacher, few_steps = f"teacher_{config.evaluation.teacher_steps}", f"teacher_{config.sampling.steps}"
-        position = self._restore(resume=resume)
-        milestones = RunMilestones(
-            config,
-            self.run_dir,
-            self.learner,
-            self.pool,
-            self.tracker,
-            self.evaluation_prompts,
-            self.specs.student,
-            continuity(config),
-        )
-        self._measure(teacher, self.specs.teacher)
-        self._measure(few_steps, self.specs.teacher_few_steps)
+        cold_start_end = Position("cold_start", config.cold_start.iterations)
+        alignment_end = Position("alignment", config.alignment.iterations)
+        position = start.position
+        if position.stage == "alignment":
+            self._require_measured("cold_start", self.specs.student, cold_start_end)
+        self._restore(start)
+        milestones = self._milestones()
+        self._measure(teacher, self.specs.teacher, None)
+        self._measure(few_steps, self.specs.teacher_few_steps, None)
         if position.stage == "cold_start":
             run_cold_start(
-                self.learner,
-                self.tracker,
-                milestones,
-                start=position.iteration,
-                iterations=config.cold_start.iterations,
+                self.learner, self.tracker, milestones, start=position.iteration, iterations=cold_start_end.iteration
             )
-            position = Position("cold_start", config.cold_start.iterations)
-            milestones.checkpoint(position)
-            self._measure("cold_start", self.specs.student)
-            ray.get(self.learner.begin_alignment.remote())
+            milestones.checkpoint(cold_start_end)
+            self._measure("cold_start", self.specs.student, cold_start_end)
+            answer(self.learner.begin_alignment.remote())
             position = Position("alignment", 0)
         run_alignment(
             self.learner,
@@ -96,28 +97,31 @@ class Service:
             self.tracker,
             milestones,
             start=position.iteration,
-            iterations=config.alignment.iterations,
+            iterations=alignment_end.iteration,
             max_staleness=config.alignment.max_staleness,
         )
-        position = Position("alignment", config.alignment.iterations)
-        milestones.checkpoint(position)
-        self._measure("rtdmd", self.specs.student)
+        milestones.checkpoint(alignment_end)
+        self._measure("rtdmd", self.specs.student, alignment_end)
         self._finish([teacher, few_steps, "cold_start", "rtdmd"], time.perf_counter() - started)
 
-    def _restore(self, *, resume: bool) -> Position:
-        """Where to start: a checkpoint of this run, the cold start of another, or the beginning."""
-        checkpoint = latest_checkpoint(self.run_dir / "checkpoints") if resume else None
-        if checkpoint is not None:
-            position: Position = ray.get(self.learner.restore.remote(checkpoint, continuity(self.config)))
-            self.tracker.message(f"resuming after {position.iteration} iterations of {position.stage}")
-            return position
-        borrowed = self.config.cold_start.from_checkpoint
-        if borrowed is not None:
-            if read_position(borrowed).stage != "cold_start":
-                raise CheckpointError(f"cold_start.from_checkpoint: {borrowed} is not a checkpoint of the cold start")
-            ray.get(self.learner.restore.remote(borrowed, None))
-            return Position("cold_start", self.config.cold_start.iterations)
-        return Position("cold_start", 0)
+    def _milestones(self) -> RunMilestones:
+        return RunMilestones(
+            self.config,
+            self.run_dir,
+            self.learner,
+            self.pool,
+            self.tracker,
+            self.evaluation_prompts,
+            self.specs.student,
+            continuity(self.config),
+        )
+
+    def _restore(self, start: Start) -> None:
+        if start.checkpoint is None:
+            return
+        answer(self.learner.restore.remote(start.checkpoint, start.settings))
+        if start.resumes:
+            self.tracker.message(f"resuming after {start.position.iteration} iterations of {start.position.stage}")
 
     def _plan(self, iteration: int) -> tuple[StepPlan, list[Prompt]]:
         """What iteration `iteration` samples: a function of the seed and the iteration alone."""
@@ -131,21 +135,42 @@ class Service:
         )
         return StepPlan(iteration, self.sigmas, config.sampling.eta, selected), [self.train_prompts[i] for i in chosen]
 
-    def _measure(self, policy: str, spec: object) -> None:
-        """Evaluate a policy for the final comparison, unless that has been done."""
-        if self.records.has(policy):
+    def _measure(self, policy: str, spec: object, trained: Position | None) -> None:
+        """Evaluate a policy for the final comparison, unless that has been done; `trained` is None for the teacher."""
+        basis = self._basis(spec, trained)
+        if self.records.has(policy, basis):
             return
         self.health_check()
         started, settings = time.perf_counter(), self.config.evaluation
-        weights = self.learner.publish.remote(EVALUATION_VERSION, averaged=True)
+        weights = None if trained is None else self.learner.publish.remote(EVALUATION_VERSION, averaged=True)
         prompts = self.evaluation_prompts[: settings.final_prompts]
         evaluation = evaluate(self.pool, prompts, spec, settings.final_images_per_prompt, weights)
         seconds = time.perf_counter() - started
-        self.records.add(policy, evaluation, seconds)
+        self.records.add(policy, basis, evaluation, seconds)
         self.tracker.policy(policy, evaluation.metrics, seconds)
 
+    def _basis(self, spec: object, trained: Position | None) -> dict[str, Any]:
+        """Everything that the numbers of a policy depend on and a resumed run might have changed."""
+        settings = self.config.evaluation
+        return {
+            "spec": repr(spec),
+            "trained": None if trained is None else trained.directory,
+            "prompts": min(settings.final_prompts, len(self.evaluation_prompts)),
+            "images_per_prompt": settings.final_images_per_prompt,
+            "seed": self.config.run.seed,
+            "rewards": [reward.name for reward in self.config.rewards],
+        }
+
+    def _require_measured(self, policy: str, spec: object, trained: Position) -> None:
+        """A student that has moved on cannot be measured again."""
+        if not self.records.has(policy, self._basis(spec, trained)):
+            raise CheckpointError(
+                f"{self.run_dir}: {policy} was not measured under these evaluation settings and rewards, and its "
+                "weights have moved on: set them back, or use another --run-dir"
+            )
+
     def _finish(self, policies: list[str], seconds: float) -> None:
-        ray.get(self.learner.export.remote(self.run_dir / "lora"))
+        answer(self.learner.export.remote(self.run_dir / "lora"))
         self.records.write_gallery(policies)
         summary: dict[str, Any] = {
             "policies": {policy: self.records.metrics(policy) for policy in policies},
@@ -155,12 +180,11 @@ class Service:
         (self.run_dir / "summary.json").write_text(json.dumps(summary, indent=1))
         self.tracker.message(f"report: {write_report(self.run_dir)}")
 
-
-def continuity(config: Config) -> dict[str, Any]:
-    """The settings a checkpoint depends on: a run that goes on under others would not be the same run."""
-    whole = config.model_dump(mode="json")
-    kept = {key: whole[key] for key in ("backbone", "lora", "sampling", "cold_start", "alignment", "prompts")}
-    kept["alignment"] = {k: v for k, v in kept["alignment"].items() if k not in ("iterations", "micro_batch")}
-    kept["rewards"] = {r.name: {"weight": r.weight, "differentiable": r.differentiable} for r in config.rewards}
-    kept["seed"] = config.run.seed
-    return kept
+    def _report_so_far(self) -> None:
+        if (self.run_dir / "metrics.jsonl").stat().st_size == 0:
+            return
+        try:
+            self.tracker.message(f"report so far: {write_report(self.run_dir)}")
+        except (RtdmdError, OSError) as error:
+            # What ended the run is told; this must not take its place.
+            self.tracker.message(f"no report: {error}")

@@ -89,6 +89,7 @@ class Tracker:
         self._write(position.stage, position.iteration, "evaluation", metrics, {"evaluation": seconds})
         for name, value in metrics.items():
             self._driver.evaluation.labels(policy=policy, metric=name).set(value)
+        self._console.keep({f"evaluation/{name}": value for name, value in metrics.items()})
         after = f"{policy} after {position.iteration} iterations of {position.stage}"
         self._console.message(f"{after}: {_listed(metrics)}  ({seconds:.0f} s)")
 
@@ -119,7 +120,8 @@ class Tracker:
 
     def _export(self, stage: str, iteration: int, record: StepRecord) -> None:
         self._driver.iteration.labels(stage=stage).set(iteration + 1)
-        self._driver.policy_version.set(iteration)
+        if stage == STAGES[-1]:
+            self._driver.policy_version.set(iteration)
         for worker, images in record.images.items():
             if worker not in self._workers and len(self._workers) >= self._expected_workers:
                 self._driver.worker_restarts.inc()

@@ -13,9 +13,10 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from common.errors import WorkerError
+from learner.learner_calls import death
 
 CALLS_AHEAD = 2
 """Calls a worker holds at a time: one running and one waiting, so that it never idles between them."""
@@ -69,6 +70,7 @@ class WorkerPool:
 
         Raises:
             WorkerError: no worker is left, or nothing finished within the timeout.
+            LearnerError: the learner died, whose weights a call was waiting for.
             RtdmdError: what a call raised in its worker.
         """
         while True:
@@ -85,6 +87,11 @@ class WorkerPool:
         running = self._running.pop(ready[0])
         try:
             result = ray.get(ready[0])
+        except RayTaskError as error:
+            # The worker lives. Comes first: Ray makes it an instance of its cause's class as well.
+            if isinstance(error.cause, RayActorError):
+                raise death(error.cause) from error
+            raise
         except RayActorError as error:
             self._remove(running, error)
             return

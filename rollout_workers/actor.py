@@ -20,7 +20,7 @@ from torch import Tensor
 from common.backbones import load_backbone
 from common.backbones.base import Network
 from common.config import BackboneConfig, LoraConfig, RewardClientConfig
-from common.errors import RewardError
+from common.errors import RewardError, WeightUpdateError
 from common.reward_client import RewardClient, RewardEndpoint
 from common.types import FloatArray, PolicyVersion, Prompt, ScoredGroup, StepPlan, TrajectoryGroup
 from common.weights import PublishedWeights
@@ -29,7 +29,7 @@ from rollout_workers.sampler import SamplingSpec, sample_for_evaluation, sample_
 from rollout_workers.weight_receiver import PROBE_TOLERANCE, WeightReceiver
 
 DECODE_CHUNK = 16
-"""Images decoded at once: bounds the VAE's memory and changes no pixel."""
+"""Images decoded at once: bounds the VAE's memory, changes pixels by float rounding at most."""
 
 
 @dataclass(frozen=True)
@@ -148,14 +148,16 @@ class RolloutWorker:
     def evaluate(
         self, prompts: Sequence[Prompt], spec: SamplingSpec, images_per_prompt: int, weights: PublishedWeights | None
     ) -> list[EvaluatedPrompt]:
-        """Sample and score prompts under a policy; `weights` may be None for the teacher.
+        """Sample and score prompts under a policy; the teacher needs no `weights`.
 
         Raises:
+            WeightUpdateError, AttestationError: the weights are missing or did not take effect.
             RewardError: a reward could not be had; an evaluation is never filled up with zeros.
         """
-        if spec.network is not Network.TEACHER:
-            assert weights is not None
+        if weights is not None:
             self._receiver.receive(weights)
+        elif spec.network is not Network.TEACHER:
+            raise WeightUpdateError(f"an evaluation of the {spec.network} needs its weights: publish them first")
         return [self._evaluate_prompt(prompt, spec, images_per_prompt) for prompt in prompts]
 
     def _evaluate_prompt(self, prompt: Prompt, spec: SamplingSpec, count: int) -> EvaluatedPrompt:

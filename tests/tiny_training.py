@@ -62,8 +62,8 @@ class Brightness(ServedRewards):
     def __init__(self) -> None:
         super().__init__(None, ["bright"])
 
-    def differentiable(self, images_BCHW: Tensor, texts: Sequence[str]) -> dict[str, Tensor]:
-        assert len(images_BCHW) == len(texts)
+    def differentiable(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        assert len(images_BCHW) == len(prompts)
         return {"bright": images_BCHW.mean(dim=(1, 2, 3))}
 
 

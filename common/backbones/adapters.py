@@ -41,7 +41,7 @@ class AdapterBank:
         self._active: tuple[str, ...] = ()
 
     def add(self, name: str, *, seed: int, trainable: bool) -> None:
-        """Add an adapter that changes nothing yet (A Gaussian and a function of `seed` and the name, B zero).
+        """Add a float32 adapter that changes nothing yet (A Gaussian and a function of `seed` and the name, B zero).
 
         Raises:
             ModelError: one of the targets binds to no module; nothing is changed then.
@@ -58,6 +58,8 @@ class AdapterBank:
         if trainable:
             self._trainable.add(name)
         for key, parameter in self.parameters(name).items():
+            # peft takes the base's dtype, but a small step on a bfloat16 weight rounds to none at all.
+            parameter.data = parameter.data.float()
             if ".lora_A." in key:
                 noise = seeding.normal(parameter.shape, seed=seed, purpose=f"lora/{name}/{key}")
                 parameter.data.copy_(noise / self._rank)

@@ -124,7 +124,7 @@ def test_a_reward_server_that_dies_ends_the_run_by_name(config: Path) -> None:
     os.kill(server.pid, signal.SIGKILL)
     run.finish(status=1)
     assert "error: " in run.output
-    assert "reward bright at http://127.0.0.1:" in run.output.rpartition("error: ")[2]
+    assert "local reward server bright ended with exit status -9; the end of" in run.output.rpartition("error: ")[2]
     assert "Traceback" not in run.output
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from common.backbones.adapters import stacked_state
 from common.backbones.base import Conditioning, Network
 from common.backbones.sd3 import TIMESTEP_SCALE, StableDiffusion3
+from common.config import Sd3Backbone
 from common.errors import ModelError, WeightUpdateError
-from tests.tiny_pipeline import UNUSED_MODULE, load_tiny_backbone, randomise, tiny_lora
+from tests.tiny_pipeline import T5_TOKENS, UNUSED_MODULE, load_tiny_backbone, randomise, tiny_lora
 
 
 @pytest.fixture
@@ -105,6 +106,27 @@ def test_initialisation_is_a_function_of_seed_and_name(tiny_pipeline: Path) -> N
     assert not any(torch.equal(first[key], other_seed[key]) for key in gaussian)
     assert not any(torch.equal(first[key], other_name[key]) for key in gaussian)
     assert all(not first[key].any() for key in first if ".lora_B." in key)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_bfloat16_base_has_adapters_that_a_small_step_changes(tiny_pipeline: Path) -> None:
+    settings = Sd3Backbone(path=tiny_pipeline, max_sequence_length=T5_TOKENS, dtype="bfloat16")
+    backbone = StableDiffusion3(settings, tiny_lora(), torch.device("cpu"))
+    for name in ("first", "second"):
+        backbone.adapters.add(name, seed=0, trainable=name == "first")
+        randomise(backbone, name, seed=1)
+    backbone.adapters.define(Network.STUDENT, ("first", "second"))
+    parameters = backbone.adapters.parameters("first")
+    assert all(parameter.dtype == torch.float32 for parameter in parameters.values())
+    assert next(backbone._vae.parameters()).dtype == torch.bfloat16
+    before = backbone.adapters.state("first")
+    optimizer = torch.optim.AdamW(parameters.values(), lr=3e-6)
+    (velocity(backbone, Network.STUDENT) - velocity(backbone, Network.TEACHER)).square().mean().backward()
+    optimizer.step()
+    after = backbone.adapters.state("first")
+    for key, value in before.items():
+        if ".lora_B." in key and not key.startswith(UNUSED_MODULE):
+            assert (after[key] != value).all(), key
 
 
 def test_a_stack_equals_one_adapter_of_concatenated_ranks(backbone: StableDiffusion3, tiny_pipeline: Path) -> None:

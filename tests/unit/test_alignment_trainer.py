@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from common.backbones.base import Network
-from common.errors import RewardUnavailable
+from common.errors import RewardUnavailable, TrainingError
 from common.flow import cps_transition, surrogate_log_density
-from common.types import ScoredGroup
+from common.types import Prompt, ScoredGroup
 from learner.alignment_trainer import AlignmentTrainer
 from learner.checkpoint import Position, read_checkpoint, write_checkpoint
 from learner.networks import ALIGNED, FAKE_SCORE, Networks
@@ -198,7 +198,7 @@ def test_equal_rewards_carry_no_policy_signal(networks: Networks) -> None:
 
 def test_a_reward_out_of_reach_leaves_the_student_alone(networks: Networks) -> None:
     class Unreachable(Brightness):
-        def differentiable(self, images_BCHW: Tensor, texts: Sequence[str]) -> dict[str, Tensor]:
+        def differentiable(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
             raise RewardUnavailable("bright", "refused", "is the server running?")
 
     before = snapshot(networks.backbone)
@@ -206,6 +206,24 @@ def test_a_reward_out_of_reach_leaves_the_student_alone(networks: Networks) -> N
     with pytest.raises(RewardUnavailable, match="is the server running"):
         trainer.update(scored_groups(networks.backbone, 0))
     assert adapters(changed(networks.backbone, before)) == {FAKE_SCORE}
+
+
+@pytest.mark.parametrize("network", ["fake score", "student"])
+def test_a_gradient_that_is_not_finite_stops_its_network_by_name(networks: Networks, network: str) -> None:
+    groups = scored_groups(networks.backbone, 5)
+    if network == "student":
+        states = groups[0].trajectory.latents_SGchw.copy()
+        states[0] = np.inf  # not the final state, on which the fake score trains
+        states[1] = np.inf
+        states[2] = np.inf
+    else:
+        states = np.full_like(groups[0].trajectory.latents_SGchw, np.nan)
+    groups[0] = replace(groups[0], trajectory=replace(groups[0].trajectory, latents_SGchw=states))
+    before = snapshot(networks.backbone)
+    with pytest.raises(TrainingError, match=rf"gradient of the {network} has norm nan in iteration 5"):
+        alignment_trainer(networks).update(groups)
+    expected = set() if network == "fake score" else {FAKE_SCORE}
+    assert adapters(changed(networks.backbone, before)) == expected
 
 
 def test_reward_back_propagation_raises_the_reward(tiny_pipeline: Path) -> None:

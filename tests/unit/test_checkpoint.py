@@ -17,7 +17,6 @@ from learner.checkpoint import (
     latest_checkpoint,
     prune_checkpoints,
     read_checkpoint,
-    read_position,
     write_checkpoint,
 )
 
@@ -34,7 +33,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     directory = write(tmp_path)
     assert directory == tmp_path / "alignment-000007"
     position, state = read_checkpoint(directory, SETTINGS)
-    assert position == read_position(directory) == HERE
+    assert position == HERE
     assert state.keys() == STATE.keys()
     assert all(torch.equal(state[key], STATE[key]) for key in STATE)
     assert [path.name for path in tmp_path.iterdir()] == ["alignment-000007"]
@@ -167,7 +166,15 @@ def test_pruning_keeps_the_newest_of_its_stage(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def test_a_name_may_outgrow_six_digits(tmp_path: Path) -> None:
+    for number in (999_999, 1_000_000, 10_000_000):
+        write(tmp_path, Position("alignment", number))
+    assert latest_checkpoint(tmp_path) == tmp_path / "alignment-10000000"
+    prune_checkpoints(tmp_path, "alignment", keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alignment-1000000", "alignment-10000000"]
+
+
 @pytest.mark.parametrize("name", ["alignment-7", "warmup-000007", "alignment-000007x", ".alignment-000007.partial"])
-def test_a_directory_not_named_like_a_checkpoint(tmp_path: Path, name: str) -> None:
-    with pytest.raises(CheckpointError, match="is not named like a checkpoint"):
-        read_position(tmp_path / name)
+def test_what_is_not_named_like_a_checkpoint_is_none(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    assert latest_checkpoint(tmp_path) is None

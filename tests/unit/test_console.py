@@ -29,13 +29,16 @@ def test_on_a_terminal_the_table_keeps_the_newest_value_of_every_metric(monkeypa
     stream = Terminal()
     with Console(total=3, title="shapes", stream=stream) as console:
         console.update({"loss/fake": 9.5}, stage="cold_start", iteration=1)
-        console.update({"reward/hps": 0.25, "evaluation/gold": 0.875}, stage="alignment", iteration=1)
+        console.keep({"evaluation/gold": 0.125})
+        console.update({"reward/hps": 0.25}, stage="alignment", iteration=1)
+        console.keep({"evaluation/gold": 0.875})
         console.update({"reward/hps": 0.5}, stage="alignment", iteration=2)
     table = stream.getvalue().rpartition("alignment 2")[2]
     assert "3/3" in table
     assert "0.875" in table
     assert "0.5" in table
     assert "9.5" not in table
+    assert "0.125" not in table
 
 
 def test_an_error_inside_passes_and_frees_the_terminal() -> None:

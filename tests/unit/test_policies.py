@@ -26,18 +26,28 @@ def evaluation(shade: int, prompts: int = 3, images: int = 2) -> Evaluation:
     return Evaluation({"gold": float(shade), "diversity": 1.0}, evaluated)
 
 
+BASIS = {"spec": "Euler, 28 steps", "prompts": 3, "seed": 0, "rewards": ["gold"]}
+
+
 def test_a_policy_is_kept_and_found_again(tmp_path: Path) -> None:
     records = PolicyRecords(tmp_path, gallery_prompts=2)
-    assert not records.has("teacher_28")
-    records.add("teacher_28", evaluation(100), seconds=2.0)
+    assert not records.has("teacher_28", BASIS)
+    records.add("teacher_28", BASIS, evaluation(100), seconds=2.0)
     again = PolicyRecords(tmp_path, gallery_prompts=2)
-    assert again.has("teacher_28")
+    assert again.has("teacher_28", dict(BASIS))
     assert again.metrics("teacher_28") == {"gold": 100.0, "diversity": 1.0}
     assert sorted(path.name for path in (tmp_path / "samples/policies").iterdir()) == [
         "teacher_28-00.png",
         "teacher_28-01.png",
         "teacher_28.json",
     ]
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"prompts": 4}, {"rewards": ["gold", "hps"]}, {"spec": "x"}])
+def test_a_policy_measured_on_another_basis_counts_as_unmeasured(tmp_path: Path, change: dict[str, object]) -> None:
+    records = PolicyRecords(tmp_path, gallery_prompts=2)
+    records.add("teacher_28", BASIS, evaluation(100), seconds=2.0)
+    assert not records.has("teacher_28", BASIS | change)
 
 
 def test_a_crash_before_the_record_leaves_the_policy_unmeasured(
@@ -47,16 +57,16 @@ def test_a_crash_before_the_record_leaves_the_policy_unmeasured(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError("killed")))
         with pytest.raises(OSError, match="killed"):
-            records.add("rtdmd", evaluation(1), seconds=1.0)
-    assert not records.has("rtdmd")
-    records.add("rtdmd", evaluation(2), seconds=1.0)
+            records.add("rtdmd", BASIS, evaluation(1), seconds=1.0)
+    assert not records.has("rtdmd", BASIS)
+    records.add("rtdmd", BASIS, evaluation(2), seconds=1.0)
     assert records.metrics("rtdmd")["gold"] == 2.0
 
 
 def test_the_gallery_puts_every_policy_beside_the_others(tmp_path: Path) -> None:
     records = PolicyRecords(tmp_path, gallery_prompts=2)
-    records.add("before", evaluation(100), seconds=1.0)
-    records.add("after", evaluation(150), seconds=1.0)
+    records.add("before", BASIS, evaluation(100), seconds=1.0)
+    records.add("after", BASIS, evaluation(150), seconds=1.0)
     records.write_gallery(["before", "after"])
     entries = json.loads((tmp_path / "samples/gallery.json").read_text())
     assert [entry["prompt"] for entry in entries] == ["prompt 0", "prompt 1"]

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from common.errors import RtdmdError
-from learner.report import policy_label, write_report
+from learner.report import main, policy_label, write_report
 from learner.report_charts import HEIGHT, LEFT, Frame, line_chart, moving_average, round_ticks
 
 VOID = {"meta", "img", "br", "link"}
@@ -127,6 +127,25 @@ def test_damage_is_named(tmp_path: Path, lines: list[str], files: dict[str, Any]
 def test_a_directory_that_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(RtdmdError, match="is not the directory of a run"):
         write_report(tmp_path)
+
+
+def test_every_teacher_of_the_summary_is_a_dashed_line(tmp_path: Path) -> None:
+    policies = {"teacher_6": {"gold": 0.5}, "teacher_3": {"gold": 0.25}, "rtdmd": {"gold": 0.75}}
+    lines = [record("alignment", number, "evaluation", gold=0.1 * number) for number in (1, 2)]
+    text = write_report(write_run(tmp_path / "run", lines, summary={"policies": policies})).read_text(encoding="utf-8")
+    chart = text[text.index("<svg") : text.index("</svg>")]
+    assert "Teacher, 6 steps" in chart
+    assert "Teacher, 3 steps" in chart
+    assert "RTDMD" not in chart
+
+
+def test_the_command_writes_a_report_or_says_why_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = write_run(tmp_path / "run", [record("cold_start", 0, loss=1.0)])
+    assert main([str(directory)]) == 0
+    assert capsys.readouterr().out == f"{directory / 'report.html'}\n"
+    assert (directory / "report.html").is_file()
+    assert main([str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_policies_have_readable_names() -> None:

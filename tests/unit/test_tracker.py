@@ -95,6 +95,7 @@ def test_prometheus_sees_the_same(tracker: Tracker, registry: CollectorRegistry)
         (metrics.DROPPED_GROUPS_TOTAL, {"cause": "hps:timeout"}, 2),
         (metrics.EVALUATION, {"policy": "student", "metric": "gold"}, 0.75),
         (metrics.ITERATION, {"stage": "alignment"}, 1),
+        (metrics.POLICY_VERSION, {}, 0),
         (metrics.IMAGES_TOTAL, {"worker": "host:2"}, 4),
         (metrics.WORKER_RESTARTS_TOTAL, {}, 0),
         (metrics.LOSS, {"loss": "student_gradient_norm"}, 1.0),
@@ -103,6 +104,14 @@ def test_prometheus_sees_the_same(tracker: Tracker, registry: CollectorRegistry)
     ]
     for name, labels, value in expected:
         assert registry.get_sample_value(name, labels) == value, name
+
+
+def test_only_stage_2_has_a_policy_version(tracker: Tracker, registry: CollectorRegistry) -> None:
+    for stage, iteration in (("cold_start", 5), ("alignment", 3), ("cold_start", 6)):
+        with tracker.iteration(stage, iteration) as step:
+            step.record_update(UpdateResult({}, {}))
+        expected = 0 if iteration == 5 else 3
+        assert registry.get_sample_value(metrics.POLICY_VERSION) == expected
 
 
 def test_a_worker_beyond_the_expected_ones_took_the_place_of_a_dead_one(

@@ -1,0 +1,65 @@
+"""The Ray cluster a run lives in: the one it was submitted to, or a private one on this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from common.config import Config
+from common.errors import ConfigError
+
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
+ADDRESS = "RAY_ADDRESS"
+CONNECT_SECONDS = 10.0
+
+
+@contextmanager
+def ray_cluster(config: Config) -> Iterator[None]:
+    """Connect, or start a cluster that ends with the block.
+
+    Raises:
+        ConfigError: there is none at RAY_ADDRESS, or it cannot be started.
+    """
+    try:
+        if ADDRESS in os.environ:
+            _require_reachable(os.environ[ADDRESS])
+            ray.init(log_to_driver=False)
+        else:
+            _start(config)
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ConfigError(f"no Ray cluster to run in: {reason}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start(config: Config) -> None:
+    # Ray makes its workers yield to every other process; here they are what the machine is for.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    needed = config.learner.num_cpus + config.workers.count * config.workers.num_cpus
+    ray.init(
+        address="local",
+        num_cpus=max(os.cpu_count() or 1, 1 + int(needed)),
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": str(PROJECT_ROOT)}},
+    )
+
+
+def _require_reachable(address: str) -> None:
+    """Ray itself would try for minutes."""
+    plain = re.fullmatch(r"([^:/]+):(\d+)", address)
+    if plain is None:
+        return
+    try:
+        socket.create_connection((plain[1], int(plain[2])), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ConfigError(f"{ADDRESS} = {address}: nobody answers there ({error}): is the cluster up?") from error

@@ -1,0 +1,125 @@
+"""A run's directory: held by one process, home of one run, and untouched until the run is known to be possible.
+
+claimed: lock ─► refuse or verify the checkpoint ─► (everything starts) ─► begin: drop what is repeated, config.yaml
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from common.config import Config
+from common.config_file import dump_config
+from common.errors import CheckpointError, ConfigError
+from learner.checkpoint import Position, latest_checkpoint, read_checkpoint
+from learner.cli import Invocation
+from learner.tracker import cut_metrics
+
+LOCK = ".lock"
+BEGINNING = Position("cold_start", 0)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts: `checkpoint` is loaded if there is one.
+
+    Attributes:
+        settings: what the checkpoint must have been made under; None for the cold start of another run.
+    """
+
+    position: Position
+    checkpoint: Path | None = None
+    settings: dict[str, Any] | None = None
+
+    @property
+    def resumes(self) -> bool:
+        """Whether the checkpoint is the run's own."""
+        return self.settings is not None
+
+
+@contextmanager
+def claimed(invocation: Invocation) -> Iterator[tuple[Path, Start]]:
+    """The directory to write into, and where the run starts. A dry run gets a temporary directory.
+
+    Raises:
+        ConfigError: another process uses the directory, or it holds another run.
+        CheckpointError: the directory cannot be written, or the checkpoint to start from cannot be used.
+    """
+    if invocation.dry_run:
+        start = _verified_start(invocation)
+        with TemporaryDirectory(prefix="rtdmd-") as scratch:
+            yield Path(scratch), start
+        return
+    with _locked(invocation.run_dir):
+        yield invocation.run_dir, _verified_start(invocation)
+
+
+def begin(invocation: Invocation, start: Start) -> None:
+    """Make the directory this run's: drop what a resumed run is about to repeat, then write config.yaml."""
+    run_dir = invocation.run_dir
+    try:
+        if invocation.resume:
+            cut_metrics(run_dir / "metrics.jsonl", start.position if start.resumes else BEGINNING)
+        if not start.resumes:
+            # No checkpoint vouches for the settings under which these were measured.
+            shutil.rmtree(run_dir / "samples" / "policies", ignore_errors=True)
+        (run_dir / "config.yaml").write_text(dump_config(invocation.config), encoding="utf-8")
+    except OSError as error:
+        raise _not_writable(run_dir, error) from error
+
+
+def continuity(config: Config) -> dict[str, Any]:
+    """The settings a checkpoint depends on: a run that goes on under others would not be the same run."""
+    whole = config.model_dump(mode="json")
+    kept = {key: whole[key] for key in ("backbone", "lora", "sampling", "cold_start", "alignment", "prompts")}
+    kept["alignment"] = {k: v for k, v in kept["alignment"].items() if k not in ("iterations", "micro_batch")}
+    kept["rewards"] = {r.name: {"weight": r.weight, "differentiable": r.differentiable} for r in config.rewards}
+    kept["seed"] = config.run.seed
+    return kept
+
+
+@contextmanager
+def _locked(run_dir: Path) -> Iterator[None]:
+    """Hold the directory; the lock ends with the process, however that ends."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = (run_dir / LOCK).open("w")
+    except OSError as error:
+        raise _not_writable(run_dir, error) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"{run_dir} is in use by another process: wait for its end, or use another --run-dir"
+            ) from error
+        yield
+
+
+def _verified_start(invocation: Invocation) -> Start:
+    """A checkpoint of this run, the cold start of another, or the beginning."""
+    config, run_dir = invocation.config, invocation.run_dir
+    own = latest_checkpoint(run_dir / "checkpoints")
+    if not invocation.resume and (own is not None or (run_dir / "config.yaml").exists()):
+        raise ConfigError(f"{run_dir} holds a run already: use --resume to go on, or --run-dir for another directory")
+    if own is not None:
+        settings = continuity(config)
+        position, _ = read_checkpoint(own, settings)
+        return Start(position, own, settings)
+    borrowed = config.cold_start.from_checkpoint
+    if borrowed is not None:
+        position, _ = read_checkpoint(borrowed)
+        if position.stage != "cold_start":
+            raise CheckpointError(f"cold_start.from_checkpoint: {borrowed} is not a checkpoint of the cold start")
+        return Start(Position("cold_start", config.cold_start.iterations), borrowed)
+    return Start(BEGINNING)
+
+
+def _not_writable(run_dir: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"cannot write to {run_dir}: {error.strerror}; choose another --run-dir")

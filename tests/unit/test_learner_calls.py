@@ -1,0 +1,82 @@
+"""The learner's death has a name, and costs no worker its place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from common.errors import AttestationError, LearnerError, WorkerError
+from learner import learner_calls
+from learner.learner_calls import answer
+from learner.worker_pool import Call, WorkerPool
+
+DEAD = RayActorError(error_msg="The actor died.\nThe process was killed: out of memory.")
+
+
+def raised_remotely(cause: Exception) -> Exception:
+    """What `ray.get` raises when a task failed: an instance of its cause's class too."""
+    error: Exception = RayTaskError("call", f"Traceback\n{cause}", cause, "title", 1, "ip").as_instanceof_cause()
+    return error
+
+
+def ray_that_raises(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def get(reference: Any, timeout: float | None = None) -> Any:
+        raise error
+
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray, "wait", lambda references, num_returns, timeout: (references[:1], references[1:]))
+
+
+def test_an_answer_is_waited_for_with_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "get", lambda reference, timeout: (reference, timeout))
+    assert answer("reference") == ("reference", learner_calls.CALL_TIMEOUT_S)
+
+
+def test_a_dead_learner_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray_that_raises(monkeypatch, DEAD)
+    with pytest.raises(LearnerError) as caught:
+        answer("reference")
+    assert str(caught.value) == ("the learner died: The process was killed: out of memory.; continue with --resume")
+
+
+def test_a_silent_learner_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray_that_raises(monkeypatch, GetTimeoutError("late"))
+    with pytest.raises(LearnerError, match="did not finish a call in 1800 s"):
+        answer("reference")
+
+
+@pytest.mark.parametrize("cause", [AttestationError("other weights"), DEAD])
+def test_what_the_learner_raises_is_not_its_death(monkeypatch: pytest.MonkeyPatch, cause: Exception) -> None:
+    ray_that_raises(monkeypatch, raised_remotely(cause))
+    with pytest.raises(RayTaskError) as caught:
+        answer("reference")
+    assert caught.value.cause is cause
+
+
+def pool_with_one_call(workers: int) -> WorkerPool:
+    pool = WorkerPool([object() for _ in range(workers)], timeout_s=1.0)
+    pool.submit(Call("key", lambda worker: [object()]))
+    return pool
+
+
+def test_a_call_that_waited_for_a_dead_learner_costs_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = pool_with_one_call(workers=2)
+    ray_that_raises(monkeypatch, raised_remotely(DEAD))
+    with pytest.raises(LearnerError, match="the learner died: The process was killed"):
+        pool.take(["key"])
+    assert len(pool) == 2
+
+
+def test_an_error_in_a_worker_passes_and_a_dead_worker_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = pool_with_one_call(workers=2)
+    ray_that_raises(monkeypatch, raised_remotely(AttestationError("other weights")))
+    with pytest.raises(AttestationError, match="other weights"):
+        pool.take(["key"])
+    pool = pool_with_one_call(workers=2)
+    ray_that_raises(monkeypatch, DEAD)
+    with pytest.raises(WorkerError, match="the last rollout worker died"):
+        pool.take(["key"])
+    assert len(pool) == 0

@@ -1,0 +1,106 @@
+"""What the composition root refuses, and how errors of other processes reach a person."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from ray.exceptions import ObjectLostError, RayTaskError
+
+from common.config import Config
+from common.errors import AttestationError, ConfigError, RewardUnavailable, RtdmdError
+from common.flow import static_shift_sigmas
+from common.reward_client import RewardEndpoint
+from learner.cli import Invocation
+from learner.cluster import ray_cluster
+from learner.main import _check_rewards, _errors_from_ray, check_schedule
+
+
+def config(**sections: object) -> Config:
+    base = {
+        "run": {"name": "test"},
+        "backbone": {"path": "model"},
+        "prompts": {"train": "a.txt", "evaluation": "b.txt"},
+        "alignment": {"reward_gradient_weight": 0},
+        "rewards": [{"name": "unasked", "url": "http://x"}],
+        "reward_client": {"attempts": 1, "timeout_s": 5},
+    }
+    return Config.model_validate(base | sections)
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def test_every_reward_server_is_asked_before_the_run(closed_port: int) -> None:
+    endpoints = {"unasked": RewardEndpoint("unasked", f"http://127.0.0.1:{closed_port}")}
+    with pytest.raises(RewardUnavailable, match=rf"reward unasked at http://127\.0\.0\.1:{closed_port}"):
+        _check_rewards(config(), endpoints)
+
+
+@pytest.mark.parametrize("steps", [3, 33, 34, 100])
+def test_a_schedule_without_room_to_renoise_is_refused(steps: int) -> None:
+    sigmas = static_shift_sigmas(steps, shift=1.0)  # the second level is 1 - 1 / steps
+    chosen = config(sampling={"steps": steps})
+    if steps <= 33:
+        check_schedule(chosen, sigmas)
+        return
+    with pytest.raises(ConfigError, match=rf"sampling\.steps = {steps}: .* is {1 - 1 / steps:.3f}, .* at most 0\.97"):
+        check_schedule(chosen, sigmas)
+    check_schedule(config(sampling={"steps": steps}, cold_start={"iterations": 0}), sigmas)
+
+
+def invocation(run_dir: Path, *, dry_run: bool = False) -> Invocation:
+    return Invocation(config(), run_dir, dry_run=dry_run, resume=False)
+
+
+def raised_remotely(cause: Exception) -> Exception:
+    error: Exception = RayTaskError("call", f"Traceback\nremote line\n{cause!r}", cause, "title", 1, "ip")
+    return error
+
+
+def test_an_error_of_ours_comes_out_as_it_was_raised(tmp_path: Path) -> None:
+    cause = AttestationError("other weights")
+    with pytest.raises(AttestationError) as caught, _errors_from_ray(invocation(tmp_path)):
+        raise raised_remotely(cause)
+    assert caught.value is cause
+
+
+@pytest.mark.parametrize("error", [raised_remotely(ValueError("odd shape")), ObjectLostError("ab" * 14, None, "")])
+def test_any_other_error_is_one_line_and_a_file(tmp_path: Path, error: Exception) -> None:
+    (tmp_path / "logs").mkdir()
+    with pytest.raises(RtdmdError) as caught, _errors_from_ray(invocation(tmp_path)):
+        raise error
+    log = tmp_path / "logs" / "error.log"
+    assert str(caught.value).endswith(f"; see {log}")
+    assert "\n" not in str(caught.value)
+    assert "Traceback" in log.read_text()
+
+
+def test_a_dry_run_leaves_no_log(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    with pytest.raises(RtdmdError, match="odd shape"), _errors_from_ray(invocation(tmp_path, dry_run=True)):
+        raise raised_remotely(ValueError("odd shape"))
+    assert list((tmp_path / "logs").iterdir()) == []
+
+
+def test_a_cluster_that_is_not_there_is_named_at_once(monkeypatch: pytest.MonkeyPatch, closed_port: int) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed_port}")
+    with pytest.raises(ConfigError, match=rf"RAY_ADDRESS = 127\.0\.0\.1:{closed_port}: nobody"), ray_cluster(config()):
+        pytest.fail("entered")
+
+
+def test_a_failing_start_of_ray_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**settings: object) -> None:
+        raise ValueError("not enough shared memory\nmany details")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.init", fail)
+    expected = "^no Ray cluster to run in: not enough shared memory$"
+    with pytest.raises(ConfigError, match=expected), ray_cluster(config()):
+        pytest.fail("entered")

@@ -1,0 +1,160 @@
+"""Who may write into a run's directory, where a run starts, and what a resumed one drops."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.config import Config
+from common.errors import CheckpointError, ConfigError
+from learner.checkpoint import Position, write_checkpoint
+from learner.cli import Invocation
+from learner.run_directory import LOCK, Start, begin, claimed, continuity
+
+STATE = {"adapter/a": torch.arange(4.0)}
+TRY_LOCK = "import fcntl, sys; fcntl.flock(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+
+
+def config(**cold_start: object) -> Config:
+    sections = {
+        "run": {"name": "test"},
+        "backbone": {"path": "model"},
+        "prompts": {"train": "a.txt", "evaluation": "b.txt"},
+        "cold_start": cold_start,
+        "rewards": [{"name": "hps", "scorer": "hps", "differentiable": True}],
+    }
+    return Config.model_validate(sections)
+
+
+def invocation(run_dir: Path, *, resume: bool = False, dry_run: bool = False, **cold_start: object) -> Invocation:
+    return Invocation(config(**cold_start), run_dir, dry_run=dry_run, resume=resume)
+
+
+def start_of(asked: Invocation) -> Start:
+    with claimed(asked) as (_, start):
+        return start
+
+
+def finished_run(run_dir: Path) -> Path:
+    """A run with a checkpoint, config.yaml and records; returns the checkpoint."""
+    with claimed(invocation(run_dir)) as (_, start):
+        begin(invocation(run_dir), start)
+    (run_dir / "metrics.jsonl").write_text("")
+    (run_dir / "samples" / "policies").mkdir(parents=True)
+    return write_checkpoint(run_dir / "checkpoints", Position("alignment", 3), STATE, continuity(config()))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_new_run_starts_at_the_beginning_and_says_so(tmp_path: Path) -> None:
+    asked = invocation(tmp_path / "new" / "run")
+    with claimed(asked) as (run_dir, start):
+        assert run_dir == asked.run_dir
+        assert start == Start(Position("cold_start", 0))
+        assert not (run_dir / "config.yaml").exists()
+        begin(asked, start)
+        assert "name: test" in (run_dir / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("left", ["config.yaml", "checkpoints"])
+def test_a_directory_of_another_run_is_refused(tmp_path: Path, left: str) -> None:
+    finished_run(tmp_path)
+    if left == "config.yaml":
+        (tmp_path / "checkpoints").rename(tmp_path / "elsewhere")
+    else:
+        (tmp_path / "config.yaml").unlink()
+    for dry_run in (False, True):
+        with pytest.raises(ConfigError, match=f"{tmp_path} holds a run already: use --resume"):
+            start_of(invocation(tmp_path, dry_run=dry_run))
+
+
+def test_what_a_failed_start_leaves_does_not_count(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    assert start_of(invocation(tmp_path)).checkpoint is None
+    assert start_of(invocation(tmp_path)).checkpoint is None
+
+
+def test_a_directory_has_one_owner_at_a_time(tmp_path: Path) -> None:
+    def lock_elsewhere() -> int:
+        command = [sys.executable, "-c", TRY_LOCK, str(tmp_path / LOCK)]
+        return subprocess.run(command, stderr=subprocess.DEVNULL, timeout=60, check=False).returncode
+
+    with claimed(invocation(tmp_path)):
+        with pytest.raises(ConfigError, match=f"{tmp_path} is in use by another process"):
+            start_of(invocation(tmp_path, resume=True))
+        assert lock_elsewhere() != 0
+    assert lock_elsewhere() == 0
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=rf"cannot write to {tmp_path}/file/run.*--run-dir"):
+        start_of(invocation(tmp_path / "file" / "run"))
+
+
+def test_resuming_takes_the_checkpoint_and_its_settings(tmp_path: Path) -> None:
+    checkpoint = finished_run(tmp_path)
+    start = start_of(invocation(tmp_path, resume=True))
+    assert start == Start(Position("alignment", 3), checkpoint, continuity(config()))
+    assert start.resumes
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_checkpoint_that_cannot_be_used_is_refused_before_anything_changes(tmp_path: Path, dry_run: bool) -> None:
+    checkpoint = finished_run(tmp_path)
+    (tmp_path / LOCK).touch()
+    before = contents(tmp_path)
+    with pytest.raises(CheckpointError, match=r"another cold_start\.batch_size \(72, now 8\)"):
+        start_of(invocation(tmp_path, resume=True, dry_run=dry_run, batch_size=8))
+    assert contents(tmp_path) == before
+    state = checkpoint / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        start_of(invocation(tmp_path, resume=True, dry_run=dry_run))
+
+
+def test_a_dry_run_writes_elsewhere(tmp_path: Path) -> None:
+    finished_run(tmp_path)
+    before = contents(tmp_path)
+    with claimed(invocation(tmp_path, resume=True, dry_run=True)) as (scratch, start):
+        assert scratch != tmp_path
+        (scratch / "metrics.jsonl").write_text("x")
+        assert start.position == Position("alignment", 3)
+    assert not scratch.exists()
+    assert contents(tmp_path) == before
+    with claimed(invocation(tmp_path / "new", dry_run=True)):
+        assert not (tmp_path / "new").exists()
+
+
+def test_a_borrowed_cold_start_is_verified(tmp_path: Path) -> None:
+    borrowed = write_checkpoint(tmp_path, Position("cold_start", 9), STATE, {})
+    start = start_of(invocation(tmp_path / "run", from_checkpoint=borrowed, iterations=5))
+    assert start == Start(Position("cold_start", 5), borrowed)
+    assert not start.resumes
+    aligned = write_checkpoint(tmp_path, Position("alignment", 1), STATE, {})
+    with pytest.raises(CheckpointError, match=r"from_checkpoint: .* is not a checkpoint of the cold start"):
+        start_of(invocation(tmp_path / "run", from_checkpoint=aligned))
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
+        start_of(invocation(tmp_path / "run", from_checkpoint=tmp_path / "nowhere", dry_run=True))
+
+
+LINE = '{{"stage": "alignment", "iteration": {}, "kind": "train"}}\n'
+
+
+@pytest.mark.parametrize(("with_checkpoint", "lines"), [(True, 3), (False, 0)])
+def test_resuming_drops_what_will_be_repeated(tmp_path: Path, with_checkpoint: bool, lines: int) -> None:
+    finished_run(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("".join(LINE.format(number) for number in range(5)))
+    if not with_checkpoint:
+        (tmp_path / "checkpoints").rename(tmp_path / "elsewhere")
+    asked = invocation(tmp_path, resume=True)
+    with claimed(asked) as (_, start):
+        begin(asked, start)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == lines
+    assert (tmp_path / "samples" / "policies").exists() == with_checkpoint

@@ -1,0 +1,59 @@
+"""Gradients of rewards that are served elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from threading import Barrier
+
+import numpy as np
+import pytest
+import torch
+
+from common.errors import RewardUnavailable
+from common.reward_api import FloatArray, Metadata
+from common.reward_client import RewardClient
+from common.types import Prompt
+from learner.served_rewards import ServedRewards
+
+PROMPTS = [Prompt(0, "a dot", {"count": 1}), Prompt(1, "two")]
+
+
+class Client(RewardClient):
+    """Scores factor * sum of an image, once every reward has been asked."""
+
+    def __init__(self, factors: dict[str, float]) -> None:
+        self._factors = factors
+        self._all_asked = Barrier(len(factors))
+
+    def gradient(
+        self,
+        name: str,
+        images_BCHW: FloatArray,
+        prompts: Sequence[str],
+        metadata: Sequence[Metadata] | None = None,
+    ) -> tuple[FloatArray, FloatArray]:
+        assert list(prompts) == ["a dot", "two"]
+        assert metadata == [{"count": 1}, {}]
+        self._all_asked.wait(timeout=30)
+        if self._factors[name] < 0:
+            raise RewardUnavailable(name, "refused", f"no {name}")
+        factor = np.float32(self._factors[name])
+        return factor * images_BCHW.sum(axis=(1, 2, 3)), np.full_like(images_BCHW, factor)
+
+
+def test_all_rewards_are_asked_at_once_with_metadata_and_carry_their_graph() -> None:
+    images = torch.full((2, 3, 2, 2), 0.5, requires_grad=True)
+    served = ServedRewards(Client({"hps": 2.0, "bright": 0.5}), ["hps", "bright"])
+    rewards = served.differentiable(images, PROMPTS)
+    assert list(rewards) == ["hps", "bright"]
+    assert rewards["hps"].tolist() == [12.0, 12.0]
+    assert rewards["bright"].tolist() == [3.0, 3.0]
+    (rewards["hps"].sum() + 2 * rewards["bright"][0]).backward()
+    assert images.grad is not None
+    assert images.grad[:, 0, 0, 0].tolist() == [3.0, 2.0]
+
+
+def test_a_reward_that_fails_is_raised() -> None:
+    served = ServedRewards(Client({"hps": 2.0, "bright": -1.0}), ["hps", "bright"])
+    with pytest.raises(RewardUnavailable, match="no bright"):
+        served.differentiable(torch.zeros(2, 3, 2, 2), PROMPTS)
