@@ -28,7 +28,7 @@ from learner.attestation import PublishedPolicies
 from learner.checkpoint import Position, read_checkpoint, write_checkpoint
 from learner.cold_start_trainer import ColdStartTrainer
 from learner.matching import MatchingSettings
-from learner.networks import Networks
+from learner.networks import Networks, OptimizerSettings
 from learner.served_rewards import ServedRewards
 
 
@@ -57,7 +57,7 @@ class Learner:
         self._config = config
         seed, sampling, cold_start = config.run.seed, config.sampling, config.cold_start
         self._backbone = load_backbone(config.backbone, config.lora, torch.device(device))
-        self._networks = Networks(self._backbone, ColdStartTrainer.optimizer_settings(cold_start), seed)
+        self._networks = Networks(self._backbone, OptimizerSettings.of(cold_start), seed)
         self._cold_start = ColdStartTrainer(
             self._networks, cold_start, sampling, config.backbone.guidance_scale, prompts, seed
         )
@@ -92,7 +92,7 @@ class Learner:
 
     def begin_alignment(self) -> None:
         """Freeze stage 1's averaged student and put a fresh adapter on it."""
-        self._networks.begin_alignment(AlignmentTrainer.optimizer_settings(self._config.alignment))
+        self._networks.begin_alignment(OptimizerSettings.of(self._config.alignment))
 
     def align(self, groups: Sequence[ray.ObjectRef[ScoredGroup]]) -> UpdateResult:
         """One iteration of stage 2.

@@ -24,7 +24,7 @@ from common.config import AlignmentConfig
 from common.flow import Transition, cps_transition, gaussian_log_density, surrogate_log_density
 from common.types import Prompt, ScoredGroup, StepPlan
 from learner.matching import DrawKey, MatchingSettings, fake_score_objective, renoise_samples, student_objective
-from learner.networks import Networks, OptimizerSettings
+from learner.networks import Networks
 from learner.objectives.advantage import group_advantages, zero_spread_fraction
 from learner.objectives.loss import as_floats
 from learner.objectives.reward_gradient import reward_hinge_loss
@@ -73,16 +73,6 @@ class AlignmentTrainer:
         self._empty = self._backbone.encode_prompts([""])
         self._seed = seed
         self._seconds: dict[str, float] = defaultdict(float)
-
-    @staticmethod
-    def optimizer_settings(settings: AlignmentConfig) -> OptimizerSettings:
-        return OptimizerSettings(
-            settings.learning_rate_student,
-            settings.learning_rate_fake,
-            settings.weight_decay,
-            settings.gradient_clip,
-            settings.ema_decay,
-        )
 
     def update(self, groups: Sequence[ScoredGroup]) -> tuple[dict[str, float], dict[str, float]]:
         """One step of fake score and student; returns their metrics and the seconds of each part.

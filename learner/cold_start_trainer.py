@@ -17,7 +17,7 @@ from common.config import ColdStartConfig, SamplingConfig
 from common.flow import cps_transition
 from common.types import Prompt
 from learner.matching import DrawKey, MatchingSettings, fake_score_objective, renoise_samples, student_objective
-from learner.networks import Networks, OptimizerSettings
+from learner.networks import Networks
 from learner.objectives.loss import as_floats
 
 PURPOSE = "cold_start"
@@ -44,16 +44,6 @@ class ColdStartTrainer:
         self._prompts = prompts
         self._empty = self._backbone.encode_prompts([""])
         self._seed = seed
-
-    @staticmethod
-    def optimizer_settings(settings: ColdStartConfig) -> OptimizerSettings:
-        return OptimizerSettings(
-            settings.learning_rate_student,
-            settings.learning_rate_fake,
-            settings.weight_decay,
-            settings.gradient_clip,
-            settings.ema_decay,
-        )
 
     def update(self, iteration: int) -> dict[str, float]:
         """One fake-score update and, every `student_every`-th time, one student update; returns their metrics.

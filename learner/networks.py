@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from common.backbones.base import Backbone, Network
+from common.config import AlignmentConfig, ColdStartConfig
 from learner.optimizer import AdapterOptimizer, MovingAverage
 
 COLD_START, ALIGNED, FAKE_SCORE = "cold_start", "aligned", "fake_score"
@@ -27,6 +28,17 @@ class OptimizerSettings:
     weight_decay: float
     gradient_clip: float
     ema_decay: float
+
+    @classmethod
+    def of(cls, stage: ColdStartConfig | AlignmentConfig) -> OptimizerSettings:
+        """The settings of a stage."""
+        return cls(
+            stage.learning_rate_student,
+            stage.learning_rate_fake,
+            stage.weight_decay,
+            stage.gradient_clip,
+            stage.ema_decay,
+        )
 
 
 class Networks:

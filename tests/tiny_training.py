@@ -15,7 +15,7 @@ from common.types import PolicyVersion, Prompt, ScoredGroup, StepPlan, Trajector
 from learner.alignment_trainer import AlignmentTrainer
 from learner.cold_start_trainer import ColdStartTrainer
 from learner.matching import MatchingSettings
-from learner.networks import Networks
+from learner.networks import Networks, OptimizerSettings
 from learner.served_rewards import ServedRewards
 from rollout_workers.sampler import sample_group
 from tests.tiny_pipeline import load_tiny_backbone
@@ -49,7 +49,7 @@ def alignment_settings(**changes: object) -> AlignmentConfig:
 
 def new_networks(pipeline: Path, settings: ColdStartConfig | None = None) -> Networks:
     backbone = load_tiny_backbone(pipeline)
-    return Networks(backbone, ColdStartTrainer.optimizer_settings(settings or cold_start_settings()), seed=0)
+    return Networks(backbone, OptimizerSettings.of(settings or cold_start_settings()), seed=0)
 
 
 def cold_start_trainer(networks: Networks, settings: ColdStartConfig | None = None) -> ColdStartTrainer:

@@ -66,7 +66,8 @@ def generate(
     for start in range(0, len(captions), 64):
         output = pipeline(
             prompt=list(captions[start : start + 64]),
-            num_inference_steps=steps,
+            # The method's steps, even before the shift; diffusers' default ends in a step of almost no size.
+            sigmas=[(steps - step) / steps for step in range(steps)],
             guidance_scale=guidance,
             generator=generator,
             max_sequence_length=MAX_PHRASES,

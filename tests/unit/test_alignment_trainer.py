@@ -16,9 +16,8 @@ from common.backbones.base import Network
 from common.errors import RewardUnavailable, TrainingError
 from common.flow import cps_transition, surrogate_log_density
 from common.types import Prompt, ScoredGroup
-from learner.alignment_trainer import AlignmentTrainer
 from learner.checkpoint import Position, read_checkpoint, write_checkpoint
-from learner.networks import ALIGNED, FAKE_SCORE, Networks
+from learner.networks import ALIGNED, FAKE_SCORE, Networks, OptimizerSettings
 from learner.objectives.advantage import group_advantages
 from tests.tiny_pipeline import UNUSED_MODULE
 from tests.tiny_training import (
@@ -39,7 +38,7 @@ def aligned_networks(pipeline: Path, **settings: object) -> Networks:
     """Networks in stage 2, on a student that one cold start update has moved off the teacher."""
     networks = new_networks(pipeline)
     cold_start_trainer(networks).update(0)
-    networks.begin_alignment(AlignmentTrainer.optimizer_settings(alignment_settings(**settings)))
+    networks.begin_alignment(OptimizerSettings.of(alignment_settings(**settings)))
     return networks
 
 
@@ -148,7 +147,7 @@ def test_a_restored_alignment_goes_on_bit_by_bit(tiny_pipeline: Path, tmp_path: 
     expected = [trainer.update(scored_groups(networks.backbone, iteration))[0] for iteration in (1, 2)]
 
     restored = new_networks(tiny_pipeline)
-    restored.begin_alignment(AlignmentTrainer.optimizer_settings(alignment_settings()))
+    restored.begin_alignment(OptimizerSettings.of(alignment_settings()))
     restored.load(read_checkpoint(saved)[1])
     trainer = alignment_trainer(restored)
     assert [trainer.update(scored_groups(restored.backbone, iteration))[0] for iteration in (1, 2)] == expected

@@ -10,9 +10,8 @@ import torch
 
 from common.backbones.base import Network
 from common.errors import WeightUpdateError
-from learner.alignment_trainer import AlignmentTrainer
 from learner.checkpoint import Position, read_checkpoint, write_checkpoint
-from learner.networks import ALIGNED, COLD_START, FAKE_SCORE, Networks
+from learner.networks import ALIGNED, COLD_START, FAKE_SCORE, Networks, OptimizerSettings
 from learner.optimizer import MovingAverage
 from tests.tiny_pipeline import UNUSED_MODULE, load_tiny_backbone, tiny_lora
 from tests.tiny_training import (
@@ -77,7 +76,7 @@ def test_stage_two_begins_at_the_averaged_student(tiny_pipeline: Path) -> None:
     with networks.averaged_student():
         averaged = student_probe(networks)
     assert not torch.equal(student_probe(networks), averaged)
-    networks.begin_alignment(AlignmentTrainer.optimizer_settings(alignment_settings()))
+    networks.begin_alignment(OptimizerSettings.of(alignment_settings()))
     assert torch.equal(student_probe(networks), averaged)
     assert networks.backbone.adapters.stack(Network.STUDENT) == (COLD_START, ALIGNED)
     assert {name.split(".")[-2] for name in trainable(networks.backbone)} == {ALIGNED, FAKE_SCORE}
@@ -121,9 +120,8 @@ def test_a_restored_cold_start_goes_on_bit_by_bit(tiny_pipeline: Path, tmp_path:
 def test_a_state_of_other_adapters_is_refused(tiny_pipeline: Path) -> None:
     networks = new_networks(tiny_pipeline)
     fewer = load_tiny_backbone(tiny_pipeline, tiny_lora(("to_q",)))
-    from learner.cold_start_trainer import ColdStartTrainer
 
-    other = Networks(fewer, ColdStartTrainer.optimizer_settings(cold_start_settings()), seed=0)
+    other = Networks(fewer, OptimizerSettings.of(cold_start_settings()), seed=0)
     with pytest.raises(WeightUpdateError, match="do not fit adapter 'cold_start': 0 missing"):
         other.load(networks.state())
 
@@ -131,6 +129,6 @@ def test_a_state_of_other_adapters_is_refused(tiny_pipeline: Path) -> None:
 def test_a_state_of_the_other_stage_is_refused(tiny_pipeline: Path) -> None:
     state = new_networks(tiny_pipeline).state()
     aligned = new_networks(tiny_pipeline)
-    aligned.begin_alignment(AlignmentTrainer.optimizer_settings(alignment_settings()))
+    aligned.begin_alignment(OptimizerSettings.of(alignment_settings()))
     with pytest.raises(WeightUpdateError, match="do not fit adapter 'aligned'"):
         aligned.load(state)
