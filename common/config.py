@@ -140,6 +140,12 @@ class AlignmentConfig(Section):
     reward_gradient_weight: NonNegativeFloat = Field(
         1e-4, description="Weight of the reward back-propagated through the final step."
     )
+    reward_gradient_clip: float | None = Field(
+        None,
+        gt=0,
+        description="Largest norm of d rewards / d latents of one sample: a few broken images have gradients many times "
+        "the usual and drown the others. None, as published: not clipped.",
+    )
     reward_target: float = Field(
         3.0, description="Back-propagation stops once the weighted sum of differentiable rewards reaches this."
     )
