@@ -143,8 +143,8 @@ class AlignmentConfig(Section):
     reward_gradient_clip: float | None = Field(
         None,
         gt=0,
-        description="Largest norm of d rewards / d latents of one sample: a few broken images have gradients many times "
-        "the usual and drown the others. None, as published: not clipped.",
+        description="Largest norm of d rewards / d latents of one sample: a few broken images have gradients many "
+        "times the usual and drown the others. None, as published: not clipped.",
     )
     reward_target: float = Field(
         3.0, description="Back-propagation stops once the weighted sum of differentiable rewards reaches this."

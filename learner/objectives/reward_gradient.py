@@ -38,7 +38,8 @@ def clip_sample_norms(gradients_Bchw: Tensor, largest: float | None) -> Tensor:
     if largest is None:
         return gradients_Bchw
     norms_B111 = upcast(gradients_Bchw).flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-    return gradients_Bchw * (largest / norms_B111.clamp(min=largest))
+    clipped_Bchw: Tensor = gradients_Bchw * (largest / norms_B111.clamp(min=largest))
+    return clipped_Bchw
 
 
 def attach_gradient(scores_B: Tensor, gradients_BCHW: Tensor, images_BCHW: Tensor) -> Tensor:
