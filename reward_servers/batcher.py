@@ -88,8 +88,9 @@ class Batcher:
     def submit(self, request: Request) -> asyncio.Future[Response]:
         """Queue a request. Cancel the future to withdraw it. RewardOverloaded when too many images wait already.
 
-        A request into an empty queue is always taken, whatever its size.
+        A request into an empty queue is always taken, whatever its size. RewardRejected when the scorer refuses it.
         """
+        self._scorer.check(request.prompts, _metadata_per_image(request))
         job = _Job(request, asyncio.get_running_loop().create_future())
         waiting = self._count_waiting()
         if waiting > 0 and waiting + len(job.images) > self._limits.queue_images:
@@ -180,7 +181,7 @@ class Batcher:
         """Scores [B] and gradients [B, 3, H, W] ([B, 0] for score requests) of all images, in chunks of max_batch."""
         images = np.concatenate([job.images for job in batch])
         prompts = [prompt for job in batch for prompt in job.request.prompts]
-        metadata = [item for job in batch for item in _metadata_per_image(job)]
+        metadata = [item for job in batch for item in _metadata_per_image(job.request)]
         scores, gradients = [], []
         for start in range(0, len(images), self._limits.max_batch):
             chunk = slice(start, start + self._limits.max_batch)
@@ -230,8 +231,8 @@ class Batcher:
         return response
 
 
-def _metadata_per_image(job: _Job) -> Sequence[Metadata]:
-    return job.request.metadata or [{} for _ in job.request.prompts]
+def _metadata_per_image(request: Request) -> Sequence[Metadata]:
+    return request.metadata or [{} for _ in request.prompts]
 
 
 def _deliver(job: _Job, result: Response | RewardError) -> None:

@@ -33,6 +33,10 @@ from reward_servers.scorers.base import Scorer
 BUILT_IN_SCORERS = {
     "hps": "reward_servers.scorers.hps:HpsScorer",
     "pickscore": "reward_servers.scorers.pickscore:PickScoreScorer",
+    "ocr": "reward_servers.scorers.ocr:OcrScorer",
+    "geneval": "reward_servers.scorers.geneval:GenevalScorer",
+    "geneval_parts": "reward_servers.scorers.geneval:GenevalPartsScorer",
+    "hpsv3": "reward_servers.scorers.hpsv3:HpsV3Scorer",
 }
 TOKEN_VARIABLE = "REWARD_SERVER_TOKEN"
 PROBE_SIDE = 64
