@@ -1,4 +1,4 @@
-"""Tiny random models of the scorers that see more than CLIP does: GenEval's detector and HPSv3, in published formats."""
+"""Tiny random models of the scorers that see more than CLIP does, GenEval and HPSv3, in published formats."""
 
 from __future__ import annotations
 

@@ -189,10 +189,13 @@ def split_state(state: State, source: Path) -> tuple[State, State]:
 
 def _load_config(directory: Path, tokens: HpsV3Tokens, state: State) -> Qwen2VLConfig:
     """The config of the body, its vocabulary that of the weights: training cut it to the tokens there are."""
+    # Asked for here, because from_pretrained describes the default model when there is no file.
+    if not (directory / "config.json").is_file():
+        raise ModelError(f"{directory / 'config.json'} is missing: it belongs to Qwen/Qwen2-VL-7B-Instruct")
     try:
         config = Qwen2VLConfig.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{directory} has no config.json of a Qwen2-VL: {shorten(error)}") from error
+        raise ModelError(f"{directory} has a config.json that is not a Qwen2-VL's: {shorten(error)}") from error
     embedding = state.get("language_model.embed_tokens.weight")
     rows = 0 if embedding is None else len(embedding)
     if rows != len(tokens) or config.image_token_id != tokens.id_of(IMAGE):

@@ -31,8 +31,8 @@ PIXELS = 256 * 28 * 28
 PROMPTS = ["a red cat", "naïve café — 東京, and a dog", "x"]
 SIZES = [(64, 64), (40, 100), (300, 211)]
 CONVERSATION = (
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>{image}<|vision_end|>"
-    "{text}<|im_end|>\n<|im_start|>assistant\n"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+    "<|vision_start|>{image}<|vision_end|>{text}<|im_end|>\n<|im_start|>assistant\n"
 )
 
 

@@ -32,7 +32,9 @@ def no_colors(objects: Sequence[Detection]) -> list[str]:
     raise AssertionError("no colour is demanded")
 
 
-def metadata(*include: dict[str, Any], exclude: Sequence[dict[str, Any]] = (), tag: str = "two_object") -> dict[str, Any]:
+def metadata(
+    *include: dict[str, Any], exclude: Sequence[dict[str, Any]] = (), tag: str = "two_object"
+) -> dict[str, Any]:
     return {"tag": tag, "include": list(include), "exclude": list(exclude), "prompt": "a photo"}
 
 
@@ -144,7 +146,7 @@ def test_attributes_are_bound_to_their_objects() -> None:
         ((20, 20, 30, 30), {"right of", "below"}),
         # Offset (20, 10): less 0.1 * 20 it is (18, 8), over its length 22.36 (0.80, 0.36).
         ((20, 10, 30, 20), {"right of"}),
-        # Offset (2, 0) is wholly taken by the tenth of both sizes; (3, 0) leaves 1 / 3 of its length; (5, 0) leaves 0.6.
+        # Offset (2, 0) is taken whole by a tenth of both sizes; (3, 0) leaves 1 / 3 of its length; (5, 0) leaves 0.6.
         ((2, 0, 12, 10), set()),
         ((3, 0, 13, 10), set()),
         ((5, 0, 15, 10), {"right of"}),
