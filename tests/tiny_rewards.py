@@ -18,6 +18,7 @@ CONTEXT = 16
 IMAGE_SIZE = 32
 END_TOKEN = 513
 VOCABULARY = 514
+CLIP_FEATURES = 24
 HPS_SETTINGS: dict[str, Any] = {
     "embed_dim": 24,
     "vision_cfg": {"image_size": IMAGE_SIZE, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
@@ -89,12 +90,13 @@ def write_hps(directory: Path, dtype: torch.dtype = torch.float32) -> Path:
 
 
 def write_pickscore(directory: Path, end_token: int = END_TOKEN) -> Path:
+    """A transformers CLIPModel; `clipscore` loads it as well, and `aesthetic` is converted from it."""
     torch.manual_seed(1)
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = {"vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, "eos_token_id": end_token}
     model = CLIPModel(
         CLIPConfig(
-            projection_dim=24,
+            projection_dim=CLIP_FEATURES,
             vision_config=tower | {"image_size": IMAGE_SIZE, "patch_size": 8},
             text_config=tower | text | {"bos_token_id": VOCABULARY - 2, "pad_token_id": END_TOKEN},
         )
