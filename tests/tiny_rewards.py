@@ -35,9 +35,9 @@ def write_tokenizer(directory: Path) -> None:
     (directory / "merges.txt").write_text("#version: 0.2\n")
 
 
-def hps_state(seed: int = 0) -> dict[str, torch.Tensor]:
-    """A random open_clip state dict for HPS_SETTINGS."""
-    vision, text = HPS_SETTINGS["vision_cfg"], HPS_SETTINGS["text_cfg"]
+def hps_state(seed: int = 0, settings: dict[str, Any] = HPS_SETTINGS) -> dict[str, torch.Tensor]:
+    """A random open_clip state dict of the architecture `settings`."""
+    vision, text = settings["vision_cfg"], settings["text_cfg"]
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -66,10 +66,10 @@ def hps_state(seed: int = 0) -> dict[str, torch.Tensor]:
         "visual.class_embedding": draw(vision["width"]),
         "visual.positional_embedding": draw(patches + 1, vision["width"]),
         "visual.conv1.weight": draw(vision["width"], 3, vision["patch_size"], vision["patch_size"]),
-        "visual.proj": draw(vision["width"], HPS_SETTINGS["embed_dim"]),
+        "visual.proj": draw(vision["width"], settings["embed_dim"]),
         "token_embedding.weight": draw(text["vocab_size"], text["width"]),
         "positional_embedding": draw(text["context_length"], text["width"]),
-        "text_projection": draw(text["width"], HPS_SETTINGS["embed_dim"]),
+        "text_projection": draw(text["width"], settings["embed_dim"]),
     }
     state |= norm("visual.ln_pre", vision["width"]) | norm("visual.ln_post", vision["width"])
     state |= norm("ln_final", text["width"])
