@@ -1,8 +1,11 @@
 """HPSv2.0 and HPSv2.1 (Wu et al. 2023, arXiv 2306.09341): cosine of a fine-tuned open_clip ViT, without logit scale.
 
-Both releases are one architecture with other weights. Recipe: prompt -> ftfy, HTML-unescaped twice, spaces collapsed,
-lower case, BPE; image -> [0, 1] -> antialiased bicubic resize without clamp -> centre crop -> OpenAI mean and std;
-exact GELU. float32 throughout, as the `hpsv2` package computes on a CPU (on a GPU it lets autocast choose float16).
+Both releases are one architecture with other weights. The recipe is that of the `hpsv2` package's own `score()`: prompt
+-> ftfy, HTML-unescaped twice, spaces collapsed, lower case, BPE; image -> [0, 1] -> longer side resized by antialiased
+bicubic, without clamp -> black bars to a square -> OpenAI mean and std; exact GELU. float32 throughout, as the package
+computes on a CPU (on a GPU it lets autocast choose float16). Departure: the package fails on a picture of which only
+the longer side has the model's size; here it gets its bars as well.
+
 A model directory, written by `python -m reward_servers.convert hps`, holds
 
     config.json                    {"hps_version", "embed_dim", "vision_cfg", "text_cfg"}, the latter as open_clip's
@@ -53,7 +56,7 @@ class HpsScorer(ClipScorer):
         try:
             tokenizer = load_clip_tokenizer(directory, settings["text_cfg"]["vocab_size"])
             config = clip_config(settings, tokenizer)
-            recipe = ImageRecipe(settings["vision_cfg"]["image_size"], eight_bit=False)
+            recipe = ImageRecipe(settings["vision_cfg"]["image_size"], eight_bit=False, whole=True)
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{directory / CONFIG_FILE} is not an open_clip model config: {error!r}") from error
         model = CLIPModel(config)

@@ -25,17 +25,19 @@ WHITE = 255
 
 @dataclass(frozen=True)
 class ImageRecipe:
-    """Shorter side to `size`, the centre square, OpenAI's mean and standard deviation.
+    """A picture made square, then OpenAI's mean and standard deviation.
 
     Attributes:
         size: side of the square the model sees.
         eight_bit: resize as Pillow resizes 8-bit pictures; else as torchvision resizes float tensors, overshoot kept.
+        whole: the longer side to `size` and black bars beside it; else the shorter side and the centre of the longer.
         resample: the antialiased filter.
         crop_offset: an odd margin, halved -> whole pixels. `round` (to even) is torchvision's, `int` transformers'.
     """
 
     size: int
     eight_bit: bool
+    whole: bool = False
     resample: Literal["bicubic", "bilinear"] = "bicubic"
     crop_offset: Callable[[float], int] = round
 
@@ -46,7 +48,10 @@ class ImageRecipe:
         return (pixels_BCHW - mean) / std
 
     def square(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """Resize and crop: float32 [B, 3, H, W] -> [B, 3, size, size]. A picture of that size is left alone."""
+        """float32 [B, 3, H, W] -> [B, 3, size, size]. A picture of that size is left alone."""
+        return self._with_bars(images_BCHW) if self.whole else self._centre(images_BCHW)
+
+    def _centre(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         height, width = images_BCHW.shape[-2:]
         short = min(height, width)
         # All published recipes cut the long side down to whole pixels.
@@ -55,11 +60,21 @@ class ImageRecipe:
         top, left = self.crop_offset((height - self.size) / 2), self.crop_offset((width - self.size) / 2)
         return resized_BCHW[..., top : top + self.size, left : left + self.size]
 
+    def _with_bars(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        height, width = images_BCHW.shape[-2:]
+        scale = self.size / max(height, width)
+        # The short side is rounded, half to even; at least a line of the picture stays.
+        height, width = max(1, round(height * scale)), max(1, round(width * scale))
+        resized_BCHW = self._resize(images_BCHW, height, width)
+        rows, columns = self.size - height, self.size - width
+        return F.pad(resized_BCHW, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+
     def _resize(self, images_BCHW: torch.Tensor, height: int, width: int) -> torch.Tensor:
         if not self.eight_bit:
             return self._filter(images_BCHW, height, width)
         # On the scale of 0 to 255, in float64 as Pillow's coefficients: where a sum lies close to the middle of two
-        # grey levels both then round it alike (but for 1 pixel in 10 000, 30 when exactly doubled: Pillow sums in 22 bits).
+        # grey levels both then round it alike, but for a pixel in 10 000, or 30 where the size doubles: Pillow's sums
+        # have 22 bits.
         levels_BCHW = images_BCHW.double() * WHITE
         for size in ((images_BCHW.shape[-2], width), (height, width)):
             if size != tuple(levels_BCHW.shape[-2:]):

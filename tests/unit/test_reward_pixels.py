@@ -78,6 +78,28 @@ def test_float_pictures_are_filtered_in_one_go(resample: str, kernel: object) ->
     torch.testing.assert_close(ours, expected[..., 2:10], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "box"),
+    [
+        (64, 40, (0, 32, 6, 26)),  # the width, 20, leaves 12: 6 and 6
+        (30, 64, (8, 23, 0, 32)),  # the height, 15, leaves 17: 8 and 9
+        (32, 9, (0, 32, 11, 20)),
+        (8, 4, (0, 32, 8, 24)),
+        (2000, 3, (0, 32, 15, 16)),
+    ],
+)
+def test_a_whole_picture_gets_black_bars(height: int, width: int, box: tuple[int, int, int, int]) -> None:
+    top, bottom, left, right = box
+    image = torch.rand(1, 3, height, width)
+    size = (bottom - top, right - left)
+    expected = torch.zeros(1, 3, SIDE, SIDE)
+    expected[..., top:bottom, left:right] = F.interpolate(
+        image, size, mode="bicubic", align_corners=False, antialias=True
+    )
+    ours = ImageRecipe(SIDE, eight_bit=False, whole=True).square(image)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("eight_bit", [True, False])
 def test_a_picture_of_the_models_size_is_left_alone(eight_bit: bool) -> None:
     images = torch.rand(2, 3, SIDE, SIDE)
