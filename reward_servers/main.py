@@ -31,7 +31,10 @@ from reward_servers.metrics import ServerMetrics
 from reward_servers.scorers.base import Scorer
 
 BUILT_IN_SCORERS = {
+    "aesthetic": "reward_servers.scorers.aesthetic:AestheticScorer",
+    "clipscore": "reward_servers.scorers.clipscore:ClipScoreScorer",
     "hps": "reward_servers.scorers.hps:HpsScorer",
+    "image_reward": "reward_servers.scorers.image_reward:ImageRewardScorer",
     "pickscore": "reward_servers.scorers.pickscore:PickScoreScorer",
     "ocr": "reward_servers.scorers.ocr:OcrScorer",
     "geneval": "reward_servers.scorers.geneval:GenevalScorer",

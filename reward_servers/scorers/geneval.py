@@ -25,7 +25,7 @@ from transformers import CLIPModel, Mask2FormerForUniversalSegmentation
 
 from common.reward_api import ByteArray, FloatArray, Metadata
 from reward_servers.scorers.base import Scorer
-from reward_servers.scorers.clip import PromptTokens, load_tokenizer, require_directory
+from reward_servers.scorers.clip import processor_tokens
 from reward_servers.scorers.geneval_models import ColorNamer, ObjectDetector
 from reward_servers.scorers.geneval_rules import (
     MAX_OBJECTS,
@@ -38,7 +38,7 @@ from reward_servers.scorers.geneval_rules import (
     parse_task,
     select,
 )
-from reward_servers.scorers.pretrained import hash_weights, load_pretrained
+from reward_servers.scorers.model_directory import hash_weights, load_pretrained, require_directory
 
 
 class GenevalScorer(Scorer):
@@ -59,11 +59,9 @@ class GenevalScorer(Scorer):
     def load(cls, model_dir: Path | None, device: str) -> Self:
         directory = require_directory(model_dir, cls.name)
         torch.backends.cudnn.allow_tf32 = False
-        detector = load_pretrained(Mask2FormerForUniversalSegmentation, directory / "detector", dtype=torch.float32)
-        clip = load_pretrained(CLIPModel, directory / "clip", dtype=torch.float32)
-        text = clip.config.text_config
-        tokenizer = load_tokenizer(directory / "clip", text.vocab_size)
-        tokens = PromptTokens(tokenizer, text.max_position_embeddings, clean=str)
+        detector = load_pretrained(Mask2FormerForUniversalSegmentation, directory / "detector")
+        clip = load_pretrained(CLIPModel, directory / "clip")
+        tokens = processor_tokens(clip, directory / "clip")
         weights_hash = hash_weights(detector, clip)
         return cls(ObjectDetector(detector, device), ColorNamer(clip, tokens, device), weights_hash)
 

@@ -19,8 +19,9 @@ from transformers import CLIPModel, Mask2FormerForUniversalSegmentation
 
 from common.errors import ModelError
 from common.reward_api import ByteArray
-from reward_servers.scorers.clip import ImageRecipe, PromptTokens
+from reward_servers.scorers.clip import PromptTokens
 from reward_servers.scorers.geneval_rules import CLASSES, COLORS, THRESHOLD, Box, Detection
+from reward_servers.scorers.pixels import ImageRecipe
 
 # mmdetection's test pipeline: the shorter side to 800 unless the longer one would exceed 1333.
 SHORT_SIDE, LONG_SIDE, SIZE_DIVISOR = 800, 1333, 32
@@ -103,7 +104,7 @@ class ColorNamer:
     def __init__(self, model: CLIPModel, tokens: PromptTokens, device: str) -> None:
         self._model = model.to(device).eval().requires_grad_(False)
         self._tokens = tokens
-        self._recipe = ImageRecipe(model.config.vision_config.image_size, clamp=True)
+        self._recipe = ImageRecipe(model.config.vision_config.image_size, eight_bit=True)
         self._device = device
         self._classifiers: dict[str, torch.Tensor] = {}
 
@@ -127,7 +128,7 @@ class ColorNamer:
             texts = [template.format(color=color, label=label) for color in COLORS for template in COLOR_TEMPLATES]
             ids, _ = self._tokens(texts)
             texts_D = F.normalize(self._model.get_text_features(input_ids=ids.to(self._device)).pooler_output, dim=-1)
-            means_CD = texts_D.unflatten(0, (len(COLORS), len(COLOR_TEMPLATES))).mean(dim=1)
+            means_CD = texts_D.reshape(len(COLORS), len(COLOR_TEMPLATES), -1).mean(dim=1)
             self._classifiers[label] = F.normalize(means_CD, dim=-1)
         return self._classifiers[label]
 

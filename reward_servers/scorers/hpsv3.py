@@ -24,8 +24,6 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from tokenizers import AddedToken
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2VLConfig, Qwen2VLModel
@@ -35,9 +33,16 @@ from common.errors import ModelError, RewardRejected
 from common.reward_api import ByteArray, FloatArray, Metadata
 from common.wire import fingerprint
 from reward_servers.scorers.base import Scorer
-from reward_servers.scorers.clip import require_directory, shorten
 from reward_servers.scorers.hpsv3_prompt import PLACEHOLDER, REWARD_TOKEN, HpsV3Prompt, read_prompt
-from reward_servers.scorers.pretrained import hash_weights, load_pretrained
+from reward_servers.scorers.model_directory import (
+    State,
+    hash_weights,
+    load_state,
+    read_weights,
+    require_complete,
+    require_directory,
+    shorten,
+)
 
 WEIGHTS_FILE = "HPSv3.safetensors"
 IMAGE_PIXELS = 256 * 28 * 28
@@ -53,8 +58,6 @@ TURN, TURN_END, VISION, VISION_END, IMAGE = (
 )
 # Far beyond any caption, and never fewer than its tokens. One endless prompt would lengthen every row of its batch.
 MAX_PROMPT_BYTES = 8192
-
-State = dict[str, torch.Tensor]
 
 # Where transformers before and after 4.52 kept the two halves of the body. Longer prefixes first: they contain others.
 BODY_PREFIXES = {
@@ -73,9 +76,9 @@ class HpsV3Tokens:
         self._tokenizer = tokenizer
         self._instruction = prompt.instruction
         self._before, self._after = prompt.request.split(REWARD_TOKEN)
-        self._special = {}
+        self._special: dict[str, int] = {}
         for name in (TURN, TURN_END, VISION, VISION_END, IMAGE, REWARD_TOKEN):
-            number = tokenizer.get_vocab().get(name)
+            number: int | None = tokenizer.get_vocab().get(name)
             if number is None:
                 raise ModelError(f"the tokenizer has no token {name}: it is not that of Qwen2-VL")
             self._special[name] = number
@@ -120,14 +123,15 @@ class HpsV3Scorer(Scorer):
         directory = require_directory(model_dir, cls.name)
         prompt = read_prompt(directory)
         tokens = HpsV3Tokens(_load_tokenizer(directory), prompt)
-        state, head_state = split_state(_read_weights(directory / WEIGHTS_FILE), directory / WEIGHTS_FILE)
+        weights = directory / WEIGHTS_FILE
+        state, head_state = split_state(read_weights(weights), weights)
         config = _load_config(directory, tokens, state)
-        model = load_pretrained(Qwen2VLModel, None, config=config, state_dict=state, dtype=config.dtype)
         head = build_head(config.text_config.hidden_size)
-        try:
-            head.load_state_dict(head_state)
-        except RuntimeError as error:
-            raise ModelError(f"the head in {directory / WEIGHTS_FILE} is not HPSv3's: {shorten(error)}") from error
+        load_state(head, head_state, weights)
+        model, report = Qwen2VLModel.from_pretrained(
+            None, config=config, state_dict=state, dtype=config.dtype, output_loading_info=True
+        )
+        require_complete(report, weights)
         return cls(model.to(device), head.to(device), tokens, prompt)
 
     def check(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:  # noqa: ARG002
@@ -168,7 +172,7 @@ def build_head(width: int) -> nn.Sequential:
 
 
 def split_state(state: State, source: Path) -> tuple[State, State]:
-    """Published names -> weights of Qwen2VLModel and of the head (float32).
+    """Published names -> weights of Qwen2VLModel and of the head.
 
     The language model's own output layer is not used.
     """
@@ -181,7 +185,7 @@ def split_state(state: State, source: Path) -> tuple[State, State]:
                 break
         else:
             if name.startswith("rm_head."):
-                head[name.removeprefix("rm_head.")] = tensor.float()
+                head[name.removeprefix("rm_head.")] = tensor
             elif not name.startswith("lm_head."):
                 raise ModelError(f"{source} has a tensor {name!r}, which HPSv3 has not")
     return body, head
@@ -214,12 +218,3 @@ def _load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare Exception for a broken file
         raise ModelError(f"the tokenizer in {directory} cannot be read: {shorten(error)}") from error
-
-
-def _read_weights(path: Path) -> State:
-    try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise ModelError(f"{path} is missing: an HPSv3 model directory holds it") from error
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path} is truncated or corrupt ({error}): copy it again") from error

@@ -58,15 +58,15 @@ def extract_prompt(package: Path) -> HpsV3Prompt:
             module = ast.parse(archive.read(SOURCE_FILE))
     except (OSError, KeyError, zipfile.BadZipFile, SyntaxError) as error:
         raise ModelError(f"{package} is not a wheel of hpsv3 with {SOURCE_FILE}: {error}") from error
-    constants = {
-        statement.targets[0].id: statement.value.value
+    texts = {
+        statement.targets[0].id: str(statement.value.value)
         for statement in module.body
         if isinstance(statement, ast.Assign)
         and isinstance(statement.targets[0], ast.Name)
         and isinstance(statement.value, ast.Constant)
     }
     try:
-        return HpsV3Prompt(constants[INSTRUCTION_NAME], constants[REQUEST_NAME])
+        return HpsV3Prompt(texts[INSTRUCTION_NAME], texts[REQUEST_NAME])
     except KeyError as error:
         raise ModelError(f"{SOURCE_FILE} in {package} has no text named {error}: use hpsv3 1.0.0") from error
 
