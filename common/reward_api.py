@@ -43,7 +43,10 @@ ANY_REWARD = "any"
 # The words failures are counted by: fixed, because each becomes a metric label.
 REQUEST_CAUSES = ("wire", "request", "too_large", "unauthorized", "not_found", "not_differentiable")
 SERVER_CAUSES = ("overloaded", "deadline", "scorer", "nan", "count", "shape", "dtype")
-CLIENT_CAUSES = ("timeout", "refused", "disconnected", "answer", "range", "weights_changed")
+CLIENT_CAUSES = (
+    *("timeout", "refused", "disconnected", "answer", "range", "weights_changed"),
+    *("circuit_open", "no_server"),
+)
 LAUNCH_CAUSES = ("start", "died")
 CAUSES = frozenset(REQUEST_CAUSES + SERVER_CAUSES + CLIENT_CAUSES + LAUNCH_CAUSES)
 

@@ -11,7 +11,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from common import reward_client
 from common.errors import (
     ConfigError,
     RewardError,
@@ -20,6 +19,7 @@ from common.errors import (
     RewardRejected,
     RewardUnavailable,
 )
+from common.retry_budget import Timing
 from common.reward_api import INFO_PATH, GradientResponse, ScoreRequest, ScoreResponse, ServerInfo
 from common.reward_client import RewardClient, RewardEndpoint
 
@@ -90,16 +90,21 @@ def server() -> Iterator[FakeServer]:
     fake.close()
 
 
-@pytest.fixture(autouse=True)
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Back-off is recorded instead of slept."""
-    slept: list[float] = []
-    monkeypatch.setattr(reward_client.time, "sleep", slept.append)
-    return slept
+@pytest.fixture
+def pauses() -> list[float]:
+    """Back-off, recorded instead of slept."""
+    return []
+
+
+@pytest.fixture
+def timing(pauses: list[float]) -> Timing:
+    return Timing(sleep=pauses.append)
 
 
 def client_of(server: FakeServer, attempts: int = 3, timeout_s: float = 5.0, token: str | None = None) -> RewardClient:
-    return RewardClient([RewardEndpoint("fake", server.url)], timeout_s, attempts, token)
+    return RewardClient(
+        [RewardEndpoint("fake", server.url)], timeout_s, attempts, token, timing=Timing(sleep=lambda _: None)
+    )
 
 
 def error_body(cause: str) -> bytes:
@@ -184,10 +189,10 @@ def test_what_another_try_cannot_cure_is_not_tried_again(
     ],
 )
 def test_what_another_try_may_cure_is_tried_within_bounds(
-    server: FakeServer, pauses: list[float], reply: Reply, kind: type[RewardError], cause: str
+    server: FakeServer, pauses: list[float], timing: Timing, reply: Reply, kind: type[RewardError], cause: str
 ) -> None:
     server.replies = [reply]
-    score_fails(client_of(server, attempts=3), kind, cause)
+    score_fails(RewardClient([RewardEndpoint("fake", server.url)], 5.0, 3, timing=timing), kind, cause)
     assert len(server.bodies) == 3
     assert len(pauses) == 2
     server.replies = [reply, (200, GOOD)]
@@ -195,10 +200,12 @@ def test_what_another_try_may_cure_is_tried_within_bounds(
         np.testing.assert_array_equal(client.score(IMAGES, PROMPTS)["fake"], SCORES)
 
 
-def test_a_dead_server_is_refused(pauses: list[float]) -> None:
+def test_a_dead_server_is_refused(pauses: list[float], timing: Timing) -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
-        client = RewardClient([RewardEndpoint("fake", f"http://127.0.0.1:{held.getsockname()[1]}")], 5.0, 3)
+        client = RewardClient(
+            [RewardEndpoint("fake", f"http://127.0.0.1:{held.getsockname()[1]}")], 5.0, 3, timing=timing
+        )
         error = score_fails(client, RewardUnavailable, "refused")
     assert "is the server running" in str(error)
     assert len(pauses) == 2
