@@ -4,9 +4,9 @@
     POST /v1/gradient   GradientRequest -> GradientResponse   msgpack; differentiable scorers only
     GET  /v1/info       ServerInfo                            JSON
     POST /score         images as base64, prompts -> scores   JSON, for trainers that speak nothing else
-    GET  /healthz /readyz /metrics /openapi.json              alive; has scored a real probe; Prometheus text; all of this
+    GET  /healthz /readyz /metrics /openapi.json              alive; has scored a probe; Prometheus text; all of this
 
-A process of several scorers serves the first four of each under `/{name}`, so that a scorer's base URL is
+A process of several scorers serves the first four lines for each under `/{name}`, so that a scorer's base URL is
 `http://host:port/{name}`. A request may say in `DEADLINE_HEADER` for how many seconds its answer is of any use.
 
 A failure is a status code and the JSON body {"error": cause, "message": text}; causes are the fixed words of `CAUSES`.

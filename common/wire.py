@@ -2,9 +2,9 @@
 
 A message is a dict of scalars, strings, bytes, lists, dicts and numpy arrays. An array travels as one msgpack extension
 holding `[dtype, shape, raw little-endian buffer]`, so no text encoding and no parsing stands between two arrays.
-Reading is strict: sizes, depth and dtypes are bounded before anything is believed, and an array's shape is known, and can
-be refused, before its buffer is touched. What is no array of the top map is bounded as text: a hostile megabyte of nested
-lists would otherwise become a gigabyte of objects.
+Reading is strict: sizes, depth and dtypes are bounded before anything is believed, and an array's shape is known, and
+can be refused, before its buffer is touched. What is no array of the top map is bounded as text: hostile megabytes of
+nested lists would otherwise become gigabytes of objects.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MAX_ARRAY_BYTES = 2**32 - ARRAY_HEADER_BYTES
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
-    """Encode a message; WireError names the first value that cannot travel. The arrays of the top map are copied once."""
+    """Encode a message, copying its arrays once; WireError names the first value that cannot travel."""
     _check_value(message, "message")
     packer = msgpack.Packer(default=_pack_nested_array)
     parts: list[bytes | memoryview] = [packer.pack_map_header(len(message))]
@@ -192,7 +192,9 @@ def _array_parts(array: AnyArray) -> list[bytes | memoryview]:
 def _pack_nested_array(value: object) -> msgpack.ExtType:
     if not isinstance(value, np.ndarray):
         raise WireError(f"a value of type {type(value).__name__} cannot travel")
-    content = msgpack.packb([value.dtype.name, list(value.shape), value.astype(value.dtype.newbyteorder("<")).tobytes()])
+    content = msgpack.packb(
+        [value.dtype.name, list(value.shape), value.astype(value.dtype.newbyteorder("<")).tobytes()]
+    )
     return msgpack.ExtType(ARRAY_EXTENSION, content)
 
 
@@ -211,7 +213,9 @@ def _decode_array(code: int, content: memoryview, check_array: ArrayCheck | None
     for size in shape:
         expected *= size
     if expected != len(content) - start:
-        raise WireError(f"an array of shape {shape} and dtype {name} takes {expected} bytes, {len(content) - start} came")
+        raise WireError(
+            f"an array of shape {shape} and dtype {name} takes {expected} bytes, {len(content) - start} came"
+        )
     array = np.frombuffer(content, dtype=dtype, offset=start).reshape(shape)
     # Wider types may lie at an odd address, where a reader in C would stumble.
     return array if array.itemsize == 1 and not content.readonly else array.astype(name)

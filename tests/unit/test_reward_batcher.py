@@ -13,7 +13,7 @@ import pytest
 
 from common.errors import RewardInvalid, RewardOverloaded
 from common.reward_api import ByteArray, FloatArray, GradientRequest, Metadata, ScoreRequest
-from reward_servers.batcher import Batcher, BatchLimits, Response
+from reward_servers.batcher import Batcher, BatchLimits, Device, Response
 from reward_servers.metrics import ServerMetrics
 from reward_servers.scorers.base import Scorer
 
@@ -70,8 +70,10 @@ def drive(
     scorer = RecordingScorer()
 
     async def run() -> None:
-        metrics = ServerMetrics(scorer.name, *scorer.score_range)
-        batcher = Batcher(scorer, scorer.name, BatchLimits(max_batch, max_wait_s, queue_images), metrics)
+        metrics = ServerMetrics().of_scorer(scorer.name, *scorer.score_range)
+        device = Device()
+        limits = BatchLimits(max_batch, max_wait_s, queue_images)
+        batcher = Batcher(scorer, scorer.name, limits, device, metrics)
         feeding = asyncio.create_task(batcher.run())
         try:
             async with asyncio.timeout(TIMEOUT):
@@ -79,7 +81,7 @@ def drive(
         finally:
             scorer.gate.set()
             feeding.cancel()
-            batcher.close()
+            device.close()
 
     asyncio.run(run())
     return scorer
@@ -164,6 +166,7 @@ def test_a_full_queue_refuses_and_an_empty_one_takes_anything() -> None:
         with pytest.raises(RewardOverloaded, match="9 images wait, 1 more exceed 8"):
             batcher.submit(request(2))
         large.cancel()
+        await asyncio.sleep(0)
         batcher.submit(request(3))
 
     drive(scenario, queue_images=8)
@@ -215,12 +218,14 @@ def test_metadata_reaches_the_scorer_as_one_dict_per_image() -> None:
 
     async def run() -> None:
         scorer = MetadataScorer()
-        batcher = Batcher(scorer, "m", BatchLimits(4, 0.0, 8), ServerMetrics("m", 0.0, 1.0))
+        device = Device()
+        metrics = ServerMetrics().of_scorer("m", 0.0, 1.0)
+        batcher = Batcher(scorer, "m", BatchLimits(4, 0.0, 8), device, metrics)
         feeding = asyncio.create_task(batcher.run())
         await batcher.submit(ScoreRequest(np.zeros((2, 4, 4, 3), np.uint8), ["a", "b"], [{"n": 1}, {"n": 2}]))
         await batcher.submit(request(1, 2))
         feeding.cancel()
-        batcher.close()
+        device.close()
 
     asyncio.run(run())
     assert [list(metadata) for metadata in seen] == [[{"n": 1}, {"n": 2}], [{}, {}]]
