@@ -63,6 +63,8 @@ class _Job:
     request: Request
     answer: asyncio.Future[Response]
     arrived: float
+    found_busy: bool
+    """The device was at work when the request came: waiting for that is wait enough."""
 
     @property
     def images(self) -> ByteArray | FloatArray:
@@ -125,7 +127,7 @@ class Batcher:
     def submit(self, request: Request) -> asyncio.Future[Response]:
         """Queue a request, or raise as `require_room`. Cancel the future to withdraw it: it is then never executed."""
         loop = asyncio.get_running_loop()
-        job = _Job(request, loop.create_future(), loop.time())
+        job = _Job(request, loop.create_future(), loop.time(), self._device.busy)
         self.require_room(len(job.images))
         self._queue[job] = None
         job.answer.add_done_callback(lambda _: self._leave_queue(job))
@@ -144,14 +146,15 @@ class Batcher:
                 _deliver(job, result)
 
     async def _wait_for_work(self) -> None:
-        """Return when a batch should start: at once when the device is busy, for its turn is then the wait."""
+        """Return when a batch should start as soon as the device is free."""
         while not self._queue:
             await self._wait_for_arrival(None)
-        if not self._limits.share_calls:
+        first = next(iter(self._queue))
+        if first.found_busy or not self._limits.share_calls:
             return
         loop = asyncio.get_running_loop()
-        until = next(iter(self._queue)).arrived + self._limits.max_wait_s
-        while self._queue and not self._device.busy and not self._batch_is_full():
+        until = first.arrived + self._limits.max_wait_s
+        while self._queue and not self._batch_is_full():
             if not await self._wait_for_arrival(until - loop.time()):
                 return
 
