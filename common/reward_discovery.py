@@ -11,6 +11,9 @@ from common.errors import StoreError
 from common.reward_client import RewardClient
 from common.store import RENEW_S, ServerRegistry
 
+STOP_S = 5.0
+"""A look under way is waited for, so that it does not find its client closed."""
+
 
 class Discovery:
     """Context manager: looks once on entry, then every `RENEW_S` seconds. While Redis is away nothing changes."""
@@ -31,6 +34,7 @@ class Discovery:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
+        self._thread.join(STOP_S)
 
     def _follow(self) -> None:
         while not self._stop.wait(RENEW_S):

@@ -18,7 +18,7 @@ from common.errors import (
     RewardUnavailable,
     WireError,
 )
-from common.reward_api import CAUSES, MEDIA_TYPE
+from common.reward_api import CAUSES, DEADLINE_HEADER, MEDIA_TYPE
 from common.wire import DEFAULT_MAX_BYTES
 
 # Shorter than the servers keep an idle connection, so that none is used just as it is closed.
@@ -83,7 +83,9 @@ class RewardHttp:
     ) -> tuple[int, Mapping[str, str], bytes]:
         # httpx bounds each read, not their sum: a server that drips bytes would hold us for ever.
         deadline = time.monotonic() + exchange.timeout_s
-        name, headers = exchange.name, {} if body is None else {"content-type": MEDIA_TYPE}
+        name, headers = exchange.name, {DEADLINE_HEADER: f"{exchange.timeout_s:g}"}
+        if body is not None:
+            headers["content-type"] = MEDIA_TYPE
         content = bytearray()
         try:
             with self._http.stream(

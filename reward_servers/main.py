@@ -26,6 +26,7 @@ from reward_servers.batcher import Batcher, Device
 from reward_servers.metrics import ServerMetrics
 from reward_servers.options import ServerSettings, build_parser, check, check_names
 from reward_servers.process import bind, follow_parent, serve_http, write_atomically
+from reward_servers.registration import registered
 from reward_servers.scorers.base import Scorer
 
 BUILT_IN_SCORERS = {
@@ -99,15 +100,13 @@ async def serve(settings: ServerSettings, scorers: Mapping[str, Scorer], listene
 
 
 @asynccontextmanager
-async def open_for_requests(
-    settings: ServerSettings,
-    port: int,
-    served: Sequence[Served],  # noqa: ARG001
-) -> AsyncIterator[None]:
+async def open_for_requests(settings: ServerSettings, port: int, served: Sequence[Served]) -> AsyncIterator[None]:
     """What holds exactly while requests are taken: entered when every scorer is ready, left when the drain begins."""
     if settings.ready_file is not None:
         write_atomically(settings.ready_file, json.dumps({"port": port, "pid": os.getpid()}))
-    yield
+    base = settings.advertise_url or f"http://{settings.host}:{port}"
+    async with registered(settings.redis_url, {one.info.scorer: base + one.prefix for one in served}):
+        yield
 
 
 def _info(name: str, scorer: Scorer) -> ServerInfo:

@@ -22,6 +22,8 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 # First parts of the routes of a process.
 RESERVED_NAMES = ("v1", "score", "healthz", "readyz", "metrics", "openapi.json")
 MEBIBYTE = 2**20
+# Every interface: good to listen on, no address to be reached at.
+ANY_ADDRESS = ("0.0.0.0", "::")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class ServerSettings:
     limits: RequestLimits
     queue_bytes: int
     ready_file: Path | None
+    redis_url: str | None
+    advertise_url: str | None
 
 
 class _OfScorer(argparse.Action):
@@ -93,6 +97,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-pixels", type=_positive, default=DEFAULT_MAX_PIXELS, help="of an image; then 413")
     parser.add_argument("--deadline-s", type=_duration, default=60.0, help="seconds a request may take; then 504")
     parser.add_argument("--ready-file", type=Path, help="written once ready: JSON with port and pid")
+    parser.add_argument("--redis-url", help="be listed there, so that runs find this server: redis://HOST:PORT/DB")
+    parser.add_argument("--advertise-url", help="base URL to be listed under; http://HOST:PORT when left out")
     parser.add_argument("--parent-pid", type=int, help="stop when this process is no longer the parent")
     return parser
 
@@ -106,6 +112,10 @@ def check(options: argparse.Namespace) -> ServerSettings:
     if options.queue_mb < options.max_body_mb:
         message = f"--queue-mb {options.queue_mb} is less than --max-body-mb {options.max_body_mb}"
         raise ConfigError(f"{message}: the largest request could never be taken")
+    if options.redis_url is not None and options.advertise_url is None and options.host in ANY_ADDRESS:
+        raise ConfigError(
+            f"--redis-url with --host {options.host}: say under which URL others reach it: --advertise-url"
+        )
     return ServerSettings(
         scorers=_pair(options.of_scorers),
         host=options.host,
@@ -115,6 +125,8 @@ def check(options: argparse.Namespace) -> ServerSettings:
         limits=RequestLimits(options.max_body_mb * MEBIBYTE, options.max_pixels, options.deadline_s, token),
         queue_bytes=options.queue_mb * MEBIBYTE,
         ready_file=options.ready_file,
+        redis_url=options.redis_url,
+        advertise_url=None if options.advertise_url is None else options.advertise_url.rstrip("/"),
     )
 
 

@@ -97,3 +97,30 @@ class RecordingScorer(Scorer):
     ) -> tuple[FloatArray, FloatArray]:
         self.calls.append(list(prompts))
         return images_BCHW[:, 0, 0, 0], images_BCHW * 2
+
+
+class FickleScorer(BrightnessScorer):
+    """Brightness, in NORMAL_SECONDS a call; as sick as the file `mode` in its model directory says, from call to call.
+
+    slow: ten times NORMAL_SECONDS. shape: a score too few. nan: no number.
+    """
+
+    name = "fickle"
+    differentiable = False
+    NORMAL_SECONDS = 0.05
+
+    def __init__(self, mode: Path) -> None:
+        self._mode = mode
+
+    @classmethod
+    def load(cls, model_dir: Path | None, device: str) -> Self:
+        assert model_dir is not None
+        return cls(model_dir / "mode")
+
+    def score(self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]) -> FloatArray:
+        mode = self._mode.read_text()
+        time.sleep(self.NORMAL_SECONDS * (10 if mode == "slow" else 1))
+        scores_B = super().score(images_BHWC, prompts, metadata)
+        if mode == "shape":
+            return scores_B[:-1]
+        return scores_B * np.float32("nan") if mode == "nan" else scores_B
