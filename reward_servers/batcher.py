@@ -125,11 +125,7 @@ class Batcher:
             raise RewardOverloaded(self._name, "overloaded", message, RETRY_AFTER_SECONDS)
 
     def submit(self, request: Request) -> asyncio.Future[Response]:
-        """Queue a request, or raise as `require_room` and the scorer's `check`.
-
-        Cancel the future to withdraw it: it is then never executed.
-        """
-        self._scorer.check(request.prompts, _metadata_per_image(request))
+        """Queue a request, or raise as `require_room`. Cancel the future to withdraw it: it is then never executed."""
         loop = asyncio.get_running_loop()
         job = _Job(request, loop.create_future(), loop.time(), self._device.busy)
         self.require_room(len(job.images))
@@ -225,7 +221,7 @@ class Batcher:
         """Scores [B] and gradients [B, 3, H, W] ([B, 0] for score requests) of all images, in chunks of max_batch."""
         images = np.concatenate([job.images for job in batch]) if len(batch) > 1 else batch[0].images
         prompts = [prompt for job in batch for prompt in job.request.prompts]
-        metadata = [item for job in batch for item in _metadata_per_image(job.request)]
+        metadata = [item for job in batch for item in _metadata_per_image(job)]
         scores, gradients = [], []
         for start in range(0, len(images), self._limits.max_batch):
             if all(job.vanished for job in batch):
@@ -277,8 +273,8 @@ class Batcher:
         return response
 
 
-def _metadata_per_image(request: Request) -> Sequence[Metadata]:
-    return request.metadata or [{} for _ in request.prompts]
+def _metadata_per_image(job: _Job) -> Sequence[Metadata]:
+    return job.request.metadata or [{} for _ in job.request.prompts]
 
 
 def _deliver(job: _Job, result: Response | RewardError) -> None:

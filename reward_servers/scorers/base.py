@@ -37,15 +37,12 @@ class Scorer(ABC):
     def load(cls, model_dir: Path | None, device: str) -> Self:
         """Build the scorer; ModelError when `model_dir` does not hold what it needs. None: no directory was given."""
 
-    def check(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:  # noqa: B027
-        """RewardRejected for B prompts and B dicts that cannot be scored, before they share a call with others.
-
-        Called from the event loop: it must take no more than milliseconds. Nothing is checked unless overridden.
-        """
-
     @abstractmethod
     def score(self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]) -> FloatArray:
-        """uint8 [B, H, W, 3], B prompts and B dicts -> float32 [B]. An image's score must not depend on its batch."""
+        """uint8 [B, H, W, 3], B prompts and B dicts -> float32 [B]. An image's score must not depend on its batch.
+
+        RewardRejected for a request that cannot be scored, raised before any model runs: its company is scored again.
+        """
 
     def score_with_gradient(
         self, images_BCHW: FloatArray, prompts: Sequence[str], metadata: Sequence[Metadata]

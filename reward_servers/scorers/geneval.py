@@ -65,10 +65,6 @@ class GenevalScorer(Scorer):
         weights_hash = hash_weights(detector, clip)
         return cls(ObjectDetector(detector, device), ColorNamer(clip, tokens, device), weights_hash)
 
-    def check(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:  # noqa: ARG002
-        for item in metadata:
-            parse_task(item)
-
     def score(self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]) -> FloatArray:  # noqa: ARG002
         tasks = [parse_task(item) for item in metadata]
         verdicts = [self.judge(image, task) for image, task in zip(images_BHWC, tasks, strict=True)]

@@ -134,14 +134,9 @@ class HpsV3Scorer(Scorer):
         require_complete(report, weights)
         return cls(model.to(device), head.to(device), tokens, prompt)
 
-    def check(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:  # noqa: ARG002
+    def score(self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]) -> FloatArray:  # noqa: ARG002
         for prompt in prompts:
-            if (size := len(prompt.encode())) > MAX_PROMPT_BYTES:
-                message = f"the prompt {prompt[:40]!r}... has {size} bytes, at most {MAX_PROMPT_BYTES} are read"
-                raise RewardRejected(self.name, "request", message)
-
-    def score(self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]) -> FloatArray:
-        self.check(prompts, metadata)
+            _require_short(prompt)
         inputs = self._images(list(images_BHWC), input_data_format="channels_last", return_tensors="pt")
         merged = self._model.config.vision_config.spatial_merge_size**2
         image_tokens = int(inputs["image_grid_thw"][0].prod()) // merged
@@ -161,6 +156,12 @@ class HpsV3Scorer(Scorer):
             rewards_BD = states_BLD[ids_BL == self._tokens.id_of(REWARD_TOKEN)].float()
             scores: FloatArray = self._head(rewards_BD)[:, 0].cpu().numpy()
         return scores
+
+
+def _require_short(prompt: str) -> None:
+    if (size := len(prompt.encode())) > MAX_PROMPT_BYTES:
+        message = f"the prompt {prompt[:40]!r}... has {size} bytes, at most {MAX_PROMPT_BYTES} are read"
+        raise RewardRejected(HpsV3Scorer.name, "request", message)
 
 
 def build_head(width: int) -> nn.Sequential:

@@ -70,10 +70,6 @@ class OcrScorer(Scorer):
             raise ModelError(f"the models in {MODELS} read {read!r} where {CHECK_WORDS!r} stands: reinstall rapidocr")
         return scorer
 
-    def check(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
-        for prompt, item in zip(prompts, metadata, strict=True):
-            demanded_text(prompt, item)
-
     def score(self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]) -> FloatArray:
         demanded = [demanded_text(prompt, item) for prompt, item in zip(prompts, metadata, strict=True)]
         scores = [similarity(self.read(image), text) for image, text in zip(images_BHWC, demanded, strict=True)]

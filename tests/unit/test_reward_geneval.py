@@ -14,7 +14,7 @@ import torch
 from common.errors import ModelError, RewardRejected
 from reward_servers.scorers.geneval import GenevalPartsScorer, GenevalScorer
 from reward_servers.scorers.geneval_models import ObjectDetector, box_around
-from reward_servers.scorers.geneval_rules import CLASSES, Detection
+from reward_servers.scorers.geneval_rules import CLASSES, Detection, parse_task
 from tests.tiny_rewards import random_images
 from tests.tiny_vision import write_geneval
 
@@ -171,8 +171,9 @@ def test_both_scores_follow_the_detections(scorer: GenevalScorer, monkeypatch: p
     dogs = [Detection("dog", confidence, (0, 0, WIDTH, HEIGHT), mask) for confidence in (0.9, 0.8)]
     image = random_images(1, HEIGHT, WIDTH)[0]
     (color,) = scorer._name_colors(image, dogs[:1])
-    monkeypatch.setattr(scorer, "_detect", lambda _: dogs)
-    parts = GenevalPartsScorer(lambda _: dogs, scorer._name_colors, "")
+    parts = GenevalPartsScorer(scorer._detect, scorer._name_colors, "")
+    for either in (scorer, parts):
+        monkeypatch.setattr(either, "_detect", lambda _: dogs)
     other = "red" if color != "red" else "blue"
     for wanted, strict, by_parts in ((color, 1.0, 0.0), (other, 0.0, 0.0)):
         demand = {"tag": "colors", "include": [{"class": "dog", "count": 1, "color": wanted}]}
@@ -183,10 +184,8 @@ def test_both_scores_follow_the_detections(scorer: GenevalScorer, monkeypatch: p
 
 def test_a_request_without_genevals_metadata_is_rejected(scorer: GenevalScorer) -> None:
     with pytest.raises(RewardRejected, match="tag"):
-        scorer.check(["a", "b"], [DEMAND, {}])
-    with pytest.raises(RewardRejected, match="tag"):
-        scorer.score(random_images(1, HEIGHT, WIDTH), ["a"], [{}])
-    scorer.check([scorer.probe_prompt], [dict(scorer.probe_metadata)])
+        scorer.score(random_images(2, HEIGHT, WIDTH), ["a", "b"], [DEMAND, {}])
+    assert parse_task(scorer.probe_metadata).tag == "colors"
 
 
 def test_a_detector_of_other_classes_is_refused(directory: Path, tmp_path: Path) -> None:

@@ -115,10 +115,8 @@ def test_a_request_that_demands_no_text_is_rejected(
     scorer: OcrScorer, prompt: str, metadata: Mapping[str, Any]
 ) -> None:
     with pytest.raises(RewardRejected, match="demands no text") as caught:
-        scorer.check([PROMPT, prompt], [{}, metadata])
+        scorer.score(np.stack([render("x"), render("y")]), [PROMPT, prompt], [{}, metadata])
     assert (caught.value.reward, caught.value.cause) == ("ocr", "request")
-    with pytest.raises(RewardRejected):
-        scorer.score(render("x")[None], [prompt], [metadata])
 
 
 def test_the_weights_hash_names_the_bundled_models(scorer: OcrScorer) -> None:
