@@ -11,11 +11,14 @@ RtdmdError
 ├── WorkerError               rollout workers are gone and could not be brought back
 ├── LearnerError              the learner died or does not answer
 ├── TrainingError             an update that must not be made: its gradient is not finite
+├── StoreError            Redis does not answer; whoever asked goes on without it
+├── RunStopped            somebody asked the run to stop, through Redis; --resume goes on
 └── RewardError               a reward that could not be had; carries `reward` and `cause`
     ├── RewardUnavailable     refused, reset, timed out, 5xx: worth another try
     ├── RewardOverloaded      429: worth another try, after `retry_after` seconds
     ├── RewardRejected        4xx: the request itself is wrong, another try would fail as well
-    └── RewardInvalid         an answer of the wrong count or shape, or one that is not finite
+    ├── RewardInvalid         an answer of the wrong count or shape, or one that is not finite
+    └── RewardOutage          did not come back in the time a run was told to wait for it
 """
 
 from __future__ import annotations
@@ -65,6 +68,14 @@ class TrainingError(RtdmdError):
     """An update that must not be made: its gradient is not finite."""
 
 
+class StoreError(RtdmdError):
+    """Redis does not answer. Nothing that matters is kept there alone: whoever asked goes on without it."""
+
+
+class RunStopped(RtdmdError):
+    """Somebody asked the run to stop, through Redis; it has written a checkpoint."""
+
+
 class RewardError(RtdmdError):
     """A reward that could not be had.
 
@@ -99,3 +110,7 @@ class RewardRejected(RewardError):
 
 class RewardInvalid(RewardError):
     """An answer of the wrong count or shape, or one that is not finite."""
+
+
+class RewardOutage(RewardError):
+    """A reward did not come back in the time a run was told to wait for it; `cause` is its last failure's."""

@@ -3,7 +3,11 @@
     POST /v1/score      ScoreRequest    -> ScoreResponse      msgpack (see common.wire)
     POST /v1/gradient   GradientRequest -> GradientResponse   msgpack; differentiable scorers only
     GET  /v1/info       ServerInfo                            JSON
-    GET  /healthz /readyz /metrics                            alive; has scored a real probe; Prometheus text
+    POST /score         images as base64, prompts -> scores   JSON, for trainers that speak nothing else
+    GET  /healthz /readyz /metrics /openapi.json              alive; has scored a probe; Prometheus text; all of this
+
+A process of several scorers serves the first four lines for each under `/{name}`, so that a scorer's base URL is
+`http://host:port/{name}`. A request may say in `DEADLINE_HEADER` for how many seconds its answer is of any use.
 
 A failure is a status code and the JSON body {"error": cause, "message": text}; causes are the fixed words of `CAUSES`.
 A message validates itself when it is built: a bad request raises RewardRejected, a bad response RewardInvalid.
@@ -23,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import RewardError, RewardInvalid, RewardRejected
-from common.wire import DEFAULT_MAX_BYTES, pack, unpack
+from common.wire import DEFAULT_MAX_BYTES, ArrayCheck, pack, unpack
 
 ByteArray = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
@@ -35,15 +39,25 @@ INFO_PATH = "/v1/info"
 HEALTH_PATH = "/healthz"
 READY_PATH = "/readyz"
 METRICS_PATH = "/metrics"
+PLAIN_SCORE_PATH = "/score"
+OPENAPI_PATH = "/openapi.json"
 MEDIA_TYPE = "application/msgpack"
+# Seconds, a positive number; the server's own limit caps it.
+DEADLINE_HEADER = "x-deadline-seconds"
 
 CHANNELS = 3
+IMAGE_RANK = 4
+# Of one image: 2048 x 2048.
+DEFAULT_MAX_PIXELS = 2**22
 # Names the reward in an error of a message that does not know which reward it is about.
 ANY_REWARD = "any"
 # The words failures are counted by: fixed, because each becomes a metric label.
 REQUEST_CAUSES = ("wire", "request", "too_large", "unauthorized", "not_found", "not_differentiable")
 SERVER_CAUSES = ("overloaded", "deadline", "scorer", "nan", "count", "shape", "dtype")
-CLIENT_CAUSES = ("timeout", "refused", "disconnected", "answer", "range", "weights_changed")
+CLIENT_CAUSES = (
+    *("timeout", "refused", "disconnected", "answer", "range", "weights_changed"),
+    *("circuit_open", "no_server"),
+)
 LAUNCH_CAUSES = ("start", "died")
 CAUSES = frozenset(REQUEST_CAUSES + SERVER_CAUSES + CLIENT_CAUSES + LAUNCH_CAUSES)
 
@@ -70,9 +84,12 @@ class ScoreRequest:
         return pack(vars(self))
 
     @classmethod
-    def from_bytes(cls, data: bytes, max_bytes: int = DEFAULT_MAX_BYTES) -> Self:
+    def from_bytes(
+        cls, data: bytes | bytearray, max_bytes: int = DEFAULT_MAX_BYTES, max_pixels: int = DEFAULT_MAX_PIXELS
+    ) -> Self:
         """WireError for bytes that are no message, RewardRejected for a message that is no request."""
-        return cls(**_read_fields(cls, data, max_bytes, RewardRejected, "request"))
+        check = _pixel_check(max_pixels, channel_axis=3)
+        return cls(**_read_fields(cls, data, max_bytes, RewardRejected, "request", check))
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,9 +117,12 @@ class GradientRequest:
         return pack(vars(self))
 
     @classmethod
-    def from_bytes(cls, data: bytes, max_bytes: int = DEFAULT_MAX_BYTES) -> Self:
+    def from_bytes(
+        cls, data: bytes | bytearray, max_bytes: int = DEFAULT_MAX_BYTES, max_pixels: int = DEFAULT_MAX_PIXELS
+    ) -> Self:
         """WireError for bytes that are no message, RewardRejected for a message that is no request."""
-        return cls(**_read_fields(cls, data, max_bytes, RewardRejected, "request"))
+        check = _pixel_check(max_pixels, channel_axis=1)
+        return cls(**_read_fields(cls, data, max_bytes, RewardRejected, "request", check))
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,8 +207,31 @@ def _reject(message: str) -> NoReturn:
     raise RewardRejected(ANY_REWARD, "request", message)
 
 
-def _read_fields(kind: type[Any], data: bytes, max_bytes: int, error: type[RewardError], cause: str) -> dict[str, Any]:
-    message = unpack(data, max_bytes)
+def check_pixels(height: int, width: int, max_pixels: int) -> None:
+    """RewardRejected for an image of more than `max_pixels`; to be asked before it is decoded."""
+    if height * width > max_pixels:
+        message = f"an image of {height} x {width} pixels exceeds the limit of {max_pixels}"
+        raise RewardRejected(ANY_REWARD, "too_large", f"{message}: shrink it or raise --max-pixels")
+
+
+def _pixel_check(max_pixels: int, channel_axis: int) -> ArrayCheck:
+    def check(_: str, shape: tuple[int, ...]) -> None:
+        if len(shape) == IMAGE_RANK:
+            height, width = (size for axis, size in enumerate(shape) if axis not in (0, channel_axis))
+            check_pixels(height, width, max_pixels)
+
+    return check
+
+
+def _read_fields(
+    kind: type[Any],
+    data: bytes | bytearray,
+    max_bytes: int,
+    error: type[RewardError],
+    cause: str,
+    check_array: ArrayCheck | None = None,
+) -> dict[str, Any]:
+    message = unpack(data, max_bytes, check_array)
     expected = {field.name for field in fields(kind)}
     if set(message) != expected:
         detail = f"a {kind.__name__} has the fields {sorted(expected)}, this one has {sorted(message)}"
@@ -197,8 +240,8 @@ def _read_fields(kind: type[Any], data: bytes, max_bytes: int, error: type[Rewar
 
 
 def _check_images(field: str, images: object, dtype: np.dtype[Any], channel_axis: int) -> None:
-    if not isinstance(images, np.ndarray) or images.dtype != dtype or images.ndim != 4:
-        _reject(f"{field} is {_describe(images)}: a {dtype} array of 4 dimensions is wanted")
+    if not isinstance(images, np.ndarray) or images.dtype != dtype or images.ndim != IMAGE_RANK:
+        _reject(f"{field} is {_describe(images)}: a {dtype} array of {IMAGE_RANK} dimensions is wanted")
     elif images.size == 0 or images.shape[channel_axis] != CHANNELS:
         _reject(f"{field} has shape {images.shape}: at least one image of {CHANNELS} channels on axis {channel_axis}")
 

@@ -39,7 +39,10 @@ class Scorer(ABC):
 
     @abstractmethod
     def score(self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]) -> FloatArray:
-        """uint8 [B, H, W, 3], B prompts and B dicts -> float32 [B]. An image's score must not depend on its batch."""
+        """uint8 [B, H, W, 3], B prompts and B dicts -> float32 [B]. An image's score must not depend on its batch.
+
+        RewardRejected for a request that cannot be scored, raised before any model runs: its company is scored again.
+        """
 
     def score_with_gradient(
         self, images_BCHW: FloatArray, prompts: Sequence[str], metadata: Sequence[Metadata]

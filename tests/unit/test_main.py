@@ -11,10 +11,9 @@ from ray.exceptions import ObjectLostError, RayTaskError
 from common.config import Config
 from common.errors import AttestationError, ConfigError, RewardUnavailable, RtdmdError
 from common.flow import static_shift_sigmas
-from common.reward_client import RewardEndpoint
 from learner.cli import Invocation
 from learner.cluster import ray_cluster
-from learner.main import _check_rewards, _errors_from_ray, check_schedule
+from learner.main import _check_rewards, _errors_from_ray, _reward_access, check_schedule
 
 
 def config(**sections: object) -> Config:
@@ -38,9 +37,15 @@ def closed_port() -> int:
 
 
 def test_every_reward_server_is_asked_before_the_run(closed_port: int) -> None:
-    endpoints = {"unasked": RewardEndpoint("unasked", f"http://127.0.0.1:{closed_port}")}
+    chosen = config(rewards=[{"name": "unasked", "url": f"http://127.0.0.1:{closed_port}"}])
     with pytest.raises(RewardUnavailable, match=rf"reward unasked at http://127\.0\.0\.1:{closed_port}"):
-        _check_rewards(config(), endpoints)
+        _check_rewards(chosen, _reward_access(chosen, {}, None))
+
+
+def test_a_reward_nobody_serves_is_refused_before_the_run() -> None:
+    chosen = config(rewards=[{"name": "unasked", "url": "redis"}])
+    with pytest.raises(RewardUnavailable, match="reward unasked: no server of that name is registered"):
+        _check_rewards(chosen, _reward_access(chosen, {}, None))
 
 
 @pytest.mark.parametrize("steps", [3, 33, 34, 100])

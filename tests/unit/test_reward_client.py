@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import random
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 
-from common import reward_client
+from common.circuit_breaker import FAILURES_TO_OPEN, BreakerState
 from common.errors import (
     ConfigError,
     RewardError,
@@ -19,9 +21,13 @@ from common.errors import (
     RewardOverloaded,
     RewardRejected,
     RewardUnavailable,
+    StoreError,
 )
+from common.retry_budget import RETRY_RESERVE, RETRY_SHARE, Timing
 from common.reward_api import INFO_PATH, GradientResponse, ScoreRequest, ScoreResponse, ServerInfo
 from common.reward_client import RewardClient, RewardEndpoint
+from common.reward_http import Exchange
+from common.store import ScoreCache
 
 IMAGES = np.zeros((2, 4, 4, 3), np.uint8)
 PIXELS = np.zeros((2, 3, 4, 4), np.float32)
@@ -90,16 +96,21 @@ def server() -> Iterator[FakeServer]:
     fake.close()
 
 
-@pytest.fixture(autouse=True)
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Back-off is recorded instead of slept."""
-    slept: list[float] = []
-    monkeypatch.setattr(reward_client.time, "sleep", slept.append)
-    return slept
+@pytest.fixture
+def pauses() -> list[float]:
+    """Back-off, recorded instead of slept."""
+    return []
+
+
+@pytest.fixture
+def timing(pauses: list[float]) -> Timing:
+    return Timing(sleep=pauses.append)
 
 
 def client_of(server: FakeServer, attempts: int = 3, timeout_s: float = 5.0, token: str | None = None) -> RewardClient:
-    return RewardClient([RewardEndpoint("fake", server.url)], timeout_s, attempts, token)
+    return RewardClient(
+        [RewardEndpoint("fake", server.url)], timeout_s, attempts, token, timing=Timing(sleep=lambda _: None)
+    )
 
 
 def error_body(cause: str) -> bytes:
@@ -184,10 +195,10 @@ def test_what_another_try_cannot_cure_is_not_tried_again(
     ],
 )
 def test_what_another_try_may_cure_is_tried_within_bounds(
-    server: FakeServer, pauses: list[float], reply: Reply, kind: type[RewardError], cause: str
+    server: FakeServer, pauses: list[float], timing: Timing, reply: Reply, kind: type[RewardError], cause: str
 ) -> None:
     server.replies = [reply]
-    score_fails(client_of(server, attempts=3), kind, cause)
+    score_fails(RewardClient([RewardEndpoint("fake", server.url)], 5.0, 3, timing=timing), kind, cause)
     assert len(server.bodies) == 3
     assert len(pauses) == 2
     server.replies = [reply, (200, GOOD)]
@@ -195,10 +206,12 @@ def test_what_another_try_may_cure_is_tried_within_bounds(
         np.testing.assert_array_equal(client.score(IMAGES, PROMPTS)["fake"], SCORES)
 
 
-def test_a_dead_server_is_refused(pauses: list[float]) -> None:
+def test_a_dead_server_is_refused(pauses: list[float], timing: Timing) -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
-        client = RewardClient([RewardEndpoint("fake", f"http://127.0.0.1:{held.getsockname()[1]}")], 5.0, 3)
+        client = RewardClient(
+            [RewardEndpoint("fake", f"http://127.0.0.1:{held.getsockname()[1]}")], 5.0, 3, timing=timing
+        )
         error = score_fails(client, RewardUnavailable, "refused")
     assert "is the server running" in str(error)
     assert len(pauses) == 2
@@ -288,3 +301,177 @@ def test_a_bad_request_never_leaves(server: FakeServer) -> None:
 def test_a_url_that_is_none_is_refused_at_once(url: str) -> None:
     with pytest.raises(ConfigError, match="URL"):
         RewardClient([RewardEndpoint("fake", url)], 1.0, 1)
+
+
+# ── several servers of one reward ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def twin() -> Iterator[FakeServer]:
+    fake = FakeServer()
+    yield fake
+    fake.close()
+
+
+def pair_of(
+    first: FakeServer, second: FakeServer, attempts: int = 2, draw: Callable[[], float] = lambda: 0.0
+) -> RewardClient:
+    endpoints = [RewardEndpoint("fake", first.url), RewardEndpoint("fake", second.url)]
+    return RewardClient(endpoints, 5.0, attempts, timing=Timing(sleep=lambda _: None, draw=draw))
+
+
+def test_a_request_goes_to_the_server_with_fewest_under_way(server: FakeServer, twin: FakeServer) -> None:
+    """Two at once: the second must go to the other server, whichever the draw prefers."""
+    both = threading.Barrier(2)
+
+    class Meeting(RewardClient):
+        def _check(self, exchange: Exchange, answer: ScoreResponse, count: int) -> None:
+            both.wait(timeout=30)
+            super()._check(exchange, answer, count)
+
+    endpoints = [RewardEndpoint("fake", server.url), RewardEndpoint("fake", twin.url)]
+    with Meeting(endpoints, 5.0, 1, timing=Timing(draw=lambda: 0.0)) as client:
+        client.info("fake")
+        asking = [threading.Thread(target=client.score, args=(IMAGES, PROMPTS)) for _ in range(2)]
+        for thread in asking:
+            thread.start()
+        for thread in asking:
+            thread.join()
+    assert (len(server.bodies), len(twin.bodies)) == (1, 1)
+
+
+@pytest.mark.parametrize("reply", [(500, error_body("scorer")), (200, b"junk"), None])
+def test_another_server_answers_for_one_that_fails(server: FakeServer, twin: FakeServer, reply: Reply) -> None:
+    """Whichever of the two is asked first, every question is answered."""
+    server.replies = [reply]
+    with pair_of(server, twin, attempts=3, draw=random.Random(0).random) as client:
+        for _ in range(6):
+            np.testing.assert_array_equal(client.score(IMAGES, PROMPTS)["fake"], SCORES)
+    assert 1 <= len(server.bodies) <= FAILURES_TO_OPEN
+    assert len(twin.bodies) == 6
+
+
+def test_a_server_that_keeps_failing_is_not_asked_for_a_while(server: FakeServer) -> None:
+    server.replies = [(200, b"junk")]
+    now = [0.0]
+    timing = Timing(clock=lambda: now[0], sleep=lambda _: None, draw=lambda: 1.0)
+    with RewardClient([RewardEndpoint("fake", server.url)], 5.0, 1, timing=timing) as client:
+        for _ in range(FAILURES_TO_OPEN):
+            with pytest.raises(RewardInvalid):
+                client.score(IMAGES, PROMPTS)
+        with pytest.raises(RewardUnavailable, match="every server failed a moment ago") as caught:
+            client.score(IMAGES, PROMPTS)
+        assert caught.value.cause == "circuit_open"
+        assert len(server.bodies) == FAILURES_TO_OPEN
+        assert client.states("fake") == {server.url: BreakerState.OPEN}
+        server.replies = [(200, GOOD)]
+        now[0] += client.seconds_to_probe("fake")
+        np.testing.assert_array_equal(client.score(IMAGES, PROMPTS)["fake"], SCORES)
+        assert client.states("fake") == {server.url: BreakerState.CLOSED}
+
+
+@pytest.mark.parametrize("reply", [(422, error_body("request")), (429, error_body("overloaded"))])
+def test_an_answer_that_refuses_a_request_opens_no_breaker(server: FakeServer, reply: Reply) -> None:
+    server.replies = [reply]
+    with client_of(server, attempts=1) as client:
+        for _ in range(2 * FAILURES_TO_OPEN):
+            with pytest.raises(RewardError):
+                client.score(IMAGES, PROMPTS)
+        assert len(server.bodies) == 2 * FAILURES_TO_OPEN
+
+
+def test_repetitions_stay_within_the_budget_of_the_client(server: FakeServer) -> None:
+    questions = 60
+    server.replies = [reply for _ in range(questions) for reply in ((429, error_body("overloaded")), (200, GOOD))]
+    answered = 0
+    with client_of(server, attempts=2) as client:
+        for _ in range(questions):
+            with suppress(RewardOverloaded):
+                client.score(IMAGES, PROMPTS)
+                answered += 1
+    assert answered > 0
+    assert len(server.bodies) <= questions * (1 + RETRY_SHARE) + RETRY_RESERVE
+
+
+def test_a_server_of_other_weights_is_never_believed(server: FakeServer, twin: FakeServer) -> None:
+    twin.info = ServerInfo("fake", "1", "other", True, 0.0, 1.0, "1")
+    twin.replies = [(200, ScoreResponse("fake", "other", SCORES).to_bytes())]
+    with pair_of(server, twin) as client, pytest.raises(RewardInvalid, match="weights_hash is 'other', in this run"):
+        client.verify("fake")
+    standard = {"fake": INFO}
+    with (
+        RewardClient([RewardEndpoint("fake", twin.url)], 5.0, 1, infos=standard) as client,
+        pytest.raises(RewardInvalid) as caught,
+    ):
+        client.score(IMAGES, PROMPTS)
+    assert caught.value.cause == "weights_changed"
+    assert twin.bodies == []
+
+
+def test_registered_servers_join_and_leave_but_never_all(server: FakeServer, twin: FakeServer) -> None:
+    stranger = FakeServer(ServerInfo("fake", "1", "other", True, 0.0, 1.0, "1"))
+    with RewardClient([], 5.0, 1, discovered=["fake"]) as client:
+        with pytest.raises(RewardUnavailable, match="no server of that name is registered") as caught:
+            client.score(IMAGES, PROMPTS)
+        assert caught.value.cause == "no_server"
+        client.offer("fake", [server.url + "/"])
+        np.testing.assert_array_equal(client.score(IMAGES, PROMPTS)["fake"], SCORES)
+        client.offer("fake", [server.url, twin.url, stranger.url, "nonsense"])
+        assert list(client.states("fake")) == [server.url, twin.url]
+        client.offer("fake", [twin.url])
+        assert list(client.states("fake")) == [twin.url]
+        client.offer("fake", [])
+        assert list(client.states("fake")) == [twin.url]
+    stranger.close()
+
+
+def test_a_registered_server_does_not_say_what_a_reward_of_the_run_file_is(server: FakeServer) -> None:
+    stranger = FakeServer(ServerInfo("fake", "1", "other", True, 0.0, 1.0, "1"))
+    with client_of(server) as client:
+        client.offer("fake", [stranger.url])
+        assert list(client.states("fake")) == [server.url]
+        assert client.info("fake") == INFO
+    stranger.close()
+
+
+class Cache(ScoreCache):
+    """In memory; `broken` stands for a Redis that is away."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, np.ndarray] = {}
+        self.broken = False
+
+    def get(self, key: str) -> np.ndarray | None:
+        if self.broken:
+            raise StoreError("away")
+        return self.entries.get(key)
+
+    def put(self, key: str, scores_B: np.ndarray) -> None:
+        if self.broken:
+            raise StoreError("away")
+        self.entries[key] = scores_B
+
+
+def test_the_very_same_request_is_asked_once(server: FakeServer) -> None:
+    cache = Cache()
+    with RewardClient([RewardEndpoint("fake", server.url)], 5.0, 1, cache=cache) as client:
+        for _ in range(2):
+            np.testing.assert_array_equal(client.score(IMAGES, PROMPTS)["fake"], SCORES)
+        assert len(server.bodies) == 1
+        client.score(IMAGES, ["a", "c"])
+        client.score(IMAGES, PROMPTS, [{"x": 1}, {}])
+        client.score(IMAGES + 1, PROMPTS)
+        assert len(server.bodies) == len(cache.entries) == 4
+        cache.broken = True
+        client.score(IMAGES, PROMPTS)
+        assert len(server.bodies) == 5
+
+
+@pytest.mark.parametrize("damaged", [SCORES[:1], SCORES + 1, np.array([0.1, np.nan], np.float32)])
+def test_a_damaged_entry_is_no_score(server: FakeServer, damaged: np.ndarray) -> None:
+    cache = Cache()
+    with RewardClient([RewardEndpoint("fake", server.url)], 5.0, 1, cache=cache) as client:
+        client.score(IMAGES, PROMPTS)
+        cache.entries = dict.fromkeys(cache.entries, damaged)
+        np.testing.assert_array_equal(client.score(IMAGES, PROMPTS)["fake"], SCORES)
+    assert len(server.bodies) == 2

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.errors import RewardUnavailable
+from common.errors import RewardOutage, RewardUnavailable
+from common.outage import Outage, OutagePolicy, RewardGuard
 from common.reward_api import FloatArray, Metadata
 from common.reward_client import RewardClient
 from common.types import Prompt
@@ -41,9 +42,14 @@ class Client(RewardClient):
         return factor * images_BCHW.sum(axis=(1, 2, 3)), np.full_like(images_BCHW, factor)
 
 
+def served_by(factors: dict[str, float], policy: OutagePolicy = "pause", pause: float = 5.0) -> ServedRewards:
+    guard = RewardGuard(Client(factors), dict.fromkeys(factors, Outage(policy, pause)))
+    return ServedRewards(guard, list(factors))
+
+
 def test_all_rewards_are_asked_at_once_with_metadata_and_carry_their_graph() -> None:
     images = torch.full((2, 3, 2, 2), 0.5, requires_grad=True)
-    served = ServedRewards(Client({"hps": 2.0, "bright": 0.5}), ["hps", "bright"])
+    served = served_by({"hps": 2.0, "bright": 0.5})
     rewards = served.differentiable(images, PROMPTS)
     assert list(rewards) == ["hps", "bright"]
     assert rewards["hps"].tolist() == [12.0, 12.0]
@@ -54,6 +60,25 @@ def test_all_rewards_are_asked_at_once_with_metadata_and_carry_their_graph() -> 
 
 
 def test_a_reward_that_fails_is_raised() -> None:
-    served = ServedRewards(Client({"hps": 2.0, "bright": -1.0}), ["hps", "bright"])
-    with pytest.raises(RewardUnavailable, match="no bright"):
+    served = served_by({"hps": 2.0, "bright": -1.0}, pause=0.0)
+    with pytest.raises(RewardOutage, match="no bright"):
         served.differentiable(torch.zeros(2, 3, 2, 2), PROMPTS)
+
+
+def test_a_reward_that_is_out_is_left_out_and_counted() -> None:
+    """Renormalised: the other stays. Dropped: the samples get no reward gradient at all."""
+    images = torch.full((2, 3, 2, 2), 0.5)
+    served = served_by({"hps": 2.0, "bright": -1.0}, "renormalise")
+    assert {name: values.tolist() for name, values in served.differentiable(images, PROMPTS).items()} == {
+        "hps": [12.0, 12.0]
+    }
+    assert served.left_out == {"bright:refused": 2}
+    dropping = served_by({"hps": 2.0, "bright": -1.0}, "drop_group")
+    assert dropping.differentiable(images, PROMPTS) == {}
+    assert dropping.left_out == {"bright:refused": 2}
+
+
+def test_with_every_reward_out_nothing_is_left() -> None:
+    served = served_by({"hps": -2.0, "bright": -1.0}, "renormalise")
+    assert served.differentiable(torch.zeros(2, 3, 2, 2), PROMPTS) == {}
+    assert served.left_out == {"hps:refused": 2, "bright:refused": 2}

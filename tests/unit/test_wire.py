@@ -11,6 +11,7 @@ from common.errors import WireError
 from common.wire import (
     ARRAY_EXTENSION,
     MAX_DEPTH,
+    MAX_TEXT_BYTES,
     fingerprint,
     pack,
     tensor_hashes,
@@ -143,3 +144,38 @@ def test_a_fingerprint_ignores_order_but_not_names() -> None:
     assert fingerprint(hashes) == fingerprint(dict(reversed(hashes.items())))
     assert fingerprint(hashes) != fingerprint({"a": "2", "b": "1"})
     assert fingerprint({}) != fingerprint({"a": "1"})
+
+
+def test_bytes_stay_where_they_lie_in_a_body_and_wider_numbers_are_aligned() -> None:
+    body = bytearray(pack({"bytes": np.arange(9, dtype=np.uint8), "floats": np.arange(3, dtype=np.float32)}))
+    message = unpack(body)
+    body[body.index(b"\x00\x01\x02\x03")] = 77
+    assert message["bytes"][0] == 77
+    assert message["floats"].flags.aligned
+    assert message["floats"].tolist() == [0.0, 1.0, 2.0]
+
+
+def test_a_shape_can_be_refused_before_its_buffer_is_looked_at() -> None:
+    seen: list[tuple[str, tuple[int, ...]]] = []
+
+    def refuse(dtype: str, shape: tuple[int, ...]) -> None:
+        seen.append((dtype, shape))
+        raise WireError("too many pixels")
+
+    with pytest.raises(WireError, match="too many pixels"):
+        unpack(array_bytes("uint8", [1, 2**20, 2**20, 3], b""), check_array=refuse)
+    assert seen == [("uint8", (1, 2**20, 2**20, 3))]
+
+
+def test_text_is_bounded_on_its_own() -> None:
+    most = "x" * (MAX_TEXT_BYTES - 100)
+    assert unpack(pack({"a": most}))["a"] == most
+    with pytest.raises(WireError, match="what is no array"):
+        unpack(msgpack.packb({"a": most, "b": "y" * 200}))
+    with pytest.raises(WireError, match="what is no array"):
+        unpack(msgpack.packb({"n" * 300: 1}))
+
+
+def test_a_field_comes_once() -> None:
+    with pytest.raises(WireError, match="each once"):
+        unpack(b"\x82\xa1a\x01\xa1a\x02")

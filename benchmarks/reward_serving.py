@@ -1,0 +1,171 @@
+"""What serving a reward costs. Prints one JSON object.
+
+    python -m benchmarks.reward_serving null                   # images/s and latency of a scorer that costs nothing
+    python -m benchmarks.reward_serving model                  # a small HPS model served, over the same model offline
+    python -m benchmarks.reward_serving overload --seconds 60  # 3 times the capacity: goodput, batches, memory
+    python -m benchmarks.reward_serving consolidated           # hps and pickscore in one process, and in one each
+
+To be run on an otherwise idle machine; server and load share its cores. Processor time per image is told as well: it
+holds on a busy machine too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.reward_load import REFUSED, Target, closed_loop, open_loop, prepare, serving
+
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
+NULL = "benchmarks.null_scorer:NullScorer"
+HPS = PROJECT_ROOT / "zoo/weights/hps"
+PICKSCORE = PROJECT_ROOT / "zoo/weights/pickscore"
+WARM_SECONDS = 1.0
+CONNECTIONS = 8
+# Enough single-image requests in flight to keep the next batch complete while one runs.
+CONNECTIONS_PER_BATCH = 3
+OVERLOAD = 3.0
+
+
+def main() -> None:
+    arguments = _parse()
+    benchmarks = {"null": _null, "model": _model, "overload": _overload, "consolidated": _consolidated}
+    figures = benchmarks[arguments.benchmark](arguments)
+    conditions = {"seconds": arguments.seconds, "cpus": os.cpu_count(), "load_average": round(os.getloadavg()[0], 2)}
+    print(json.dumps({"benchmark": f"reward_serving.{arguments.benchmark}"} | figures | conditions, indent=1))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("benchmark", choices=["null", "model", "overload", "consolidated"])
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
+    parser.add_argument("--images", type=int, default=4, help="per request of the null scorer")
+    parser.add_argument("--side", type=int, default=48, help="pixels, of the images of the small models")
+    parser.add_argument("--max-batch", type=int, default=16)
+    return parser.parse_args()
+
+
+def _null(arguments: argparse.Namespace) -> dict[str, Any]:
+    """512 x 512 raw: the most, then the latency at half of it."""
+    request = prepare(arguments.images, side=512)
+    with serving("--scorer", NULL, "--max-batch", str(arguments.max_batch)) as target:
+        closed_loop([target], [request], CONNECTIONS, WARM_SECONDS)
+        server_cpu, load_cpu = target.cpu_seconds(), time.process_time()
+        most = closed_loop([target], [request], CONNECTIONS, arguments.seconds)
+        server_cpu, load_cpu = target.cpu_seconds() - server_cpu, time.process_time() - load_cpu
+        half = open_loop(target, request, most.rate() / 2, arguments.seconds)
+    images = most.rate() * most.seconds * arguments.images
+    return {
+        "images_per_s": round(most.rate() * arguments.images, 1),
+        "images_per_request": arguments.images,
+        "server_cpu_ms_per_image": round(server_cpu * 1000 / images, 3),
+        "load_cpu_ms_per_image": round(load_cpu * 1000 / images, 3),
+        "half_load_p50_ms": half.milliseconds(50),
+        "half_load_p99_ms": half.milliseconds(99),
+    }
+
+
+def _model(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Single-image requests, batched by the server, against the scorer called in a loop with full batches."""
+    offline = _offline_images_per_s(arguments)
+    with serving("--scorer", "hps", "--model", str(HPS), "--max-batch", str(arguments.max_batch)) as target:
+        served = _capacity(target, arguments)
+    return {
+        "offline_images_per_s": round(offline, 1),
+        "served_images_per_s": round(served, 1),
+        "served_over_offline": round(served / offline, 3),
+        "max_batch": arguments.max_batch,
+    }
+
+
+def _overload(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Three times the requests that the server can answer."""
+    options = ("--max-batch", str(arguments.max_batch), "--queue-items", str(4 * arguments.max_batch))
+    with serving("--scorer", "hps", "--model", str(HPS), *options) as target:
+        capacity = _capacity(target, arguments)
+        request = prepare(1, arguments.side)
+        open_loop(target, request, capacity * OVERLOAD, WARM_SECONDS)
+        memory, calls, images = (target.resident_mib(), *_batches(target))
+        outcome = open_loop(target, request, capacity * OVERLOAD, arguments.seconds)
+        memory_after, calls_after, images_after = (target.resident_mib(), *_batches(target))
+    mean_batch = (images_after - images) / (calls_after - calls)
+    return {
+        "capacity_images_per_s": round(capacity, 1),
+        "asked_over_capacity": round(sum(map(len, outcome.latencies.values())) / outcome.seconds / capacity, 2),
+        "goodput_over_capacity": round(outcome.rate() / capacity, 3),
+        "mean_batch_over_max": round(mean_batch / arguments.max_batch, 3),
+        "memory_growth": round(memory_after / memory - 1, 3),
+        "memory_mib": round(memory_after, 1),
+        "answers": {str(status): len(values) for status, values in sorted(outcome.latencies.items())},
+        "refused_p50_ms": outcome.milliseconds(50, REFUSED),
+        "refused_p99_ms": outcome.milliseconds(99, REFUSED),
+        "answered_p99_ms": outcome.milliseconds(99),
+    }
+
+
+def _consolidated(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Both rewards of every image: two scorers in one process, then each in its own, on the same cores."""
+    batch = ("--max-batch", str(arguments.max_batch))
+    hps, pickscore = ("--scorer", "hps", "--model", str(HPS)), ("--scorer", "pickscore", "--model", str(PICKSCORE))
+    connections = 2 * CONNECTIONS_PER_BATCH * arguments.max_batch
+    with serving(*hps, *pickscore, *batch) as target:
+        requests = [prepare(1, arguments.side, prefix) for prefix in ("/hps", "/pickscore")]
+        closed_loop([target], requests, connections, WARM_SECONDS)
+        together = closed_loop([target], requests, connections, arguments.seconds).rate()
+        memory_together = target.resident_mib()
+    with serving(*hps, *batch) as one, serving(*pickscore, *batch) as other:
+        apart, memory_apart = _two_processes(one, other, arguments), one.resident_mib() + other.resident_mib()
+    return {
+        "one_process_scores_per_s": round(together, 1),
+        "two_processes_scores_per_s": round(apart, 1),
+        "one_process_mib": round(memory_together, 1),
+        "two_processes_mib": round(memory_apart, 1),
+    }
+
+
+def _two_processes(one: Target, other: Target, arguments: argparse.Namespace) -> float:
+    """Scores a second of both servers under load at once."""
+    request = prepare(1, arguments.side)
+    connections = 2 * CONNECTIONS_PER_BATCH * arguments.max_batch
+    closed_loop([one, other], [request], connections, WARM_SECONDS)
+    return closed_loop([one, other], [request], connections, arguments.seconds).rate()
+
+
+def _capacity(target: Target, arguments: argparse.Namespace) -> float:
+    request = prepare(1, arguments.side)
+    connections = CONNECTIONS_PER_BATCH * arguments.max_batch
+    closed_loop([target], [request], connections, WARM_SECONDS)
+    return closed_loop([target], [request], connections, arguments.seconds).rate()
+
+
+def _batches(target: Target) -> tuple[float, float]:
+    """Model calls so far, and the images in them."""
+    return target.metric("reward_server_batch_images_count"), target.metric("reward_server_batch_images_sum")
+
+
+def _offline_images_per_s(arguments: argparse.Namespace) -> float:
+    import torch
+
+    from reward_servers.scorers.hps import HpsScorer
+
+    torch.set_num_threads(1)
+    scorer = HpsScorer.load(HPS, "cpu")
+    size = arguments.max_batch
+    images = np.random.default_rng(0).integers(0, 256, (size, arguments.side, arguments.side, 3), dtype=np.uint8)
+    prompts, metadata = ["a red circle above a blue square"] * size, [{}] * size
+    scorer.score(images, prompts, metadata)
+    started, calls = time.perf_counter(), 0
+    while time.perf_counter() < started + arguments.seconds:
+        scorer.score(images, prompts, metadata)
+        calls += 1
+    return calls * size / (time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""What a command line with several scorers means, and which ones are refused."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from common.errors import ConfigError
+from reward_servers.options import ScorerSettings, ServerSettings, build_parser, check, check_names
+
+
+def parse(*arguments: str) -> ServerSettings:
+    return check(build_parser().parse_args(list(arguments)))
+
+
+def test_model_and_name_belong_to_the_scorer_before_them() -> None:
+    line = "--scorer hps --model a --port 1 --scorer pickscore --name p --model b --scorer x:Y"
+    assert parse(*line.split()).scorers == (
+        ScorerSettings("hps", Path("a"), None),
+        ScorerSettings("pickscore", Path("b"), "p"),
+        ScorerSettings("x:Y", None, None),
+    )
+
+
+@pytest.mark.parametrize("line", ["--scorer hps --model a --name n", "--name n --model a --scorer hps"])
+def test_a_single_scorer_may_be_described_in_any_order(line: str) -> None:
+    assert parse(*line.split()).scorers == (ScorerSettings("hps", Path("a"), "n"),)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--port 1", "--scorer is missing"),
+        ("--model a --scorer hps --scorer pickscore --model b", "--model a stands before the first of 2"),
+        ("--scorer hps --model a --model b --scorer pickscore", "--model b: hps has --model a already"),
+        ("--scorer hps --name a --name b", "--name b: hps has --name a already"),
+        ("--scorer hps --queue-mb 1 --max-body-mb 2", "could never be taken"),
+        ("--scorer hps --host 0.0.0.0", "set REWARD_SERVER_TOKEN"),
+    ],
+)
+def test_an_ambiguous_or_impossible_command_line_is_refused(line: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(*line.split())
+
+
+@pytest.mark.parametrize("option", ["--mod a", "--max-batch 0", "--deadline-s -1", "--deadline-s inf"])
+def test_a_value_out_of_range_or_half_an_option_is_no_option(option: str) -> None:
+    with pytest.raises((SystemExit, argparse.ArgumentError)):
+        parse("--scorer", "hps", *option.split())
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["hps", "hps"], "two scorers are named hps"),
+        (["a/b"], "letters, digits"),
+        (["metrics"], "none of"),
+        (["..", "x"], "letters, digits"),
+        ([""], "letters, digits"),
+    ],
+)
+def test_names_can_stand_in_urls(names: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_names(names)
