@@ -42,6 +42,7 @@ zoo: $(STAMP)
 # What the service costs. Whole runs of hours, to be started by hand: benchmarks/ablation.py, benchmarks/seeds.py.
 bench: $(STAMP)
 	@$(BIN)/python benchmarks/throughput.py
+	@for part in null model overload consolidated; do $(BIN)/python -m benchmarks.reward_serving $$part; done
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
