@@ -40,6 +40,13 @@ DEFAULT_MAX_BYTES = 256 * 2**20
 # Longest possible [dtype, shape] of an array, with room to spare.
 ARRAY_HEADER_BYTES = 128
 MAX_ARRAY_BYTES = 2**32 - ARRAY_HEADER_BYTES
+SCALARS = frozenset({type(None), bool, int, float, str, bytes})
+# Markers of msgpack, and the bytes of the length that follows them.
+SMALL_MAPS = range(0x80, 0x90)
+MAP_16 = 0xDE
+BIN_LENGTH_BYTES = {0xC4: 1, 0xC5: 2, 0xC6: 4}
+# Extensions of a fixed length (at most 16 bytes) are no arrays of any use: they are read as text.
+EXTENSION_LENGTH_BYTES = {0xC7: 1, 0xC8: 2, 0xC9: 4}
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
@@ -124,8 +131,8 @@ class _MessageReader:
 
     def _read_map_header(self) -> int:
         marker = self._take(1)[0]
-        if 0x80 <= marker <= 0x8F:
-            return marker & 0x0F
+        if marker in SMALL_MAPS:
+            return marker - SMALL_MAPS.start
         if marker == MAP_16:
             return int.from_bytes(self._take(2))
         raise WireError("a message is a map of less than 65536 fields at its top")
@@ -164,12 +171,6 @@ class _MessageReader:
             raise WireError(f"the message ends too early: {count} bytes are due, {len(piece)} are left")
         self._position += count
         return piece
-
-
-MAP_16 = 0xDE
-BIN_LENGTH_BYTES = {0xC4: 1, 0xC5: 2, 0xC6: 4}
-# Those of msgpack's fixed lengths (at most 16 bytes) are read as text.
-EXTENSION_LENGTH_BYTES = {0xC7: 1, 0xC8: 2, 0xC9: 4}
 
 
 def _unpacker(extension_hook: Callable[[int, bytes], AnyArray]) -> Any:
@@ -272,6 +273,3 @@ def _find_inside(items: Iterable[tuple[object, object]], place: str, depth: int)
         if type(item) not in SCALARS and (problem := _find_problem(item, depth + 1)) is not None:
             return place.format(key) + problem
     return None
-
-
-SCALARS = frozenset({type(None), bool, int, float, str, bytes})
