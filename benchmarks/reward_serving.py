@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +56,16 @@ def _null(arguments: argparse.Namespace) -> dict[str, Any]:
     """512 x 512 raw: the most, then the latency at half of it."""
     request = prepare(arguments.images, side=512)
     with serving("--scorer", NULL, "--max-batch", str(arguments.max_batch)) as target:
-        closed_loop([target], [request], CONNECTIONS, WARM_SECONDS)
-        server_cpu, load_cpu = target.cpu_seconds(), time.process_time()
-        most = closed_loop([target], [request], CONNECTIONS, arguments.seconds)
-        server_cpu, load_cpu = target.cpu_seconds() - server_cpu, time.process_time() - load_cpu
-        half = open_loop(target, request, most.rate() / 2, arguments.seconds)
-    images = most.rate() * most.seconds * arguments.images
+        load_cpu = time.process_time()
+        requests_per_s, server_ms = _most([target], [request], CONNECTIONS, arguments)
+        load_cpu = time.process_time() - load_cpu
+        half = open_loop(target, request, requests_per_s / 2, arguments.seconds)
+    images_per_s = requests_per_s * arguments.images
     return {
-        "images_per_s": round(most.rate() * arguments.images, 1),
+        "images_per_s": round(images_per_s, 1),
         "images_per_request": arguments.images,
-        "server_cpu_ms_per_image": round(server_cpu * 1000 / images, 3),
-        "load_cpu_ms_per_image": round(load_cpu * 1000 / images, 3),
+        "server_cpu_ms_per_image": round(server_ms / arguments.images, 3),
+        "load_cpu_ms_per_image": round(load_cpu * 1000 / images_per_s / (arguments.seconds + WARM_SECONDS), 3),
         "half_load_p50_ms": half.milliseconds(50),
         "half_load_p99_ms": half.milliseconds(99),
     }
@@ -73,13 +73,15 @@ def _null(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _model(arguments: argparse.Namespace) -> dict[str, Any]:
     """Single-image requests, batched by the server, against the scorer called in a loop with full batches."""
-    offline = _offline_images_per_s(arguments)
+    offline, offline_ms = _offline(arguments)
     with serving("--scorer", "hps", "--model", str(HPS), "--max-batch", str(arguments.max_batch)) as target:
-        served = _capacity(target, arguments)
+        served, server_ms = _capacity(target, arguments)
     return {
         "offline_images_per_s": round(offline, 1),
         "served_images_per_s": round(served, 1),
         "served_over_offline": round(served / offline, 3),
+        "offline_cpu_ms_per_image": round(offline_ms, 3),
+        "server_cpu_ms_per_image": round(server_ms, 3),
         "max_batch": arguments.max_batch,
     }
 
@@ -88,7 +90,7 @@ def _overload(arguments: argparse.Namespace) -> dict[str, Any]:
     """Three times the requests that the server can answer."""
     options = ("--max-batch", str(arguments.max_batch), "--queue-items", str(4 * arguments.max_batch))
     with serving("--scorer", "hps", "--model", str(HPS), *options) as target:
-        capacity = _capacity(target, arguments)
+        capacity, _ = _capacity(target, arguments)
         request = prepare(1, arguments.side)
         open_loop(target, request, capacity * OVERLOAD, WARM_SECONDS)
         memory, calls, images = (target.resident_mib(), *_batches(target))
@@ -110,38 +112,41 @@ def _overload(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _consolidated(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Both rewards of every image: two scorers in one process, then each in its own, on the same cores."""
+    """Both rewards of every image: two scorers in one process, then each in its own, on the same two threads."""
     batch = ("--max-batch", str(arguments.max_batch))
     hps, pickscore = ("--scorer", "hps", "--model", str(HPS)), ("--scorer", "pickscore", "--model", str(PICKSCORE))
     connections = 2 * CONNECTIONS_PER_BATCH * arguments.max_batch
-    with serving(*hps, *pickscore, *batch) as target:
+    with serving(*hps, *pickscore, *batch, "--threads", "2") as both:
         requests = [prepare(1, arguments.side, prefix) for prefix in ("/hps", "/pickscore")]
-        closed_loop([target], requests, connections, WARM_SECONDS)
-        together = closed_loop([target], requests, connections, arguments.seconds).rate()
-        memory_together = target.resident_mib()
+        together, together_ms = _most([both], requests, connections, arguments)
+        memory_together = both.resident_mib()
     with serving(*hps, *batch) as one, serving(*pickscore, *batch) as other:
-        apart, memory_apart = _two_processes(one, other, arguments), one.resident_mib() + other.resident_mib()
+        apart, apart_ms = _most([one, other], [prepare(1, arguments.side)], connections, arguments)
+        memory_apart = one.resident_mib() + other.resident_mib()
     return {
         "one_process_scores_per_s": round(together, 1),
         "two_processes_scores_per_s": round(apart, 1),
+        "one_process_cpu_ms_per_score": round(together_ms, 3),
+        "two_processes_cpu_ms_per_score": round(apart_ms, 3),
         "one_process_mib": round(memory_together, 1),
         "two_processes_mib": round(memory_apart, 1),
     }
 
 
-def _two_processes(one: Target, other: Target, arguments: argparse.Namespace) -> float:
-    """Scores a second of both servers under load at once."""
-    request = prepare(1, arguments.side)
-    connections = 2 * CONNECTIONS_PER_BATCH * arguments.max_batch
-    closed_loop([one, other], [request], connections, WARM_SECONDS)
-    return closed_loop([one, other], [request], connections, arguments.seconds).rate()
+def _most(
+    targets: Sequence[Target], requests: Sequence[bytes], connections: int, arguments: argparse.Namespace
+) -> tuple[float, float]:
+    """Answers a second under a closed loop, and milliseconds of the servers' processor time for each."""
+    closed_loop(targets, requests, connections, WARM_SECONDS)
+    before = sum(target.cpu_seconds() for target in targets)
+    outcome = closed_loop(targets, requests, connections, arguments.seconds)
+    cpu = sum(target.cpu_seconds() for target in targets) - before
+    return outcome.rate(), cpu * 1000 / (outcome.rate() * outcome.seconds)
 
 
-def _capacity(target: Target, arguments: argparse.Namespace) -> float:
-    request = prepare(1, arguments.side)
-    connections = CONNECTIONS_PER_BATCH * arguments.max_batch
-    closed_loop([target], [request], connections, WARM_SECONDS)
-    return closed_loop([target], [request], connections, arguments.seconds).rate()
+def _capacity(target: Target, arguments: argparse.Namespace) -> tuple[float, float]:
+    """The most single-image requests a second, and their cost as in `_most`."""
+    return _most([target], [prepare(1, arguments.side)], CONNECTIONS_PER_BATCH * arguments.max_batch, arguments)
 
 
 def _batches(target: Target) -> tuple[float, float]:
@@ -149,7 +154,8 @@ def _batches(target: Target) -> tuple[float, float]:
     return target.metric("reward_server_batch_images_count"), target.metric("reward_server_batch_images_sum")
 
 
-def _offline_images_per_s(arguments: argparse.Namespace) -> float:
+def _offline(arguments: argparse.Namespace) -> tuple[float, float]:
+    """Images a second of the scorer alone, in full batches on one thread, and processor milliseconds for each."""
     import torch
 
     from reward_servers.scorers.hps import HpsScorer
@@ -160,11 +166,12 @@ def _offline_images_per_s(arguments: argparse.Namespace) -> float:
     images = np.random.default_rng(0).integers(0, 256, (size, arguments.side, arguments.side, 3), dtype=np.uint8)
     prompts, metadata = ["a red circle above a blue square"] * size, [{}] * size
     scorer.score(images, prompts, metadata)
-    started, calls = time.perf_counter(), 0
+    started, cpu, calls = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() < started + arguments.seconds:
         scorer.score(images, prompts, metadata)
         calls += 1
-    return calls * size / (time.perf_counter() - started)
+    images_scored = calls * size
+    return images_scored / (time.perf_counter() - started), (time.process_time() - cpu) * 1000 / images_scored
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ nested lists would otherwise become gigabytes of objects.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgpack
@@ -40,6 +40,13 @@ DEFAULT_MAX_BYTES = 256 * 2**20
 # Longest possible [dtype, shape] of an array, with room to spare.
 ARRAY_HEADER_BYTES = 128
 MAX_ARRAY_BYTES = 2**32 - ARRAY_HEADER_BYTES
+SCALARS = frozenset({type(None), bool, int, float, str, bytes})
+# Markers of msgpack, and the bytes of the length that follows them.
+SMALL_MAPS = range(0x80, 0x90)
+MAP_16 = 0xDE
+BIN_LENGTH_BYTES = {0xC4: 1, 0xC5: 2, 0xC6: 4}
+# Extensions of a fixed length (at most 16 bytes) are no arrays of any use: they are read as text.
+EXTENSION_LENGTH_BYTES = {0xC7: 1, 0xC8: 2, 0xC9: 4}
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
@@ -124,8 +131,8 @@ class _MessageReader:
 
     def _read_map_header(self) -> int:
         marker = self._take(1)[0]
-        if 0x80 <= marker <= 0x8F:
-            return marker & 0x0F
+        if marker in SMALL_MAPS:
+            return marker - SMALL_MAPS.start
         if marker == MAP_16:
             return int.from_bytes(self._take(2))
         raise WireError("a message is a map of less than 65536 fields at its top")
@@ -164,12 +171,6 @@ class _MessageReader:
             raise WireError(f"the message ends too early: {count} bytes are due, {len(piece)} are left")
         self._position += count
         return piece
-
-
-MAP_16 = 0xDE
-BIN_LENGTH_BYTES = {0xC4: 1, 0xC5: 2, 0xC6: 4}
-# Those of msgpack's fixed lengths (at most 16 bytes) are read as text.
-EXTENSION_LENGTH_BYTES = {0xC7: 1, 0xC8: 2, 0xC9: 4}
 
 
 def _unpacker(extension_hook: Callable[[int, bytes], AnyArray]) -> Any:
@@ -244,28 +245,31 @@ def _refuse_extension(code: int, content: bytes) -> AnyArray:
     raise WireError(f"msgpack extension {code} ({len(content)} bytes) inside an array")
 
 
-def _check_value(value: object, where: str, depth: int = 0) -> None:
+def _check_value(value: object, where: str) -> None:
     """WireError naming the first part that is none of ours."""
+    problem = _find_problem(value, depth=0)
+    if problem is not None:
+        raise WireError(where + problem)
+
+
+def _find_problem(value: object, depth: int) -> str | None:
+    """Place and reason, or None. The place is put together on the way back only: hostile lists have many places."""
     if depth > MAX_DEPTH:
-        raise WireError(f"{where}: nested deeper than {MAX_DEPTH} levels")
-    kind = type(value)
-    if kind in SCALARS:
-        return
+        return f": nested deeper than {MAX_DEPTH} levels"
     if isinstance(value, np.ndarray):
-        if value.dtype.name not in ARRAY_DTYPES:
-            raise WireError(f"{where}: array dtype {value.dtype} is not one of {', '.join(ARRAY_DTYPES)}")
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise WireError(f"{where}: key {key!r} is not a string")
-            if type(item) not in SCALARS:
-                _check_value(item, f"{where}.{key}", depth + 1)
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            if type(item) not in SCALARS:
-                _check_value(item, f"{where}[{index}]", depth + 1)
-    else:
-        raise WireError(f"{where}: a value of type {kind.__name__} cannot travel")
+        known = value.dtype.name in ARRAY_DTYPES
+        return None if known else f": array dtype {value.dtype} is not one of {', '.join(ARRAY_DTYPES)}"
+    if isinstance(value, Mapping):
+        wrong = next((key for key in value if not isinstance(key, str)), None)
+        problem = None if wrong is None else f": key {wrong!r} is not a string"
+        return problem or _find_inside(value.items(), ".{}", depth)
+    if isinstance(value, list | tuple):
+        return _find_inside(enumerate(value), "[{}]", depth)
+    return None if type(value) in SCALARS else f": a value of type {type(value).__name__} cannot travel"
 
 
-SCALARS = frozenset({type(None), bool, int, float, str, bytes})
+def _find_inside(items: Iterable[tuple[object, object]], place: str, depth: int) -> str | None:
+    for key, item in items:
+        if type(item) not in SCALARS and (problem := _find_problem(item, depth + 1)) is not None:
+            return place.format(key) + problem
+    return None

@@ -87,7 +87,7 @@ async def serve(settings: ServerSettings, scorers: Mapping[str, Scorer], listene
         for name, scorer in scorers.items():
             prefix = f"/{name}" if len(scorers) > 1 else ""
             probe_score = await _probe(batchers[name], scorer)
-            served.append(Served(prefix, _info(name, scorer), batchers[name], counters[name], probe_score))
+            served.append(Served(prefix, server_info(name, scorer), batchers[name], counters[name], probe_score))
         app = ServerApp(served, settings.limits, settings.queue_bytes, metrics).build()
         await serve_http(app, listener, open_for_requests(settings, listener.getsockname()[1], served))
 
@@ -116,7 +116,8 @@ async def open_for_requests(settings: ServerSettings, port: int, served: Sequenc
         yield
 
 
-def _info(name: str, scorer: Scorer) -> ServerInfo:
+def server_info(name: str, scorer: Scorer) -> ServerInfo:
+    """What a scorer declares of itself under the name it is served by."""
     low, high = scorer.score_range
     return ServerInfo(
         name, scorer.version, scorer.weights_hash, scorer.differentiable, low, high, scorer.preprocess_version

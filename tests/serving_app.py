@@ -11,7 +11,7 @@ import httpx
 from reward_servers.app import Served, ServerApp
 from reward_servers.batcher import Batcher, BatchLimits, Device
 from reward_servers.limits import RequestLimits
-from reward_servers.main import _info
+from reward_servers.main import server_info
 from reward_servers.metrics import ServerMetrics
 from reward_servers.scorers.base import Scorer
 
@@ -32,7 +32,7 @@ async def serving_app(
     for name, scorer in scorers.items():
         counters = metrics.of_scorer(name, *scorer.score_range)
         batcher = Batcher(scorer, name, batch, device, counters)
-        served.append(Served(f"/{name}" if len(scorers) > 1 else "", _info(name, scorer), batcher, counters, 0.5))
+        served.append(Served(f"/{name}" if len(scorers) > 1 else "", server_info(name, scorer), batcher, counters, 0.5))
     feeding = [asyncio.create_task(one.batcher.run()) for one in served]
     transport = httpx.ASGITransport(ServerApp(served, limits, queue_bytes, metrics).build())
     try:
