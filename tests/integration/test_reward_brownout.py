@@ -32,7 +32,7 @@ DEADLINE = 60.0
 OPENS_WITHIN_S = 5.0
 RECOVERS_WITHIN_S = 10.0
 EXTRA_REQUESTS = 0.1
-TIMEOUT_S = 0.35  # between the fickle scorer's normal 0.05 s and its slow 0.5 s
+TIMEOUT_S = 0.7  # between the scorer's normal 0.1 s and its slow 1 s
 REWARDS = ("steady", "calm", "fickle")
 SICK = "fickle"
 GRADUATION = 40  # groups scored by all rewards between two illnesses
@@ -137,7 +137,7 @@ def traffic_through(guard: RewardGuard, threads: int = 2) -> Iterator[Traffic]:
                 traffic.complete += len(answers.values) == len(REWARDS)
                 if answers.failure is not None:
                     traffic.dropped[answers.failure.reward] += 1
-                traffic.left_out.update(answers.left_out)
+                traffic.left_out.update(list(answers.left_out))
                 for name, scores in answers.values.items():
                     if not np.array_equal(scores, np.full(2, BRIGHTNESS, np.float32)):
                         traffic.wrong.append(f"{name}: {scores}")
