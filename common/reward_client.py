@@ -255,7 +255,8 @@ class RewardClient:
     def _ask(self, name: str, attempt: Callable[[str, Replica, float], Answer]) -> Answer:
         """Put a question to one server after another until it is answered, or another try is not worth it."""
         timing, replicas = self._timing, self._named(name)
-        deadline = timing.clock() + self._attempts * self._timeout_s
+        limit_s = self._timeout_s
+        deadline = timing.clock() + self._attempts * limit_s
         # What a server answered wrongly it would answer wrongly again.
         avoid: set[str] = set()
         failure: RewardError | None = None
@@ -266,7 +267,7 @@ class RewardClient:
                 raise failure or self._nobody(name)
             try:
                 with replicas.use(replica):
-                    return attempt(name, replica, min(self._timeout_s, deadline - timing.clock()))
+                    return attempt(name, replica, limit_s)
             except RewardInvalid as error:
                 avoid.add(replica.url)
                 failure = error
@@ -279,6 +280,10 @@ class RewardClient:
             if late or not replicas.is_open(avoid) or not self._budget.spend():
                 raise failure
             timing.sleep(pause_s)
+            # The sleep may have lasted longer than asked.
+            limit_s = min(self._timeout_s, deadline - timing.clock())
+            if limit_s <= 0:
+                raise failure
         raise AssertionError("unreachable")
 
     def _verify(self, name: str, replica: Replica, timeout_s: float) -> None:

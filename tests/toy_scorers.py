@@ -107,7 +107,7 @@ class FickleScorer(BrightnessScorer):
 
     name = "fickle"
     differentiable = False
-    NORMAL_SECONDS = 0.05
+    NORMAL_SECONDS = 0.1
 
     def __init__(self, mode: Path) -> None:
         self._mode = mode

@@ -6,18 +6,12 @@ and closes again, what traffic the failures add, and what those who asked were g
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,85 +20,22 @@ from common.circuit_breaker import BreakerState
 from common.outage import Outage, OutagePolicy, RewardGuard
 from common.reward_client import RewardClient, RewardEndpoint
 from common.reward_http import RewardHttp
-from learner.local_servers import PROJECT_ROOT
+from tests.fickle_server import DEADLINE, FickleServer, wait_until
 
-DEADLINE = 60.0
 OPENS_WITHIN_S = 5.0
 RECOVERS_WITHIN_S = 10.0
 EXTRA_REQUESTS = 0.1
-TIMEOUT_S = 0.35  # between the fickle scorer's normal 0.05 s and its slow 0.5 s
+TIMEOUT_S = 0.7  # between the scorer's normal 0.1 s and its slow 1 s
 REWARDS = ("steady", "calm", "fickle")
 SICK = "fickle"
 GRADUATION = 40  # groups scored by all rewards between two illnesses
 BRIGHTNESS = 0.2
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = DEADLINE) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        time.sleep(0.01)
-
-
-class Server:
-    """A reward server process with a mode, on a port it keeps when it is started again."""
-
-    def __init__(self, name: str, folder: Path) -> None:
-        self._name, self._folder, self._port = name, folder / name, 0
-        self._folder.mkdir()
-        self.mode("well")
-        self.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
-
-    def start(self) -> None:
-        ready = self._folder / "ready"
-        ready.unlink(missing_ok=True)
-        command = [
-            *(
-                sys.executable,
-                "-m",
-                "reward_servers",
-                "--scorer",
-                "tests.toy_scorers:FickleScorer",
-                "--name",
-                self._name,
-            ),
-            *("--model", str(self._folder), "--port", str(self._port), "--ready-file", str(ready)),
-            *("--parent-pid", str(os.getpid()), "--reproducible"),
-        ]
-        with (self._folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=log, stderr=log)
-        wait_until(ready.exists, f"{self._name} is ready")
-        self._port = json.loads(ready.read_text())["port"]
-
-    def mode(self, mode: str) -> None:
-        partial = self._folder / "partial"
-        partial.write_text(mode)
-        partial.replace(self._folder / "mode")
-
-    def kill(self) -> None:
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait(DEADLINE)
-
-    def sicken(self, illness: str) -> None:
-        if illness == "down":
-            self.kill()
-        else:
-            self.mode(illness)
-
-    def heal(self) -> None:
-        self.mode("well")
-        if self._process.poll() is not None:
-            self.start()
-
-
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, FickleServer]]:
     folder = tmp_path_factory.mktemp("servers")
-    started = {name: Server(name, folder) for name in REWARDS}
+    started = {name: FickleServer(name, folder) for name in REWARDS}
     yield started
     for server in started.values():
         server.kill()
@@ -137,7 +68,7 @@ def traffic_through(guard: RewardGuard, threads: int = 2) -> Iterator[Traffic]:
                 traffic.complete += len(answers.values) == len(REWARDS)
                 if answers.failure is not None:
                     traffic.dropped[answers.failure.reward] += 1
-                traffic.left_out.update(answers.left_out)
+                traffic.left_out.update(list(answers.left_out))
                 for name, scores in answers.values.items():
                     if not np.array_equal(scores, np.full(2, BRIGHTNESS, np.float32)):
                         traffic.wrong.append(f"{name}: {scores}")
@@ -172,7 +103,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 @pytest.mark.parametrize("seconds", [1.0, pytest.param(60.0, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
 @pytest.mark.parametrize("policy", ["pause", "drop_group", "renormalise"])
-def test_a_brownout(policy: OutagePolicy, seconds: float, servers: dict[str, Server], sent: Counter[str]) -> None:
+def test_a_brownout(policy: OutagePolicy, seconds: float, servers: dict[str, FickleServer], sent: Counter[str]) -> None:
     endpoints = [RewardEndpoint(name, server.url) for name, server in servers.items()]
     with ExitStack() as stack:
         client = stack.enter_context(RewardClient(endpoints, TIMEOUT_S, attempts=3))

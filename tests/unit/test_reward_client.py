@@ -393,6 +393,20 @@ def test_repetitions_stay_within_the_budget_of_the_client(server: FakeServer) ->
     assert len(server.bodies) <= questions * (1 + RETRY_SHARE) + RETRY_RESERVE
 
 
+def test_a_question_ends_at_its_deadline_however_long_a_sleep_lasted(server: FakeServer) -> None:
+    server.replies = [(429, error_body("overloaded"))]
+    now = [0.0]
+
+    def oversleep(seconds: float) -> None:
+        now[0] += seconds + 100
+
+    timing = Timing(clock=lambda: now[0], sleep=oversleep)
+    client = RewardClient([RewardEndpoint("fake", server.url)], 5.0, 3, timing=timing)
+    with client, pytest.raises(RewardOverloaded):
+        client.score(IMAGES, PROMPTS)
+    assert len(server.bodies) == 1
+
+
 def test_a_server_of_other_weights_is_never_believed(server: FakeServer, twin: FakeServer) -> None:
     twin.info = ServerInfo("fake", "1", "other", True, 0.0, 1.0, "1")
     twin.replies = [(200, ScoreResponse("fake", "other", SCORES).to_bytes())]
