@@ -22,9 +22,11 @@ DEADLINE = 60.0
 BRIGHTNESS = LocalServerSpec("brightness", "tests.toy_scorers:BrightnessScorer", None)
 
 LAUNCHER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from learner.local_servers import LocalServers, LocalServerSpec
+# Whoever runs the tests in the background has them, and so this, ignore SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 specs = [LocalServerSpec(name, "tests.toy_scorers:BrightnessScorer", None) for name in ("one", "two")]
 with LocalServers(specs, Path(sys.argv[1])) as servers:
     print(*servers.urls.values(), flush=True)
