@@ -285,7 +285,7 @@ def test_a_scorer_of_ones_own_is_found_in_the_working_directory(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--scorer", "nonsense"), "neither one of hps, pickscore nor an import path"),
+        (("--scorer", "nonsense"), "nor an import path package.module:Class"),
         (("--scorer", "no.such.module:Class"), "No module named"),
         (("--scorer", "reward_servers.app:RewardService"), "no subclass of Scorer named RewardService"),
         (("--scorer", "hps"), "pass --model DIR"),
