@@ -205,8 +205,10 @@ def _decode_array(code: int, content: memoryview, check_array: ArrayCheck | None
     name, shape, start = _read_array_header(content)
     if name not in ARRAY_DTYPES:
         raise WireError(f"array dtype {name!r} is not one of {', '.join(ARRAY_DTYPES)}")
-    if len(shape) > MAX_ARRAY_RANK or any(type(size) is not int or size < 0 for size in shape):
-        raise WireError(f"array shape {shape} is not at most {MAX_ARRAY_RANK} non-negative integers")
+    if len(shape) > MAX_ARRAY_RANK or any(type(size) is not int or not 0 <= size <= MAX_ARRAY_BYTES for size in shape):
+        raise WireError(
+            f"array shape {shape} is not at most {MAX_ARRAY_RANK} non-negative integers of at most {MAX_ARRAY_BYTES}"
+        )
     if check_array is not None:
         check_array(name, tuple(shape))
     dtype = np.dtype(name).newbyteorder("<")
@@ -217,7 +219,11 @@ def _decode_array(code: int, content: memoryview, check_array: ArrayCheck | None
         raise WireError(
             f"an array of shape {shape} and dtype {name} takes {expected} bytes, {len(content) - start} came"
         )
-    array = np.frombuffer(content, dtype=dtype, offset=start).reshape(shape)
+    try:
+        array = np.frombuffer(content, dtype=dtype, offset=start).reshape(shape)
+    except (ValueError, OverflowError) as error:
+        # An empty buffer agrees with any sizes beside a 0, also with those that numpy cannot count.
+        raise WireError(f"array shape {shape} is none: {error}") from error
     # Wider types may lie at an odd address, where a reader in C would stumble.
     return array if array.itemsize == 1 and not content.readonly else array.astype(name)
 

@@ -179,3 +179,13 @@ def test_text_is_bounded_on_its_own() -> None:
 def test_a_field_comes_once() -> None:
     with pytest.raises(WireError, match="each once"):
         unpack(b"\x82\xa1a\x01\xa1a\x02")
+
+
+@pytest.mark.parametrize(
+    "shape", [[2**63 - 1, 2**63 - 1, 0], [2**64 - 1, 0, 1, 3], [2**32, 0], [2**32 - 200] * 7 + [0]]
+)
+def test_an_empty_buffer_does_not_excuse_absurd_sizes(shape: list[int]) -> None:
+    """Their product is 0, which is what the buffer holds, but no array can have them."""
+    with pytest.raises(WireError, match="array shape"):
+        unpack(array_bytes("uint8", shape, b""))
+    assert unpack(array_bytes("uint8", [0] * 8, b""))["a"].shape == (0,) * 8
