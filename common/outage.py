@@ -4,8 +4,8 @@
     drop_group    whoever asked drops its group whole
     renormalise   go on with the other rewards, and say which one was left out
 
-Never a zero in its place. A request that the server rejects is no outage; nor is an answer that stays wrong while the
-same server answers what it has answered before: such a question fails by itself, whatever the policy.
+Never a zero in its place. A request that the server rejects is no outage; nor is a question that a server keeps failing
+at while the same server answers a plain one: such a question fails by itself, whatever the policy.
 """
 
 from __future__ import annotations
@@ -16,14 +16,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
-from common.errors import RewardError, RewardInvalid, RewardOutage, RewardRejected
+from common.errors import RewardError, RewardInvalid, RewardOutage, RewardOverloaded, RewardRejected
+from common.plain_question import PlainQuestion
 from common.retry_budget import Timing
 from common.reward_api import ByteArray, FloatArray, Metadata
+from common.reward_attempts import RETRY_AFTER_LIMIT_S
 from common.reward_client import RewardClient, ScoreQuestion
 
 OutagePolicy = Literal["pause", "drop_group", "renormalise"]
 Gradient = tuple[FloatArray, FloatArray]
 Value = TypeVar("Value")
+
+# Failures of a server that may be the question's doing: its scorer raised, or took too long.
+QUESTION_CAUSES = ("scorer", "deadline")
 
 logger = logging.getLogger(__name__)
 
@@ -54,17 +59,24 @@ class Answers(Generic[Value]):
 
 
 class RewardGuard:
-    """A reward client with the outage policies of its rewards; thread-safe."""
+    """A reward client with the outage policies of its rewards; thread-safe.
 
-    def __init__(self, client: RewardClient, outages: Mapping[str, Outage], timing: Timing | None = None) -> None:
+    Args:
+        plain: what each reward is known to answer; a reward without is out whenever it fails.
+    """
+
+    def __init__(
+        self,
+        client: RewardClient,
+        outages: Mapping[str, Outage],
+        plain: Mapping[str, PlainQuestion] | None = None,
+        timing: Timing | None = None,
+    ) -> None:
         self._client = client
+        self._plain = dict(plain or {})
         self._outages = dict(outages)
         self._timing = timing or Timing()
         self._threads = ThreadPoolExecutor(max(1, 4 * len(self._outages)), thread_name_prefix="reward-guard")
-        self._known_good: dict[str, Callable[[], object]] = {}
-
-    def policy(self, name: str) -> OutagePolicy:
-        return self._outages[name].policy
 
     def score(
         self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata], names: Iterable[str]
@@ -86,15 +98,11 @@ class RewardGuard:
         self, images_BCHW: FloatArray, prompts: Sequence[str], metadata: Sequence[Metadata], names: Iterable[str]
     ) -> Answers[Gradient]:
         """Scores [B] and gradients [B, 3, H, W] of each reward; see `RewardClient.gradient`."""
-        first = images_BCHW[:1].copy(), list(prompts[:1]), list(metadata[:1])
 
-        def ask(name: str) -> Gradient:
-            return self._client.gradient(name, images_BCHW, prompts, metadata)
+        def ask(name: str, again: bool) -> Gradient:
+            return self._client.gradient(name, images_BCHW, prompts, metadata, again=again)
 
-        def ask_first(name: str) -> object:
-            return self._client.gradient(name, *first)
-
-        return self._ask_all(ask, ask_first, {name: self._outages[name] for name in names})
+        return self._ask_all(ask, {name: self._outages[name] for name in names}, gradient=True)
 
     def _score(
         self,
@@ -104,21 +112,17 @@ class RewardGuard:
         outages: Mapping[str, Outage],
     ) -> Answers[FloatArray]:
         question = ScoreQuestion.of(images_BHWC, prompts, metadata)
-        first = images_BHWC[:1].copy(), list(prompts[:1]), list(metadata[:1])
 
-        def ask(name: str) -> FloatArray:
-            return self._client.score_one(name, question)
+        def ask(name: str, again: bool) -> FloatArray:
+            return self._client.score_one(name, question, again=again)
 
-        def ask_first(name: str) -> object:
-            return self._client.score_one(name, ScoreQuestion.of(*first), use_cache=False)
-
-        return self._ask_all(ask, ask_first, outages)
+        return self._ask_all(ask, outages, gradient=False)
 
     def _ask_all(
-        self, ask: Callable[[str], Value], ask_first: Callable[[str], object], outages: Mapping[str, Outage]
+        self, ask: Callable[[str, bool], Value], outages: Mapping[str, Outage], *, gradient: bool
     ) -> Answers[Value]:
         futures = {
-            name: self._threads.submit(self._ask_one, name, ask, ask_first, outage) for name, outage in outages.items()
+            name: self._threads.submit(self._ask_one, name, ask, outage, gradient) for name, outage in outages.items()
         }
         errors = {name: future.exception() for name, future in futures.items()}
         left_out: dict[str, RewardError] = {}
@@ -139,7 +143,7 @@ class RewardGuard:
         return Answers({name: value for name, (value, _) in answered.items()}, left_out, failure, held_s)
 
     def _ask_one(
-        self, name: str, ask: Callable[[str], Value], ask_first: Callable[[str], object], outage: Outage
+        self, name: str, ask: Callable[[str, bool], Value], outage: Outage, gradient: bool
     ) -> tuple[Value, float]:
         """The answer and how many seconds it was held for."""
         timing, started = self._timing, self._timing.clock()
@@ -147,11 +151,11 @@ class RewardGuard:
         while True:
             asked = timing.clock()
             try:
-                value = ask(name)
+                value = ask(name, tries > 0)
             except RewardRejected:
                 raise
             except RewardError as error:
-                if outage.policy != "pause" or (isinstance(error, RewardInvalid) and self._answers_as_before(name)):
+                if self._is_at_fault_alone(name, error, gradient) or outage.policy != "pause":
                     raise
                 tries += 1
                 if tries == 1:
@@ -159,20 +163,26 @@ class RewardGuard:
                 left_s = started + outage.limit_s - timing.clock()
                 if left_s <= 0:
                     raise _limit_reached(name, outage, error) from error
-                timing.sleep(min(left_s, self._client.seconds_to_probe(name) + timing.backoff_s(tries)))
+                timing.sleep(min(left_s, self._pause_s(name, error, tries)))
             else:
-                # One image that this reward can score, to tell later whose fault a wrong answer is.
-                self._known_good.setdefault(name, lambda: ask_first(name))
                 return value, asked - started if tries else 0.0
 
-    def _answers_as_before(self, name: str) -> bool:
-        """Whether the reward still answers what it answered once; false when it never has."""
-        if name not in self._known_good:
+    def _pause_s(self, name: str, error: RewardError, tries: int) -> float:
+        soonest_s = self._client.seconds_to_probe(name)
+        if isinstance(error, RewardOverloaded):
+            soonest_s = max(soonest_s, min(error.retry_after, RETRY_AFTER_LIMIT_S))
+        return soonest_s + self._timing.backoff_s(tries)
+
+    def _is_at_fault_alone(self, name: str, error: RewardError, gradient: bool) -> bool:
+        """Whether the question is to blame: the very server that failed at it answers a plain one."""
+        may_be = isinstance(error, RewardInvalid) or error.cause in QUESTION_CAUSES
+        if not may_be or not error.url or name not in self._plain:
             return False
         try:
-            self._known_good[name]()
+            self._client.ask_plainly(name, self._plain[name], url=error.url, gradient=gradient)
         except RewardError:
             return False
+        logger.warning("reward %s fails at one question alone, which is given up: %s", name, error)
         return True
 
 

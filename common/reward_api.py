@@ -52,14 +52,17 @@ DEFAULT_MAX_PIXELS = 2**22
 # Names the reward in an error of a message that does not know which reward it is about.
 ANY_REWARD = "any"
 # The words failures are counted by: fixed, because each becomes a metric label.
-REQUEST_CAUSES = ("wire", "request", "too_large", "unauthorized", "not_found", "not_differentiable")
+# The request itself is wrong: no server would answer it.
+REQUEST_CAUSES = ("wire", "request", "too_large")
+# It was put to a server that does not answer such requests, or not from us.
+ACCESS_CAUSES = ("unauthorized", "not_found", "not_differentiable")
 SERVER_CAUSES = ("overloaded", "deadline", "scorer", "nan", "count", "shape", "dtype")
 CLIENT_CAUSES = (
-    *("timeout", "refused", "disconnected", "answer", "range", "weights_changed"),
+    *("timeout", "hung", "refused", "disconnected", "answer", "range", "weights_changed"),
     *("circuit_open", "no_server"),
 )
 LAUNCH_CAUSES = ("start", "died")
-CAUSES = frozenset(REQUEST_CAUSES + SERVER_CAUSES + CLIENT_CAUSES + LAUNCH_CAUSES)
+CAUSES = frozenset(REQUEST_CAUSES + ACCESS_CAUSES + SERVER_CAUSES + CLIENT_CAUSES + LAUNCH_CAUSES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,9 +173,21 @@ class GradientResponse:
         return cls(**_read_fields(cls, data, max_bytes, RewardInvalid, "answer"))
 
 
+INFO_TEXTS = ("scorer", "version", "weights_hash", "preprocess_version", "implementation")
+INFO_FLAGS = ("differentiable", "reproducible")
+
+
 @dataclass(frozen=True)
 class ServerInfo:
-    """What a server declares of itself. Every score it ever answers lies in [low, high] (both may be infinite)."""
+    """What a server declares of itself; equal for all servers of a reward, all run long.
+
+    Attributes:
+        scorer: the name it is served under.
+        weights_hash: "" when the weights have no identity: nothing is remembered of such a scorer.
+        low, high: every score it ever answers lies in [low, high]; both may be infinite.
+        implementation: class path of the scorer: two recipes over the same weights are two rewards.
+        reproducible: no two requests share a model call, so that scores are equal to the last bit.
+    """
 
     scorer: str
     version: str
@@ -181,6 +196,8 @@ class ServerInfo:
     low: float
     high: float
     preprocess_version: str
+    implementation: str = ""
+    reproducible: bool = False
 
     def to_json(self) -> bytes:
         """JSON has no infinity: an unbounded end is null."""
@@ -196,8 +213,9 @@ class ServerInfo:
             values = json.loads(data)
             low = -math.inf if values["low"] is None else float(values["low"])
             high = math.inf if values["high"] is None else float(values["high"])
-            texts = {key: str(values[key]) for key in ("scorer", "version", "weights_hash", "preprocess_version")}
-            return cls(**texts, differentiable=values["differentiable"] is True, low=low, high=high)
+            declared: dict[str, Any] = {key: str(values[key]) for key in INFO_TEXTS}
+            declared |= {key: values[key] is True for key in INFO_FLAGS}
+            return cls(**declared, low=low, high=high)
         except (ValueError, KeyError, TypeError) as error:
             message = f"{INFO_PATH} did not describe a reward server: {error!r}"
             raise RewardInvalid(ANY_REWARD, "answer", message) from error

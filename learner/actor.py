@@ -20,7 +20,6 @@ from common.backbones import load_backbone
 from common.backbones.adapters import stacked_state
 from common.backbones.base import Network
 from common.config import Config
-from common.outage import RewardGuard
 from common.reward_access import RewardAccess
 from common.types import Prompt, ScoredGroup
 from common.weights import PublishedWeights, publish
@@ -63,7 +62,7 @@ class Learner:
         )
         # Open as long as the process lives.
         self._connections = ExitStack()
-        guard = RewardGuard(self._connections.enter_context(rewards.client()), rewards.outages)
+        guard = self._connections.enter_context(rewards.guard())
         trained = {reward.name: reward for reward in config.rewards if reward.trained}
         self._alignment = AlignmentTrainer(
             self._networks,

@@ -31,12 +31,14 @@ from prometheus_client import CollectorRegistry
 from ray.actor import ActorHandle
 
 from common.backbones.base import Network
-from common.config import Config, RewardConfig
+from common.config import Config
+from common.config_rewards import RewardConfig
 from common.embedded_redis import embedded_redis
 from common.errors import ConfigError, ModelError, RtdmdError, RunStopped
 from common.flow import RENOISE_MARGIN, RENOISE_MAX
 from common.metrics import DriverMetrics, LearnerMetrics, serve
 from common.outage import Outage
+from common.plain_question import PlainQuestion
 from common.reward_access import RewardAccess
 from common.reward_api import ServerInfo
 from common.reward_client import RewardEndpoint
@@ -49,7 +51,7 @@ from learner.console import Console
 from learner.learner_calls import CALL_TIMEOUT_S, answer, last_line
 from learner.local_servers import LocalServers, LocalServerSpec
 from learner.policies import PolicyRecords
-from learner.run_directory import Start, begin, claimed
+from learner.run_directory import Start, begin, claimed, continuity, require_same_rewards
 from learner.service import PolicySpecs, Service
 from learner.tracker import Tracker
 from learner.worker_pool import WorkerPool
@@ -124,7 +126,9 @@ def started_service(
         redis = stack.enter_context(_redis(config, run_dir))
         servers = stack.enter_context(LocalServers(_local_servers(config), run_dir / "logs"))
         access = _reward_access(config, servers.urls, redis)
-        access = replace(access, infos=_check_rewards(config, access))
+        plain = _plain_questions(config, train_prompts[0], evaluation_prompts[0])
+        access = replace(access, infos=_check_rewards(config, access, plain), plain=plain)
+        require_same_rewards(start, access.infos)
         stack.enter_context(ray_cluster(config))
         learner, workers = _start_actors(config, train_prompts, access)
         sigmas = _wait_until_loaded(config, learner, workers)
@@ -144,6 +148,7 @@ def started_service(
             _policy_specs(config),
             servers.check,
             stack.enter_context(_run_control(config, redis)),
+            continuity(config, access.infos),
         )
 
 
@@ -153,11 +158,13 @@ def _redis(config: Config, run_dir: Path) -> Iterator[RedisAddress | None]:
     if config.redis.url == "none":
         yield None
     elif config.redis.url == "embedded":
-        with embedded_redis(run_dir / "logs" / "redis.log") as url:
-            print(f"redis: embedded, at {url} (redis.url names another, or none)", file=sys.stderr)
-            yield RedisAddress(url)
+        with embedded_redis(run_dir / "logs" / "redis.log") as address:
+            print(f"redis: embedded, at {address.url} (redis.url names another, or none)", file=sys.stderr)
+            yield address
     else:
-        yield RedisAddress.from_environment(config.redis.url)
+        address = RedisAddress.from_environment(config.redis.url)
+        address.require("redis.url", "start it, name another, or do without (redis.url: none)")
+        yield address
 
 
 @contextmanager
@@ -220,20 +227,32 @@ def _reward_access(config: Config, local_urls: dict[str, str], redis: RedisAddre
     )
 
 
-def _check_rewards(config: Config, access: RewardAccess) -> dict[str, ServerInfo]:
-    """Ask every server who it is, before anything expensive starts: what each reward is in this run.
+def _plain_questions(config: Config, train: Prompt, evaluation: Prompt) -> dict[str, PlainQuestion]:
+    """What every reward can answer, with a prompt of those that it is asked about."""
+    chosen = {reward.name: train if reward.trained else evaluation for reward in config.rewards}
+    return {name: PlainQuestion(prompt.text, dict(prompt.metadata)) for name, prompt in chosen.items()}
+
+
+def _check_rewards(config: Config, access: RewardAccess, plain: dict[str, PlainQuestion]) -> dict[str, ServerInfo]:
+    """Ask every server who it is, and every reward a plain question, before anything expensive starts.
+
+    Returns:
+        What each reward is in this run.
 
     Raises:
-        RewardError: a server does not answer as a reward server, or not as the others of its reward.
-        ConfigError: it cannot do what the run asks of it.
+        RewardError: no server of a reward answers, or one answers not as a reward server or not as the others.
+        ConfigError: a server cannot do what the run asks of it.
     """
     with access.client() as client:
         infos = {reward.name: client.verify(reward.name) for reward in config.rewards}
-    for reward in config.rewards:
-        if reward.differentiable and not infos[reward.name].differentiable:
-            raise ConfigError(
-                f"rewards.{reward.name}.differentiable is true, but its server has no gradient: set it to false"
-            )
+        for reward in config.rewards:
+            if reward.differentiable and not infos[reward.name].differentiable:
+                raise ConfigError(
+                    f"rewards.{reward.name}.differentiable is true, but its server has no gradient: set it to false"
+                )
+            client.ask_plainly(reward.name, plain[reward.name])
+            if reward.differentiable:
+                client.ask_plainly(reward.name, plain[reward.name], gradient=True)
     return infos
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -18,7 +18,7 @@ from typing import Protocol
 import ray
 from ray.actor import ActorHandle
 
-from common.errors import RewardInvalid
+from common.errors import RewardInvalid, RewardOutage
 from common.reward_api import REQUEST_CAUSES
 from common.types import PolicyVersion, Prompt, ScoredGroup, StepPlan
 from common.weights import PublishedWeights
@@ -52,8 +52,8 @@ class Collected:
 
     Attributes:
         groups: references in the order of the prompts, dropped ones left out.
-        seconds: worker seconds by part, summed over groups.
-        dropped: reward:cause -> how many groups were dropped for it.
+        seconds: worker seconds by part, summed over groups, those of samplings that came to nothing included.
+        dropped: reward:cause -> how many groups were dropped for it, of all samplings.
         renormalised: reward:cause -> how many groups are trained without that reward.
         images: worker -> samples it contributed.
     """
@@ -75,8 +75,15 @@ class _Key:
 class Rollouts:
     """Asks for groups ahead of time and waits for those of one iteration."""
 
-    def __init__(self, pool: WorkerPool, group_size: int, outage_limit_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        pool: WorkerPool,
+        group_size: int,
+        outage_limit_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`outage_limit_s`: seconds an iteration is sampled again for when an outage left it without any group."""
+        self._clock = clock
         self._pool = pool
         self._group_size = group_size
         self._outage_limit_s = outage_limit_s
@@ -93,28 +100,43 @@ class Rollouts:
         """Wait for every group of a requested iteration.
 
         Raises:
-            RewardInvalid: not one group could be scored.
+            RewardOutage: not one group could be scored for as long as an outage may last.
+            RewardInvalid: not one group could be scored, and waiting would not help.
             WorkerError: see `WorkerPool.take`.
         """
-        calls, deadline = self._calls.pop(iteration), time.monotonic() + self._outage_limit_s
+        calls, collected = self._calls.pop(iteration), Collected([])
         first_attempt = 1
+        out_since: float | None = None
         while True:
-            collected, failure = self._gather(self._finish(iteration, calls, first_attempt))
+            failure = self._gather(self._finish(iteration, calls, first_attempt), collected)
             if failure is None or collected.groups:
                 return collected
-            if failure.cause in REQUEST_CAUSES or time.monotonic() >= deadline:
-                message = f"no group of iteration {iteration} could be scored; the last failure: {failure.message}"
-                raise RewardInvalid(failure.reward, failure.cause, message)
+            now = self._clock()
+            out_since = now if out_since is None else out_since
+            self._require_hope(iteration, failure, now - out_since)
             time.sleep(EMPTY_ITERATION_PAUSE_S)
             first_attempt += GROUP_ATTEMPTS
             for place, call in enumerate(calls):
                 self._pool.submit(Call(_Key(iteration, place, first_attempt), call))
 
+    def _require_hope(self, iteration: int, failure: Failure, out_s: float) -> None:
+        """RewardError unless an iteration without any group is to be sampled again."""
+        lost = f"no group of iteration {iteration} could be scored"
+        last = f"the last failure: {failure.message}"
+        if failure.cause in REQUEST_CAUSES or self._outage_limit_s == 0:
+            raise RewardInvalid(failure.reward, failure.cause, f"{lost}; {last}")
+        if out_s >= self._outage_limit_s:
+            message = (
+                f"{lost} for {out_s:.0f} s, and the longest rewards.*.outage_limit_s is {self._outage_limit_s:g} s; "
+                f"bring the reward {failure.reward} back and --resume; {last}"
+            )
+            raise RewardOutage(failure.reward, failure.cause, message)
+
     def _gather(
-        self, finished: Sequence[tuple[Outcome, ray.ObjectRef[ScoredGroup]]]
-    ) -> tuple[Collected, Failure | None]:
-        """What came of an iteration's groups, and the last failure among them."""
-        collected, failure = Collected([]), None
+        self, finished: Sequence[tuple[Outcome, ray.ObjectRef[ScoredGroup]]], collected: Collected
+    ) -> Failure | None:
+        """Add what came of an iteration's groups; returns the last failure among them."""
+        failure = None
         for outcome, group in finished:
             for part, seconds in outcome.seconds.items():
                 collected.seconds[part] += seconds
@@ -125,7 +147,7 @@ class Rollouts:
             else:
                 collected.dropped[_cause(outcome.failure)] += 1
                 failure = outcome.failure
-        return collected, failure
+        return failure
 
     def _finish(
         self, iteration: int, calls: Sequence[partial[list[ray.ObjectRef]]], first_attempt: int

@@ -31,7 +31,8 @@ class ServedRewards:
         """Name -> [B], with the graph to `images_BCHW` (float in [0, 1]); all rewards are asked at the same time.
 
         A reward that is out is waited for (`pause`), or absent (`renormalise`), or all are absent (`drop_group`: these
-        samples get no reward gradient at all; what else they train is sound, since their scores were complete).
+        samples get no reward gradient at all; what else they train is sound, since their scores were complete). All are
+        under `pause` too, for samples at which a reward that is well fails.
 
         Raises:
             RewardError: a pause came to its limit, or the request itself could not be answered.
@@ -41,7 +42,7 @@ class ServedRewards:
         answers = self._guard.gradient(sent, texts, metadata, self.names)
         absent, failure = dict(answers.left_out), answers.failure
         if failure is not None:
-            if isinstance(failure, RewardRejected) or self._guard.policy(failure.reward) == "pause":
+            if isinstance(failure, RewardRejected):
                 raise failure
             absent[failure.reward] = failure
         for error in absent.values():

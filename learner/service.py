@@ -30,7 +30,7 @@ from learner.milestones import EVALUATION_VERSION, RunMilestones
 from learner.policies import PolicyRecords
 from learner.report import write_report
 from learner.rollouts import Rollouts
-from learner.run_directory import Start, continuity
+from learner.run_directory import Start
 from learner.tracker import Tracker
 from learner.worker_pool import WorkerPool
 
@@ -60,6 +60,8 @@ class Service:
     specs: PolicySpecs
     health_check: Callable[[], None]
     control: RunControl | None
+    settings: dict[str, Any]
+    """What a checkpoint depends on, see `learner.run_directory.continuity`."""
 
     def run(self, start: Start) -> None:
         """Both stages and everything measured on the way; a run that fails leaves a report of what it got to."""
@@ -122,7 +124,7 @@ class Service:
             self.tracker,
             self.evaluation_prompts,
             self.specs.student,
-            continuity(self.config),
+            self.settings,
             self.control,
         )
 

@@ -16,6 +16,9 @@ from learner.checkpoint import STAGES, Position
 from learner.console import Console
 from learner.rollouts import Collected
 
+DROPPED_GROUPS = "dropped_groups"
+RENORMALISED_GROUPS = "renormalised_groups"
+
 
 class UpdateResult(Protocol):
     """See `learner.actor.UpdateResult`."""
@@ -46,9 +49,9 @@ class StepRecord:
         for part, seconds in collected.seconds.items():
             self.seconds[f"worker_{part}"] = seconds
         self.dropped, self.renormalised = collected.dropped, collected.renormalised
-        self.metrics["dropped_groups"] = float(sum(collected.dropped.values()))
+        self.metrics[DROPPED_GROUPS] = float(sum(collected.dropped.values()))
         for cause, count in collected.renormalised.items():
-            self.metrics[f"renormalised_groups/{cause}"] = float(count)
+            self.metrics[f"{RENORMALISED_GROUPS}/{cause}"] = float(count)
         self.images = collected.images
 
     def record_update(self, result: UpdateResult) -> None:
@@ -143,7 +146,7 @@ class Tracker:
                 self._driver.reward.labels(reward=rest).set(value)
             elif kind == LEFT_OUT_GRADIENTS:
                 self._driver.left_out_gradients.labels(cause=rest).inc(value)
-            else:
+            elif kind not in (DROPPED_GROUPS, RENORMALISED_GROUPS):  # counted above, by cause
                 self._learner.loss.labels(loss=name).set(value)
         self._learner.updates.labels(network="fake").inc()
         if "student_gradient_norm" in record.metrics:

@@ -83,11 +83,13 @@ async def serve(settings: ServerSettings, scorers: Mapping[str, Scorer], listene
     batchers = {name: Batcher(scorer, name, settings.batch, device, counters[name]) for name, scorer in scorers.items()}
 
     async def probe_and_listen() -> None:
-        served = []
+        served, reproducible = [], not settings.batch.share_calls
         for name, scorer in scorers.items():
             prefix = f"/{name}" if len(scorers) > 1 else ""
             probe_score = await _probe(batchers[name], scorer)
-            served.append(Served(prefix, server_info(name, scorer), batchers[name], counters[name], probe_score))
+            served.append(
+                Served(prefix, server_info(name, scorer, reproducible), batchers[name], counters[name], probe_score)
+            )
         app = ServerApp(served, settings.limits, settings.queue_bytes, metrics).build()
         await serve_http(app, listener, open_for_requests(settings, listener.getsockname()[1], served))
 
@@ -116,11 +118,19 @@ async def open_for_requests(settings: ServerSettings, port: int, served: Sequenc
         yield
 
 
-def server_info(name: str, scorer: Scorer) -> ServerInfo:
+def server_info(name: str, scorer: Scorer, reproducible: bool) -> ServerInfo:
     """What a scorer declares of itself under the name it is served by."""
     low, high = scorer.score_range
     return ServerInfo(
-        name, scorer.version, scorer.weights_hash, scorer.differentiable, low, high, scorer.preprocess_version
+        scorer=name,
+        version=scorer.version,
+        weights_hash=scorer.weights_hash,
+        differentiable=scorer.differentiable,
+        low=low,
+        high=high,
+        preprocess_version=scorer.preprocess_version,
+        implementation=f"{type(scorer).__module__}:{type(scorer).__qualname__}",
+        reproducible=reproducible,
     )
 
 

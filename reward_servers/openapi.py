@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from common.reward_api import (
+    ACCESS_CAUSES,
     DEADLINE_HEADER,
     GRADIENT_PATH,
     HEALTH_PATH,
+    INFO_FLAGS,
     INFO_PATH,
+    INFO_TEXTS,
     MEDIA_TYPE,
     METRICS_PATH,
     OPENAPI_PATH,
@@ -128,6 +131,7 @@ def _request(field: str, of: str) -> Json:
 
 BASE64_IMAGE = {"type": "string", "contentEncoding": "base64", "description": "A PNG or JPEG file, 8 bits a channel."}
 BOUND = {"type": ["number", "null"]}
+FLAG = {"type": "boolean"}
 ANSWER = {"scorer": TEXT, "weights_hash": TEXT, "scores_B": _array("float32 [B], finite")}
 MANY_IMAGES = _object(
     {"images": _list(BASE64_IMAGE, MAX_IMAGES), "prompts": _list(TEXT, MAX_IMAGES)},
@@ -143,10 +147,9 @@ SCHEMAS: Json = {
         "anyOf": [_object({"scores": _list({"type": "number"}, MAX_IMAGES)}), _object({"score": {"type": "number"}})]
     },
     "ServerInfo": _object(
-        dict.fromkeys(("scorer", "version", "weights_hash", "preprocess_version"), TEXT)
-        | {"differentiable": {"type": "boolean"}, "low": BOUND, "high": BOUND}
+        dict.fromkeys(INFO_TEXTS, TEXT) | dict.fromkeys(INFO_FLAGS, FLAG) | {"low": BOUND, "high": BOUND}
     ),
-    "Error": _object({"error": {"enum": [*REQUEST_CAUSES, *SERVER_CAUSES]}, "message": TEXT}),
+    "Error": _object({"error": {"enum": [*REQUEST_CAUSES, *ACCESS_CAUSES, *SERVER_CAUSES]}, "message": TEXT}),
     "Health": _object({"alive": {"const": True}}),
     "Ready": _object({"ready": {"const": True}, "probe_scores": MAP | {"additionalProperties": {"type": "number"}}}),
     "Document": MAP,

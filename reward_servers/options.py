@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import os
 import re
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.addresses import host_of, is_loopback, without_secrets
 from common.errors import ConfigError
 from common.reward_api import DEFAULT_MAX_PIXELS
 from reward_servers.batcher import BatchLimits
@@ -106,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
 def check(options: argparse.Namespace) -> ServerSettings:
     """ConfigError for a command line that cannot be served, or that could mean two things."""
     token = os.environ.get(TOKEN_VARIABLE) or None
-    if not _is_loopback(options.host) and token is None:
+    if not is_loopback(options.host) and token is None:
         message = f"--host {options.host} is reachable from outside: set {TOKEN_VARIABLE}, or listen on 127.0.0.1"
         raise ConfigError(message)
     if options.queue_mb < options.max_body_mb:
@@ -116,6 +116,8 @@ def check(options: argparse.Namespace) -> ServerSettings:
         raise ConfigError(
             f"--redis-url with --host {options.host}: say under which URL others reach it: --advertise-url"
         )
+    if options.redis_url is not None:
+        _check_advertised(options.redis_url, options.advertise_url or f"http://{options.host}")
     return ServerSettings(
         scorers=_pair(options.of_scorers),
         host=options.host,
@@ -164,11 +166,13 @@ def _pair(given: Sequence[tuple[str, str]]) -> tuple[ScorerSettings, ...]:
     )
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _check_advertised(redis_url: str, url: str) -> None:
+    """ConfigError for an address that means another machine to whoever reads it in a shared Redis."""
+    if is_loopback(host_of(url)) and not is_loopback(host_of(redis_url)):
+        raise ConfigError(
+            f"--redis-url {without_secrets(redis_url)} is shared, but this server would be listed there as {url}, "
+            "which means everybody's own machine: listen on another --host, or set --advertise-url"
+        )
 
 
 def _positive(text: str) -> int:

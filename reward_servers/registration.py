@@ -47,4 +47,5 @@ def _each(action: Callable[[str, str], None], urls: Mapping[str, str]) -> None:
         for reward, url in urls.items():
             action(reward, url)
     except StoreError as error:
-        logger.warning("not listed: %s", error)
+        # The link says once that Redis is away, and once that it is back.
+        logger.debug("not listed: %s", error)

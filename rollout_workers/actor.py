@@ -22,7 +22,6 @@ from common.backbones import load_backbone
 from common.backbones.base import Network
 from common.config import BackboneConfig, LoraConfig
 from common.errors import RewardError, WeightUpdateError
-from common.outage import RewardGuard
 from common.reward_access import RewardAccess
 from common.types import FloatArray, PolicyVersion, Prompt, ScoredGroup, StepPlan, TrajectoryGroup
 from common.weights import PublishedWeights
@@ -113,8 +112,7 @@ class RolloutWorker:
         self._empty = self._backbone.encode_prompts([""])
         # Open as long as the process lives.
         self._connections = ExitStack()
-        client = self._connections.enter_context(settings.rewards.client())
-        self._rewards = RewardGuard(client, settings.rewards.outages)
+        self._rewards = self._connections.enter_context(settings.rewards.guard())
 
     def ready(self) -> str:
         """Answers once the backbone is loaded: the fingerprint of its base."""

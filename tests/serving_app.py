@@ -32,7 +32,8 @@ async def serving_app(
     for name, scorer in scorers.items():
         counters = metrics.of_scorer(name, *scorer.score_range)
         batcher = Batcher(scorer, name, batch, device, counters)
-        served.append(Served(f"/{name}" if len(scorers) > 1 else "", server_info(name, scorer), batcher, counters, 0.5))
+        prefix, info = f"/{name}" if len(scorers) > 1 else "", server_info(name, scorer, not batch.share_calls)
+        served.append(Served(prefix, info, batcher, counters, 0.5))
     feeding = [asyncio.create_task(one.batcher.run()) for one in served]
     transport = httpx.ASGITransport(ServerApp(served, limits, queue_bytes, metrics).build())
     try:
