@@ -8,16 +8,37 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from common.errors import RewardError, RewardInvalid, RewardOutage, RewardRejected, RewardUnavailable
+from common.errors import (
+    RewardError,
+    RewardInvalid,
+    RewardOutage,
+    RewardOverloaded,
+    RewardRejected,
+    RewardUnavailable,
+)
 from common.outage import Outage, OutagePolicy, RewardGuard
-from common.retry_budget import Timing
+from common.plain_question import PlainQuestion
 from common.reward_api import FloatArray, ScoreRequest
 from common.reward_client import RewardClient, ScoreQuestion
+from tests.fake_reward_server import Time
 
 IMAGES = np.zeros((2, 4, 4, 3), np.uint8)
 PROMPTS = ["a", "b"]
-DOWN = RewardUnavailable("hps", "refused", "nobody there")
-NAN = RewardInvalid("hps", "nan", "not finite")
+SERVER = "http://server:1"
+PLAIN = PlainQuestion("a dot", {"count": 1})
+
+
+def failing(error: RewardError) -> RewardError:
+    """As the client raises it: signed by the server that failed."""
+    error.url = SERVER
+    return error
+
+
+DOWN = failing(RewardUnavailable("hps", "refused", "nobody there"))
+NAN = failing(RewardInvalid("hps", "nan", "not finite"))
+RAISED = failing(RewardUnavailable("hps", "scorer", "out of memory"))
+LATE = failing(RewardUnavailable("hps", "deadline", "no answer within 57 s"))
+FULL = failing(RewardOverloaded("hps", "overloaded", "queue full", retry_after=4.0))
 REJECTED = RewardRejected("hps", "request", "too long")
 
 
@@ -26,45 +47,44 @@ class Client(RewardClient):
 
     def __init__(self, failures: Sequence[RewardError]) -> None:
         self.failures = list(failures)
-        self.asked: list[tuple[str, int]] = []
-        self.well_for_one_image = True
+        self.asked: list[tuple[str, bool]] = []
+        self.plainly: list[tuple[str, PlainQuestion, str | None]] = []
+        self.answers_plainly = True
 
     def seconds_to_probe(self, name: str) -> float:
         return 0.5
 
-    def score_one(self, name: str, question: ScoreQuestion, *, use_cache: bool = True) -> FloatArray:
+    def score_one(self, name: str, question: ScoreQuestion, *, again: bool = False) -> FloatArray:
         count = len(ScoreRequest.from_bytes(question.body).prompts)
-        self.asked.append((name, count))
-        if not use_cache:
-            if not self.well_for_one_image:
-                raise NAN
-            return np.ones(1, np.float32)
+        self.asked.append((name, again))
         if name == "hps" and self.failures:
             raise self.failures.pop(0)
         return np.full(count, 2 if name == "hps" else 1, np.float32)
 
-
-class Time:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
+    def ask_plainly(self, name: str, plain: PlainQuestion, *, url: str | None = None, gradient: bool = False) -> None:
+        self.plainly.append((name, plain, url))
+        if not self.answers_plainly:
+            raise NAN
 
 
-def guarded(client: Client, policy: OutagePolicy, limit_s: float = 10.0) -> tuple[RewardGuard, Time]:
+def guarded(
+    client: Client, policy: OutagePolicy, limit_s: float = 10.0, plain: PlainQuestion | None = PLAIN
+) -> tuple[RewardGuard, Time]:
     time = Time()
-    timing = Timing(clock=lambda: time.now, sleep=time.sleep, draw=lambda: 0.0)
     outages = {"hps": Outage(policy, limit_s), "pick": Outage("pause", limit_s)}
-    return RewardGuard(client, outages, timing), time
+    known = {} if plain is None else {"hps": plain, "pick": plain}
+    return RewardGuard(client, outages, known, time.timing(draw=lambda: 0.0)), time
 
 
 def test_a_pause_holds_until_the_reward_is_back() -> None:
-    guard, time = guarded(Client([DOWN] * 5), "pause")
+    client = Client([DOWN] * 5)
+    guard, time = guarded(client, "pause")
     answers = guard.score(IMAGES, PROMPTS, [], ["hps", "pick"])
     assert {name: values.tolist() for name, values in answers.values.items()} == {"hps": [2, 2], "pick": [1, 1]}
     assert (answers.left_out, answers.failure) == ({}, None)
     assert answers.held_s == time.now == 2.5
+    # It is one question, however often it is asked.
+    assert [again for name, again in client.asked if name == "hps"] == [False, *[True] * 5]
 
 
 def test_a_pause_is_bounded_and_ends_by_name() -> None:
@@ -73,8 +93,18 @@ def test_a_pause_is_bounded_and_ends_by_name() -> None:
         guard.score(IMAGES, PROMPTS, [], ["hps", "pick"])
     assert (caught.value.reward, caught.value.cause) == ("hps", "refused")
     assert time.now == 10.0
-    copy = pickle.loads(pickle.dumps(caught.value))
-    assert (type(copy), copy.reward, copy.cause) == (RewardOutage, "hps", "refused")
+
+
+@pytest.mark.parametrize("error", [DOWN, FULL, RewardOutage("hps", "refused", "out for 10 s")])
+def test_an_error_survives_the_trip_between_processes(error: RewardError) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
+
+
+def test_a_full_queue_is_given_the_time_it_asks_for() -> None:
+    guard, time = guarded(Client([FULL, FULL]), "pause")
+    guard.score(IMAGES, PROMPTS, [], ["hps"])
+    assert time.pauses == [4.0, 4.0]
 
 
 def test_a_dropped_group_names_its_failure_at_once() -> None:
@@ -84,7 +114,7 @@ def test_a_dropped_group_names_its_failure_at_once() -> None:
     assert time.now == 0
 
 
-@pytest.mark.parametrize("failure", [DOWN, NAN])
+@pytest.mark.parametrize("failure", [DOWN, NAN, RAISED])
 def test_renormalise_goes_on_with_the_others(failure: RewardError) -> None:
     guard, _ = guarded(Client([failure]), "renormalise")
     answers = guard.score(IMAGES, PROMPTS, [], ["hps", "pick"])
@@ -106,23 +136,36 @@ def test_a_rejected_request_is_no_outage(policy: OutagePolicy) -> None:
     assert time.now == 0
 
 
-def test_a_wrong_answer_to_one_question_alone_pauses_nothing() -> None:
-    """It is asked again for an image it has scored before: it answers, so the group itself is at fault."""
-    client = Client([])
+@pytest.mark.parametrize("failure", [NAN, RAISED, LATE])
+def test_a_question_that_fails_alone_pauses_nothing(failure: RewardError) -> None:
+    """The very first of a worker: the server that failed at it answers a plain one, so the group itself is at fault."""
+    client = Client([failure])
     guard, time = guarded(client, "pause")
-    guard.score(IMAGES, PROMPTS, [], ["hps"])
-    client.failures = [NAN]
-    assert guard.score(IMAGES, PROMPTS, [], ["hps"]).failure is NAN
-    assert client.asked[-1] == ("hps", 1)
+    assert guard.score(IMAGES, PROMPTS, [], ["hps"]).failure is failure
+    assert client.plainly == [("hps", PLAIN, SERVER)]
     assert time.now == 0
 
 
-def test_wrong_answers_to_everything_are_an_outage() -> None:
-    client = Client([])
+@pytest.mark.parametrize("failure", [NAN, RAISED, LATE])
+def test_failing_at_everything_is_an_outage(failure: RewardError) -> None:
+    client = Client([failure] * 3)
+    client.answers_plainly = False
     guard, _ = guarded(client, "pause")
-    guard.score(IMAGES, PROMPTS, [], ["hps"])
-    client.failures, client.well_for_one_image = [NAN] * 3, False
-    assert guard.score(IMAGES, PROMPTS, [], ["hps"]).values["hps"].tolist() == [2, 2]
+    answers = guard.score(IMAGES, PROMPTS, [], ["hps"])
+    assert answers.values["hps"].tolist() == [2, 2]
+    assert answers.held_s > 0
+
+
+def test_a_server_that_is_away_is_not_asked_plainly() -> None:
+    client = Client([DOWN] * 3)
+    guarded(client, "pause")[0].score(IMAGES, PROMPTS, [], ["hps"])
+    assert client.plainly == []
+
+
+def test_without_a_plain_question_every_failure_is_an_outage() -> None:
+    client = Client([NAN])
+    guard, _ = guarded(client, "pause", plain=None)
+    assert guard.score(IMAGES, PROMPTS, [], ["hps"]).held_s > 0
 
 
 @pytest.mark.parametrize("policy", ["drop_group", "renormalise"])
