@@ -55,7 +55,10 @@ def test_a_run_goes_on_without_a_reward_and_stops_on_request(config: Path, serve
     wait_until(lambda: not left_out(aligned(run)[-1]), "the reward to be trained on again")
     redis = re.search(r"redis: embedded, at (\S+)", run.output)
     assert redis is not None
-    link = RedisLink(RedisAddress(redis[1]))
+    settings = (run.run_dir / "logs" / "redis.conf").read_text()
+    password = re.search(r"^requirepass (\S+)$", settings, re.MULTILINE)
+    assert password is not None
+    link = RedisLink(RedisAddress(redis[1], password=password[1]))
     RunControl(link, "tiny").ask("stop")
     link.close()
     run.finish(status=130)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from common.circuit_breaker import FAILURES_TO_OPEN, FIRST_OPEN_S, LONGEST_OPEN_S, BreakerState, CircuitBreaker
 from common.retry_budget import BACKOFF_LIMIT_S, LARGEST_RESERVE, RETRY_RESERVE, RETRY_SHARE, RetryBudget, Timing
 
@@ -33,11 +35,23 @@ def test_only_failures_in_a_row_open_it() -> None:
     assert not breaker.begin()
 
 
-def test_after_a_while_one_request_is_the_probe_and_its_success_closes() -> None:
+def test_a_certain_failure_opens_it_at_once() -> None:
+    breaker = CircuitBreaker(Clock())
+    breaker.failed(certain=True)
+    assert breaker.state is BreakerState.OPEN
+
+
+def test_after_a_while_one_check_then_one_question_and_its_success_closes() -> None:
     clock = Clock()
     breaker = opened(clock)
     assert breaker.seconds_to_probe == FIRST_OPEN_S
+    assert not breaker.begin_check()
     clock.now += FIRST_OPEN_S
+    assert not breaker.begin()
+    assert breaker.begin_check()
+    assert not breaker.begin_check()
+    assert breaker.seconds_to_probe == FIRST_OPEN_S
+    breaker.checked(True)
     assert breaker.state is BreakerState.HALF_OPEN
     assert breaker.begin()
     assert not breaker.begin()
@@ -46,21 +60,34 @@ def test_after_a_while_one_request_is_the_probe_and_its_success_closes() -> None
     assert breaker.seconds_to_probe == 0
 
 
-def test_every_failed_probe_doubles_the_wait_up_to_a_limit() -> None:
+@pytest.mark.parametrize("answers_checks", [True, False])
+def test_every_failed_check_or_trial_doubles_the_wait_up_to_a_limit(answers_checks: bool) -> None:
     clock, waits = Clock(), []
     breaker = opened(clock)
     for _ in range(5):
         waits.append(breaker.seconds_to_probe)
         clock.now += waits[-1]
-        assert breaker.begin()
-        breaker.failed()
+        assert breaker.begin_check()
+        breaker.checked(answers_checks)
+        if answers_checks:
+            assert breaker.begin()
+            breaker.failed()
     assert waits == [1, 2, 4, LONGEST_OPEN_S, LONGEST_OPEN_S]
-    clock.now += LONGEST_OPEN_S
-    assert breaker.begin()
     breaker.succeeded()
     for _ in range(FAILURES_TO_OPEN):
         breaker.failed()
     assert breaker.seconds_to_probe == FIRST_OPEN_S
+
+
+def test_a_check_that_comes_back_late_changes_nothing() -> None:
+    clock = Clock()
+    breaker = opened(clock)
+    clock.now += FIRST_OPEN_S
+    assert breaker.begin_check()
+    breaker.succeeded()
+    breaker.checked(False)
+    assert breaker.state is BreakerState.CLOSED
+    assert breaker.begin()
 
 
 def test_failures_that_arrive_late_do_not_postpone_the_probe() -> None:

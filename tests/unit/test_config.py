@@ -107,6 +107,14 @@ def test_a_config_is_frozen() -> None:
             {"rewards": [{"name": "a", "url": "redis", "differentiable": True}], "redis": {"url": "none"}},
             "rewards.a.url: redis, but redis.url is none",
         ),
+        (
+            {"rewards": [{"name": "a", "url": "redis", "differentiable": True}]},
+            "rewards.a.url: redis, but redis.url is embedded",
+        ),
+        (
+            {"reward_client": {"timeout_s": 300}},
+            "outage_limit_s: 600: with reward_client.attempts = 3 of 300 s a question could take 1800 s",
+        ),
         ({"redis": {"url": "redis://user:secret@host"}}, "redis.url"),
         ({"rewards": [{"url": "http://x"}]}, "run.yaml: rewards.0.name: required, but not set"),
         (
@@ -133,13 +141,16 @@ def test_what_cannot_run_is_refused_by_name(sections: dict[str, Any], expected: 
     assert expected in complaint(**sections)
 
 
+REDIS = {"url": "redis://host:6379/0"}
+
+
 def test_a_reward_may_have_several_servers() -> None:
     urls = ("http://a:1", "http://b:2")
     several = {"name": "hps", "url": list(urls), "differentiable": True, "outage": "renormalise"}
-    config = build(rewards=[several, {"name": "two", "url": "redis"}, {"name": "three", "scorer": "x"}])
+    config = build(rewards=[several, {"name": "two", "url": "redis"}, {"name": "three", "scorer": "x"}], redis=REDIS)
     assert [reward.urls for reward in config.rewards] == [urls, (), ()]
     assert [reward.outage for reward in config.rewards] == ["renormalise", "pause", "pause"]
-    assert config.redis.url == "embedded"
+    assert build(rewards=[several, {"name": "three", "scorer": "x"}]).redis.url == "embedded"
 
 
 def test_all_problems_are_told_at_once() -> None:

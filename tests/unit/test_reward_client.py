@@ -198,9 +198,7 @@ def test_a_queue_that_stays_full_is_given_up_at_the_deadline(server: FakeServer)
     time = Time()
     server.headers = {"retry-after": "1e9"}
     server.replies = [(429, error_body("overloaded"))]
-    score_fails(
-        client_at(server.url, attempts=2, timeout_s=60.0, timing=time.timing()), RewardOverloaded, "overloaded"
-    )
+    score_fails(client_at(server.url, attempts=2, timeout_s=60.0, timing=time.timing()), RewardOverloaded, "overloaded")
     assert 60.0 < time.now < 120.0
     assert all(30.0 <= pause <= 35.0 for pause in time.pauses)
 

@@ -38,11 +38,20 @@ def test_a_single_scorer_may_be_described_in_any_order(line: str) -> None:
         ("--scorer hps --name a --name b", "--name b: hps has --name a already"),
         ("--scorer hps --queue-mb 1 --max-body-mb 2", "could never be taken"),
         ("--scorer hps --host 0.0.0.0", "set REWARD_SERVER_TOKEN"),
+        ("--scorer hps --redis-url redis://:pw@shared:1/0", "redis://shared:1/0 is shared, .* as http://127.0.0.1"),
+        ("--scorer hps --redis-url redis://shared:1/0 --advertise-url http://localhost:2", "as http://localhost:2"),
     ],
 )
 def test_an_ambiguous_or_impossible_command_line_is_refused(line: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse(*line.split())
+
+
+@pytest.mark.parametrize(
+    "line", ["--redis-url redis://127.0.0.1:1/0", "--redis-url redis://shared:1/0 --advertise-url http://me:2"]
+)
+def test_a_server_is_listed_where_its_address_means_itself(line: str) -> None:
+    assert parse("--scorer", "hps", *line.split()).redis_url == line.split()[1]
 
 
 @pytest.mark.parametrize("option", ["--mod a", "--max-batch 0", "--deadline-s -1", "--deadline-s inf"])

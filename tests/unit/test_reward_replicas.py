@@ -220,7 +220,7 @@ def test_of_two_registered_servers_that_differ_none_is_taken_for_the_reward(
 ) -> None:
     with client_at(discovered=["fake"]) as client:
         client.offer("fake", [server.url, stranger.url])
-        with pytest.raises(RewardInvalid, match="weights_hash is '(hash|other)', in this run it is") as caught:
+        with pytest.raises(RewardInvalid, match=r"weights_hash is '(hash|other)', in this run it is") as caught:
             client.verify("fake")
     assert server.url in str(caught.value)
     assert stranger.url in str(caught.value)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from common.errors import RewardInvalid
+from common.errors import RewardInvalid, RewardOutage
 from common.types import PolicyVersion, Prompt, StepPlan
 from learner.rollouts import GROUP_ATTEMPTS, Rollouts
 from learner.worker_pool import Call, Finished
@@ -64,8 +64,10 @@ def plan(iteration: int) -> StepPlan:
     return StepPlan(iteration, (1.0, 0.5, 0.0), 0.9, (0,))
 
 
-def rollouts(pool: FakePool, *iterations: int, outage_limit_s: float = 0.0) -> Rollouts:
-    rollouts = Rollouts(pool, group_size=4, outage_limit_s=outage_limit_s)
+def rollouts(
+    pool: FakePool, *iterations: int, outage_limit_s: float = 0.0, clock: Callable[[], float] = lambda: 0.0
+) -> Rollouts:
+    rollouts = Rollouts(pool, 4, outage_limit_s, clock)
     for iteration in iterations:
         rollouts.request(plan(iteration), PROMPTS, f"v{iteration}")
     return rollouts
@@ -117,12 +119,32 @@ def test_an_iteration_lost_whole_is_sampled_again_until_the_reward_is_back(monke
     pool = FakePool(lambda _, index, attempt: attempt <= 2 * GROUP_ATTEMPTS or index == 9)
     collected = rollouts(pool, 0, outage_limit_s=600.0).collect(0)
     assert collected.groups == ["group of 4 at 0 with v0", "group of 2 at 0 with v0"]
-    assert collected.dropped == {"hps:timeout": 1}
+    # Two samplings of three groups came to nothing, the third to all but one.
+    assert collected.dropped == {"hps:timeout": 7}
+    assert collected.seconds == {"rollout": 9.0, "score": 4.5}
+    assert collected.images == {"here:1": 8}
+
+
+def test_an_outage_is_timed_from_the_first_sampling_that_came_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not from the request: sampling itself may take longer than an outage may."""
+    now = [0.0]
+    monkeypatch.setattr("learner.rollouts.time.sleep", lambda seconds: None)
+
+    def fails(*_: int) -> bool:
+        now[0] += 10.0
+        return True
+
+    pool = FakePool(fails)
+    expected = r"for 60 s, and the longest rewards\.\*\.outage_limit_s is 50 s; bring the reward hps back"
+    with pytest.raises(RewardOutage, match=expected) as caught:
+        rollouts(pool, 0, outage_limit_s=50.0, clock=lambda: now[0]).collect(0)
+    assert caught.value.cause == "timeout"
+    assert len(pool.taken) == 2 * len(PROMPTS) * GROUP_ATTEMPTS
 
 
 def test_a_request_that_is_itself_wrong_is_not_waited_for() -> None:
-    pool = FakePool(lambda *_: True, ScoringFailure("hps", "unauthorized", "the token is wrong"))
-    with pytest.raises(RewardInvalid, match="the token is wrong"):
+    pool = FakePool(lambda *_: True, ScoringFailure("hps", "request", "too long"))
+    with pytest.raises(RewardInvalid, match="too long"):
         rollouts(pool, 0, outage_limit_s=600.0).collect(0)
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from threading import Barrier
 
 import numpy as np
 import pytest
 import torch
 
-from common.errors import RewardOutage, RewardUnavailable
+from common.errors import RewardError, RewardOutage, RewardUnavailable
 from common.outage import Outage, OutagePolicy, RewardGuard
+from common.plain_question import PlainQuestion
 from common.reward_api import FloatArray, Metadata
 from common.reward_client import RewardClient
 from common.types import Prompt
@@ -19,11 +20,22 @@ from learner.served_rewards import ServedRewards
 PROMPTS = [Prompt(0, "a dot", {"count": 1}), Prompt(1, "two")]
 
 
+def refused(name: str) -> RewardError:
+    return RewardUnavailable(name, "refused", f"no {name}")
+
+
+def raised(name: str) -> RewardError:
+    error = RewardUnavailable(name, "scorer", f"{name} raised")
+    error.url = "http://server"
+    return error
+
+
 class Client(RewardClient):
     """Scores factor * sum of an image, once every reward has been asked."""
 
-    def __init__(self, factors: dict[str, float]) -> None:
+    def __init__(self, factors: dict[str, float], failure: Callable[[str], RewardError] = refused) -> None:
         self._factors = factors
+        self._failure = failure
         self._all_asked = Barrier(len(factors))
 
     def gradient(
@@ -32,14 +44,19 @@ class Client(RewardClient):
         images_BCHW: FloatArray,
         prompts: Sequence[str],
         metadata: Sequence[Metadata] | None = None,
+        *,
+        again: bool = False,
     ) -> tuple[FloatArray, FloatArray]:
         assert list(prompts) == ["a dot", "two"]
         assert metadata == [{"count": 1}, {}]
         self._all_asked.wait(timeout=30)
         if self._factors[name] < 0:
-            raise RewardUnavailable(name, "refused", f"no {name}")
+            raise self._failure(name)
         factor = np.float32(self._factors[name])
         return factor * images_BCHW.sum(axis=(1, 2, 3)), np.full_like(images_BCHW, factor)
+
+    def ask_plainly(self, name: str, plain: PlainQuestion, *, url: str | None = None, gradient: bool = False) -> None:
+        assert (url, gradient) == ("http://server", True)
 
 
 def served_by(factors: dict[str, float], policy: OutagePolicy = "pause", pause: float = 5.0) -> ServedRewards:
@@ -76,6 +93,15 @@ def test_a_reward_that_is_out_is_left_out_and_counted() -> None:
     dropping = served_by({"hps": 2.0, "bright": -1.0}, "drop_group")
     assert dropping.differentiable(images, PROMPTS) == {}
     assert dropping.left_out == {"bright:refused": 2}
+
+
+def test_samples_that_a_reward_fails_at_alone_do_not_end_a_run_that_would_wait_for_it() -> None:
+    client = Client({"hps": 2.0, "bright": -1.0}, raised)
+    outages = dict.fromkeys(("hps", "bright"), Outage("pause", 5.0))
+    guard = RewardGuard(client, outages, {"bright": PlainQuestion("a dot", {})})
+    served = ServedRewards(guard, ["hps", "bright"])
+    assert served.differentiable(torch.zeros(2, 3, 2, 2), PROMPTS) == {}
+    assert served.left_out == {"bright:scorer": 2}
 
 
 def test_with_every_reward_out_nothing_is_left() -> None:

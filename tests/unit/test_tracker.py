@@ -120,6 +120,8 @@ def test_what_was_trained_without_a_reward_is_counted(
     }
     assert registry.get_sample_value(metrics.RENORMALISED_GROUPS_TOTAL, {"cause": "hps:timeout"}) == 6
     assert registry.get_sample_value(metrics.LEFT_OUT_GRADIENTS_TOTAL, {"cause": "hps:nan"}) == 32
+    # Counts are no losses.
+    assert not [sample for family in registry.collect() for sample in family.samples if sample.name == metrics.LOSS]
 
 
 def test_only_stage_2_has_a_policy_version(tracker: Tracker, registry: CollectorRegistry) -> None:
