@@ -87,10 +87,15 @@ class RewardGuard:
     def score_all(
         self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]
     ) -> dict[str, FloatArray]:
-        """Scores of every reward, each waited for as under `pause`; RewardError when one cannot be had."""
+        """Scores of every reward, each waited for as under `pause`; without those that fail at these images alone.
+
+        Raises:
+            RewardOutage: a pause came to its limit.
+            RewardRejected: a reward cannot be asked this at all.
+        """
         outages = {name: Outage("pause", outage.limit_s) for name, outage in self._outages.items()}
         answers = self._score(images_BHWC, prompts, metadata, outages)
-        if answers.failure is not None:
+        if isinstance(answers.failure, RewardRejected):
             raise answers.failure
         return answers.values
 

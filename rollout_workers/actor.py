@@ -78,7 +78,10 @@ class RolloutOutcome:
 
 @dataclass(frozen=True)
 class EvaluatedPrompt:
-    """One prompt's images under one policy, uint8 [G, H, W, C], every reward of each [G], and how much they differ."""
+    """One prompt's images under one policy, uint8 [G, H, W, C], every reward of each [G], and how much they differ.
+
+    A reward that failed at these images alone is absent: it would fail at them again, whenever it was asked.
+    """
 
     prompt: Prompt
     images_GHWC: npt.NDArray[np.uint8]

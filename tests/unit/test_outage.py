@@ -175,3 +175,10 @@ def test_an_evaluation_always_waits(policy: OutagePolicy) -> None:
     assert time.now == 2.0
     with pytest.raises(RewardRejected, match="too long"):
         guarded(Client([REJECTED]), policy)[0].score_all(IMAGES, PROMPTS, [])
+
+
+def test_an_evaluation_goes_on_without_what_a_reward_fails_at_alone() -> None:
+    """The images are the same on every resume: a run that ended here could never get past them."""
+    guard, time = guarded(Client([RAISED]), "pause")
+    assert list(guard.score_all(IMAGES, PROMPTS, [])) == ["pick"]
+    assert time.now == 0
