@@ -46,7 +46,9 @@ zoo: $(STAMP)
 # What the service costs. Whole runs of hours, to be started by hand: benchmarks/ablation.py, benchmarks/seeds.py.
 bench: $(STAMP)
 	@$(BIN)/python benchmarks/throughput.py
-	@for part in null model overload consolidated; do $(BIN)/python -m benchmarks.reward_serving $$part; done
+	@for part in null model "overload --seconds 60" consolidated; do \
+		$(BIN)/python -m benchmarks.reward_serving $$part || exit 1; \
+	done
 
 clean:
 	rm -rf .venv .venv-hps-parity .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -18,7 +18,7 @@ from common.reward_api import ServerInfo
 CERTAIN_CAUSES = ("refused", "hung")
 SLOW_FACTOR = 5.0
 """A request that takes this many times what is usual for its server counts as failed for the breaker."""
-SLOW_FLOOR_S = 1.0
+SLOW_FLOOR_S = 0.5
 """A stall shorter than this is nobody's illness."""
 RECENT = 15
 """Requests that say what is usual: few, so that a server that stays slower is soon taken as it is."""
