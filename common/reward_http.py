@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import threading
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol, TypeVar
 
 import httpx
@@ -85,7 +87,7 @@ class RewardHttp:
         limits = httpx.Limits(keepalive_expiry=KEEP_ALIVE_SECONDS)
         # Reward servers are named in full: a proxy set for the outside world is not asked.
         self._http = httpx.AsyncClient(
-            headers={"accept-encoding": "identity"}, limits=limits, timeout=None, trust_env=False
+            headers={"accept-encoding": "identity"}, limits=limits, timeout=None, trust_env=False, verify=_tls()
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="reward-http", daemon=True)
@@ -187,6 +189,12 @@ class RewardHttp:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         await self._http.aclose()
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Made once: reading the world's certificates takes longer than many an answer."""
+    return httpx.create_ssl_context(trust_env=False)
 
 
 def _read(exchange: Exchange, content: bytes, read: Callable[[bytes], Answer]) -> Answer:
