@@ -81,7 +81,7 @@ class RewardIdentities:
         for failure in silent:
             logger.warning("going on with the other servers of the reward %s: %s", name, failure)
         if not replicas.given:
-            for (reward, _), refusal in self._refused.items():
+            for (reward, _), refusal in list(self._refused.items()):
                 if reward == name and refusal.error.cause == "weights_changed":
                     raise refusal.error
 

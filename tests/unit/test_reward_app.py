@@ -67,7 +67,9 @@ def test_several_scorers_have_routes_of_their_own() -> None:
         assert (bright.scorer, first.scorer) == ("b", "r")
         assert bright.scores_B[0] == pytest.approx(images(1).mean() / 255)
         assert first.scores_B[0] == images(1)[0, 0, 0, 0]
-        assert (await client.get("/r/v1/info")).json()["high"] == 255
+        declared = (await client.get("/r/v1/info")).json()
+        assert (declared["high"], declared["reproducible"]) == (255, False)
+        assert declared["implementation"] == "tests.toy_scorers:RecordingScorer"
         assert (await client.get(READY_PATH)).json()["probe_scores"] == {"b": 0.5, "r": 0.5}
         lost = await client.post(SCORE_PATH, content=body())
         assert reason(lost) == (404, "not_found")

@@ -84,10 +84,10 @@ def test_whatever_a_server_does_the_deadline_ends_it_and_closes_the_connection(
     behave: Callable[[socket.socket, threading.Event], None],
 ) -> None:
     http = RewardHttp(None)
+    # More than the buffers between us hold, where that matters.
+    body = bytes(2**25 if behave is swallow_slowly else 1)
     with raw_server(behave) as (url, hung_up):
         with pytest.raises(RewardUnavailable) as caught:
-            # More than the buffers between us hold, where that matters.
-            body = bytes(2**25 if behave is swallow_slowly else 1)
             http.post(Exchange("fake", url, timeout_s=0.3), SCORE_PATH, body, bytes)
         # A status line of slashes is no HTTP: refused before it is late.
         assert caught.value.cause in ("timeout", "disconnected")
