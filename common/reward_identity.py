@@ -46,6 +46,7 @@ class RewardIdentities:
         # reward -> the server that set its standard.
         self._declared_by: dict[str, str] = {}
         self._refused: dict[tuple[str, str], _Refusal] = {}
+        self._reasons: dict[tuple[str, str], str] = {}
         self._timeout_s = min(timeout_s, INFO_TIMEOUT_S)
         self._clock = clock
 
@@ -103,9 +104,15 @@ class RewardIdentities:
                 errors = threads.map(lambda url: self._refuse(name, url), newcomers)
             for url, error in zip(newcomers, errors, strict=True):
                 if error is not None:
-                    logger.warning("a registered server is left out for %g s: %s", REFUSED_FOR_S, error)
+                    self._note(name, url, str(error))
                     self._refused[name, url] = _Refusal(error, now + REFUSED_FOR_S)
         replicas.discovered([url for url in found if (name, url) not in self._refused])
+
+    def _note(self, name: str, url: str, reason: str) -> None:
+        """Said once, and again when the reason is another."""
+        if self._reasons.get((name, url)) != reason:
+            logger.warning("a registered server is left out: %s", reason)
+        self._reasons[name, url] = reason
 
     def _has_standard(self, name: str, replicas: ReplicaSet) -> bool:
         """Servers named in the run file say what a reward is, before registered ones are compared with it."""

@@ -235,13 +235,17 @@ def test_a_registered_server_does_not_say_what_a_reward_of_the_run_file_is(
         assert client.verify("fake") == INFO
 
 
-def test_a_refusal_is_remembered_for_a_while(server: FakeServer, stranger: FakeServer) -> None:
+def test_a_refusal_is_remembered_for_a_while_and_said_once(
+    server: FakeServer, stranger: FakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
     time = Time()
     with client_at(server.url, timing=time.timing()) as client:
-        for _ in range(5):
-            client.offer("fake", [stranger.url])
-        assert stranger.looks == 1
-        time.now += REFUSED_FOR_S
+        for looks in (1, 2, 3):
+            for _ in range(5):
+                client.offer("fake", [stranger.url])
+            assert stranger.looks == looks
+            time.now += REFUSED_FOR_S
+        assert len(caplog.records) == 1
         stranger.info = INFO
         client.offer("fake", [stranger.url])
         assert list(client.states("fake")) == [server.url, stranger.url]
