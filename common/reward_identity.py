@@ -96,6 +96,8 @@ class RewardIdentities:
         for key, refusal in list(self._refused.items()):
             if key[0] == name and (key[1] not in found or refusal.until <= now):
                 del self._refused[key]
+        for key in [key for key in list(self._reasons) if key[0] == name and key[1] not in found]:
+            del self._reasons[key]
         if not found or not self._has_standard(name, replicas):
             return
         newcomers = [url for url in found if url not in known and (name, url) not in self._refused]
