@@ -80,12 +80,22 @@ class ColdStartConfig(Section):
     student_every: PositiveInt = Field(10, description="Student updates once in so many fake-score updates.")
     learning_rate_student: NonNegativeFloat = Field(3e-5, description="AdamW learning rate of the student.")
     learning_rate_fake: NonNegativeFloat = Field(3e-5, description="AdamW learning rate of the fake score.")
+    learning_rate_schedule: Literal["constant", "linear"] = Field(
+        "constant", description="linear: both learning rates fall to zero over the stage's iterations."
+    )
     weight_decay: NonNegativeFloat = Field(0.0, description="AdamW weight decay of both networks.")
     gradient_clip: float = Field(
         1.0, gt=0, description="Largest gradient norm; it carries the fake loss's spikes at high noise."
     )
     ema_decay: float = Field(0.99, ge=0, lt=1, description="Decay of the student's moving average, every update.")
     consistency_weight: NonNegativeFloat = Field(0.01, description="Weight of the two-sample consistency regulariser.")
+    consistency_fraction: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Fraction of the samples the consistency regulariser is estimated on, in both stages; over all of "
+        "them it costs twice what the fake loss does.",
+    )
     fake_max_weight: float = Field(
         10.0, gt=0, description="Cap of the fake loss's weight 1/w^2, in both stages; w vanishes near the sub-interval."
     )
@@ -126,11 +136,20 @@ class AlignmentConfig(Section):
     reward_gradient_weight: NonNegativeFloat = Field(
         1e-4, description="Weight of the reward back-propagated through the final step."
     )
+    reward_gradient_clip: float | None = Field(
+        None,
+        gt=0,
+        description="Largest norm of d rewards / d latents of one sample: a few broken images have gradients many "
+        "times the usual and drown the others. None, as published: not clipped.",
+    )
     reward_target: float = Field(
         3.0, description="Back-propagation stops once the weighted sum of differentiable rewards reaches this."
     )
     learning_rate_student: NonNegativeFloat = Field(3e-6, description="AdamW learning rate of the student.")
     learning_rate_fake: NonNegativeFloat = Field(3e-5, description="AdamW learning rate of the fake score.")
+    learning_rate_schedule: Literal["constant", "linear"] = Field(
+        "constant", description="linear: both learning rates fall to zero over the stage's iterations."
+    )
     weight_decay: NonNegativeFloat = Field(1e-4, description="AdamW weight decay of both networks.")
     gradient_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
     ema_decay: float = Field(0.9, ge=0, lt=1, description="Decay of the student's moving average.")

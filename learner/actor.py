@@ -67,9 +67,7 @@ class Learner:
         self._alignment = AlignmentTrainer(
             self._networks,
             config.alignment,
-            MatchingSettings(
-                config.backbone.guidance_scale, sampling.eta, cold_start.fake_max_weight, cold_start.consistency_weight
-            ),
+            MatchingSettings.of(cold_start, sampling, config.backbone.guidance_scale),
             {name: reward.weight for name, reward in trained.items()},
             ServedRewards(guard, [name for name, reward in trained.items() if reward.differentiable]),
             seed,

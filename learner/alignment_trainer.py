@@ -26,8 +26,8 @@ from common.types import Prompt, ScoredGroup, StepPlan
 from learner.matching import DrawKey, MatchingSettings, fake_score_objective, renoise_samples, student_objective
 from learner.networks import Networks
 from learner.objectives.advantage import renormalised_group_advantages, zero_spread_fraction
-from learner.objectives.loss import as_floats, renormalised_weights
-from learner.objectives.reward_gradient import reward_hinge_loss
+from learner.objectives.loss import Loss, as_floats, renormalised_weights
+from learner.objectives.reward_gradient import attach_gradient, clip_sample_norms, reward_hinge_loss
 from learner.objectives.subgrpo import subgrpo_loss
 from learner.served_rewards import ServedRewards
 
@@ -176,18 +176,31 @@ class AlignmentTrainer:
             value = value + settings.matching_weight * matching.value
             metrics.update(as_floats(matching.metrics))
         if settings.reward_gradient_weight > 0:
-            images_BCHW = self._backbone.decode(sample)
-            with self._timed("reward_gradient"):
-                rewards = self._served.differentiable(images_BCHW, batch.prompts[rows])
-            if rewards:
-                # Scaled where one is out, so that the sum stays comparable with its target.
-                weights = renormalised_weights(
-                    {name: self._reward_weights[name] for name in self._served.names}, rewards
-                )
-                hinge = reward_hinge_loss(rewards, weights, settings.reward_target)
+            hinge = self._reward_hinge(sample, batch.prompts[rows])
+            if hinge is not None:
                 value = value + settings.reward_gradient_weight * hinge.value
                 metrics.update(as_floats(hinge.metrics))
         return value, metrics
+
+    def _reward_hinge(self, sample_Bchw: Tensor, prompts: Sequence[Prompt]) -> Loss | None:
+        """The hinge on the differentiable rewards of the decoded samples, its gradient clipped sample by sample.
+
+        None when no differentiable reward can be had now.
+        """
+        latents_Bchw = sample_Bchw.detach().requires_grad_()
+        images_BCHW = self._backbone.decode(latents_Bchw)
+        with self._timed("reward_gradient"):
+            rewards = self._served.differentiable(images_BCHW, prompts)
+        if not rewards:
+            return None
+        # Scaled where one is out, so that the sum stays comparable with its target.
+        weights = renormalised_weights({name: self._reward_weights[name] for name in self._served.names}, rewards)
+        hinge = reward_hinge_loss(rewards, weights, self._settings.reward_target)
+        # The mean's gradient times the count is each sample's own.
+        (gradients_Bchw,) = torch.autograd.grad(hinge.value * len(prompts), latents_Bchw)
+        clipped_Bchw = clip_sample_norms(gradients_Bchw, self._settings.reward_gradient_clip)
+        fixed_B = hinge.value.detach().expand(len(prompts))
+        return Loss(attach_gradient(fixed_B, clipped_Bchw, sample_Bchw).mean(), hinge.metrics)
 
     def _transition(self, batch: Batch, step: int, rows: slice) -> Transition:
         """The student's transition at a step of the rollout, with its graph."""

@@ -76,7 +76,7 @@ def alignment_trainer(
     served: ServedRewards | None = None,
 ) -> AlignmentTrainer:
     """A trainer in stage 2; `networks` must have begun it."""
-    matching = MatchingSettings(GUIDANCE, SAMPLING.eta, fake_max_weight=10.0, consistency_weight=0.01)
+    matching = MatchingSettings.of(cold_start_settings(), SAMPLING, GUIDANCE)
     settings = settings or alignment_settings()
     return AlignmentTrainer(networks, settings, matching, dict(rewards), served or Brightness(), seed=0)
 

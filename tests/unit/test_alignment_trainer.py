@@ -275,3 +275,21 @@ def test_the_policy_gradient_raises_a_reward_without_gradient(tiny_pipeline: Pat
     trainer = alignment_trainer(networks, settings, rewards={"left": 1.0})
     first, *_, last = [trainer.update(scored_groups(networks.backbone, 0, settings))[0] for _ in range(8)]
     assert last["reward/left"] > first["reward/left"]
+
+
+def test_clipping_scales_every_samples_reward_gradient(tiny_pipeline: Path) -> None:
+    """Below every sample's own norm, half the clip is half the student's gradient; a clip above all changes nothing."""
+
+    def norm(clip: float | None) -> float:
+        settings = alignment_settings(
+            policy_gradient="none", matching_weight=0.0, reward_gradient_weight=1.0, reward_gradient_clip=clip
+        )
+        networks = aligned_networks(tiny_pipeline)
+        trainer = alignment_trainer(networks, settings, rewards={"bright": 1.0})
+        return trainer.update(scored_groups(networks.backbone, 0, settings))[0]["student_gradient_norm"]
+
+    unclipped = norm(None)
+    assert unclipped > 0
+    assert norm(1e6) == pytest.approx(unclipped, rel=1e-5)
+    assert norm(1e-6) == pytest.approx(2 * norm(5e-7), rel=1e-3)
+    assert norm(1e-6) < 1e-2 * unclipped
