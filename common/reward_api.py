@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NoReturn, Self
 
@@ -52,7 +52,7 @@ DEFAULT_MAX_PIXELS = 2**22
 # Longer side over shorter one. Most recipes enlarge the shorter side to their model's: a line of 16,000 pixels would
 # become billions of them.
 MAX_ASPECT = 32
-# Of a prompt, and of each text in metadata, as UTF-8: far beyond any text encoder, room for the longest prompt of a run.
+# Of a prompt, and of each text in metadata, as UTF-8: far beyond any text encoder. Runs refuse longer prompts as well.
 MAX_PROMPT_BYTES = 2**15
 # Of a text, in the error that refuses it.
 QUOTED_CHARACTERS = 40
@@ -220,19 +220,22 @@ def check_pixels(height: int, width: int, max_pixels: int) -> None:
         message = f"an image of {height} x {width} pixels exceeds the limit of {max_pixels}"
         raise RewardRejected(ANY_REWARD, "too_large", f"{message}: shrink it or raise --max-pixels")
     if max(height, width) > MAX_ASPECT * min(height, width):
-        _reject(f"an image of {height} x {width} pixels is a sliver: its sides differ by more than {MAX_ASPECT}, crop it")
+        _reject(
+            f"an image of {height} x {width} pixels is a sliver: its sides differ by more than {MAX_ASPECT}, crop it"
+        )
 
 
 def check_text_lengths(prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
     """RewardRejected for a prompt, or a text anywhere in metadata, of more than MAX_PROMPT_BYTES."""
-    for text in _texts_in([*prompts, *metadata]):
+    # Each object once: a group shares its prompt, and a plain request may share one map among a thousand images.
+    for text in _texts_in({id(value): value for value in (*prompts, *metadata)}.values()):
         # A character has at most 4 bytes: most texts are short enough without being encoded.
         if len(text) * 4 > MAX_PROMPT_BYTES and (size := len(text.encode(errors="replace"))) > MAX_PROMPT_BYTES:
             quoted = f"{text[:QUOTED_CHARACTERS]!r}..."
             _reject(f"the text {quoted} has {size} bytes, at most {MAX_PROMPT_BYTES} are read: shorten it")
 
 
-def _texts_in(values: Sequence[object]) -> Iterator[str]:
+def _texts_in(values: Iterable[object]) -> Iterator[str]:
     """Every string in nested lists and maps, keys as well; without recursion, for JSON may be nested deep."""
     left = list(values)
     while left:
@@ -265,7 +268,8 @@ def _read_fields(
     message = unpack(data, max_bytes, check_array)
     expected = {field.name for field in fields(kind)}
     if set(message) != expected:
-        detail = f"a {kind.__name__} has the fields {sorted(expected)}, this one has {[name[:QUOTED_CHARACTERS] for name in sorted(message)]}"
+        given = [name[:QUOTED_CHARACTERS] for name in sorted(message)]
+        detail = f"a {kind.__name__} has the fields {sorted(expected)}, this one has {given}"
         raise error(ANY_REWARD, cause, detail)
     return message
 

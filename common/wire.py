@@ -186,7 +186,9 @@ class _MessageReader:
         """Called with each list and map as soon as it is complete, so that most of a hostile message is never built."""
         self._items_left -= 1 + len(container)
         if self._items_left < 0:
-            raise WireError(f"the lists and maps of a message hold more than {MAX_ITEMS} items: send fewer images at once")
+            raise WireError(
+                f"the lists and maps of a message hold more than {MAX_ITEMS} items: send fewer images at once"
+            )
         return container
 
     def _take(self, count: int) -> memoryview:

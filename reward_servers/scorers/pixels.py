@@ -55,7 +55,7 @@ class ImageRecipe:
         height, width = images_BCHW.shape[-2:]
         if max(height, width) <= LONG_ASPECT * min(height, width):
             return fit(images_BCHW)
-        # Enlarged to the model's size a long picture is mostly margin: one at a time, as much room as one of them needs.
+        # Enlarged to the model's size, a long picture is mostly margin: one at a time, for want of room.
         return torch.cat([fit(image_CHW[None]) for image_CHW in images_BCHW])
 
     def _centre(self, images_BCHW: torch.Tensor) -> torch.Tensor:
@@ -75,9 +75,7 @@ class ImageRecipe:
         rows, columns = self.size - height, self.size - width
         return F.pad(resized_BCHW, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
 
-    def _resize(
-        self, images_BCHW: torch.Tensor, height: int, width: int, rows: slice, columns: slice
-    ) -> torch.Tensor:
+    def _resize(self, images_BCHW: torch.Tensor, height: int, width: int, rows: slice, columns: slice) -> torch.Tensor:
         """Filter to `height` x `width`, of which only `rows` and `columns` are kept: no pass looks beyond its own."""
         if not self.eight_bit:
             # A copy, so that the margins do not stay in memory with the view.

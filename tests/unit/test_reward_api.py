@@ -68,7 +68,9 @@ def test_a_wrong_score_request_is_rejected_and_says_why(change: dict[str, Any], 
 )
 def test_a_sliver_is_rejected_by_its_header(shape: tuple[int, ...], message: str) -> None:
     fields = {"images_BHWC": np.zeros(shape, np.uint8), "prompts": ["a"], "metadata": []}
-    with pytest.raises(RewardRejected, match=f"{message} pixels is a sliver: its sides differ by more than 32") as caught:
+    with pytest.raises(
+        RewardRejected, match=f"{message} pixels is a sliver: its sides differ by more than 32"
+    ) as caught:
         ScoreRequest.from_bytes(pack(fields))
     assert caught.value.cause == "request"
     pixels_BCHW = np.zeros((1, 3, *shape[1:3]), np.float32)
