@@ -9,8 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,18 +27,12 @@ from reward_servers.scorers.clip import ClipScorer
 from reward_servers.scorers.hps import HpsScorer
 from reward_servers.scorers.pickscore import PickScoreScorer
 from tests.tiny_rewards import random_images, write_hps, write_pickscore
+from tests.waiting import wait_until
 
 DEADLINE = 60.0
 BRIGHTNESS = "tests.toy_scorers:BrightnessScorer"
 MISCHIEF = "tests.toy_scorers:MischiefScorer"
 PROMPTS = ["a red cat", "two dogs", "a red cat"]
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never came true"
-        time.sleep(0.02)
 
 
 def launch(*options: str, cwd: Path = PROJECT_ROOT, **variables: str) -> subprocess.Popen[str]:
