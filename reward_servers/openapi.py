@@ -14,6 +14,8 @@ from common.reward_api import (
     GRADIENT_PATH,
     HEALTH_PATH,
     INFO_PATH,
+    MAX_ASPECT,
+    MAX_PROMPT_BYTES,
     MEDIA_TYPE,
     METRICS_PATH,
     OPENAPI_PATH,
@@ -62,7 +64,8 @@ def describe(scorers: Sequence[tuple[str, ServerInfo]], limits: RequestLimits) -
     if guarded:
         components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
     description = (
-        f"Scores of images. A body has at most {limits.max_body_bytes} bytes, an image {limits.max_pixels} pixels; "
+        f"Scores of images. A body has at most {limits.max_body_bytes} bytes, an image {limits.max_pixels} pixels and "
+        f"sides that differ by a factor of {MAX_ASPECT}, a text {MAX_PROMPT_BYTES} bytes; "
         f"an answer comes within {limits.deadline_s:g} s. A failure is a status and a reason, never a score."
     )
     return {

@@ -300,6 +300,27 @@ def test_bytes_are_held_until_the_thread_that_reads_them_is_done(monkeypatch: py
     assert scorer.calls == []
 
 
+def test_a_client_that_hangs_up_while_its_body_is_read_is_never_queued() -> None:
+    scorer = RecordingScorer()
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        messages = iter([{"type": "http.request", "body": body()}])
+        sent: list[int] = []
+
+        async def receive() -> dict[str, object]:
+            return next(messages, {"type": "http.disconnect"})
+
+        async def send(message: dict[str, int]) -> None:
+            sent.append(message.get("status", 0))
+
+        scope = {"type": "http", "method": "POST", "path": SCORE_PATH, "headers": [], "query_string": b""}
+        await client._transport.app(scope, receive, send)
+        assert sent[0] == 499
+
+    drive(scenario, scorers={"r": scorer})
+    assert scorer.calls == []
+
+
 def test_plain_json_scores_as_the_main_route_does() -> None:
     pixels = images(3)
     files = [encode(image) for image in pixels]
