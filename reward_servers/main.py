@@ -42,6 +42,9 @@ BUILT_IN_SCORERS = {
     "pickscore": "reward_servers.scorers.pickscore:PickScoreScorer",
 }
 INTERRUPTED = 130
+# For so long the event loop may have to wait for a thread that computes in Python, a reader or a scorer. Python's own
+# 5 ms, which a request may meet several times, are longer than all else that serving costs.
+SWITCH_SECONDS = 0.0005
 # Of somebody else's message, in ours.
 REASON_CHARACTERS = 300
 
@@ -51,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     # Set before a scorer's stack is imported: OpenMP and MKL read it once, for every thread of the process.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(options.threads))
+    sys.setswitchinterval(SWITCH_SECONDS)
     if options.parent_pid is not None:
         threading.Thread(target=follow_parent, args=(options.parent_pid,), daemon=True).start()
     try:
