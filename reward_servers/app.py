@@ -201,8 +201,7 @@ class RewardService:
         if not self._info.differentiable:
             message = f"the scorer {self._info.scorer} is not differentiable"
             raise RewardRejected(self._info.scorer, "not_differentiable", message)
-        body = await self._read_body(request, holding)
-        holding.grow_to(GRADIENT_COPIES * len(body))
+        body = await self._read_body(request, holding, GRADIENT_COPIES)
         answer = await self._through_batcher(request, self._parse(GradientRequest, body, holding))
         return Response(await self._in_thread(answer.to_bytes, holding), media_type=MEDIA_TYPE)
 
@@ -251,23 +250,23 @@ class RewardService:
             raise RewardRejected(self._info.scorer, "request", message)
         return min(seconds, self._limits.deadline_s)
 
-    async def _read_body(self, request: Request, holding: Holding) -> bytearray:
-        """The body, unless it is too large or there is no room for it: then nothing or little of it is read."""
+    async def _read_body(self, request: Request, holding: Holding, copies: int = 1) -> bytearray:
+        """The body, unless it is too large or there is no room for `copies` of it: then nothing or little is read."""
         self._batcher.require_room()
-        self._reserve(holding, _declared_length(request))
+        self._reserve(holding, _declared_length(request), copies)
         body = bytearray()
         async for chunk in request.stream():
-            self._reserve(holding, len(body) + len(chunk))
+            self._reserve(holding, len(body) + len(chunk), copies)
             body += chunk
         return body
 
-    def _reserve(self, holding: Holding, size: int) -> None:
+    def _reserve(self, holding: Holding, size: int, copies: int) -> None:
         if size > self._limits.max_body_bytes:
             message = f"the body exceeds {self._limits.max_body_bytes} bytes"
             raise RewardRejected(
                 self._info.scorer, "too_large", f"{message}: send fewer images at once or raise --max-body-mb"
             )
-        holding.grow_to(size)
+        holding.grow_to(copies * size)
 
     async def _through_batcher(
         self, request: Request, parsing: Awaitable[ScoreRequest | GradientRequest]
