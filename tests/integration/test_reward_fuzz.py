@@ -74,6 +74,7 @@ def test_models_survive_what_comes_through_to_them(name: str, tmp_path: Path) ->
     assert scored > 0
 
 
+@pytest.mark.timeout(1200)
 def test_a_real_server_survives_them_in_twice_its_memory(tmp_path: Path) -> None:
     """All of them, at the limits it has when nobody says otherwise; but for bodies beyond those, which are not read."""
     good = ScoreRequest(np.full((2, 4, 4, 3), 51, np.uint8), ["a", "b"]).to_bytes()
