@@ -2,7 +2,8 @@
 
     python -m benchmarks.reward_serving null                   # images/s and latency of a scorer that costs nothing
     python -m benchmarks.reward_serving model                  # a small HPS model served, over the same model offline
-    python -m benchmarks.reward_serving overload --seconds 60  # 3 times the capacity: goodput, batches, memory
+    python -m benchmarks.reward_serving groups                 # groups of 9, 16 and 24: how full their calls are
+    python -m benchmarks.reward_serving overload               # 3 times the capacity for 60 s: goodput, batches, memory
     python -m benchmarks.reward_serving consolidated           # hps and pickscore in one process, and in one each
 
 To be run on an otherwise idle machine; server and load share its cores. Processor time per image is told as well: it
@@ -32,11 +33,21 @@ CONNECTIONS = 8
 # Enough single-image requests in flight to keep the next batch complete while one runs.
 CONNECTIONS_PER_BATCH = 3
 OVERLOAD = 3.0
+# Of each measurement, where it is not 10.
+SECONDS = {"overload": 60.0}
+# Images a request: what trainers call a group. None but the second divides into calls of 16.
+GROUPS = (9, 16, 24)
 
 
 def main() -> None:
     arguments = _parse()
-    benchmarks = {"null": _null, "model": _model, "overload": _overload, "consolidated": _consolidated}
+    benchmarks = {
+        "null": _null,
+        "model": _model,
+        "groups": _groups,
+        "overload": _overload,
+        "consolidated": _consolidated,
+    }
     figures = benchmarks[arguments.benchmark](arguments)
     conditions = {"seconds": arguments.seconds, "cpus": os.cpu_count(), "load_average": round(os.getloadavg()[0], 2)}
     print(json.dumps({"benchmark": f"reward_serving.{arguments.benchmark}"} | figures | conditions, indent=1))
@@ -44,12 +55,14 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("benchmark", choices=["null", "model", "overload", "consolidated"])
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
+    parser.add_argument("benchmark", choices=["null", "model", "groups", "overload", "consolidated"])
+    parser.add_argument("--seconds", type=float, help="of each measurement: 10, and 60 of overload, when left out")
     parser.add_argument("--images", type=int, default=4, help="per request of the null scorer")
     parser.add_argument("--side", type=int, default=48, help="pixels, of the images of the small models")
     parser.add_argument("--max-batch", type=int, default=16)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.seconds = arguments.seconds or SECONDS.get(arguments.benchmark, 10.0)
+    return arguments
 
 
 def _null(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -84,6 +97,22 @@ def _model(arguments: argparse.Namespace) -> dict[str, Any]:
         "server_cpu_ms_per_image": round(server_ms, 3),
         "max_batch": arguments.max_batch,
     }
+
+
+def _groups(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Whole groups as one request each, of sizes that do not fit into a call."""
+    figures: dict[str, Any] = {"max_batch": arguments.max_batch}
+    with serving("--scorer", "hps", "--model", str(HPS), "--max-batch", str(arguments.max_batch)) as target:
+        for size in GROUPS:
+            calls, images = _batches(target)
+            groups_per_s, server_ms = _most([target], [prepare(size, arguments.side)], CONNECTIONS, arguments)
+            calls_after, images_after = _batches(target)
+            figures[f"groups_of_{size}"] = {
+                "images_per_s": round(groups_per_s * size, 1),
+                "mean_batch_over_max": round((images_after - images) / (calls_after - calls) / arguments.max_batch, 3),
+                "server_cpu_ms_per_image": round(server_ms / size, 3),
+            }
+    return figures
 
 
 def _overload(arguments: argparse.Namespace) -> dict[str, Any]:

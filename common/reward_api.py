@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NoReturn, Self
 
@@ -49,6 +49,13 @@ CHANNELS = 3
 IMAGE_RANK = 4
 # Of one image: 2048 x 2048.
 DEFAULT_MAX_PIXELS = 2**22
+# Longer side over shorter one. Most recipes enlarge the shorter side to their model's: a line of 16,000 pixels would
+# become billions of them.
+MAX_ASPECT = 32
+# Of a prompt, and of each text in metadata, as UTF-8: far beyond any text encoder. Runs refuse longer prompts as well.
+MAX_PROMPT_BYTES = 2**15
+# Of a text, in the error that refuses it.
+QUOTED_CHARACTERS = 40
 # Names the reward in an error of a message that does not know which reward it is about.
 ANY_REWARD = "any"
 # The words failures are counted by: fixed, because each becomes a metric label.
@@ -226,10 +233,37 @@ def _reject(message: str) -> NoReturn:
 
 
 def check_pixels(height: int, width: int, max_pixels: int) -> None:
-    """RewardRejected for an image of more than `max_pixels`; to be asked before it is decoded."""
+    """RewardRejected for an image of more than `max_pixels`, or a sliver; to be asked before it is decoded."""
     if height * width > max_pixels:
         message = f"an image of {height} x {width} pixels exceeds the limit of {max_pixels}"
         raise RewardRejected(ANY_REWARD, "too_large", f"{message}: shrink it or raise --max-pixels")
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        _reject(
+            f"an image of {height} x {width} pixels is a sliver: its sides differ by more than {MAX_ASPECT}, crop it"
+        )
+
+
+def check_text_lengths(prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
+    """RewardRejected for a prompt, or a text anywhere in metadata, of more than MAX_PROMPT_BYTES."""
+    # Each object once: a group shares its prompt, and a plain request may share one map among a thousand images.
+    for text in _texts_in({id(value): value for value in (*prompts, *metadata)}.values()):
+        # A character has at most 4 bytes: most texts are short enough without being encoded.
+        if len(text) * 4 > MAX_PROMPT_BYTES and (size := len(text.encode(errors="replace"))) > MAX_PROMPT_BYTES:
+            quoted = f"{text[:QUOTED_CHARACTERS]!r}..."
+            _reject(f"the text {quoted} has {size} bytes, at most {MAX_PROMPT_BYTES} are read: shorten it")
+
+
+def _texts_in(values: Iterable[object]) -> Iterator[str]:
+    """Every string in nested lists and maps, keys as well; without recursion, for JSON may be nested deep."""
+    left = list(values)
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, Mapping):
+            left += [*value, *value.values()]
+        elif isinstance(value, list | tuple):
+            left += value
 
 
 def _pixel_check(max_pixels: int, channel_axis: int) -> ArrayCheck:
@@ -252,7 +286,8 @@ def _read_fields(
     message = unpack(data, max_bytes, check_array)
     expected = {field.name for field in fields(kind)}
     if set(message) != expected:
-        detail = f"a {kind.__name__} has the fields {sorted(expected)}, this one has {sorted(message)}"
+        given = [name[:QUOTED_CHARACTERS] for name in sorted(message)]
+        detail = f"a {kind.__name__} has the fields {sorted(expected)}, this one has {given}"
         raise error(ANY_REWARD, cause, detail)
     return message
 
@@ -267,12 +302,13 @@ def _check_images(field: str, images: object, dtype: np.dtype[Any], channel_axis
 def _check_texts(count: int, prompts: object, metadata: object) -> None:
     if not isinstance(prompts, list | tuple) or not all(isinstance(prompt, str) for prompt in prompts):
         _reject("prompts is not a list of strings")
-    elif len(prompts) != count:
+    if len(prompts) != count:
         _reject(f"{len(prompts)} prompts for {count} images: one each")
     if not isinstance(metadata, list | tuple) or not all(isinstance(item, Mapping) for item in metadata):
         _reject("metadata is not a list of maps")
-    elif len(metadata) not in (0, count):
+    if len(metadata) not in (0, count):
         _reject(f"{len(metadata)} metadata for {count} images: one each, or none")
+    check_text_lengths(prompts, metadata)
 
 
 def _check_answer(scorer: object, field: str, values: object, rank: int) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import msgpack
 import numpy as np
@@ -25,6 +25,7 @@ from common.errors import WireError
 AnyArray = npt.NDArray[Any]
 # Called with an array's dtype name and shape before it is read; raises to refuse it.
 ArrayCheck = Callable[[str, tuple[int, ...]], None]
+Container = TypeVar("Container", list[Any], dict[Any, Any])
 
 ARRAY_EXTENSION = 1
 ARRAY_DTYPES = ("uint8", "float16", "float32", "int64")
@@ -33,9 +34,15 @@ MAX_ARRAY_RANK = 8
 MAX_DEPTH = 16
 # msgpack reserves room for a list before it reads it: without this bound, a few nested headers claim gigabytes.
 MAX_LIST_ITEMS = 16_384
+# Of all lists and maps of a message together: a byte of text can be a list, whose object takes seventy.
+MAX_ITEMS = 65_536
+# Of the top map: no message of ours has half as many.
+MAX_FIELDS = 16
 # Of everything but the arrays of the top map: names, prompts, metadata.
 MAX_TEXT_BYTES = 2**20
 MAX_NAME_BYTES = 256
+# Of a hostile name, in the error that refuses it.
+QUOTED_CHARACTERS = 40
 DEFAULT_MAX_BYTES = 256 * 2**20
 # Longest possible [dtype, shape] of an array, with room to spare.
 ARRAY_HEADER_BYTES = 128
@@ -51,6 +58,8 @@ EXTENSION_LENGTH_BYTES = {0xC7: 1, 0xC8: 2, 0xC9: 4}
 
 def pack(message: Mapping[str, Any]) -> bytes:
     """Encode a message, copying its arrays once; WireError names the first value that cannot travel."""
+    if len(message) > MAX_FIELDS:
+        raise WireError(f"a message of {len(message)} fields cannot travel: at most {MAX_FIELDS} at its top")
     _check_value(message, "message")
     packer = msgpack.Packer(default=_pack_nested_array)
     parts: list[bytes | memoryview] = [packer.pack_map_header(len(message))]
@@ -116,6 +125,7 @@ class _MessageReader:
         self._data = data
         self._position = 0
         self._text_left = MAX_TEXT_BYTES
+        self._items_left = MAX_ITEMS
         self._check_array = check_array
 
     def read(self) -> dict[str, Any]:
@@ -123,7 +133,7 @@ class _MessageReader:
         for _ in range(self._read_map_header()):
             name = self._read_text(MAX_NAME_BYTES)
             if not isinstance(name, str) or name in message:
-                raise WireError(f"a key of the message is {name!r}: strings, each once")
+                raise WireError(f"a key of the message is {_quoted(name)}: strings, each once")
             message[name] = self._read_value()
         if self._position != len(self._data):
             raise WireError(f"{len(self._data) - self._position} bytes follow the message")
@@ -131,11 +141,14 @@ class _MessageReader:
 
     def _read_map_header(self) -> int:
         marker = self._take(1)[0]
+        fields = MAX_FIELDS + 1
         if marker in SMALL_MAPS:
-            return marker - SMALL_MAPS.start
-        if marker == MAP_16:
-            return int.from_bytes(self._take(2))
-        raise WireError("a message is a map of less than 65536 fields at its top")
+            fields = marker - SMALL_MAPS.start
+        elif marker == MAP_16:
+            fields = int.from_bytes(self._take(2))
+        if fields > MAX_FIELDS:
+            raise WireError(f"a message is a map of at most {MAX_FIELDS} fields at its top")
+        return fields
 
     def _read_value(self) -> object:
         marker = self._data[self._position] if self._position < len(self._data) else None
@@ -149,7 +162,11 @@ class _MessageReader:
     def _read_text(self, most: int) -> object:
         """One value of at most `most` bytes that is no array of the top map."""
         window = self._data[self._position : self._position + most]
-        unpacker = _unpacker(lambda code, content: _decode_array(code, memoryview(content), self._check_array))
+        unpacker = _unpacker(
+            lambda code, content: _decode_array(code, memoryview(content), self._check_array),
+            list_hook=self._count_items,
+            object_hook=self._count_items,
+        )
         try:
             unpacker.feed(window)
             value: object = unpacker.unpack()
@@ -165,6 +182,15 @@ class _MessageReader:
         self._text_left -= used
         return value
 
+    def _count_items(self, container: Container) -> Container:
+        """Called with each list and map as soon as it is complete, so that most of a hostile message is never built."""
+        self._items_left -= 1 + len(container)
+        if self._items_left < 0:
+            raise WireError(
+                f"the lists and maps of a message hold more than {MAX_ITEMS} items: send fewer images at once"
+            )
+        return container
+
     def _take(self, count: int) -> memoryview:
         piece = self._data[self._position : self._position + count]
         if len(piece) < count:
@@ -173,9 +199,9 @@ class _MessageReader:
         return piece
 
 
-def _unpacker(extension_hook: Callable[[int, bytes], AnyArray]) -> Any:
+def _unpacker(extension_hook: Callable[[int, bytes], AnyArray], **hooks: Callable[[Any], Any]) -> Any:
     return msgpack.Unpacker(
-        ext_hook=extension_hook, max_array_len=MAX_LIST_ITEMS, max_map_len=MAX_LIST_ITEMS, strict_map_key=True
+        ext_hook=extension_hook, max_array_len=MAX_LIST_ITEMS, max_map_len=MAX_LIST_ITEMS, strict_map_key=True, **hooks
     )
 
 
@@ -267,7 +293,7 @@ def _find_problem(value: object, depth: int) -> str | None:
         return None if known else f": array dtype {value.dtype} is not one of {', '.join(ARRAY_DTYPES)}"
     if isinstance(value, Mapping):
         wrong = next((key for key in value if not isinstance(key, str)), None)
-        problem = None if wrong is None else f": key {wrong!r} is not a string"
+        problem = None if wrong is None else f": key {_quoted(wrong)} is not a string"
         return problem or _find_inside(value.items(), ".{}", depth)
     if isinstance(value, list | tuple):
         return _find_inside(enumerate(value), "[{}]", depth)
@@ -277,5 +303,9 @@ def _find_problem(value: object, depth: int) -> str | None:
 def _find_inside(items: Iterable[tuple[object, object]], place: str, depth: int) -> str | None:
     for key, item in items:
         if type(item) not in SCALARS and (problem := _find_problem(item, depth + 1)) is not None:
-            return place.format(key) + problem
+            return place.format(str(key)[:QUOTED_CHARACTERS]) + problem
     return None
+
+
+def _quoted(name: object) -> str:
+    return repr(name)[:QUOTED_CHARACTERS]

@@ -3,6 +3,7 @@
 An array travels as msgpack extension 1: [dtype, shape, raw buffer]. Images of one request have one size.
 """
 
+import os
 import sys
 
 import httpx
@@ -10,11 +11,9 @@ import msgpack
 import numpy as np
 from PIL import Image
 
-ARRAY = 1
-
 
 def encode(array):
-    return msgpack.ExtType(ARRAY, msgpack.packb([array.dtype.name, array.shape, array.tobytes()]))
+    return msgpack.ExtType(1, msgpack.packb([array.dtype.name, array.shape, array.tobytes()]))
 
 
 def decode(_, content):
@@ -25,5 +24,6 @@ def decode(_, content):
 url, prompt, *paths = sys.argv[1:]
 images = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
 body = msgpack.packb({"images_BHWC": images, "prompts": [prompt] * len(paths), "metadata": []}, default=encode)
-answer = httpx.post(f"{url}/v1/score", content=body, headers={"x-deadline-seconds": "30"}, timeout=31)
+headers = {"x-deadline-seconds": "30", "authorization": f"Bearer {os.environ.get('REWARD_SERVER_TOKEN', 'none')}"}
+answer = httpx.post(f"{url}/v1/score", content=body, headers=headers, timeout=31)
 print(msgpack.unpackb(answer.raise_for_status().content, ext_hook=decode)["scores_B"])

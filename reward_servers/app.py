@@ -3,6 +3,8 @@ score means.
 
     head ─► token ─► room in the queue? bytes left? ─► body ─► size, shape ─► batcher ─► answer
              401          429, nothing was read         413       400, 413, 422   504, 500
+
+Bodies are read, and large answers written, by a few threads of their own: neither belongs into the event loop.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
@@ -43,7 +46,7 @@ from common.reward_api import (
     ServerInfo,
 )
 from reward_servers import plain_json
-from reward_servers.batcher import Batcher
+from reward_servers.batcher import Batcher, Device
 from reward_servers.limits import ByteBudget, Holding, RequestLimits
 from reward_servers.metrics import ScorerMetrics, ServerMetrics
 from reward_servers.openapi import describe
@@ -52,6 +55,11 @@ JSON_TYPE = "application/json"
 CLIENT_GONE = 499
 # Of a content-length: an exabyte.
 LENGTH_DIGITS = 18
+# Few, because they take cores and memory bandwidth from the model.
+READERS = 2
+# A gradient request's body, its pixels, their gradient, and the answer that is packed from it.
+GRADIENT_COPIES = 4
+BEARER = "bearer"
 STATUS_OF_CAUSE = {
     "wire": 400,
     "request": 422,
@@ -63,6 +71,7 @@ STATUS_OF_CAUSE = {
 }
 
 Handler = Callable[[Request, Holding], Awaitable[Response]]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -85,10 +94,18 @@ class ServerApp:
     """The routes of a process: those of each of its scorers, and those about itself."""
 
     def __init__(
-        self, served: Sequence[Served], limits: RequestLimits, queue_bytes: int, metrics: ServerMetrics
+        self,
+        served: Sequence[Served],
+        limits: RequestLimits,
+        queue_bytes: int,
+        device: Device,
+        metrics: ServerMetrics,
     ) -> None:
         self._served = served
-        self._services = [RewardService(one, limits, queue_bytes) for one in served]
+        self._limits = limits
+        self._device = device
+        readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
+        self._services = [RewardService(one, limits, queue_bytes, readers) for one in served]
         self._metrics = metrics
         self._document = json.dumps(describe([(one.prefix, one.info) for one in served], limits)).encode()
 
@@ -108,6 +125,13 @@ class ServerApp:
         return _json({"alive": True})
 
     async def ready(self, request: Request) -> Response:  # noqa: ARG002
+        """503 once a model call has outlasted every request it was made for: nothing will be answered until it ends."""
+        seconds = self._device.call_seconds
+        if seconds > self._limits.deadline_s:
+            message = (
+                f"a model call has been running for {seconds:.0f} s, the deadline is {self._limits.deadline_s:g} s"
+            )
+            return _json({"error": "deadline", "message": f"{message}: restart the server if it is stuck"}, 503)
         return _json({"ready": True, "probe_scores": {one.info.scorer: one.probe_score for one in self._served}})
 
     async def metrics(self, request: Request) -> Response:  # noqa: ARG002
@@ -129,13 +153,14 @@ class ServerApp:
 class RewardService:
     """The routes of one scorer."""
 
-    def __init__(self, served: Served, limits: RequestLimits, queue_bytes: int) -> None:
+    def __init__(self, served: Served, limits: RequestLimits, queue_bytes: int, readers: ThreadPoolExecutor) -> None:
         self._prefix = served.prefix
         self._info = served.info
         self._batcher = served.batcher
         self._metrics = served.metrics
         self._limits = limits
         self._budget = ByteBudget(served.info.scorer, queue_bytes, served.metrics)
+        self._readers = readers
 
     def routes(self) -> list[Route]:
         handlers = {SCORE_PATH: self._score, GRADIENT_PATH: self._gradient, PLAIN_SCORE_PATH: self._plain_score}
@@ -169,29 +194,36 @@ class RewardService:
 
     async def _score(self, request: Request, holding: Holding) -> Response:
         body = await self._read_body(request, holding)
-        message = ScoreRequest.from_bytes(body, self._limits.max_body_bytes, self._limits.max_pixels)
-        answer = await self._through_batcher(request, message)
+        answer = await self._through_batcher(request, self._parse(ScoreRequest, body, holding))
         return Response(answer.to_bytes(), media_type=MEDIA_TYPE)
 
     async def _gradient(self, request: Request, holding: Holding) -> Response:
         if not self._info.differentiable:
             message = f"the scorer {self._info.scorer} is not differentiable"
             raise RewardRejected(self._info.scorer, "not_differentiable", message)
-        body = await self._read_body(request, holding)
-        # In a thread: floats are copied and their range is looked at, many milliseconds for a group of large images.
-        message = await asyncio.to_thread(
-            GradientRequest.from_bytes, body, self._limits.max_body_bytes, self._limits.max_pixels
-        )
-        answer = await self._through_batcher(request, message)
-        return Response(answer.to_bytes(), media_type=MEDIA_TYPE)
+        body = await self._read_body(request, holding, GRADIENT_COPIES)
+        answer = await self._through_batcher(request, self._parse(GradientRequest, body, holding))
+        return Response(await self._in_thread(answer.to_bytes, holding), media_type=MEDIA_TYPE)
 
     async def _plain_score(self, request: Request, holding: Holding) -> Response:
         body = await self._read_body(request, holding)
-        plain = await asyncio.to_thread(plain_json.parse, body, self._limits)
+        plain = await self._in_thread(lambda: plain_json.parse(body, self._limits), holding)
         # The body and its pixels live side by side for a moment.
         holding.grow_to(len(body) + plain.decoded_bytes)
-        answer = await self._through_batcher(request, await asyncio.to_thread(plain.decode))
+        answer = await self._through_batcher(request, self._in_thread(plain.decode, holding))
         return Response(plain.answer(answer.scores_B.tolist()), media_type=JSON_TYPE)
+
+    def _parse(
+        self, kind: type[ScoreRequest | GradientRequest], body: bytearray, holding: Holding
+    ) -> Awaitable[ScoreRequest | GradientRequest]:
+        limits = self._limits
+        return self._in_thread(lambda: kind.from_bytes(body, limits.max_body_bytes, limits.max_pixels), holding)
+
+    async def _in_thread(self, call: Callable[[], Result], holding: Holding) -> Result:
+        """What `call` returns. The request's bytes stay held until the thread is done, also when nobody waits."""
+        work = self._readers.submit(call)
+        holding.read_by(work)
+        return await asyncio.wrap_future(work)
 
     async def _describe(self, request: Request, holding: Holding) -> Response:  # noqa: ARG002
         return Response(self._info.to_json(), media_type=JSON_TYPE)
@@ -199,9 +231,9 @@ class RewardService:
     def _authorise(self, request: Request) -> None:
         if self._limits.token is None:
             return
-        expected = f"Bearer {self._limits.token}".encode()
-        given = request.headers.get("authorization", "").encode()
-        if not secrets.compare_digest(given, expected):
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        right = secrets.compare_digest(given.strip().encode(), self._limits.token.encode())
+        if scheme.lower() != BEARER or not right:
             raise RewardRejected(self._info.scorer, "unauthorized", "the bearer token is missing or wrong")
 
     def _deadline(self, request: Request) -> float:
@@ -218,40 +250,44 @@ class RewardService:
             raise RewardRejected(self._info.scorer, "request", message)
         return min(seconds, self._limits.deadline_s)
 
-    async def _read_body(self, request: Request, holding: Holding) -> bytearray:
-        """The body, unless it is too large or there is no room for it: then nothing or little of it is read."""
+    async def _read_body(self, request: Request, holding: Holding, copies: int = 1) -> bytearray:
+        """The body, unless it is too large or there is no room for `copies` of it: then nothing or little is read."""
         self._batcher.require_room()
-        self._reserve(holding, _declared_length(request))
+        self._reserve(holding, _declared_length(request), copies)
         body = bytearray()
         async for chunk in request.stream():
-            self._reserve(holding, len(body) + len(chunk))
+            self._reserve(holding, len(body) + len(chunk), copies)
             body += chunk
         return body
 
-    def _reserve(self, holding: Holding, size: int) -> None:
+    def _reserve(self, holding: Holding, size: int, copies: int) -> None:
         if size > self._limits.max_body_bytes:
             message = f"the body exceeds {self._limits.max_body_bytes} bytes"
             raise RewardRejected(
                 self._info.scorer, "too_large", f"{message}: send fewer images at once or raise --max-body-mb"
             )
-        holding.grow_to(size)
+        holding.grow_to(copies * size)
 
     async def _through_batcher(
-        self, request: Request, message: ScoreRequest | GradientRequest
+        self, request: Request, parsing: Awaitable[ScoreRequest | GradientRequest]
     ) -> ScoreResponse | GradientResponse:
         """Wait for the answer, or for the client to hang up: the withdrawn request is then never executed."""
-        answer = self._batcher.submit(message)
         # The body is read, so the next thing the client can say is that it is gone.
         hang_up = asyncio.ensure_future(request.receive())
+        answer: asyncio.Future[Any] | None = None
         try:
-            either: set[asyncio.Future[Any]] = {answer, hang_up}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            message = await parsing
+            if hang_up.done():
+                raise ClientDisconnect
+            answer = self._batcher.submit(message)
+            await asyncio.wait({answer, hang_up}, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
                 raise ClientDisconnect
             return answer.result()
         finally:
             hang_up.cancel()
-            answer.cancel()
+            if answer is not None:
+                answer.cancel()
 
     def _error(self, error: RewardError | WireError) -> Response:
         """RewardInvalid (a scorer that failed or answered nonsense) is the server's own fault: 500."""

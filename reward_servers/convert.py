@@ -17,13 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from transformers import CLIPModel, CLIPVisionModelWithProjection
 
 from common.errors import ConfigError, ModelError, RtdmdError
 from reward_servers.convert_published import HPS_SETTINGS, IMAGE_REWARD_SETTINGS, image_reward_state
+from reward_servers.options import USAGE_ERROR
 from reward_servers.scorers import aesthetic, hps, image_reward
 from reward_servers.scorers.base import Scorer
 from reward_servers.scorers.model_directory import (
@@ -45,8 +45,6 @@ TOKENIZER_FILES = (
     "merges.txt",
     "vocab.txt",
 )
-PROBE_SIDE = 64
-USAGE_ERROR = 2
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -195,8 +193,8 @@ def _publish(out: Path, scorer_class: type[Scorer], write: Callable[[Path], None
 
 
 def _check(scorer: Scorer) -> None:
-    picture_BHWC = np.full((1, PROBE_SIDE, PROBE_SIDE, 3), 128, dtype=np.uint8)
-    score = float(scorer.score(picture_BHWC, [scorer.probe_prompt], [{}])[0])
+    probe = scorer.probe_request()
+    score = float(scorer.score(probe.images_BHWC, probe.prompts, probe.metadata)[0])
     if not math.isfinite(score):
         raise ModelError(f"the converted {scorer.name} scores a grey picture {score}: its weights are damaged")
 

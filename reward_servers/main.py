@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import logging
 import os
 import socket
 import sys
@@ -20,11 +21,11 @@ from contextlib import asynccontextmanager
 import numpy as np
 
 from common.errors import ConfigError, ModelError, RewardError, RtdmdError
-from common.reward_api import GradientRequest, ScoreRequest, ServerInfo
+from common.reward_api import GradientRequest, ServerInfo
 from reward_servers.app import Served, ServerApp
 from reward_servers.batcher import Batcher, Device
 from reward_servers.metrics import ServerMetrics
-from reward_servers.options import ServerSettings, build_parser, check, check_names
+from reward_servers.options import USAGE_ERROR, ScorerSettings, ServerSettings, build_parser, check, check_names
 from reward_servers.process import bind, follow_parent, serve_http, write_atomically
 from reward_servers.registration import registered
 from reward_servers.scorers.base import Scorer
@@ -40,9 +41,12 @@ BUILT_IN_SCORERS = {
     "ocr": "reward_servers.scorers.ocr:OcrScorer",
     "pickscore": "reward_servers.scorers.pickscore:PickScoreScorer",
 }
-PROBE_SIDE = 64
-USAGE_ERROR = 2
 INTERRUPTED = 130
+# For so long the event loop may have to wait for a thread that computes in Python, a reader or a scorer. Python's own
+# 5 ms, which a request may meet several times, are longer than all else that serving costs.
+SWITCH_SECONDS = 0.0005
+# Of somebody else's message, in ours.
+REASON_CHARACTERS = 300
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     # Set before a scorer's stack is imported: OpenMP and MKL read it once, for every thread of the process.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(options.threads))
+    sys.setswitchinterval(SWITCH_SECONDS)
     if options.parent_pid is not None:
         threading.Thread(target=follow_parent, args=(options.parent_pid,), daemon=True).start()
     try:
@@ -73,7 +78,7 @@ def load_scorers(settings: ServerSettings) -> dict[str, Scorer]:
         if one.model is not None and not one.model.is_dir():
             raise ModelError(f"--model {one.model} is not a directory")
     loading = zip(names, kinds, settings.scorers, strict=True)
-    return {name: kind.load(one.model, settings.device) for name, kind, one in loading}
+    return {name: _load(kind, one, settings.device) for name, kind, one in loading}
 
 
 async def serve(settings: ServerSettings, scorers: Mapping[str, Scorer], listener: socket.socket) -> None:
@@ -90,8 +95,9 @@ async def serve(settings: ServerSettings, scorers: Mapping[str, Scorer], listene
             served.append(
                 Served(prefix, server_info(name, scorer, reproducible), batchers[name], counters[name], probe_score)
             )
-        app = ServerApp(served, settings.limits, settings.queue_bytes, metrics).build()
-        await serve_http(app, listener, open_for_requests(settings, listener.getsockname()[1], served))
+        app = ServerApp(served, settings.limits, settings.queue_bytes, device, metrics).build()
+        opening = open_for_requests(settings, listener.getsockname()[1], served)
+        await serve_http(app, listener, opening, settings.limits.deadline_s)
 
     feeding = [asyncio.create_task(batcher.run()) for batcher in batchers.values()]
     done, _ = await asyncio.wait(
@@ -101,8 +107,11 @@ async def serve(settings: ServerSettings, scorers: Mapping[str, Scorer], listene
     for task in done:
         task.result()
     if device.busy:
-        # A model call outlived the drain; the interpreter would wait for its thread for ever.
-        os._exit(1)
+        # A model call outlived every request it was made for. The interpreter would wait for its thread for ever.
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
     for task in feeding:
         task.cancel()
     device.close()
@@ -113,7 +122,8 @@ async def open_for_requests(settings: ServerSettings, port: int, served: Sequenc
     """What holds exactly while requests are taken: entered when every scorer is ready, left when the drain begins."""
     if settings.ready_file is not None:
         write_atomically(settings.ready_file, json.dumps({"port": port, "pid": os.getpid()}))
-    base = settings.advertise_url or f"http://{settings.host}:{port}"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    base = settings.advertise_url or f"http://{host}:{port}"
     async with registered(settings.redis_url, {one.info.scorer: base + one.prefix for one in served}):
         yield
 
@@ -136,13 +146,12 @@ def server_info(name: str, scorer: Scorer, reproducible: bool) -> ServerInfo:
 
 async def _probe(batcher: Batcher, scorer: Scorer) -> float:
     """Score one plain picture the way a client would; ModelError when that does not give a finite score."""
-    prompts, metadata = [scorer.probe_prompt], [dict(scorer.probe_metadata)]
-    images_BHWC = np.full((1, PROBE_SIDE, PROBE_SIDE, 3), 128, dtype=np.uint8)
+    request = scorer.probe_request()
     try:
-        answer = await batcher.submit(ScoreRequest(images_BHWC, prompts, metadata))
+        answer = await batcher.submit(request)
         if scorer.differentiable:
-            pixels_BCHW = np.full((1, 3, PROBE_SIDE, PROBE_SIDE), 0.5, dtype=np.float32)
-            await batcher.submit(GradientRequest(pixels_BCHW, prompts, metadata))
+            pixels_BCHW = np.ascontiguousarray(request.images_BHWC.transpose(0, 3, 1, 2), dtype=np.float32) / 255
+            await batcher.submit(GradientRequest(pixels_BCHW, request.prompts, request.metadata))
     except RewardError as error:
         raise ModelError(f"the scorer {scorer.name} failed its probe ({error.cause}): {error}") from error
     return float(answer.scores_B[0])
@@ -159,7 +168,23 @@ def _scorer_class(spec: str) -> type[Scorer]:
     try:
         found = vars(importlib.import_module(module_name)).get(class_name)
     except ImportError as error:
-        raise ConfigError(f"--scorer {spec}: {error} (looked in the current directory as well)") from error
+        raise _missing(spec, error) from error
     if not (isinstance(found, type) and issubclass(found, Scorer)):
         raise ConfigError(f"--scorer {spec}: {module_name} has no subclass of Scorer named {class_name}")
     return found
+
+
+def _load(kind: type[Scorer], one: ScorerSettings, device: str) -> Scorer:
+    try:
+        return kind.load(one.model, device)
+    except ImportError as error:  # some libraries ask for others only when a model is built
+        raise _missing(one.scorer, error) from error
+
+
+def _missing(spec: str, error: ImportError) -> ConfigError:
+    """Some say for a whole screen what is missing: it is one line here, and how to install it."""
+    reason = " ".join(str(error).split())
+    if spec in BUILT_IN_SCORERS:
+        extra = spec.removesuffix("_parts")
+        return ConfigError(f"--scorer {spec}: {reason[:REASON_CHARACTERS]}; pip install -e '.[{extra}]'")
+    return ConfigError(f"--scorer {spec}: {reason[:REASON_CHARACTERS]} (looked in the current directory as well)")

@@ -17,6 +17,8 @@ from common.reward_api import (
     INFO_FLAGS,
     INFO_PATH,
     INFO_TEXTS,
+    MAX_ASPECT,
+    MAX_PROMPT_BYTES,
     MEDIA_TYPE,
     METRICS_PATH,
     OPENAPI_PATH,
@@ -43,6 +45,7 @@ ERRORS = {
     422: "A message, but no valid request.",
     429: "The queue is full; nothing was done. Come back after Retry-After seconds.",
     500: "The scorer failed, or answered nonsense.",
+    503: "A model call has outlasted every request it was made for.",
     504: "No answer within the deadline; the work was dropped if it had not begun.",
 }
 SCORE_ERRORS = (400, 413, 422, 429, 500, 504)
@@ -64,7 +67,8 @@ def describe(scorers: Sequence[tuple[str, ServerInfo]], limits: RequestLimits) -
     if guarded:
         components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
     description = (
-        f"Scores of images. A body has at most {limits.max_body_bytes} bytes, an image {limits.max_pixels} pixels; "
+        f"Scores of images. A body has at most {limits.max_body_bytes} bytes, an image {limits.max_pixels} pixels and "
+        f"sides that differ by a factor of {MAX_ASPECT}, a text {MAX_PROMPT_BYTES} bytes; "
         f"an answer comes within {limits.deadline_s:g} s. A failure is a status and a reason, never a score."
     )
     return {
@@ -157,13 +161,15 @@ SCHEMAS: Json = {
 MSGPACK_SCHEMAS = ("ScoreRequest", "ScoreResponse", "GradientRequest", "GradientResponse")
 
 
-def _page(summary: str, content: Json) -> Json:
-    return {"get": {"summary": summary, "responses": {"200": {"description": "Done."} | content}}}
+def _page(summary: str, content: Json, errors: Sequence[int] = ()) -> Json:
+    responses = {"200": {"description": "Done."} | content}
+    responses |= {str(status): {"description": ERRORS[status]} | _content("Error") for status in errors}
+    return {"get": {"summary": summary, "responses": responses}}
 
 
 PROCESS_PATHS: Json = {
     HEALTH_PATH: _page("The process is alive", _content("Health")),
-    READY_PATH: _page("Every scorer has scored a probe", _content("Ready")),
+    READY_PATH: _page("Every scorer has scored a probe, and no call is stuck", _content("Ready"), (503,)),
     METRICS_PATH: _page("Prometheus metrics", {"content": {"text/plain": {"schema": TEXT}}}),
     OPENAPI_PATH: _page("This document", _content("Document")),
 }

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from redis.connection import parse_url
+
 from common.addresses import host_of, is_loopback, without_secrets
 from common.errors import ConfigError
 from common.reward_api import DEFAULT_MAX_PIXELS
@@ -24,6 +26,10 @@ RESERVED_NAMES = ("v1", "score", "healthz", "readyz", "metrics", "openapi.json")
 MEBIBYTE = 2**20
 # Every interface: good to listen on, no address to be reached at.
 ANY_ADDRESS = ("0.0.0.0", "::")
+# A plain request's body and its decoded images live side by side.
+COPIES_OF_A_BODY = 2
+# Exit status of every command here that could not do what its line asks for.
+USAGE_ERROR = 2
 
 
 @dataclass(frozen=True)
@@ -90,12 +96,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--max-wait-ms", type=_duration, default=5.0, help="how long a request waits for company on an idle device"
     )
     parser.add_argument(
-        "--queue-items", type=_positive, default=256, help="images that may wait, of a scorer; then 429"
+        "--queue-items",
+        type=_positive,
+        default=256,
+        help="images that may wait, of a scorer; then 429; a larger request: 413",
     )
     parser.add_argument("--queue-mb", type=_positive, default=1024, help="MiB that may wait, of a scorer; then 429")
     parser.add_argument("--max-body-mb", type=_positive, default=256, help="request body limit in MiB; then 413")
     parser.add_argument("--max-pixels", type=_positive, default=DEFAULT_MAX_PIXELS, help="of an image; then 413")
-    parser.add_argument("--deadline-s", type=_duration, default=60.0, help="seconds a request may take; then 504")
+    parser.add_argument("--deadline-s", type=_some_time, default=60.0, help="seconds a request may take; then 504")
     parser.add_argument("--ready-file", type=Path, help="written once ready: JSON with port and pid")
     parser.add_argument("--redis-url", help="be listed there, so that runs find this server: redis://HOST:PORT/DB")
     parser.add_argument("--advertise-url", help="base URL to be listed under; http://HOST:PORT when left out")
@@ -109,15 +118,13 @@ def check(options: argparse.Namespace) -> ServerSettings:
     if not is_loopback(options.host) and token is None:
         message = f"--host {options.host} is reachable from outside: set {TOKEN_VARIABLE}, or listen on 127.0.0.1"
         raise ConfigError(message)
-    if options.queue_mb < options.max_body_mb:
-        message = f"--queue-mb {options.queue_mb} is less than --max-body-mb {options.max_body_mb}"
+    if token is not None and not token.isascii():
+        raise ConfigError(f"{TOKEN_VARIABLE} has characters that no HTTP header can carry: use ASCII alone")
+    if options.queue_mb < COPIES_OF_A_BODY * options.max_body_mb:
+        message = f"--queue-mb {options.queue_mb} is less than twice --max-body-mb {options.max_body_mb}"
         raise ConfigError(f"{message}: the largest request could never be taken")
-    if options.redis_url is not None and options.advertise_url is None and options.host in ANY_ADDRESS:
-        raise ConfigError(
-            f"--redis-url with --host {options.host}: say under which URL others reach it: --advertise-url"
-        )
     if options.redis_url is not None:
-        _check_advertised(options.redis_url, options.advertise_url or f"http://{options.host}")
+        _check_reachable(options.redis_url, options.host, options.advertise_url)
     return ServerSettings(
         scorers=_pair(options.of_scorers),
         host=options.host,
@@ -166,12 +173,19 @@ def _pair(given: Sequence[tuple[str, str]]) -> tuple[ScorerSettings, ...]:
     )
 
 
-def _check_advertised(redis_url: str, url: str) -> None:
-    """ConfigError for an address that means another machine to whoever reads it in a shared Redis."""
-    if is_loopback(host_of(url)) and not is_loopback(host_of(redis_url)):
+def _check_reachable(redis_url: str, host: str, advertised: str | None) -> None:
+    """ConfigError when those who read this server's address in that Redis could not know it, or not reach it by it."""
+    shown = f"--redis-url {without_secrets(redis_url)}"
+    try:
+        redis_host = parse_url(redis_url).get("host", "localhost")
+    except ValueError as error:
+        raise ConfigError(f"{shown}: {error}") from error
+    listed = host if advertised is None else host_of(advertised)
+    unknown = advertised is None and host in ANY_ADDRESS
+    if unknown or (is_loopback(listed) and not is_loopback(redis_host)):
         raise ConfigError(
-            f"--redis-url {without_secrets(redis_url)} is shared, but this server would be listed there as {url}, "
-            "which means everybody's own machine: listen on another --host, or set --advertise-url"
+            f"{shown}: machines that find this server there cannot reach it as {listed}: say their URL of it with "
+            "--advertise-url http://HOST:PORT"
         )
 
 
@@ -179,6 +193,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def _some_time(text: str) -> float:
+    value = _duration(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"{text} is no time at all")
     return value
 
 

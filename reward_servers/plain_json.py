@@ -26,7 +26,15 @@ import numpy as np
 from PIL import Image
 
 from common.errors import RewardRejected
-from common.reward_api import ANY_REWARD, CHANNELS, Metadata, ScoreRequest, check_pixels
+from common.reward_api import (
+    ANY_REWARD,
+    CHANNELS,
+    QUOTED_CHARACTERS,
+    Metadata,
+    ScoreRequest,
+    check_pixels,
+    check_text_lengths,
+)
 from reward_servers.limits import RequestLimits
 
 # WebP is left out: its decoder takes memory for the declared size before that can be refused.
@@ -75,25 +83,29 @@ def parse(body: bytearray, limits: RequestLimits) -> PlainRequest:
         raise RewardRejected(ANY_REWARD, "wire", f"the body is not JSON: {error}") from error
     if not isinstance(fields, dict):
         _reject(f"the body is a {type(fields).__name__}, not an object")
-    if set(fields) == ONE_FIELDS:
-        return PlainRequest([_open(fields["image_base64"], limits)], [_text(fields["prompt"])], (), single=True)
-    if not {"images", "prompts"} <= set(fields) <= MANY_FIELDS:
-        _reject(
-            f"the body has the fields {sorted(fields)[:8]}, wanted are {sorted(MANY_FIELDS)} or {sorted(ONE_FIELDS)}"
-        )
-    images, prompts = _list("images", fields["images"]), _list("prompts", fields["prompts"])
-    if len(images) > MAX_IMAGES:
-        _reject(f"{len(images)} images in one request, at most {MAX_IMAGES} are read")
-    request = PlainRequest(
-        [_open(image, limits) for image in images],
-        [_text(prompt) for prompt in prompts],
-        _metadata(fields.get("metadata"), len(images)),
-        single=False,
-    )
+    request = _one(fields, limits) if set(fields) == ONE_FIELDS else _many(fields, limits)
     if request.decoded_bytes > limits.max_body_bytes:
         message = f"the images take {request.decoded_bytes} bytes once decoded, the limit is {limits.max_body_bytes}"
         raise RewardRejected(ANY_REWARD, "too_large", f"{message}: send fewer at once or raise --max-body-mb")
     return request
+
+
+def _one(fields: Mapping[str, Any], limits: RequestLimits) -> PlainRequest:
+    return PlainRequest([_open(fields["image_base64"], limits)], [_text(fields["prompt"])], (), single=True)
+
+
+def _many(fields: Mapping[str, Any], limits: RequestLimits) -> PlainRequest:
+    if not {"images", "prompts"} <= set(fields) <= MANY_FIELDS:
+        given = [name[:QUOTED_CHARACTERS] for name in sorted(fields)[:8]]
+        _reject(f"the body has the fields {given}, wanted are {sorted(MANY_FIELDS)} or {sorted(ONE_FIELDS)}")
+    images, prompts = _list("images", fields["images"]), _list("prompts", fields["prompts"])
+    if len(images) > MAX_IMAGES:
+        _reject(f"{len(images)} images in one request, at most {MAX_IMAGES} are read")
+    texts = [_text(prompt) for prompt in prompts]
+    metadata = _metadata(fields.get("metadata"), len(images))
+    # Before an image is opened: most of them are megabytes.
+    check_text_lengths(texts, metadata)
+    return PlainRequest([_open(image, limits) for image in images], texts, metadata, single=False)
 
 
 def _open(encoded: object, limits: RequestLimits) -> Image.Image:

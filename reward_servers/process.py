@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -13,8 +14,14 @@ import uvicorn
 from starlette.applications import Starlette
 
 from common.errors import ConfigError
+from reward_servers.connection import BoundedConnection
 
-DRAIN_SECONDS = 30
+# After the last deadline, for answers to be sent.
+DRAIN_EXTRA_SECONDS = 1
+# Of an orphan, whose launcher is gone: nobody is left to wait for its answers.
+ORPHAN_SECONDS = 30
+# Enough for hundreds of workers, and safely below the 1024 open files that a shell allows.
+MAX_CONNECTIONS = 512
 # Longer than a client keeps an idle connection, so that the client is the one to close it.
 KEEP_ALIVE_SECONDS = 75
 PARENT_POLL_SECONDS = 0.5
@@ -32,17 +39,23 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def serve_http(app: Starlette, listener: socket.socket, while_open: AbstractAsyncContextManager[None]) -> None:
-    """Answer requests until SIGTERM or Ctrl-C, then drain. `while_open` is entered once the port is open, left at the
-    beginning of the drain."""
+async def serve_http(
+    app: Starlette, listener: socket.socket, while_open: AbstractAsyncContextManager[None], deadline_s: float
+) -> None:
+    """Answer requests until SIGTERM or Ctrl-C, then drain: every request taken is answered within its `deadline_s`.
+
+    `while_open` is entered once the port is open, and left at the beginning of the drain.
+    """
     config = uvicorn.Config(
         app,
+        http=BoundedConnection,
+        limit_concurrency=MAX_CONNECTIONS,
         log_level="warning",
         access_log=False,
         lifespan="off",
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
+        timeout_graceful_shutdown=math.ceil(deadline_s) + DRAIN_EXTRA_SECONDS,
     )
     # uvicorn drains on these, then raises the signal again; a drained stop is a success, not a death.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -81,7 +94,7 @@ def follow_parent(parent_pid: int) -> None:
     while os.getppid() == parent_pid:
         time.sleep(PARENT_POLL_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(DRAIN_SECONDS)
+    time.sleep(ORPHAN_SECONDS)
     os._exit(1)
 
 

@@ -25,21 +25,24 @@ async def registered(redis_url: str | None, urls: Mapping[str, str]) -> AsyncIte
         return
     link = RedisLink(RedisAddress.from_environment(redis_url))
     registry = ServerRegistry(link)
-    keeping = asyncio.create_task(_keep_listed(registry, urls))
+    closing = asyncio.Event()
+    keeping = asyncio.create_task(_keep_listed(registry, urls, closing))
     try:
         yield
     finally:
-        keeping.cancel()
-        with suppress(asyncio.CancelledError):
-            await keeping
+        closing.set()
+        # Asked to end, not cancelled: a renewal on its way in its thread would otherwise list the server again.
+        await keeping
         await asyncio.to_thread(_each, registry.deregister, urls)
         link.close()
 
 
-async def _keep_listed(registry: ServerRegistry, urls: Mapping[str, str]) -> None:
-    while True:
+async def _keep_listed(registry: ServerRegistry, urls: Mapping[str, str], closing: asyncio.Event) -> None:
+    while not closing.is_set():
         await asyncio.to_thread(_each, registry.register, urls)
-        await asyncio.sleep(RENEW_S)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RENEW_S):
+                await closing.wait()
 
 
 def _each(action: Callable[[str, str], None], urls: Mapping[str, str]) -> None:

@@ -16,9 +16,7 @@ from PIL import Image
 
 from common.errors import RewardRejected, RewardUnavailable, RtdmdError
 from common.reward_api import ANY_REWARD, MEDIA_TYPE, SCORE_PATH, ScoreRequest, ScoreResponse
-from reward_servers.options import TOKEN_VARIABLE
-
-USAGE_ERROR = 2
+from reward_servers.options import TOKEN_VARIABLE, USAGE_ERROR
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,7 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
         prompts = _one_prompt_each(options.prompt, len(options.images))
         token = os.environ.get(TOKEN_VARIABLE)
         headers = {"content-type": MEDIA_TYPE} | ({"authorization": f"Bearer {token}"} if token else {})
-        with httpx.Client(headers=headers, timeout=options.timeout_s) as http:
+        # No proxy of the environment: it would be given the token, and reward servers are on the same network.
+        with httpx.Client(headers=headers, timeout=options.timeout_s, trust_env=False) as http:
             for path, prompt in zip(options.images, prompts, strict=True):
                 print(f"{score(http, options.url, path, prompt):.6f}  {path}")
     except RtdmdError as error:
@@ -42,7 +41,7 @@ def score(http: httpx.Client, url: str, path: Path, prompt: str) -> float:
     try:
         with Image.open(path) as image:
             images_BHWC = np.asarray(image.convert("RGB"))[None]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise RewardRejected(ANY_REWARD, "request", f"{path} is no image that can be read: {error}") from error
     address = url.rstrip("/") + SCORE_PATH
     try:

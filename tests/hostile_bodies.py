@@ -15,12 +15,21 @@ import msgpack
 import numpy as np
 from PIL import Image
 
-from common.reward_api import GRADIENT_PATH, PLAIN_SCORE_PATH, SCORE_PATH, GradientRequest, ScoreRequest
+from common.reward_api import (
+    GRADIENT_PATH,
+    MAX_ASPECT,
+    PLAIN_SCORE_PATH,
+    SCORE_PATH,
+    GradientRequest,
+    ScoreRequest,
+)
 from common.wire import ARRAY_EXTENSION
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 6, 5, 3), dtype=np.uint8)
-SCORE = ScoreRequest(IMAGES, ["a", "b"], [{"n": 1}, {}]).to_bytes()
-GRADIENT = GradientRequest(np.full((1, 3, 4, 4), 0.5, np.float32), ["a"]).to_bytes()
+# In quotes, so that a reader of texts scores it as well.
+PROMPT = 'say "a"'
+SCORE = ScoreRequest(IMAGES, [PROMPT, PROMPT], [{"n": 1}, {}]).to_bytes()
+GRADIENT = GradientRequest(np.full((1, 3, 4, 4), 0.5, np.float32), [PROMPT]).to_bytes()
 
 
 @dataclass(frozen=True)
@@ -33,11 +42,12 @@ class Hostile:
     may_be_valid: bool = False
 
 
-def hostile_bodies(count: int, seed: int, large: int) -> Iterator[Hostile]:
-    """`count` bodies of all kinds; oversized ones have `large` bytes, which must exceed the server's limit."""
+def hostile_bodies(count: int, seed: int, large: int, leave_out: str = "") -> Iterator[Hostile]:
+    """`count` bodies of all kinds but one; oversized ones have `large` bytes: that must exceed the server's limit."""
     draw = random.Random(seed)
-    weights = [SLOW.get(name, 1.0) for name in KINDS]
-    names = [*KINDS, *draw.choices(list(KINDS), weights, k=count - len(KINDS))]
+    kinds = [name for name in KINDS if name != leave_out]
+    weights = [SLOW.get(name, 1.0) for name in kinds]
+    names = [*kinds, *draw.choices(kinds, weights, k=count - len(kinds))]
     for name in names:
         path, body = KINDS[name](draw, large)
         yield Hostile(name, path, body, may_be_valid=name in MAY_BE_VALID)
@@ -49,7 +59,7 @@ def _message(draw: random.Random) -> tuple[str, bytes]:
 
 def _plain(*files: bytes) -> bytes:
     encoded = [base64.b64encode(file).decode() for file in files]
-    return json.dumps({"images": encoded, "prompts": ["a"] * len(files)}).encode()
+    return json.dumps({"images": encoded, "prompts": [PROMPT] * len(files)}).encode()
 
 
 def _png(image_HWC: np.ndarray) -> bytes:
@@ -153,6 +163,37 @@ def _bomb(draw: random.Random, large: int) -> tuple[str, bytes]:
     return PLAIN_SCORE_PATH, _plain(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
 
 
+def _sliver(draw: random.Random, large: int) -> tuple[str, bytes]:
+    """A line of pixels, which most models would enlarge to a square of its longer side; or just no line yet."""
+    short = draw.choice([1, 1, 2, 3])
+    size = [short, short * draw.choice([MAX_ASPECT, MAX_ASPECT + 1, 100, 1000])]
+    draw.shuffle(size)
+    image_HWC = np.zeros((*size, 3), np.uint8)
+    if draw.random() < 0.5:
+        return PLAIN_SCORE_PATH, _plain(_png(image_HWC))
+    return SCORE_PATH, ScoreRequest(image_HWC[None], [PROMPT]).to_bytes()
+
+
+def _long_text(draw: random.Random, large: int) -> tuple[str, bytes]:
+    """A prompt, or a text in metadata, that would keep a tokenizer or a comparison busy."""
+    text = draw.choice(["x", "“", "é ", '"', "<|endoftext|>"]) * draw.choice([200, 30_000, 200_000])
+    prompt, metadata = draw.choice([(text, {}), (PROMPT, {"text": text}), (PROMPT, {"a": [{"b": text}]})])
+    if draw.random() < 0.5:
+        image = base64.b64encode(_png(IMAGES[0])).decode()
+        return PLAIN_SCORE_PATH, json.dumps({"images": [image], "prompts": [prompt], "metadata": [metadata]}).encode()
+    fields = {"images_BHWC": _array("uint8", [1, 2, 2, 3], bytes(12)), "prompts": [prompt], "metadata": [metadata]}
+    return SCORE_PATH, msgpack.packb(fields)
+
+
+def _wide(draw: random.Random, large: int) -> tuple[str, bytes]:
+    """A map of far too many fields, at the top or below."""
+    count = draw.choice([17, 1000, 65_535])
+    many = msgpack.packb({f"{number:x}": 0 for number in range(count)})
+    if draw.random() < 0.5:
+        return SCORE_PATH, many
+    return SCORE_PATH, b"\x82\xa8metadata\x91" + many + b"\xa7prompts" + msgpack.packb([many] * 4)
+
+
 def _chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
@@ -170,10 +211,13 @@ KINDS: dict[str, Callable[[random.Random, int], tuple[str, bytes]]] = {
     "wrong fields": _wrong_fields,
     "deep": _deep,
     "bomb": _bomb,
+    "sliver": _sliver,
+    "long text": _long_text,
+    "wide": _wide,
     "oversized": _oversized,
     "many small": _many_small,
 }
 # These take a hundred times as long as others.
-SLOW = {"many small": 0.03, "oversized": 0.3}
-# A changed pixel or letter is still a request.
-MAY_BE_VALID = ("flipped",)
+SLOW = {"many small": 0.03, "oversized": 0.3, "long text": 0.3, "wide": 0.3}
+# A changed pixel or letter is still a request; of slivers and long texts some are just none yet.
+MAY_BE_VALID = ("flipped", "sliver", "long text")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import httpx
@@ -25,9 +26,10 @@ async def serving_app(
     limits: RequestLimits = LIMITS,
     batch: BatchLimits = BATCH,
     queue_bytes: int = 2**22,
+    clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the application; the scorers are served as they are, without a probe."""
-    metrics, device = ServerMetrics(), Device()
+    metrics, device = ServerMetrics(), Device(clock)
     served = []
     for name, scorer in scorers.items():
         counters = metrics.of_scorer(name, *scorer.score_range)
@@ -35,7 +37,7 @@ async def serving_app(
         prefix, info = f"/{name}" if len(scorers) > 1 else "", server_info(name, scorer, not batch.share_calls)
         served.append(Served(prefix, info, batcher, counters, 0.5))
     feeding = [asyncio.create_task(one.batcher.run()) for one in served]
-    transport = httpx.ASGITransport(ServerApp(served, limits, queue_bytes, metrics).build())
+    transport = httpx.ASGITransport(ServerApp(served, limits, queue_bytes, device, metrics).build())
     try:
         async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
             yield client

@@ -38,7 +38,7 @@ from reward_servers.scorers.geneval_rules import (
     parse_task,
     select,
 )
-from reward_servers.scorers.model_directory import hash_weights, load_pretrained, require_directory
+from reward_servers.scorers.model_directory import hash_weights, load_pretrained, require_device, require_directory
 
 
 class GenevalScorer(Scorer):
@@ -58,6 +58,7 @@ class GenevalScorer(Scorer):
     @classmethod
     def load(cls, model_dir: Path | None, device: str) -> Self:
         directory = require_directory(model_dir, cls.name)
+        require_device(device)
         torch.backends.cudnn.allow_tf32 = False
         detector = load_pretrained(Mask2FormerForUniversalSegmentation, directory / "detector")
         clip = load_pretrained(CLIPModel, directory / "clip")

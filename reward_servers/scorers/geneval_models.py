@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from transformers import CLIPModel, Mask2FormerForUniversalSegmentation
 
 from common.errors import ModelError
-from common.reward_api import ByteArray
+from common.reward_api import MAX_ASPECT, ByteArray
 from reward_servers.scorers.clip import PromptTokens
 from reward_servers.scorers.geneval_rules import CLASSES, COLORS, THRESHOLD, Box, Detection
 from reward_servers.scorers.pixels import ImageRecipe
@@ -80,22 +80,21 @@ class ObjectDetector:
         best = confidences_QK.flatten().topk(min(MAX_PER_IMAGE, confidences_QK.numel()))
         # A mask can only lower its confidence: what fails here needs no mask.
         kept = best.values > THRESHOLD
-        if not bool(kept.any()):
-            return []
         queries_N = best.indices[kept] // confidences_QK.shape[1]
         labels_N = (best.indices[kept] % confidences_QK.shape[1]).tolist()
         padded = [side + -side % SIZE_DIVISOR for side in size]
-        logits_NHW = _resize(_resize(logits_Qhw[queries_N], padded)[:, : size[0], : size[1]], original_size)
-        masks_NHW = logits_NHW > 0
-        areas_N = masks_NHW.flatten(1).sum(dim=1)
-        certainty_N = (logits_NHW.sigmoid() * masks_NHW).flatten(1).sum(dim=1) / (areas_N + 1e-6)
-        confidences_N = (best.values[kept] * certainty_N).tolist()
-        masks = masks_NHW.cpu().numpy()
-        return [
-            Detection(CLASSES[label], confidence, box_around(mask), mask)
-            for label, confidence, mask in zip(labels_N, confidences_N, masks, strict=True)
-            if confidence > THRESHOLD
-        ]
+        found = []
+        # One at a time: a hundred masks of a large image, in floats, would take gigabytes.
+        for query, label, probability in zip(queries_N.tolist(), labels_N, best.values[kept].tolist(), strict=True):
+            logits_hw = _resize(logits_Qhw[query], padded)[: size[0], : size[1]]
+            logits_HW = _resize(logits_hw, original_size)
+            mask_HW = logits_HW > 0
+            certainty = (logits_HW.sigmoid() * mask_HW).sum() / (mask_HW.sum() + 1e-6)
+            confidence = probability * float(certainty)
+            if confidence > THRESHOLD:
+                mask = mask_HW.cpu().numpy()
+                found.append(Detection(CLASSES[label], confidence, box_around(mask), mask))
+        return found
 
 
 class ColorNamer:
@@ -118,9 +117,10 @@ class ColorNamer:
         return [COLORS[index] for index in similarities_NC.argmax(dim=-1).tolist()]
 
     def _cut_out(self, pixels_CHW: torch.Tensor, detection: Detection) -> torch.Tensor:
-        mask_HW = torch.tensor(detection.mask_HW, device=self._device)
         left, top, right, bottom = (round(side) for side in detection.box)
-        return torch.where(mask_HW, pixels_CHW, BACKGROUND)[:, top:bottom, left:right]
+        (top, bottom), (left, right) = _middle(top, bottom, right - left), _middle(left, right, bottom - top)
+        mask_HW = torch.tensor(detection.mask_HW, device=self._device)[top:bottom, left:right]
+        return torch.where(mask_HW, pixels_CHW[:, top:bottom, left:right], BACKGROUND)
 
     def _classifier(self, label: str) -> torch.Tensor:
         """Unit embeddings [C, D] of the colours of a class: the mean over the templates. There are at most 80."""
@@ -133,11 +133,20 @@ class ColorNamer:
         return self._classifiers[label]
 
 
+def _middle(start: int, stop: int, other_side: int) -> tuple[int, int]:
+    """A side of a box, no longer than MAX_ASPECT times the other one.
+
+    CLIP sees the middle of a box alone, but all of it is enlarged before: a line of 2000 pixels to a hundred million.
+    """
+    surplus = max(0, stop - start - MAX_ASPECT * other_side)
+    return start + surplus // 2, stop - (surplus - surplus // 2)
+
+
 def box_around(mask_HW: np.ndarray) -> Box:
     """(left, top, right, bottom) of a mask that is not empty; right and bottom lie one pixel beyond it."""
     columns, rows = np.flatnonzero(mask_HW.any(axis=0)), np.flatnonzero(mask_HW.any(axis=1))
     return cast(Box, tuple(float(side) for side in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)))
 
 
-def _resize(logits_NHW: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    return F.interpolate(logits_NHW[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
+def _resize(logits_HW: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    return F.interpolate(logits_HW[None, None], size=tuple(size), mode="bilinear", align_corners=False)[0, 0]

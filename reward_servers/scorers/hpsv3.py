@@ -40,6 +40,7 @@ from reward_servers.scorers.model_directory import (
     load_state,
     read_weights,
     require_complete,
+    require_device,
     require_directory,
     shorten,
 )
@@ -121,6 +122,7 @@ class HpsV3Scorer(Scorer):
     @classmethod
     def load(cls, model_dir: Path | None, device: str) -> Self:
         directory = require_directory(model_dir, cls.name)
+        require_device(device)
         prompt = read_prompt(directory)
         tokens = HpsV3Tokens(_load_tokenizer(directory), prompt)
         weights = directory / WEIGHTS_FILE

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from common.errors import ModelError
+from common.errors import ConfigError, ModelError
 from common.wire import fingerprint, tensor_hashes
 
 CONFIG_FILE = "config.json"
@@ -30,6 +30,17 @@ def require_directory(model_dir: Path | None, scorer: str) -> Path:
     if model_dir is None:
         raise ModelError(f"the {scorer} scorer needs its model directory: pass --model DIR")
     return model_dir
+
+
+def require_device(device: str) -> None:
+    """ConfigError for a device that torch does not know, or that this machine has not."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        message = f"--device {device} cannot be used: {shorten(error)}"
+        raise ConfigError(
+            f"{message}; cpu can everywhere, cuda where there is a GPU and a torch built for it"
+        ) from error
 
 
 def read_settings(path: Path) -> dict[str, Any]:

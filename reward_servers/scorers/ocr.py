@@ -30,7 +30,10 @@ from common.wire import fingerprint, tensor_hashes
 from reward_servers.scorers.base import Scorer
 
 TEXT_KEY = "text"
-QUOTED = re.compile(r'"([^"]*)"|“([^”]*)”')
+# A curly quote opens anew what another has left open: a prompt of nothing but openers is then read once.
+QUOTED = re.compile(r'"([^"]*)"|“([^“”]*)”')
+# Far beyond what a picture holds that a generator can write. Comparing costs its length times that of what is read.
+MAX_TEXT_CHARACTERS = 1024
 MODELS = Path(rapidocr.__file__).parent / "models"
 # Words read once at start: both models are loaded, and known to work, before the server says that it is ready.
 CHECK_WORDS = "Ready 42"
@@ -94,6 +97,11 @@ def demanded_text(prompt: str, metadata: Metadata) -> str:
             f"the prompt {prompt[:80]!r} demands no text: put it in double quotes, or as a string in "
             f'metadata["{TEXT_KEY}"]',
         )
+    if len(text) > MAX_TEXT_CHARACTERS:
+        message = (
+            f"the demanded text {text[:40]!r}... has {len(text)} characters, at most {MAX_TEXT_CHARACTERS} are read"
+        )
+        raise RewardRejected(OcrScorer.name, "request", f"{message}: demand less")
     return text
 
 
@@ -112,12 +120,14 @@ def normalise(text: str) -> str:
 
 def edit_distance(first: str, second: str) -> int:
     """Insertions, deletions and substitutions from one to the other (Levenshtein 1966), row by row."""
-    row = list(range(len(second) + 1))
+    letters = np.array([ord(letter) for letter in second], dtype=np.int64)
+    steps = np.arange(len(second) + 1)
+    row = steps
     for index, letter in enumerate(first, start=1):
-        previous, row = row, [index]
-        for column, other in enumerate(second, start=1):
-            row.append(min(previous[column] + 1, row[-1] + 1, previous[column - 1] + (letter != other)))
-    return row[-1]
+        changed = np.minimum(row[1:] + 1, row[:-1] + (letters != ord(letter)))
+        # A letter more costs 1 from its left neighbour: the smallest of (value - column), carried to the right.
+        row = np.minimum.accumulate(np.concatenate([[index], changed]) - steps) + steps
+    return int(row[-1])
 
 
 def _bundled(kind: str) -> Path:

@@ -14,6 +14,7 @@ from torch import nn
 from common.reward_api import ByteArray, FloatArray, Metadata
 from common.wire import fingerprint, tensor_hashes
 from reward_servers.scorers.base import Scorer
+from reward_servers.scorers.model_directory import require_device
 
 
 class TorchScorer(Scorer):
@@ -22,6 +23,7 @@ class TorchScorer(Scorer):
     differentiable = True
 
     def __init__(self, model: nn.Module, device: str) -> None:
+        require_device(device)
         state = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
         self.weights_hash = fingerprint(tensor_hashes(state))
         # The patch embedding is a convolution, and cuDNN's default TF32 would move scores in the third digit.

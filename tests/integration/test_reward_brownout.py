@@ -20,7 +20,8 @@ from common.circuit_breaker import BreakerState
 from common.outage import Outage, OutagePolicy, RewardGuard
 from common.reward_client import RewardClient, RewardEndpoint
 from common.reward_http import RewardHttp
-from tests.fickle_server import DEADLINE, FickleServer, wait_until
+from tests.fickle_server import DEADLINE, FickleServer
+from tests.waiting import wait_until
 
 OPENS_WITHIN_S = 5.0
 RECOVERS_WITHIN_S = 10.0

@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -17,6 +15,7 @@ from common.errors import RewardUnavailable
 from common.reward_api import READY_PATH
 from learner.local_servers import PROJECT_ROOT, LocalServers, LocalServerSpec
 from tests.tiny_rewards import write_hps
+from tests.waiting import wait_until
 
 DEADLINE = 60.0
 BRIGHTNESS = LocalServerSpec("brightness", "tests.toy_scorers:BrightnessScorer", None)
@@ -32,13 +31,6 @@ with LocalServers(specs, Path(sys.argv[1])) as servers:
     print(*servers.urls.values(), flush=True)
     time.sleep(600)
 """
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never came true"
-        time.sleep(0.02)
 
 
 def gone(url: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
@@ -15,12 +16,14 @@ from PIL import Image
 
 from common.reward_api import (
     DEADLINE_HEADER,
+    MAX_PROMPT_BYTES,
     METRICS_PATH,
     OPENAPI_PATH,
     PLAIN_SCORE_PATH,
     READY_PATH,
     SCORE_PATH,
     ByteArray,
+    GradientRequest,
     ScoreRequest,
     ScoreResponse,
 )
@@ -184,6 +187,36 @@ def test_pixels_and_bytes_are_limited() -> None:
     drive(scenario)
 
 
+def test_one_image_alone_has_the_limit_of_decoded_bytes_too() -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        black = np.zeros((64, 64, 3), np.uint8)
+        alone = await client.post(PLAIN_SCORE_PATH, json={"image_base64": encode(black), "prompt": "a"})
+        assert reason(alone) == (413, "too_large")
+        assert "12288 bytes once decoded" in alone.json()["message"]
+
+    drive(scenario, limits=replace(LIMITS, max_body_bytes=12_000))
+
+
+def test_slivers_and_endless_texts_are_refused_on_both_routes() -> None:
+    sliver, endless = np.zeros((1, 1, 33, 3), np.uint8), "x" * (MAX_PROMPT_BYTES + 1)
+    fields = {"images_BHWC": images(1), "prompts": ["a"], "metadata": []}
+    file = encode(images(1)[0])
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        for answer in (
+            await client.post(SCORE_PATH, content=pack(fields | {"images_BHWC": sliver})),
+            await client.post(SCORE_PATH, content=pack(fields | {"prompts": [endless]})),
+            await client.post(SCORE_PATH, content=pack(fields | {"metadata": [{"text": endless}]})),
+            await client.post(PLAIN_SCORE_PATH, json={"image_base64": encode(sliver[0]), "prompt": "a"}),
+            await client.post(PLAIN_SCORE_PATH, json={"image_base64": file, "prompt": endless}),
+            await client.post(PLAIN_SCORE_PATH, json={"images": [file], "prompts": ["a"], "metadata": {"a": endless}}),
+        ):
+            assert reason(answer) == (422, "request")
+            assert len(answer.text) < 300
+
+    drive(scenario)
+
+
 def test_the_token_is_asked_for_everywhere_a_scorer_answers() -> None:
     async def scenario(client: httpx.AsyncClient) -> None:
         for path in (SCORE_PATH, "/v1/gradient", PLAIN_SCORE_PATH):
@@ -196,6 +229,98 @@ def test_the_token_is_asked_for_everywhere_a_scorer_answers() -> None:
         assert (await client.get(OPENAPI_PATH)).json()["components"]["securitySchemes"]
 
     drive(scenario, limits=replace(LIMITS, token="sesame"))
+
+
+@pytest.mark.parametrize("value", ["bearer sesame", "BEARER  sesame", "Bearer sesame"])
+def test_the_scheme_of_a_token_has_no_case(value: str) -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        assert (await client.get("/v1/info", headers={"authorization": value})).status_code == 200
+        assert (await client.get("/v1/info", headers={"authorization": f"{value}s"})).status_code == 401
+        assert (await client.get("/v1/info", headers={"authorization": "Basic sesame"})).status_code == 401
+
+    drive(scenario, limits=replace(LIMITS, token="sesame"))
+
+
+def test_what_can_never_be_taken_is_413_and_not_429() -> None:
+    """Else its sender would come back for ever."""
+    gradient = GradientRequest(np.zeros((1, 3, 8, 8), np.float32), ["a"]).to_bytes()
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        crowd = await client.post(SCORE_PATH, content=body(9, side=2))
+        assert (reason(crowd), "--queue-items" in crowd.json()["message"]) == ((413, "too_large"), True)
+        # Its body fits, its gradient and answer beside it do not.
+        large = await client.post("/v1/gradient", content=gradient)
+        assert (reason(large), "--queue-mb" in large.json()["message"]) == ((413, "too_large"), True)
+
+    drive(scenario, queue_bytes=2 * len(gradient), batch=BatchLimits(4, 0.0, queue_images=8))
+
+
+def test_a_stuck_model_is_not_ready_until_its_call_ends() -> None:
+    scorer = RecordingScorer()
+    scorer.gate.clear()
+    now = [0.0]
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        held = asyncio.create_task(client.post(SCORE_PATH, content=body()))
+        await asyncio.to_thread(scorer.entered.wait, TIMEOUT)
+        now[0] = LIMITS.deadline_s
+        assert (await client.get(READY_PATH)).status_code == 200
+        now[0] += 1
+        stuck = await client.get(READY_PATH)
+        assert reason(stuck) == (503, "deadline")
+        assert "running for 31 s, the deadline is 30 s" in stuck.json()["message"]
+        scorer.gate.set()
+        await held
+        assert (await client.get(READY_PATH)).status_code == 200
+
+    drive(scenario, scorers={"r": scorer}, clock=lambda: now[0])
+
+
+def test_bytes_are_held_until_the_thread_that_reads_them_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, gate = threading.Event(), threading.Event()
+    parse = ScoreRequest.from_bytes
+
+    def slow(*arguments: object) -> ScoreRequest:
+        entered.set()
+        assert gate.wait(TIMEOUT)
+        return parse(*arguments)
+
+    monkeypatch.setattr(ScoreRequest, "from_bytes", slow)
+    size = len(body())
+    scorer = RecordingScorer()
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        late = await client.post(SCORE_PATH, content=body(), headers={DEADLINE_HEADER: "0.01"})
+        assert (reason(late), entered.is_set()) == ((504, "deadline"), True)
+        assert f'queue_bytes{{scorer="r"}} {size}.0' in (await client.get(METRICS_PATH)).text
+        gate.set()
+        while 'queue_bytes{scorer="r"} 0.0' not in (await client.get(METRICS_PATH)).text:
+            await asyncio.sleep(0.001)
+
+    drive(scenario, scorers={"r": scorer})
+    # Nobody was waiting any more when it was read.
+    assert scorer.calls == []
+
+
+def test_a_client_that_hangs_up_while_its_body_is_read_is_never_queued() -> None:
+    scorer = RecordingScorer()
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        messages = iter([{"type": "http.request", "body": body()}])
+        sent: list[int] = []
+
+        async def receive() -> dict[str, object]:
+            return next(messages, {"type": "http.disconnect"})
+
+        async def send(message: dict[str, int]) -> None:
+            sent.append(message.get("status", 0))
+
+        scope = {"type": "http", "method": "POST", "path": SCORE_PATH, "headers": [], "query_string": b""}
+        await client._transport.app(scope, receive, send)
+        assert sent[0] == 499
+
+    drive(scenario, scorers={"r": scorer})
+    assert scorer.calls == []
 
 
 def test_plain_json_scores_as_the_main_route_does() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import numpy as np
 import pytest
 
-from common.errors import RewardInvalid, RewardOverloaded
+from common.errors import RewardInvalid, RewardOverloaded, RewardRejected
 from common.reward_api import ByteArray, FloatArray, GradientRequest, Metadata, ScoreRequest
 from reward_servers.batcher import Batcher, BatchLimits, Device, Response
 from reward_servers.metrics import ServerMetrics
@@ -26,6 +26,7 @@ def drive(
     max_batch: int = 4,
     max_wait_s: float = 0.0,
     queue_images: int = 100,
+    share_calls: bool = True,
 ) -> RecordingScorer:
     """Run a scenario against a live batcher."""
     scorer = RecordingScorer()
@@ -33,7 +34,7 @@ def drive(
     async def run() -> None:
         metrics = ServerMetrics().of_scorer(scorer.name, *scorer.score_range)
         device = Device()
-        limits = BatchLimits(max_batch, max_wait_s, queue_images)
+        limits = BatchLimits(max_batch, max_wait_s, queue_images, share_calls)
         batcher = Batcher(scorer, scorer.name, limits, device, metrics)
         feeding = asyncio.create_task(batcher.run())
         try:
@@ -68,14 +69,52 @@ def test_requests_that_wait_together_share_a_call_and_get_their_own_slices() -> 
     assert drive(scenario).calls == [["0"], ["1", "2", "2", "3"], ["4"]]
 
 
-def test_a_request_is_never_spread_over_the_calls_of_others() -> None:
+@pytest.mark.parametrize(("count", "calls"), [(3, [4, 4, 4]), (6, [4, 4, 4, 4, 4, 4]), (9, [4] * 9)])
+def test_calls_are_full_across_the_borders_of_requests(count: int, calls: list[int]) -> None:
     async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
         await hold_the_model(batcher, scorer)
-        answers = [batcher.submit(request(value, 3)) for value in (1, 2)]
+        answers = [batcher.submit(request(value, count)) for value in (1, 2, 3, 4)]
         scorer.gate.set()
-        await asyncio.gather(*answers)
+        for value, answer in enumerate(answers, start=1):
+            assert (await answer).scores_B.tolist() == [value] * count
 
-    assert drive(scenario).calls == [["0"], ["1"] * 3, ["2"] * 3]
+    assert [len(call) for call in drive(scenario).calls[1:]] == calls
+
+
+def test_a_request_is_answered_when_its_last_image_is_done_and_gradients_are_put_together() -> None:
+    async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
+        pixels = np.random.default_rng(0).random((6, 3, 4, 4), dtype=np.float32)
+        answers = [
+            batcher.submit(GradientRequest(part, [name] * 3)) for part, name in ((pixels[:3], "a"), (pixels[3:], "b"))
+        ]
+        together = await asyncio.gather(*answers)
+        np.testing.assert_array_equal(np.concatenate([one.gradients_BCHW for one in together]), pixels * 2)
+        np.testing.assert_array_equal(np.concatenate([one.scores_B for one in together]), pixels[:, 0, 0, 0])
+
+    assert drive(scenario).calls == [["a", "a", "a", "b"], ["b", "b"]]
+
+
+def test_where_no_calls_are_shared_each_request_is_cut_on_its_own() -> None:
+    async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
+        await asyncio.gather(*(batcher.submit(request(value, 6)) for value in (1, 2)))
+
+    assert drive(scenario, share_calls=False).calls == [["1"] * 4, ["1"] * 2, ["2"] * 4, ["2"] * 2]
+
+
+def test_a_piece_that_fails_fails_its_request_and_the_rest_of_it_never_runs() -> None:
+    async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
+        await hold_the_model(batcher, scorer)
+        good, bad, last = (
+            batcher.submit(request(1, 3)),
+            batcher.submit(request(2, 5, prompt="raise")),
+            batcher.submit(request(3)),
+        )
+        scorer.gate.set()
+        with pytest.raises(RewardInvalid):
+            await bad
+        assert [(await answer).scores_B[0] for answer in (good, last)] == [1.0, 3.0]
+
+    assert drive(scenario).calls == [["0"], ["1", "1", "1", "raise"], ["1"] * 3, ["raise"], ["3"]]
 
 
 def test_a_request_larger_than_a_batch_runs_in_chunks_and_is_answered_at_once() -> None:
@@ -102,7 +141,7 @@ def test_a_lone_request_waits_for_company() -> None:
     assert drive(scenario, max_wait_s=TIMEOUT).calls == [["1", "1", "2", "2"]]
 
 
-def test_sizes_and_kinds_are_not_mixed_and_order_is_kept() -> None:
+def test_sizes_and_kinds_are_not_mixed_and_the_head_goes_first() -> None:
     async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
         await hold_the_model(batcher, scorer)
         pixels = np.full((1, 3, 4, 4), 0.25, np.float32)
@@ -117,18 +156,24 @@ def test_sizes_and_kinds_are_not_mixed_and_order_is_kept() -> None:
         np.testing.assert_array_equal(gradient.gradients_BCHW, pixels * 2)
         assert gradient.scores_B.tolist() == [0.25]
 
-    assert drive(scenario).calls == [["0"], ["1"], ["2"], ["gradient"], ["3"]]
+    # "3" joins the head, which it fits, over those that it does not.
+    assert drive(scenario).calls == [["0"], ["1", "3"], ["2"], ["gradient"]]
 
 
-def test_a_full_queue_refuses_and_an_empty_one_takes_anything() -> None:
+def test_a_full_queue_refuses_for_now_and_what_never_fits_for_ever() -> None:
     async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
         await hold_the_model(batcher, scorer)
-        large = batcher.submit(request(1, 9))
-        with pytest.raises(RewardOverloaded, match="9 images wait, 1 more exceed 8"):
+        large = batcher.submit(request(1, 8))
+        with pytest.raises(RewardOverloaded, match="8 images wait, 1 more exceed 8"):
             batcher.submit(request(2))
         large.cancel()
         await asyncio.sleep(0)
         batcher.submit(request(3))
+        with pytest.raises(
+            RewardRejected, match=r"9 images in one request, at most 8 may wait: .* raise --queue-items"
+        ) as caught:
+            batcher.submit(request(4, 9))
+        assert caught.value.cause == "too_large"
 
     drive(scenario, queue_images=8)
 
@@ -206,7 +251,19 @@ def test_a_bad_request_does_not_fail_those_it_shares_a_call_with() -> None:
         assert caught.value.cause == "scorer"
         assert [(await answer).scores_B.tolist() for answer in (good, fine)] == [[1.0], [3.0]]
 
-    assert drive(scenario).calls == [["0"], ["1", "raise", "3"], ["1"], ["raise"], ["3"]]
+    assert drive(scenario).calls == [["0"], ["1", "raise", "3"], ["1"], ["raise", "3"], ["raise"], ["3"]]
+
+
+def test_a_bad_request_is_found_by_halves() -> None:
+    async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
+        await hold_the_model(batcher, scorer)
+        answers = [batcher.submit(request(value, prompt="raise" if value == 3 else "")) for value in range(16)]
+        scorer.gate.set()
+        results = await asyncio.gather(*answers, return_exceptions=True)
+        assert [isinstance(result, RewardInvalid) for result in results] == [value == 3 for value in range(16)]
+
+    # The full call, then two halves of 8, 4, 2 and 1.
+    assert sorted(len(call) for call in drive(scenario, max_batch=16).calls[1:]) == [1, 1, 2, 2, 4, 4, 8, 8, 16]
 
 
 def test_what_waited_for_the_model_starts_without_waiting_for_company() -> None:

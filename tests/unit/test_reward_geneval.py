@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from common.errors import ModelError, RewardRejected
+from common.reward_api import MAX_ASPECT
 from reward_servers.scorers.geneval import GenevalPartsScorer, GenevalScorer
 from reward_servers.scorers.geneval_models import ObjectDetector, box_around
 from reward_servers.scorers.geneval_rules import CLASSES, Detection, parse_task
@@ -140,6 +141,24 @@ def test_color_sees_the_object_and_nothing_else(scorer: GenevalScorer) -> None:
     elsewhere = np.where(mask[..., None], image, 0).astype(np.uint8)
     objects = [Detection("dog", 1.0, (5, 10, 25, 20), mask)] * 2
     assert namer(image, objects) == namer(elsewhere, objects)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 100), (100, 1)])
+def test_color_sees_the_middle_of_a_line(scorer: GenevalScorer, rows: int, columns: int) -> None:
+    """Enlarged whole, a line as long as the image would take gigabytes."""
+    mask = np.zeros((101, 101), bool)
+    mask[:rows, :columns] = True
+    box = (0.0, 0.0, float(columns), float(rows))
+    cut = scorer._name_colors._cut_out(torch.rand(3, 101, 101), Detection("dog", 1.0, box, mask))
+    assert cut.shape == (3, min(rows, MAX_ASPECT), min(columns, MAX_ASPECT))
+    pixels = torch.arange(101.0).repeat(3, 101, 1)
+    middle = scorer._name_colors._cut_out(pixels.mT if rows > 1 else pixels, Detection("dog", 1.0, box, mask))
+    assert middle.flatten()[0] == (100 - MAX_ASPECT) // 2
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, MAX_ASPECT), (MAX_ASPECT, 1)])
+def test_the_longest_pictures_are_scored(scorer: GenevalScorer, height: int, width: int) -> None:
+    assert scorer.score(random_images(1, height, width), ["a"], [DEMAND]).tolist() == [0.0]
 
 
 def test_colors_are_the_mean_of_unit_embeddings_of_three_templates(scorer: GenevalScorer) -> None:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common.errors import ModelError, RewardRejected
-from common.reward_api import ByteArray
+from common.reward_api import MAX_ASPECT, ByteArray
 from reward_servers.scorers import hpsv3_prompt
 from reward_servers.scorers.hpsv3 import HpsV3Scorer
 from reward_servers.scorers.hpsv3_prompt import HpsV3Prompt, extract_prompt, read_prompt
@@ -43,6 +43,11 @@ def test_scores_are_those_of_the_published_class(scorer: HpsV3Scorer, entry: dic
     scores = scorer.score(picture(entry["height"], entry["width"]), [entry["prompt"]], [{}])
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, [entry["score"]], atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, MAX_ASPECT), (MAX_ASPECT, 1)])
+def test_the_longest_pictures_are_scored(scorer: HpsV3Scorer, height: int, width: int) -> None:
+    assert np.isfinite(scorer.score(picture(height, width), ["a"], [{}])).all()
 
 
 def test_positions_of_images_would_score_otherwise(scorer: HpsV3Scorer, monkeypatch: pytest.MonkeyPatch) -> None:

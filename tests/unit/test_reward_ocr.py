@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,11 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from common.errors import ModelError, RewardRejected
-from common.reward_api import ByteArray
+from common.reward_api import MAX_ASPECT, ByteArray
 
 pytest.importorskip("rapidocr", reason="rapidocr is not installed: pip install -e '.[ocr]'")
 
-from reward_servers.scorers.ocr import OcrScorer, demanded_text, edit_distance, similarity
+from reward_servers.scorers.ocr import MAX_TEXT_CHARACTERS, OcrScorer, demanded_text, edit_distance, similarity
 
 PROMPT = 'a poster with "Hello World" on it'
 
@@ -57,6 +59,8 @@ def test_the_further_from_the_demanded_text_the_lower(scorer: OcrScorer) -> None
 def test_noise_and_slivers_have_no_text(scorer: OcrScorer) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     assert [scorer.read(image) for image in (noise, np.zeros((1, 1, 3), np.uint8))] == ["", ""]
+    for shape in ((1, MAX_ASPECT, 3), (MAX_ASPECT, 1, 3), (16, 16 * MAX_ASPECT, 3)):
+        assert scorer.read(np.zeros(shape, np.uint8)) == ""
 
 
 @pytest.mark.parametrize(
@@ -86,11 +90,34 @@ def test_edit_distance_by_hand(first: str, second: str, edits: int) -> None:
     assert edit_distance(second, first) == edits
 
 
+def test_edit_distance_is_the_textbook_recursion() -> None:
+    @functools.cache
+    def edits(first: str, second: str) -> int:
+        if not first or not second:
+            return len(first) + len(second)
+        changed = edits(first[1:], second[1:]) + (first[0] != second[0])
+        return min(edits(first[1:], second) + 1, edits(first, second[1:]) + 1, changed)
+
+    draw = random.Random(0)
+    for _ in range(50):
+        first, second = ("".join(draw.choices("ab開", k=draw.randint(0, 9))) for _ in range(2))
+        assert edit_distance(first, second) == edits(first, second)
+
+
+def test_a_text_that_no_picture_holds_is_rejected() -> None:
+    longest = "x" * MAX_TEXT_CHARACTERS
+    assert demanded_text("", {"text": longest}) == longest
+    for prompt, metadata in ((f'"{longest}x"', {}), ("", {"text": longest + "x"})):
+        with pytest.raises(RewardRejected, match="has 1025 characters, at most 1024 are read: demand less"):
+            demanded_text(prompt, metadata)
+
+
 @pytest.mark.parametrize(
     ("prompt", "metadata", "text"),
     [
         ('a "first" and a "second" sign', {}, "first"),
         ("a sign “Grüße” there", {}, "Grüße"),
+        ("“unclosed, “closed”", {}, "closed"),
         ('a "sign"', {"text": "another"}, "another"),
         ("a sign", {"text": "STOP"}, "STOP"),
     ],

@@ -14,7 +14,7 @@ from tests.tiny_rewards import random_images
 
 SIDE = 32
 # Up, down, flat, tall, the side itself, a margin of 3 (whose half torchvision rounds up and transformers down).
-SIZES = [(32, 32), (64, 48), (37, 91), (20, 33), (16, 16), (32, 35), (301, 200), (31, 400)]
+SIZES = [(32, 32), (64, 48), (37, 91), (20, 33), (16, 16), (32, 35), (301, 200), (31, 400), (400, 31), (2, 64)]
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
 
@@ -50,6 +50,28 @@ def test_eight_bit_pictures_are_prepared_as_the_clip_processor_does(height: int,
     expected = torch.tensor(np.stack(processor(list(images))["pixel_values"]))
     ours = ImageRecipe(SIDE, eight_bit=True, crop_offset=int)(as_pixels(images))
     assert_same_pictures(ours * STD, expected * STD, 1 / 255)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 32), (32, 1), (3, 96), (96, 3)])
+@pytest.mark.parametrize("eight_bit", [True, False])
+def test_the_longest_pictures_are_resized_one_at_a_time_and_no_differently(
+    height: int, width: int, eight_bit: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = as_pixels(random_images(3, height, width))
+    recipe = ImageRecipe(SIDE, eight_bit)
+    largest: list[int] = []
+    interpolate = F.interpolate
+
+    def noted(*inputs: object, **options: object) -> torch.Tensor:
+        resized = interpolate(*inputs, **options)
+        largest.append(resized.numel())
+        return resized
+
+    monkeypatch.setattr(F, "interpolate", noted)
+    squares = recipe.square(images)
+    assert max(largest) <= 3 * SIDE * SIDE * 32
+    monkeypatch.setattr("reward_servers.scorers.pixels.LONG_ASPECT", 100)
+    torch.testing.assert_close(squares, recipe.square(images), rtol=0, atol=0)
 
 
 def keys(x: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel
 
-from common.errors import ModelError
+from common.errors import ConfigError, ModelError
+from common.reward_api import MAX_ASPECT
 from reward_servers.scorers.aesthetic import AestheticScorer
 from reward_servers.scorers.clip import ClipScorer
 from reward_servers.scorers.clipscore import ClipScoreScorer
@@ -335,3 +336,20 @@ def test_weights_must_match_one_to_one(tmp_path: Path) -> None:
 def test_a_scorer_without_its_model_says_so(scorer: TorchScorer) -> None:
     with pytest.raises(ModelError, match=f"the {scorer.name} scorer needs its model directory: pass --model DIR"):
         type(scorer).load(None, "cpu")
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, MAX_ASPECT), (MAX_ASPECT, 1)])
+def test_the_longest_pictures_have_scores_and_gradients(scorer: TorchScorer, height: int, width: int) -> None:
+    images = random_images(2, height, width)
+    scores = scorer.score(images, ["a", "b"], [{}] * 2)
+    pixels = images.transpose(0, 3, 1, 2).astype(np.float32) / 255
+    same, gradients = scorer.score_with_gradient(pixels, ["a", "b"], [{}] * 2)
+    np.testing.assert_allclose(scores, same, atol=1e-5)
+    assert np.isfinite(gradients).all()
+    np.testing.assert_allclose(scores[1:], scorer.score(images[1:], ["b"], [{}]), atol=1e-6)
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:99"])
+def test_a_device_that_is_none_is_named_with_a_remedy(device: str, hps_directory: Path) -> None:
+    with pytest.raises(ConfigError, match=f"--device {device} cannot be used: .*; cpu can everywhere"):
+        HpsScorer.load(hps_directory, device)

@@ -11,6 +11,8 @@ from common.errors import WireError
 from common.wire import (
     ARRAY_EXTENSION,
     MAX_DEPTH,
+    MAX_FIELDS,
+    MAX_ITEMS,
     MAX_TEXT_BYTES,
     fingerprint,
     pack,
@@ -189,3 +191,37 @@ def test_an_empty_buffer_does_not_excuse_absurd_sizes(shape: list[int]) -> None:
     with pytest.raises(WireError, match="array shape"):
         unpack(array_bytes("uint8", shape, b""))
     assert unpack(array_bytes("uint8", [0] * 8, b""))["a"].shape == (0,) * 8
+
+
+def test_the_top_map_has_few_fields() -> None:
+    fields = {str(number): number for number in range(MAX_FIELDS)}
+    assert unpack(pack(fields)) == fields
+    with pytest.raises(WireError, match="17 fields cannot travel: at most 16"):
+        pack(fields | {"more": 1})
+    for count in (MAX_FIELDS + 1, 65_535, 65_536):
+        with pytest.raises(WireError, match="at most 16 fields"):
+            unpack(msgpack.packb(dict.fromkeys(map(str, range(count)))))
+
+
+def test_lists_and_maps_are_bounded_together_before_all_of_them_are_built() -> None:
+    half = [[] for _ in range(MAX_ITEMS // 8)]
+    accepted = {"a": half, "b": [half, half], "c": [{"d": 1}]}
+    assert unpack(msgpack.packb(accepted)) == accepted
+    crowds = [
+        {"a": [[[]] * 16_000] * 8},
+        {"a": [{"b": 1}] * 16_000, "c": [{"b": 1}] * 16_000, "d": [[]] * 16_000},
+    ]
+    for crowd in crowds:
+        with pytest.raises(WireError, match="more than 65536 items"):
+            unpack(msgpack.packb(crowd))
+
+
+def test_hostile_names_are_not_quoted_whole() -> None:
+    for data in (
+        msgpack.packb({"n" * 200: 1, "a": {b"k" * 200: 1}}),
+        b"\x82" + 2 * (msgpack.packb("n" * 200) + b"\x01"),
+        msgpack.packb({"n" * 200: {"m" * 200: [msgpack.Timestamp(0)]}}),
+    ):
+        with pytest.raises(WireError) as caught:
+            unpack(data)
+        assert len(str(caught.value)) < 200
