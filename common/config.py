@@ -93,8 +93,8 @@ class ColdStartConfig(Section):
         1.0,
         gt=0,
         le=1,
-        description="Fraction of the samples the consistency regulariser is estimated on, in both stages; over all of "
-        "them it costs twice what the fake loss does.",
+        description="Fraction of the samples the consistency regulariser is estimated on, the first of every "
+        "micro-batch, in both stages; over all of them it costs twice what the fake loss does.",
     )
     fake_max_weight: float = Field(
         10.0, gt=0, description="Cap of the fake loss's weight 1/w^2, in both stages; w vanishes near the sub-interval."
@@ -158,7 +158,9 @@ class AlignmentConfig(Section):
         0, description="Oldest policy trained on, in versions behind the learner; 0 is synchronous."
     )
     micro_batch: PositiveInt = Field(
-        16, description="Samples per forward and backward pass; bounds memory, changes results by float rounding."
+        16,
+        description="Samples per forward and backward pass; bounds memory, changes results by float rounding, and with "
+        "a cold_start.consistency_fraction below 1 which samples are regularised.",
     )
 
 

@@ -84,7 +84,12 @@ def continuity(config: Config, infos: Mapping[str, ServerInfo] | None = None) ->
     """
     whole = config.model_dump(mode="json")
     kept = {key: whole[key] for key in ("backbone", "lora", "sampling", "cold_start", "alignment", "prompts")}
-    kept["alignment"] = {k: v for k, v in kept["alignment"].items() if k not in ("iterations", "micro_batch")}
+    free = set()
+    if config.alignment.learning_rate_schedule == "constant":
+        free.add("iterations")  # a schedule's rates depend on its length
+    if config.cold_start.consistency_fraction == 1:
+        free.add("micro_batch")  # a fraction is taken of every micro-batch
+    kept["alignment"] = {key: value for key, value in kept["alignment"].items() if key not in free}
     kept["rewards"] = {r.name: {"weight": r.weight, "differentiable": r.differentiable} for r in config.rewards}
     kept["seed"] = config.run.seed
     if infos is not None:

@@ -127,6 +127,23 @@ def test_a_checkpoint_without_declared_rewards_is_taken_as_it_is(tmp_path: Path)
     require_same_rewards(start_of(invocation(tmp_path / "new")), {"hps": INFO})
 
 
+@pytest.mark.parametrize(
+    ("stage_one", "stage_two", "bound"),
+    [
+        ({}, {}, set()),
+        ({}, {"learning_rate_schedule": "linear"}, {"iterations"}),
+        ({"consistency_fraction": 0.25}, {}, {"micro_batch"}),
+    ],
+)
+def test_what_changes_the_training_that_follows_is_kept(
+    stage_one: dict[str, object], stage_two: dict[str, object], bound: set[str]
+) -> None:
+    """The number of iterations under a schedule, and the micro-batch that a fraction is taken of."""
+    changed = config(**stage_one).model_dump() | {"alignment": stage_two}
+    kept = continuity(Config.model_validate(changed))["alignment"]
+    assert kept.keys() & {"iterations", "micro_batch"} == bound
+
+
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_a_checkpoint_that_cannot_be_used_is_refused_before_anything_changes(tmp_path: Path, dry_run: bool) -> None:
     checkpoint = finished_run(tmp_path)
