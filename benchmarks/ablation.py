@@ -4,7 +4,8 @@
 
 {subgrpo, grpo, none} x {back-propagation on, off} x {matching on, off}; the run without any of them is left out, since
 nothing would train. Prints one JSON object and, with --out, writes a markdown table. Nothing is timed, so `--at-once 2`
-may use the cores better, with one thread for each learner.
+may use the cores better, with one thread for each learner. Options not known here (`--alignment.matching_weight 1`) go
+to every run.
 """
 
 from __future__ import annotations
@@ -48,14 +49,15 @@ def main() -> None:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--cold-start", type=Path, required=True, help="checkpoint directory all of them start from")
     parser.add_argument("--config", type=Path, default=PROJECT_ROOT / "deploy/runs/shapes.yaml")
     parser.add_argument("--iterations", type=int, default=40, help="alignment iterations of each run")
     parser.add_argument("--at-once", type=int, default=1, help="runs side by side (default 1)")
     parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="where the runs write")
     parser.add_argument("--out", type=Path, help="markdown file for the table")
-    return parser.parse_args()
+    arguments, arguments.overrides = parser.parse_known_args()
+    return arguments
 
 
 def _run(name: str, policy: str, backprop: bool, matching: bool, arguments: argparse.Namespace) -> Policies:
@@ -72,7 +74,13 @@ def _run(name: str, policy: str, backprop: bool, matching: bool, arguments: argp
         if not matching:
             options.append("--alignment.matching_weight=0")
         command = [sys.executable, str(PROJECT_ROOT / "learner/main.py"), "--config", str(arguments.config)]
-        command += ["--run-dir", str(run_dir), f"--cold_start.from_checkpoint={arguments.cold_start}", *options]
+        command += [
+            "--run-dir",
+            str(run_dir),
+            f"--cold_start.from_checkpoint={arguments.cold_start}",
+            *arguments.overrides,
+            *options,
+        ]
         if run_dir.exists():
             command.append("--resume")
         run_dir.mkdir(parents=True, exist_ok=True)
