@@ -26,7 +26,10 @@ def without_secrets(url: str) -> str:
     """A URL that may be shown: credentials and query left out."""
     try:
         parts = urlsplit(url)
-        where = parts.netloc.rpartition("@")[2]
     except ValueError:
         return "(no URL)"
+    where = parts.netloc.rpartition("@")[2]
+    if not parts.netloc:
+        # Mistyped: what a scheme or a path is cannot be told, but credentials end at an "@".
+        return url.partition("?")[0].rpartition("@")[2]
     return f"{parts.scheme}://{where}{parts.path}"
