@@ -78,7 +78,7 @@ def test_a_server_is_listed_under_an_address_that_is_one(
         yield
 
     monkeypatch.setattr(main, "registered", registered)
-    served: Any = Served("/b", server_info("b", BrightnessScorer()), None, None, 0.5)
+    served: Any = Served("/b", server_info("b", BrightnessScorer(), reproducible=False), None, None, 0.5)
 
     async def run() -> None:
         async with open_for_requests(settings("--scorer", "hps", *arguments), 8000, [served]):
