@@ -38,6 +38,8 @@ def gone(url: str) -> bool:
         httpx.get(url + READY_PATH)
     except httpx.ConnectError:
         return True
+    except httpx.TransportError:
+        return False  # on its way
     return False
 
 
