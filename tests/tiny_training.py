@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -60,7 +61,8 @@ class Brightness(ServedRewards):
     """Mean pixel value, with its graph, where a server would be asked."""
 
     def __init__(self) -> None:
-        super().__init__(None, ["bright"])
+        self.names = ("bright",)
+        self.left_out = Counter()
 
     def differentiable(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         assert len(images_BCHW) == len(prompts)
