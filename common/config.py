@@ -93,8 +93,8 @@ class ColdStartConfig(Section):
         1.0,
         gt=0,
         le=1,
-        description="Fraction of the samples the consistency regulariser is estimated on, the first of every "
-        "micro-batch, in both stages; over all of them it costs twice what the fake loss does.",
+        description="Fraction of the samples the consistency regulariser is estimated on, evenly spread over the "
+        "batch, in both stages; over all of them it costs twice what the fake loss does.",
     )
     fake_max_weight: float = Field(
         10.0, gt=0, description="Cap of the fake loss's weight 1/w^2, in both stages; w vanishes near the sub-interval."
@@ -158,9 +158,7 @@ class AlignmentConfig(Section):
         0, description="Oldest policy trained on, in versions behind the learner; 0 is synchronous."
     )
     micro_batch: PositiveInt = Field(
-        16,
-        description="Samples per forward and backward pass; bounds memory, changes results by float rounding, and with "
-        "a cold_start.consistency_fraction below 1 which samples are regularised.",
+        16, description="Samples per forward and backward pass; bounds memory, changes results by float rounding."
     )
 
 
@@ -175,11 +173,14 @@ class WorkersConfig(Section):
 
 
 class LearnerConfig(Section):
-    """The learner (a Ray actor, placed by resources: a cluster's head has no GPU)."""
+    """The learner (Ray actors, placed by resources: a cluster's head has no GPU)."""
 
-    threads: PositiveInt = Field(1, description="CPU threads.")
-    num_cpus: NonNegativeFloat = Field(1.0, description="CPUs Ray reserves.")
-    num_gpus: NonNegativeFloat = Field(0.0, description="GPUs Ray reserves.")
+    ranks: PositiveInt = Field(
+        1, description="Processes that share every update, each a part of the batch; results differ by float rounding."
+    )
+    threads: PositiveInt = Field(1, description="CPU threads of each rank.")
+    num_cpus: NonNegativeFloat = Field(1.0, description="CPUs Ray reserves for each rank.")
+    num_gpus: NonNegativeFloat = Field(0.0, description="GPUs Ray reserves for each rank.")
 
 
 class EvaluationConfig(Section):
@@ -241,6 +242,15 @@ class Config(Section):
     @model_validator(mode="after")
     def _rewards_possible(self) -> Self:
         check_rewards(self.rewards, self.reward_client, self.redis)
+        return self
+
+    @model_validator(mode="after")
+    def _every_rank_has_work(self) -> Self:
+        ranks = self.learner.ranks
+        samples = self.alignment.prompts_per_iteration * self.alignment.group_size
+        for key, rows in (("cold_start.batch_size", self.cold_start.batch_size), ("alignment's samples", samples)):
+            if rows < ranks:
+                raise problem("learner.ranks", f"{ranks}, but {key} are {rows} an iteration: use fewer ranks")
         return self
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ RtdmdError
 │   └── AttestationError      weights were applied, but what the receiver now computes is not what was published
 ├── WorkerError               rollout workers are gone and could not be brought back
 ├── LearnerError              the learner died or does not answer
+│   └── RankError             one of the learner's ranks failed or is gone, so that the others cannot go on
 ├── TrainingError             an update that must not be made: its gradient is not finite
 ├── StoreError                Redis does not answer; whoever asked goes on without it
 ├── RunStopped                somebody asked the run to stop, through Redis; --resume goes on
@@ -62,6 +63,10 @@ class WorkerError(RtdmdError):
 
 class LearnerError(RtdmdError):
     """The learner died or does not answer."""
+
+
+class RankError(LearnerError):
+    """One of the learner's ranks failed or is gone, so that the others cannot go on."""
 
 
 class TrainingError(RtdmdError):

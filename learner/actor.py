@@ -1,35 +1,44 @@
-"""The learner: one process that holds the three networks, updates them and publishes the student's weights.
+"""The learner: holds the three networks, updates them and publishes the student's weights.
 
-Plain Python; `learner/main.py` makes a Ray actor of it. Scored groups arrive as object references, so that they travel
-from the workers to this process without passing through the driver.
+Plain Python; `learner/rank_group.py` makes Ray actors of it: one, or several ranks that share the work of every update
+(`learner/ranks.py`). The driver talks to rank 0 alone, which passes on to the others what all of them must do. Scored
+groups arrive as object references, so that they travel from the workers to the learner without passing through the
+driver.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
+from torch import Tensor
 
 from common.backbones import load_backbone
 from common.backbones.adapters import stacked_state
 from common.backbones.base import Network
 from common.config import Config
+from common.errors import AttestationError, RankError
 from common.reward_access import RewardAccess
 from common.types import Prompt, ScoredGroup
 from common.weights import PublishedWeights, publish
+from common.wire import fingerprint, tensor_hashes
 from learner.alignment_trainer import AlignmentTrainer
 from learner.attestation import PublishedPolicies
 from learner.checkpoint import Position, read_checkpoint, write_checkpoint
 from learner.cold_start_trainer import ColdStartTrainer
 from learner.matching import MatchingSettings
 from learner.networks import Networks, OptimizerSettings
+from learner.ranks import ALONE, Meeting
 from learner.served_rewards import ServedRewards
+from learner.totals import Totals
 
 
 @dataclass(frozen=True)
@@ -44,19 +53,22 @@ class Learner:
     """Stage 1 from the start, stage 2 after `begin_alignment`."""
 
     def __init__(
-        self,
-        config: Config,
-        prompts: Sequence[Prompt],
-        rewards: RewardAccess,
-        device: str,
+        self, config: Config, prompts: Sequence[Prompt], rewards: RewardAccess, device: str, meeting: Meeting | None
     ) -> None:
+        """Load everything. With a `meeting`, wait there for the other ranks.
+
+        Raises:
+            ModelError: see `load_backbone`.
+        """
         torch.set_num_threads(config.learner.threads)
+        self._others: Sequence[ActorHandle] = ()
         self._publish_seconds = 0.0
         self._published = PublishedPolicies(config.alignment.max_staleness)
         self._config = config
         seed, sampling, cold_start = config.run.seed, config.sampling, config.cold_start
         self._backbone = load_backbone(config.backbone, config.lora, torch.device(device))
-        self._networks = Networks(self._backbone, OptimizerSettings.of(cold_start), seed)
+        ranks = ALONE if meeting is None else meeting.join(device)
+        self._networks = Networks(self._backbone, OptimizerSettings.of(cold_start), seed, ranks)
         self._cold_start = ColdStartTrainer(
             self._networks, cold_start, sampling, config.backbone.guidance_scale, prompts, seed
         )
@@ -80,25 +92,46 @@ class Learner:
     def base_fingerprint(self) -> str:
         return self._backbone.base_fingerprint()
 
+    def lead(self, others: Sequence[ActorHandle]) -> None:
+        """Make this rank 0, the one that is talked to, of itself and `others`."""
+        self._others = others
+
     def cold_start(self, iteration: int) -> UpdateResult:
         """One iteration of stage 1."""
-        return UpdateResult(self._cold_start.update(iteration), {})
+        pending = [other.cold_start_share.remote(iteration) for other in self._others]
+        with _cause_of_failure(pending):
+            own = self.cold_start_share(iteration)
+        return UpdateResult(Totals.merged([own, *ray.get(pending)]).values(), {})
+
+    def cold_start_share(self, iteration: int) -> Totals:
+        """This rank's part of it."""
+        return self._cold_start.update(iteration)
 
     def begin_alignment(self) -> None:
         """Freeze stage 1's averaged student and put a fresh adapter on it."""
+        pending = [other.begin_alignment.remote() for other in self._others]
         self._networks.begin_alignment(OptimizerSettings.of(self._config.alignment))
+        ray.get(pending)
 
     def align(self, groups: Sequence[ray.ObjectRef[ScoredGroup]]) -> UpdateResult:
         """One iteration of stage 2.
 
         Raises:
             AttestationError: the groups were not sampled as they should have been; nothing has changed then.
-            RewardError, TrainingError: see `AlignmentTrainer.update`.
+            RewardError, TrainingError, RankError: see `AlignmentTrainer.update`.
         """
         scored: list[ScoredGroup] = ray.get(list(groups))
         self._published.attest(scored)
-        metrics, seconds = self._alignment.update(scored)
+        pending = [other.align_share.remote(groups) for other in self._others]
+        with _cause_of_failure(pending):
+            own, seconds = self._alignment.update(scored)
+        metrics = Totals.merged([own, *ray.get(pending)]).values()
         return UpdateResult(metrics, {**seconds, "publish": self._publish_seconds})
+
+    def align_share(self, groups: Sequence[ray.ObjectRef[ScoredGroup]]) -> Totals:
+        """This rank's part of it; rank 0 has attested the groups."""
+        totals, _ = self._alignment.update(ray.get(list(groups)))
+        return totals
 
     def publish(self, number: int, *, averaged: bool) -> PublishedWeights:
         """The student's weights as version `number`: as they train, or their moving average for evaluation."""
@@ -111,7 +144,23 @@ class Learner:
         return published
 
     def save(self, root: Path, position: Position, settings: dict[str, Any]) -> Path:
-        return write_checkpoint(root, position, self._networks.state(), settings, self.base_fingerprint())
+        """Write a checkpoint.
+
+        Raises:
+            AttestationError: another rank holds other weights or moments; nothing is written then.
+        """
+        state = self._networks.state()
+        for index, theirs in enumerate(ray.get([other.state_fingerprint.remote() for other in self._others]), 1):
+            if theirs != _fingerprint(state):
+                raise AttestationError(
+                    f"rank {index} of the learner has drifted from rank 0 before {position.directory}: continue from "
+                    "the checkpoint before it with --resume"
+                )
+        return write_checkpoint(root, position, state, settings, self.base_fingerprint())
+
+    def state_fingerprint(self) -> str:
+        """Hash of everything that training changes; the same on every rank."""
+        return _fingerprint(self._networks.state())
 
     def restore(self, directory: Path, settings: dict[str, Any] | None) -> Position:
         """Continue from a checkpoint; the learner must be in stage 1 still.
@@ -119,10 +168,12 @@ class Learner:
         Raises:
             CheckpointError: see `read_checkpoint`.
         """
+        pending = [other.restore.remote(directory, settings) for other in self._others]
         position, state = read_checkpoint(directory, settings, self.base_fingerprint())
         if position.stage == "alignment":
             self.begin_alignment()
         self._networks.load(state)
+        ray.get(pending)
         return position
 
     def export(self, directory: Path) -> None:
@@ -131,3 +182,19 @@ class Learner:
         with self._networks.averaged_student():
             states = [bank.state(name) for name in bank.stack(Network.STUDENT)]
         self._backbone.save_lora(directory, stacked_state(states), bank.scale)
+
+
+@contextmanager
+def _cause_of_failure(pending: Sequence[ray.ObjectRef[Totals]]) -> Iterator[None]:
+    """Where this rank fails because another did, what the other one says takes the place of that."""
+    try:
+        yield
+    except RankError:
+        for reference in pending:
+            with suppress(RankError, RayActorError):
+                ray.get(reference)
+        raise
+
+
+def _fingerprint(state: dict[str, Tensor]) -> str:
+    return fingerprint(tensor_hashes({name: value.cpu().numpy() for name, value in state.items()}))

@@ -30,18 +30,23 @@ from learner.objectives.loss import Loss, as_floats, renormalised_weights
 from learner.objectives.reward_gradient import attach_gradient, clip_sample_norms, reward_hinge_loss
 from learner.objectives.subgrpo import subgrpo_loss
 from learner.served_rewards import ServedRewards
+from learner.totals import Totals
 
 PURPOSE = "alignment"
 LEFT_OUT_GRADIENTS = "left_out_gradients"
 """Samples trained without the gradient of a reward that was out: LEFT_OUT_GRADIENTS/reward:cause."""
-LARGEST = ("ratio_max_deviation", "surrogate_gap")
-"""Metrics that are a maximum over samples; all others are means."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of groups, flattened: sample b of the batch is sample b % G of group b // G."""
+    """This rank's rows of a batch of groups, flattened: row b of the batch is sample b % G of group b // G.
 
+    Attributes:
+        rows: which rows these are, of `total`.
+    """
+
+    rows: range
+    total: int
     plan: StepPlan
     prompts: list[Prompt]
     conditioning: Conditioning
@@ -50,7 +55,7 @@ class Batch:
     advantages_B: Tensor
 
     def __len__(self) -> int:
-        return len(self.prompts)
+        return len(self.rows)
 
 
 class AlignmentTrainer:
@@ -76,23 +81,25 @@ class AlignmentTrainer:
         self._seed = seed
         self._seconds: dict[str, float] = defaultdict(float)
 
-    def update(self, groups: Sequence[ScoredGroup]) -> tuple[dict[str, float], dict[str, float]]:
-        """One step of fake score and student; returns their metrics and the seconds of each part.
+    def update(self, groups: Sequence[ScoredGroup]) -> tuple[Totals, dict[str, float]]:
+        """One step of fake score and student; returns the metrics of this rank's rows and the seconds of each part.
 
         Raises:
             RewardError: a gradient could not be had; the student has not changed then.
-            TrainingError: a gradient is not finite; that network has not changed then.
+            TrainingError, RankError: a gradient is not finite, or another rank failed; that network has not changed.
         """
         self._seconds.clear()
         with self._timed("prepare"):
             batch = self._assemble(groups)
-        metrics = reward_metrics(groups)
+        totals = Totals()
+        # The groups are the same on every rank.
+        totals.add(reward_metrics(groups), len(batch) / batch.total)
         with self._timed("fake_score"):
-            metrics.update(self._update_fake_score(batch))
+            self._update_fake_score(batch, totals)
         with self._timed("student"):
-            metrics.update(self._update_student(batch))
+            self._update_student(batch, totals)
         self._seconds["student"] -= self._seconds["reward_gradient"]
-        return metrics, dict(self._seconds)
+        return totals, dict(self._seconds)
 
     def _assemble(self, groups: Sequence[ScoredGroup]) -> Batch:
         trajectories = [group.trajectory for group in groups]
@@ -103,49 +110,55 @@ class AlignmentTrainer:
             self._settings.advantage_scale,
             self._settings.advantage_clip,
         )
-        prompts = [trajectory.prompt for trajectory in trajectories]
+        total = len(trajectories) * size
+        rows = range(total)[self._networks.ranks.share(total)]
+        # Groups that have a row here, and where the first of them begins.
+        mine = trajectories[rows.start // size : (rows.stop - 1) // size + 1]
+        begin = rows.start // size * size
+        part = slice(rows.start - begin, rows.stop - begin)
         device = self._backbone.device
         return Batch(
+            rows=rows,
+            total=total,
             plan=trajectories[0].plan,
-            prompts=[prompt for prompt in prompts for _ in range(size)],
-            conditioning=self._backbone.encode_prompts([prompt.text for prompt in prompts]).repeat(size),
-            latents_SBchw=torch.cat([torch.tensor(t.latents_SGchw) for t in trajectories], dim=1).to(device),
-            old_surrogate_TB=torch.cat([torch.tensor(t.surrogate_TG) for t in trajectories], dim=1).to(device),
-            advantages_B=advantages_PG.flatten().to(device),
+            prompts=[trajectory.prompt for trajectory in mine for _ in range(size)][part],
+            conditioning=self._backbone.encode_prompts([t.prompt.text for t in mine]).repeat(size).rows(part),
+            latents_SBchw=torch.cat([torch.tensor(t.latents_SGchw) for t in mine], dim=1)[:, part].to(device),
+            old_surrogate_TB=torch.cat([torch.tensor(t.surrogate_TG) for t in mine], dim=1)[:, part].to(device),
+            advantages_B=advantages_PG.flatten()[rows.start : rows.stop].to(device),
         )
 
-    def _update_fake_score(self, batch: Batch) -> dict[str, float]:
-        totals = _Totals()
-        self._networks.fake_optimizer.zero_grad()
-        for rows, share, key in self._parts(batch, "fake"):
-            renoised = renoise_samples(batch.latents_SBchw[-1, rows], 0.0, key)
-            conditioning = batch.conditioning.rows(rows)
-            loss = fake_score_objective(self._backbone, renoised, conditioning, self._matching, key)
-            (loss.value * share).backward()
-            totals.add(as_floats(loss.metrics), share)
-        return {**totals.values(), "fake_gradient_norm": self._networks.fake_optimizer.step(batch.plan.iteration)}
+    def _update_fake_score(self, batch: Batch, totals: Totals) -> None:
+        with self._networks.fake_optimizer.gathering():
+            for rows, share, key in self._parts(batch, "fake"):
+                renoised = renoise_samples(batch.latents_SBchw[-1, rows], 0.0, key)
+                conditioning = batch.conditioning.rows(rows)
+                loss = fake_score_objective(self._backbone, renoised, conditioning, self._matching, key)
+                (loss.value * share).backward()
+                totals.add(as_floats(loss.metrics), share)
+        norm = self._networks.fake_optimizer.step(batch.plan.iteration)
+        totals.add({"fake_gradient_norm": norm}, len(batch) / batch.total)
 
-    def _update_student(self, batch: Batch) -> dict[str, float]:
-        totals = _Totals()
+    def _update_student(self, batch: Batch, totals: Totals) -> None:
         trained_steps = () if self._settings.policy_gradient == "none" else batch.plan.selected
         term_share = 1 / (len(trained_steps) + 1)
-        self._networks.student_optimizer.zero_grad()
-        for rows, share, key in self._parts(batch, "student"):
-            for step in trained_steps:
-                value, metrics = self._policy_loss(batch, step, rows)
-                (value * share * term_share).backward()
-                totals.add(metrics, share / len(trained_steps))
-            value, metrics = self._final_step_loss(batch, rows, key)
-            if value.requires_grad:
-                (value * share * term_share).backward()
-            totals.add(metrics, share)
+        with self._networks.student_optimizer.gathering():
+            for rows, share, key in self._parts(batch, "student"):
+                for step in trained_steps:
+                    value, metrics = self._policy_loss(batch, step, rows)
+                    (value * share * term_share).backward()
+                    totals.add(metrics, share / len(trained_steps))
+                value, metrics = self._final_step_loss(batch, rows, key)
+                if value.requires_grad:
+                    (value * share * term_share).backward()
+                totals.add(metrics, share)
         iteration = batch.plan.iteration
-        gradient_norm = self._networks.student_optimizer.step(iteration)
+        norm = self._networks.student_optimizer.step(iteration)
+        totals.add({"student_gradient_norm": norm}, len(batch) / batch.total)
         if (iteration + 1) % self._settings.ema_every == 0:
             self._networks.update_average()
-        left_out = {f"{LEFT_OUT_GRADIENTS}/{cause}": float(count) for cause, count in self._served.left_out.items()}
+        totals.count({f"{LEFT_OUT_GRADIENTS}/{cause}": float(n) for cause, n in self._served.left_out.items()})
         self._served.left_out.clear()
-        return {**totals.values(), "student_gradient_norm": gradient_norm, **left_out}
 
     def _policy_loss(self, batch: Batch, step: int, rows: slice) -> tuple[Tensor, dict[str, float]]:
         """SubGRPO on one selected step, the transition's mean recomputed with its graph."""
@@ -211,11 +224,11 @@ class AlignmentTrainer:
         return cps_transition(latents, velocity, sigma, sigma_next, batch.plan.eta)
 
     def _parts(self, batch: Batch, update: str) -> Iterator[tuple[slice, float, DrawKey]]:
-        """Micro-batches: their rows, their share of the batch, and the key of their draws."""
+        """Micro-batches: their rows among this rank's, their share of the whole batch, and the key of their draws."""
         for start in range(0, len(batch), self._settings.micro_batch):
             rows = slice(start, min(start + self._settings.micro_batch, len(batch)))
-            key = DrawKey(self._seed, f"{PURPOSE}/{update}", batch.plan.iteration, rows)
-            yield rows, (rows.stop - rows.start) / len(batch), key
+            key = DrawKey(self._seed, f"{PURPOSE}/{update}", batch.plan.iteration, batch.rows[rows], batch.total)
+            yield rows, (rows.stop - rows.start) / batch.total, key
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -232,24 +245,3 @@ def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
         metrics[f"reward/{name}"] = rewards_PG.mean().item()
         metrics[f"zero_spread/{name}"] = zero_spread_fraction(rewards_PG).item()
     return metrics
-
-
-class _Totals:
-    """A batch's metrics from its micro-batches': means over the samples that have them; of `LARGEST` the largest."""
-
-    def __init__(self) -> None:
-        self._largest: dict[str, float] = {}
-        self._sums: dict[str, float] = defaultdict(float)
-        self._shares: dict[str, float] = defaultdict(float)
-
-    def add(self, metrics: dict[str, float], share: float) -> None:
-        """Metrics of a micro-batch that is this share of the batch."""
-        for name, value in metrics.items():
-            if name in LARGEST:
-                self._largest[name] = max(self._largest.get(name, value), value)
-            else:
-                self._sums[name] += value * share
-                self._shares[name] += share
-
-    def values(self) -> dict[str, float]:
-        return {name: total / self._shares[name] for name, total in self._sums.items()} | self._largest

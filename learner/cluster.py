@@ -44,7 +44,7 @@ def ray_cluster(config: Config) -> Iterator[None]:
 def _start(config: Config) -> None:
     # Ray makes its workers yield to every other process; here they are what the machine is for.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    needed = config.learner.num_cpus + config.workers.count * config.workers.num_cpus
+    needed = config.learner.ranks * config.learner.num_cpus + config.workers.count * config.workers.num_cpus
     ray.init(
         address="local",
         num_cpus=max(os.cpu_count() or 1, 1 + int(needed)),

@@ -19,6 +19,7 @@ from common.types import Prompt
 from learner.matching import DrawKey, MatchingSettings, fake_score_objective, renoise_samples, student_objective
 from learner.networks import Networks
 from learner.objectives.loss import as_floats
+from learner.totals import Totals
 
 PURPOSE = "cold_start"
 
@@ -45,34 +46,39 @@ class ColdStartTrainer:
         self._empty = self._backbone.encode_prompts([""])
         self._seed = seed
 
-    def update(self, iteration: int) -> dict[str, float]:
+    def update(self, iteration: int) -> Totals:
         """One fake-score update and, every `student_every`-th time, one student update; returns their metrics.
 
         Raises:
-            TrainingError: a gradient is not finite; that network has not changed then.
+            TrainingError, RankError: a gradient is not finite, or another rank failed; that network has not changed.
         """
-        batch = self._settings.batch_size
-        chosen = seeding.prompt_indices(self._seed, iteration, batch, len(self._prompts))
+        batch, networks = self._settings.batch_size, self._networks
+        rows = range(batch)[networks.ranks.share(batch)]
+        share = len(rows) / batch
+        chosen = seeding.prompt_indices(self._seed, iteration, batch, len(self._prompts))[rows.start : rows.stop]
         conditioning = self._backbone.encode_prompts([self._prompts[index].text for index in chosen])
         last = len(self._sigmas) - 2
         step = seeding.sample_indices(last + 1, 1, seed=self._seed, purpose=f"{PURPOSE}/step", iteration=iteration)[0]
         train_student = (iteration + 1) % self._settings.student_every == 0
-        key = DrawKey(self._seed, PURPOSE, iteration, slice(0, batch))
-        sample = self._roll_to(step, conditioning, key, with_graph=train_student)
-        renoised = renoise_samples(sample, self._sigmas[step + 1], key)
-
-        fake = fake_score_objective(self._backbone, renoised, conditioning, self._matching, key)
-        self._networks.fake_optimizer.zero_grad()
-        fake.value.backward()
-        metrics = {"fake_gradient_norm": self._networks.fake_optimizer.step(iteration), **as_floats(fake.metrics)}
+        key = DrawKey(self._seed, PURPOSE, iteration, rows, batch)
+        totals = Totals()
+        with networks.fake_optimizer.gathering():
+            sample = self._roll_to(step, conditioning, key, with_graph=train_student)
+            renoised = renoise_samples(sample, self._sigmas[step + 1], key)
+            fake = fake_score_objective(self._backbone, renoised, conditioning, self._matching, key)
+            (fake.value * share).backward()
+        totals.add(as_floats(fake.metrics), share)
+        totals.add({"fake_gradient_norm": networks.fake_optimizer.step(iteration)}, share)
         if train_student:
-            loss = student_objective(self._backbone, sample, renoised, conditioning, self._empty, self._matching, key)
-            self._networks.student_optimizer.zero_grad()
-            loss.value.backward()
-            metrics["student_gradient_norm"] = self._networks.student_optimizer.step(iteration)
-            metrics.update(as_floats(loss.metrics))
-            self._networks.update_average()
-        return metrics
+            with networks.student_optimizer.gathering():
+                loss = student_objective(
+                    self._backbone, sample, renoised, conditioning, self._empty, self._matching, key
+                )
+                (loss.value * share).backward()
+            totals.add(as_floats(loss.metrics), share)
+            totals.add({"student_gradient_norm": networks.student_optimizer.step(iteration)}, share)
+            networks.update_average()
+        return totals
 
     def _roll_to(self, last_step: int, conditioning: Conditioning, key: DrawKey, *, with_graph: bool) -> Tensor:
         """The student's sample after `last_step`; only that step may keep its graph."""

@@ -44,13 +44,13 @@ from common.reward_api import ServerInfo
 from common.reward_client import RewardEndpoint
 from common.store import RedisAddress, RedisLink, RunControl
 from common.types import Prompt
-from learner.actor import Learner
 from learner.cli import Invocation, parse
 from learner.cluster import ray_cluster
 from learner.console import Console
 from learner.learner_calls import CALL_TIMEOUT_S, answer, last_line
 from learner.local_servers import LocalServers, LocalServerSpec
 from learner.policies import PolicyRecords
+from learner.rank_group import started_learner
 from learner.run_directory import Start, begin, claimed, continuity, require_same_rewards
 from learner.service import PolicySpecs, Service
 from learner.tracker import Tracker
@@ -130,7 +130,9 @@ def started_service(
         access = replace(access, infos=_check_rewards(config, access, plain), plain=plain)
         require_same_rewards(start, access.infos)
         stack.enter_context(ray_cluster(config))
-        learner, workers = _start_actors(config, train_prompts, access)
+        device = _device(config.learner.num_gpus)
+        learner = stack.enter_context(started_learner(config, train_prompts, access, device))
+        workers = _start_workers(config, access)
         sigmas = _wait_until_loaded(config, learner, workers)
         check_schedule(config, sigmas)
         if not invocation.dry_run:
@@ -261,15 +263,8 @@ def _waited_for(config: Config) -> set[str]:
     return {reward.name for reward in config.rewards if reward.outage == "pause"}
 
 
-def _start_actors(
-    config: Config, prompts: Sequence[Prompt], access: RewardAccess
-) -> tuple[ActorHandle, list[ActorHandle]]:
-    """Learner and workers, placed by their resources."""
-    learner = (
-        ray.remote(Learner)
-        .options(num_cpus=config.learner.num_cpus, num_gpus=config.learner.num_gpus)
-        .remote(config, prompts, access, _device(config.learner.num_gpus))
-    )
+def _start_workers(config: Config, access: RewardAccess) -> list[ActorHandle]:
+    """Rollout workers, placed by their resources."""
     settings = WorkerSettings(
         backbone=config.backbone,
         lora=config.lora,
@@ -285,7 +280,7 @@ def _start_actors(
         max_restarts=config.workers.restarts,
         max_task_retries=config.workers.restarts,
     )
-    return learner, [worker_class.remote(settings) for _ in range(config.workers.count)]
+    return [worker_class.remote(settings) for _ in range(config.workers.count)]
 
 
 def _wait_until_loaded(config: Config, learner: ActorHandle, workers: list[ActorHandle]) -> tuple[float, ...]:
@@ -340,7 +335,7 @@ def plan_text(invocation: Invocation, start: Start) -> str:
         f"stage 2    {alignment.iterations} iterations of {images} samples, "
         f"policy gradient {alignment.policy_gradient}",
         f"workers    {config.workers.count} of {config.workers.num_cpus:g} CPU, {config.workers.num_gpus:g} GPU",
-        f"learner    {config.learner.num_cpus:g} CPU, {config.learner.num_gpus:g} GPU",
+        f"learner    {config.learner.ranks} of {config.learner.num_cpus:g} CPU, {config.learner.num_gpus:g} GPU",
         *(_reward_text(reward) for reward in config.rewards),
         "everything loaded, every reward server answered: ready to run",
     ]

@@ -9,6 +9,7 @@ Source: arXiv 2605.26108; formulas in `common/flow.py` and `learner/objectives/`
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,34 +26,32 @@ from learner.objectives.loss import Loss
 
 @dataclass(frozen=True)
 class DrawKey:
-    """Names the random draws of one update, of which the samples `rows` are being worked on.
+    """Names the random draws of one update, of which the samples `rows` of `batch` are being worked on.
 
-    Every sample has a draw of its own, so the size of a micro-batch changes no sample's noise.
+    Every sample has a draw of its own, so neither the size of a micro-batch nor the number of ranks changes its noise.
     """
 
     seed: int
     purpose: str
     iteration: int
-    rows: slice
+    rows: Sequence[int]
+    batch: int
 
-    def first(self, count: int) -> DrawKey:
-        """The key of the first `count` rows."""
-        return replace(self, rows=slice(self.rows.start, self.rows.start + count))
+    def at(self, positions: Sequence[int]) -> DrawKey:
+        """The key of some of the rows."""
+        return replace(self, rows=[self.rows[position] for position in positions])
 
     def normal(self, what: str, like_Bchw: Tensor) -> Tensor:
         """Standard normal noise for the rows, in the shape of `like_Bchw`."""
         noise = [
             seeding.normal(like_Bchw.shape[1:], purpose=f"{self.purpose}/{what}", **self._keys(sample))
-            for sample in range(self.rows.start, self.rows.stop)
+            for sample in self.rows
         ]
         return torch.stack(noise).to(like_Bchw.device)
 
     def uniform(self, what: str, device: torch.device) -> Tensor:
         """Uniforms in [0, 1) for the rows."""
-        draws = [
-            seeding.uniform((), purpose=f"{self.purpose}/{what}", **self._keys(sample))
-            for sample in range(self.rows.start, self.rows.stop)
-        ]
+        draws = [seeding.uniform((), purpose=f"{self.purpose}/{what}", **self._keys(sample)) for sample in self.rows]
         return torch.stack(draws).to(device)
 
     def _keys(self, sample: int) -> dict[str, int]:
@@ -68,7 +67,7 @@ class MatchingSettings:
         eta: stochasticity of every transition.
         fake_max_weight: cap of the fake loss's weight 1 / w^2.
         consistency_weight: weight of the two-sample regulariser; 0 leaves it out.
-        consistency_fraction: fraction of the samples it is estimated on, rounded up.
+        consistency_fraction: fraction of the batch's samples it is estimated on, rounded up, evenly spread.
     """
 
     guidance: float
@@ -132,10 +131,14 @@ def _consistency(
     settings: MatchingSettings,
     key: DrawKey,
 ) -> Loss:
-    first = slice(0, math.ceil(settings.consistency_fraction * len(conditioning)))
-    conditioning, velocity_Bchw = conditioning.rows(first), velocity_Bchw[first]
-    latents, sigma = renoised.latents_Bchw[first], renoised.sigma_B[first]
-    key = key.first(len(latents))
+    positions, weight = _regularised(key, settings.consistency_fraction)
+    if not positions:
+        nothing = torch.zeros((), device=velocity_Bchw.device)
+        return Loss(nothing, {"consistency_loss": nothing})
+    chosen = torch.tensor(positions, device=velocity_Bchw.device)
+    conditioning, velocity_Bchw = conditioning.rows(chosen), velocity_Bchw[chosen]
+    latents, sigma = renoised.latents_Bchw[chosen], renoised.sigma_B.to(chosen.device)[chosen]
+    key = key.at(positions)
     earlier = earlier_sigma(key.uniform("earlier", sigma.device), sigma)
     transition = cps_transition(latents, velocity_Bchw.detach(), sigma, earlier, settings.eta)
     predictions = []
@@ -143,7 +146,22 @@ def _consistency(
         sample = transition.sample(key.normal(name, latents))
         prediction = backbone.velocity(Network.FAKE_SCORE, sample, earlier, conditioning)
         predictions.append(clean_prediction(sample, prediction, earlier))
-    return consistency_loss(clean_prediction(latents, velocity_Bchw, sigma), predictions[0], predictions[1])
+    loss = consistency_loss(clean_prediction(latents, velocity_Bchw, sigma), predictions[0], predictions[1])
+    return Loss(weight * loss.value, {name: weight * value for name, value in loss.metrics.items()})
+
+
+def _regularised(key: DrawKey, fraction: float) -> tuple[list[int], float]:
+    """Which of the rows are regularised, and the weight that makes up for other parts of the batch having more.
+
+    A function of a row's place in the whole batch, so that neither micro-batches nor ranks change it.
+    """
+
+    def chosen_before(row: int) -> int:
+        # Less a rounding error, so that a tenth of 10 rows is 1.
+        return math.ceil(row * fraction - 1e-9)
+
+    positions = [at for at, row in enumerate(key.rows) if chosen_before(row + 1) > chosen_before(row)]
+    return positions, len(positions) / chosen_before(key.batch) * key.batch / len(key.rows)
 
 
 def student_objective(

@@ -17,6 +17,7 @@ from torch import Tensor
 from common.backbones.base import Backbone, Network
 from common.config import AlignmentConfig, ColdStartConfig
 from learner.optimizer import AdapterOptimizer, LearningRate, MovingAverage
+from learner.ranks import ALONE, Ranks
 
 COLD_START, ALIGNED, FAKE_SCORE = "cold_start", "aligned", "fake_score"
 
@@ -44,9 +45,10 @@ class OptimizerSettings:
 class Networks:
     """The three networks, the two optimizers and the student's moving average, in one of the two stages."""
 
-    def __init__(self, backbone: Backbone, settings: OptimizerSettings, seed: int) -> None:
+    def __init__(self, backbone: Backbone, settings: OptimizerSettings, seed: int, ranks: Ranks = ALONE) -> None:
         """Stage 1: student and fake score start as the teacher."""
         self.backbone = backbone
+        self.ranks = ranks
         self._seed = seed
         backbone.adapters.add(COLD_START, seed=seed, trainable=True)
         backbone.adapters.add(FAKE_SCORE, seed=seed, trainable=True)
@@ -72,6 +74,7 @@ class Networks:
             learning_rate=settings.learning_rate_student,
             weight_decay=settings.weight_decay,
             gradient_clip=settings.gradient_clip,
+            ranks=self.ranks,
         )
         self.fake_optimizer = AdapterOptimizer(
             "fake score",
@@ -79,6 +82,7 @@ class Networks:
             learning_rate=settings.learning_rate_fake,
             weight_decay=settings.weight_decay,
             gradient_clip=settings.gradient_clip,
+            ranks=self.ranks,
         )
         self.average = MovingAverage(bank.state(student_adapter), settings.ema_decay)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +13,7 @@ from torch.nn import Parameter
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from common.errors import TrainingError
+from learner.ranks import ALONE, Ranks
 
 BETAS = (0.9, 0.999)
 
@@ -46,9 +48,11 @@ class AdapterOptimizer:
         learning_rate: LearningRate,
         weight_decay: float,
         gradient_clip: float,
+        ranks: Ranks = ALONE,
     ) -> None:
         """`network` is what errors call the owner of the parameters."""
         self._network = network
+        self._ranks = ranks
         self._parameters = dict(parameters)
         self._learning_rate = learning_rate
         self._gradient_clip = gradient_clip
@@ -56,8 +60,16 @@ class AdapterOptimizer:
             self._parameters.values(), lr=learning_rate.initial, betas=BETAS, weight_decay=weight_decay
         )
 
-    def zero_grad(self) -> None:
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        """Backward passes inside this block make up one gradient, summed over the ranks at its end.
+
+        Raises:
+            RankError: see `Ranks.summing`.
+        """
         self._adamw.zero_grad(set_to_none=True)
+        with self._ranks.summing(self._network, self._parameters.values()):
+            yield
 
     def step(self, iteration: int) -> float:
         """Clip, step, and return the gradient's norm before clipping.

@@ -17,6 +17,7 @@ from learner.alignment_trainer import AlignmentTrainer
 from learner.cold_start_trainer import ColdStartTrainer
 from learner.matching import MatchingSettings
 from learner.networks import Networks, OptimizerSettings
+from learner.ranks import ALONE, Ranks
 from learner.served_rewards import ServedRewards
 from rollout_workers.sampler import sample_group
 from tests.tiny_pipeline import load_tiny_backbone
@@ -48,9 +49,9 @@ def alignment_settings(**changes: object) -> AlignmentConfig:
     return AlignmentConfig.model_validate(base | changes)
 
 
-def new_networks(pipeline: Path, settings: ColdStartConfig | None = None) -> Networks:
+def new_networks(pipeline: Path, settings: ColdStartConfig | None = None, ranks: Ranks = ALONE) -> Networks:
     backbone = load_tiny_backbone(pipeline)
-    return Networks(backbone, OptimizerSettings.of(settings or cold_start_settings()), seed=0)
+    return Networks(backbone, OptimizerSettings.of(settings or cold_start_settings()), 0, ranks)
 
 
 def cold_start_trainer(networks: Networks, settings: ColdStartConfig | None = None) -> ColdStartTrainer:

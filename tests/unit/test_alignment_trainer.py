@@ -54,7 +54,8 @@ def adapters(names: set[str]) -> set[str]:
 def test_two_updates_change_every_trainable_parameter_and_no_other(networks: Networks) -> None:
     trainer, before = alignment_trainer(networks), snapshot(networks.backbone)
     for iteration in range(2):
-        metrics, seconds = trainer.update(scored_groups(networks.backbone, iteration))
+        totals, seconds = trainer.update(scored_groups(networks.backbone, iteration))
+        metrics = totals.values()
         assert all(math.isfinite(value) for value in metrics.values())
         assert all(value >= 0 for value in seconds.values())
     found = changed(networks.backbone, before)
@@ -65,7 +66,8 @@ def test_two_updates_change_every_trainable_parameter_and_no_other(networks: Net
 def test_metrics_tell_what_the_rewards_said(networks: Networks) -> None:
     groups = scored_groups(networks.backbone, 0)
     groups[0] = replace(groups[0], rewards_G={**groups[0].rewards_G, "left": np.zeros(3, np.float32)})
-    metrics, seconds = alignment_trainer(networks).update(groups)
+    totals, seconds = alignment_trainer(networks).update(groups)
+    metrics = totals.values()
     for name in REWARDS:
         expected = np.mean([group.rewards_G[name] for group in groups])
         assert metrics[f"reward/{name}"] == pytest.approx(expected, rel=1e-5)
@@ -75,7 +77,7 @@ def test_metrics_tell_what_the_rewards_said(networks: Networks) -> None:
 
 
 def test_learner_and_sampler_agree(networks: Networks) -> None:
-    metrics, _ = alignment_trainer(networks).update(scored_groups(networks.backbone, 0))
+    metrics = alignment_trainer(networks).update(scored_groups(networks.backbone, 0))[0].values()
     assert metrics["surrogate_gap"] < 1e-6
     assert metrics["ratio_max_deviation"] == 0
     assert metrics["clipped_fraction"] == 0
@@ -86,7 +88,7 @@ def test_a_disagreement_is_measured(networks: Networks) -> None:
     off = replace(groups[1].trajectory, surrogate_TG=groups[1].trajectory.surrogate_TG + np.float32(0.25))
     groups[1] = replace(groups[1], trajectory=off)
     settings = alignment_settings(old_surrogate="rollout", micro_batch=2)
-    metrics, _ = alignment_trainer(networks, settings).update(groups)
+    metrics = alignment_trainer(networks, settings).update(groups)[0].values()
     assert metrics["surrogate_gap"] == pytest.approx(0.25, abs=1e-5)
     assert metrics["ratio_mean"] == pytest.approx((1 + math.exp(-0.25)) / 2, abs=1e-4)
 
@@ -131,7 +133,7 @@ def test_the_micro_batch_changes_no_result(tiny_pipeline: Path, micro_batch: int
     for size in (2, micro_batch):
         networks = aligned_networks(tiny_pipeline)
         trainer = alignment_trainer(networks, alignment_settings(micro_batch=size))
-        metrics, _ = trainer.update(scored_groups(networks.backbone, 0))
+        metrics = trainer.update(scored_groups(networks.backbone, 0))[0].values()
         results.append((metrics, {**networks.student_optimizer.state(), **networks.fake_optimizer.state()}))
     (metrics, moments), (other_metrics, other_moments) = results
     assert other_metrics == pytest.approx(metrics, abs=1e-6, rel=1e-5)
@@ -144,13 +146,13 @@ def test_a_restored_alignment_goes_on_bit_by_bit(tiny_pipeline: Path, tmp_path: 
     trainer = alignment_trainer(networks)
     trainer.update(scored_groups(networks.backbone, 0))
     saved = write_checkpoint(tmp_path, Position("alignment", 1), networks.state(), {})
-    expected = [trainer.update(scored_groups(networks.backbone, iteration))[0] for iteration in (1, 2)]
+    expected = [trainer.update(scored_groups(networks.backbone, iteration))[0].values() for iteration in (1, 2)]
 
     restored = new_networks(tiny_pipeline)
     restored.begin_alignment(OptimizerSettings.of(alignment_settings()))
     restored.load(read_checkpoint(saved)[1])
     trainer = alignment_trainer(restored)
-    assert [trainer.update(scored_groups(restored.backbone, iteration))[0] for iteration in (1, 2)] == expected
+    assert [trainer.update(scored_groups(restored.backbone, iteration))[0].values() for iteration in (1, 2)] == expected
     after, wanted = restored.state(), networks.state()
     assert after.keys() == wanted.keys()
     assert all(torch.equal(after[key], wanted[key]) for key in wanted)
@@ -176,7 +178,7 @@ def test_every_part_trains_the_student_alone(
         reward_gradient_weight=reward_gradient_weight,
     )
     before = snapshot(networks.backbone)
-    metrics, _ = alignment_trainer(networks, settings).update(scored_groups(networks.backbone, 0, settings))
+    metrics = alignment_trainer(networks, settings).update(scored_groups(networks.backbone, 0, settings))[0].values()
     assert adapters(changed(networks.backbone, before)) == {ALIGNED, FAKE_SCORE}
     assert metrics["student_gradient_norm"] > 0
     assert ("ratio_mean" in metrics) == (policy_gradient != "none")
@@ -190,7 +192,7 @@ def test_equal_rewards_carry_no_policy_signal(networks: Networks) -> None:
         replace(group, rewards_G={name: np.full(3, place, np.float32) for name in REWARDS})
         for place, group in enumerate(scored_groups(networks.backbone, 0, settings))
     ]
-    metrics, _ = alignment_trainer(networks, settings).update(groups)
+    metrics = alignment_trainer(networks, settings).update(groups)[0].values()
     assert metrics["student_gradient_norm"] == 0
     assert metrics["fake_gradient_norm"] > 0
 
@@ -227,7 +229,8 @@ class HalfOut(Brightness):
 
 def test_without_a_rewards_gradient_the_others_take_its_weight_and_no_mean_is_diluted(networks: Networks) -> None:
     served, settings = HalfOut(), alignment_settings(micro_batch=3)
-    metrics, _ = alignment_trainer(networks, settings, served=served).update(scored_groups(networks.backbone, 0))
+    trainer = alignment_trainer(networks, settings, served=served)
+    metrics = trainer.update(scored_groups(networks.backbone, 0))[0].values()
     assert metrics["hinge_reward"] == pytest.approx(sum(REWARDS.values()) * served.seen[0], rel=1e-5)
     assert metrics["left_out_gradients/left:nan"] == 6
     assert metrics["left_out_gradients/bright:timeout"] == 3
@@ -237,7 +240,7 @@ def test_without_a_rewards_gradient_the_others_take_its_weight_and_no_mean_is_di
 def test_a_group_without_a_reward_is_trained_on_the_others(networks: Networks) -> None:
     groups = scored_groups(networks.backbone, 0)
     groups[0] = replace(groups[0], rewards_G={"bright": groups[0].rewards_G["bright"]})
-    metrics, _ = alignment_trainer(networks).update(groups)
+    metrics = alignment_trainer(networks).update(groups)[0].values()
     assert metrics["reward/left"] == pytest.approx(float(groups[1].rewards_G["left"].mean()), rel=1e-5)
     assert metrics["student_gradient_norm"] > 0
     assert all(math.isfinite(value) for value in metrics.values())
@@ -265,7 +268,7 @@ def test_reward_back_propagation_raises_the_reward(tiny_pipeline: Path) -> None:
     settings = alignment_settings(policy_gradient="none", matching_weight=0.0, reward_gradient_weight=1.0)
     networks = aligned_networks(tiny_pipeline)
     trainer = alignment_trainer(networks, settings, rewards={"bright": 1.0})
-    first, *_, last = [trainer.update(scored_groups(networks.backbone, 0, settings))[0] for _ in range(6)]
+    first, *_, last = [trainer.update(scored_groups(networks.backbone, 0, settings))[0].values() for _ in range(6)]
     assert last["reward/bright"] > first["reward/bright"]
 
 
@@ -273,7 +276,7 @@ def test_the_policy_gradient_raises_a_reward_without_gradient(tiny_pipeline: Pat
     settings = alignment_settings(matching_weight=0.0, reward_gradient_weight=0.0, group_size=8)
     networks = aligned_networks(tiny_pipeline)
     trainer = alignment_trainer(networks, settings, rewards={"left": 1.0})
-    first, *_, last = [trainer.update(scored_groups(networks.backbone, 0, settings))[0] for _ in range(8)]
+    first, *_, last = [trainer.update(scored_groups(networks.backbone, 0, settings))[0].values() for _ in range(8)]
     assert last["reward/left"] > first["reward/left"]
 
 
@@ -286,7 +289,7 @@ def test_clipping_scales_every_samples_reward_gradient(tiny_pipeline: Path) -> N
         )
         networks = aligned_networks(tiny_pipeline)
         trainer = alignment_trainer(networks, settings, rewards={"bright": 1.0})
-        return trainer.update(scored_groups(networks.backbone, 0, settings))[0]["student_gradient_norm"]
+        return trainer.update(scored_groups(networks.backbone, 0, settings))[0].values()["student_gradient_norm"]
 
     unclipped = norm(None)
     assert unclipped > 0

@@ -50,7 +50,7 @@ def test_two_updates_change_every_trainable_parameter_and_no_other(tiny_pipeline
     networks = new_networks(tiny_pipeline)
     trainer, before = cold_start_trainer(networks), snapshot(networks.backbone)
     for iteration in range(2):
-        metrics = trainer.update(iteration)
+        metrics = trainer.update(iteration).values()
         assert all(math.isfinite(value) for value in metrics.values())
     found = changed(networks.backbone, before)
     assert found == {name for name in trainable(networks.backbone) if UNUSED_MODULE not in name}
@@ -63,7 +63,7 @@ def test_the_student_updates_every_kth_time_and_the_fake_score_always(tiny_pipel
     trainer = cold_start_trainer(networks, settings)
     for iteration, expected in enumerate(({FAKE_SCORE}, {FAKE_SCORE, COLD_START}, {FAKE_SCORE})):
         before = snapshot(networks.backbone)
-        metrics = trainer.update(iteration)
+        metrics = trainer.update(iteration).values()
         assert {name.split(".")[-2] for name in changed(networks.backbone, before)} == expected
         assert ("student_gradient_norm" in metrics) == (COLD_START in expected)
 
@@ -106,12 +106,12 @@ def test_a_restored_cold_start_goes_on_bit_by_bit(tiny_pipeline: Path, tmp_path:
     trainer.update(0)
     trainer.update(1)
     saved = write_checkpoint(tmp_path, Position("cold_start", 2), networks.state(), {})
-    expected = [trainer.update(2), trainer.update(3)]
+    expected = [trainer.update(2).values(), trainer.update(3).values()]
 
     restored = new_networks(tiny_pipeline)
     restored.load(read_checkpoint(saved)[1])
     trainer = cold_start_trainer(restored)
-    assert [trainer.update(2), trainer.update(3)] == expected
+    assert [trainer.update(2).values(), trainer.update(3).values()] == expected
     after, wanted = restored.state(), networks.state()
     assert after.keys() == wanted.keys()
     assert all(torch.equal(after[key], wanted[key]) for key in wanted)

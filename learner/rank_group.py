@@ -1,0 +1,93 @@
+"""Starts the learner: one actor, or a group of ranks placed together.
+
+Rank 0 is the one the driver talks to (`learner/actor.py`).
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import ray
+from ray.actor import ActorHandle
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from common.config import Config
+from common.errors import ConfigError
+from common.reward_access import RewardAccess
+from common.types import Prompt
+from learner.actor import Learner
+from learner.learner_calls import CALL_TIMEOUT_S
+from learner.ranks import Meeting
+
+
+@contextmanager
+def started_learner(
+    config: Config, prompts: Sequence[Prompt], access: RewardAccess, device: str
+) -> Iterator[ActorHandle]:
+    """The learner's rank 0, loading still; its calls wait.
+
+    Raises:
+        ConfigError: the cluster has no room for the ranks.
+    """
+    settings = config.learner
+    actor = ray.remote(Learner).options(num_cpus=settings.num_cpus, num_gpus=settings.num_gpus)
+    if settings.ranks == 1:
+        yield actor.remote(config, prompts, access, device, None)
+        return
+    with _placed(settings.ranks, {"CPU": settings.num_cpus, "GPU": settings.num_gpus}) as group, _meeting(group) as at:
+        ranks = [
+            actor.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group, index)).remote(
+                config, prompts, access, device, Meeting(index, settings.ranks, at, CALL_TIMEOUT_S)
+            )
+            for index in range(settings.ranks)
+        ]
+        ranks[0].lead.remote(ranks[1:])
+        yield ranks[0]
+
+
+@contextmanager
+def _placed(count: int, resources: dict[str, float]) -> Iterator[PlacementGroup]:
+    """Room for `count` ranks, close together."""
+    bundle = {name: amount for name, amount in resources.items() if amount > 0} or {"CPU": 0.001}
+    group = placement_group([bundle] * count, strategy="PACK")
+    try:
+        if not group.wait(CALL_TIMEOUT_S):
+            raise ConfigError(
+                f"learner.ranks = {count}: the cluster has no room for as many times {bundle}; use fewer ranks, or "
+                "lower learner.num_cpus and learner.num_gpus"
+            )
+        yield group
+    finally:
+        with suppress(ray.exceptions.RayError):
+            remove_placement_group(group)
+
+
+@contextmanager
+def _meeting(group: PlacementGroup) -> Iterator[str]:
+    """Where the ranks meet: a file if they are all on one machine, else a port of the machine of rank 0."""
+    where = PlacementGroupSchedulingStrategy
+    asked = [
+        ray.remote(num_cpus=0)(_address).options(scheduling_strategy=where(group, index)).remote()
+        for index in range(group.bundle_count)
+    ]
+    addresses = ray.get(asked, timeout=CALL_TIMEOUT_S)
+    if len({host for host, _ in addresses}) > 1:
+        yield "tcp://{}:{}".format(*addresses[0])
+        return
+    folder = Path(tempfile.mkdtemp(prefix="rtdmd-ranks-"))
+    try:
+        yield (folder / "meeting").as_uri()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _address() -> tuple[str, int]:
+    """This machine, and a port that was free a moment ago."""
+    with socket.create_server(("", 0)) as server:
+        return ray.util.get_node_ip_address(), server.getsockname()[1]
