@@ -17,7 +17,8 @@ from transformers import (
 )
 
 from common.backbones.sd3 import StableDiffusion3
-from common.config import LoraConfig, Sd3Backbone
+from common.config import LoraConfig
+from common.config_backbones import Sd3Backbone
 from tests.tiny_rewards import write_tokenizer
 
 CLIP_TOKENS = 12
@@ -34,19 +35,17 @@ def write_tiny_pipeline(directory: Path, seed: int = 0) -> Path:
     """Save the pipeline into `directory`; every weight is a function of `seed`."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        clip_tokens = _clip_tokenizer(directory / "clip_vocabulary")
-        t5_tokens = _t5_tokenizer()
+        clip_tokens = clip_tokenizer(directory / "clip_vocabulary")
+        t5_tokens = t5_tokenizer()
         pipeline = StableDiffusion3Pipeline(
             transformer=_transformer(),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-            vae=_autoencoder(),
+            vae=autoencoder(),
             text_encoder=_clip(clip_tokens),
             tokenizer=clip_tokens,
             text_encoder_2=_clip(clip_tokens),
             tokenizer_2=clip_tokens,
-            text_encoder_3=T5EncoderModel(
-                T5Config(vocab_size=len(t5_tokens), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-            ),
+            text_encoder_3=t5_encoder(t5_tokens),
             tokenizer_3=t5_tokens,
         )
         pipeline.save_pretrained(directory)
@@ -93,7 +92,7 @@ def _transformer() -> SD3Transformer2DModel:
     return model
 
 
-def _autoencoder() -> AutoencoderKL:
+def autoencoder() -> AutoencoderKL:
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -110,6 +109,10 @@ def _autoencoder() -> AutoencoderKL:
         shift_factor=0.06,
         scaling_factor=1.5,
     )
+
+
+def t5_encoder(tokenizer: PreTrainedTokenizerFast) -> T5EncoderModel:
+    return T5EncoderModel(T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
 
 
 def _clip(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
@@ -129,13 +132,13 @@ def _clip(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
     )
 
 
-def _clip_tokenizer(directory: Path) -> CLIPTokenizer:
+def clip_tokenizer(directory: Path) -> CLIPTokenizer:
     directory.mkdir(parents=True)
     write_tokenizer(directory)
     return CLIPTokenizer.from_pretrained(directory, model_max_length=CLIP_TOKENS)
 
 
-def _t5_tokenizer() -> PreTrainedTokenizerFast:
+def t5_tokenizer() -> PreTrainedTokenizerFast:
     letters = "▁abcdefghijklmnopqrstuvwxyz0123456789<>/|,.'-"
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -3.0) for letter in letters)]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
