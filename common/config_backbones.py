@@ -31,6 +31,18 @@ class BackboneSection(Section):
         "bfloat16", description="Model arithmetic; sigmas, means, densities and advantages are float32 in any case."
     )
     guidance_scale: float = Field(1.0, ge=1, description="Guidance c of the teacher inside the losses; 1 is none.")
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Recompute the transformer's activations in the backward pass: a third more time for less memory.",
+    )
+    idle_on_cpu: bool = Field(
+        False,
+        description="Text encoders, and the VAE outside of back-propagation, wait on the CPU between two uses.",
+    )
+    text_encoder_int8: bool = Field(
+        False,
+        description="Keep the text encoders' matrices as 8-bit integers, a scale a row: half of bfloat16's memory.",
+    )
     decode_chunk: PositiveInt = Field(
         16, description="Images the VAE decodes at once: bounds its memory, changes pixels by float rounding at most."
     )

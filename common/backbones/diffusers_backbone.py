@@ -7,7 +7,8 @@ encoding, forward pass and schedule.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -18,7 +19,9 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from common.backbones.adapters import AdapterBank
 from common.backbones.base import Conditioning, Guidance, Network
+from common.backbones.int8 import quantise_linears
 from common.backbones.pipeline_files import PipelineFiles, find_pipeline, first_line
+from common.backbones.precision import arithmetic
 from common.config import LoraConfig
 from common.config_backbones import BackboneSection
 from common.errors import ModelError
@@ -60,7 +63,14 @@ class DiffusersBackbone(ABC, Generic[Settings]):
                 f"backbone.guidance_scale = {settings.guidance_scale:g}: the teacher takes no guidance: set it to 1, "
                 "or for a step-distilled FLUX.2 set backbone.teacher_path to its base model"
             )
-        self._pipeline = self._load_pipeline().to(device)
+        self._pipeline = self._load_pipeline()
+        if settings.text_encoder_int8:
+            for encoder in self._text_encoders():
+                quantise_linears(encoder)
+        if settings.idle_on_cpu:
+            self._pipeline.transformer.to(device)
+        else:
+            self._pipeline.to(device)
         self._transformer = self._pipeline.transformer.eval()
         self._teacher = self._load_teacher()
         self._vae = self._pipeline.vae.eval().requires_grad_(False)
@@ -72,13 +82,16 @@ class DiffusersBackbone(ABC, Generic[Settings]):
             targets=lora.targets or self.lora_targets,
         )
         self.adapters.define(Network.TEACHER, ())
+        if settings.gradient_checkpointing:
+            self.enable_gradient_checkpointing()
 
     @abstractmethod
     def _plan(self) -> None:
         """Set `latent_shape` and `guidance`; raise ModelError for what the small files show to be impossible."""
 
     @abstractmethod
-    def encode_prompts(self, texts: Sequence[str]) -> Conditioning: ...
+    def _encode(self, texts: Sequence[str]) -> Conditioning:
+        """The prompts as the text encoders, which are on the device, see them."""
 
     @abstractmethod
     def sigmas(self, num_steps: int) -> tuple[float, ...]: ...
@@ -111,6 +124,25 @@ class DiffusersBackbone(ABC, Generic[Settings]):
         scaled: Tensor = latents_Bchw / self._vae.config.scaling_factor + self._vae.config.shift_factor
         return scaled
 
+    def _text_encoders(self) -> list[torch.nn.Module]:
+        parts = self._pipeline.components
+        return [part for name, part in parts.items() if name.startswith("text_encoder") and part is not None]
+
+    @contextmanager
+    def _on_device(self, *modules: torch.nn.Module) -> Iterator[None]:
+        """Frozen modules that wait on the CPU are on the device inside this block."""
+        for module in modules:
+            module.to(self.device)
+        yield
+        if self._settings.idle_on_cpu:
+            for module in modules:
+                module.to("cpu")
+
+    @torch.no_grad()
+    def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
+        with self._on_device(*self._text_encoders()):
+            return self._encode(texts)
+
     def velocity(
         self,
         network: Network,
@@ -119,16 +151,21 @@ class DiffusersBackbone(ABC, Generic[Settings]):
         conditioning: Conditioning,
         guidance_input: float | None = None,
     ) -> Tensor:
-        with self.adapters.active(network) as transformer:
+        with self.adapters.active(network) as transformer, arithmetic(self._dtype, self.device):
             latents_Bchw, sigma_B = latents_Bchw.to(self.device, self._dtype), sigma_B.to(self.device)
             return self._predict(transformer, latents_Bchw, sigma_B, conditioning, guidance_input).float()
 
     def decode(self, latents_Bchw: Tensor) -> Tensor:
         parts: tuple[Tensor, ...] = torch.split(latents_Bchw, self._settings.decode_chunk)
-        if len(parts) > 1 and torch.is_grad_enabled() and latents_Bchw.requires_grad:
-            # Or the activations of all chunks would be kept for the backward pass.
-            return torch.cat([recompute(self._decode_part, part, use_reentrant=False) for part in parts])
-        return torch.cat([self._decode_part(part) for part in parts])
+        if not (torch.is_grad_enabled() and latents_Bchw.requires_grad):
+            with self._on_device(self._vae):
+                return torch.cat([self._decode_part(part) for part in parts])
+        # The backward pass needs it there as well, whenever that comes.
+        self._vae.to(self.device)
+        if len(parts) == 1:
+            return self._decode_part(latents_Bchw)
+        # Or the activations of all chunks would be kept for the backward pass.
+        return torch.cat([recompute(self._decode_part, part, use_reentrant=False) for part in parts])
 
     def _decode_part(self, latents_Bchw: Tensor) -> Tensor:
         latents_Bchw = self._vae_latents(latents_Bchw).to(self._dtype)
@@ -138,11 +175,12 @@ class DiffusersBackbone(ABC, Generic[Settings]):
     @torch.no_grad()
     def image_features(self, images_BCHW: Tensor) -> list[Tensor]:
         encoder = self._vae.encoder
-        hidden = encoder.conv_in((images_BCHW * 2 - 1).to(self.device, self._dtype))
-        features = []
-        for block in encoder.down_blocks:
-            hidden = block(hidden)
-            features.append(hidden.float())
+        with self._on_device(encoder):
+            hidden = encoder.conv_in((images_BCHW * 2 - 1).to(self.device, self._dtype))
+            features = []
+            for block in encoder.down_blocks:
+                hidden = block(hidden)
+                features.append(hidden.float())
         return features
 
     def base_fingerprint(self) -> str:
@@ -152,7 +190,14 @@ class DiffusersBackbone(ABC, Generic[Settings]):
         """Recompute activations in the backward pass, through the network of the forward pass."""
         transformers: list[Any] = [*self.adapters.modules()]
         for transformer in transformers:
-            transformer.enable_gradient_checkpointing(self.adapters.checkpoint)
+            transformer.enable_gradient_checkpointing(self._checkpoint)
+
+    def _checkpoint(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        def in_same_arithmetic(*inputs: Any) -> Any:
+            with arithmetic(self._dtype, self.device):
+                return function(*inputs)
+
+        return self.adapters.checkpoint(in_same_arithmetic, *inputs)
 
     def save_lora(self, directory: Path, state: dict[str, Tensor], scale: float) -> None:
         """Write an adapter as diffusers' own LoRA file, for `load_lora_weights` of the family's pipeline."""

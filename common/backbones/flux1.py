@@ -39,8 +39,7 @@ class Flux1(DiffusersBackbone[Flux1Backbone]):
         for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2):
             make_special_tokens_plain_text(tokenizer)
 
-    @torch.no_grad()
-    def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
+    def _encode(self, texts: Sequence[str]) -> Conditioning:
         tokens, pooled, _ = self._pipeline.encode_prompt(
             prompt=list(texts),
             prompt_2=None,

@@ -109,8 +109,7 @@ class Flux2(DiffusersBackbone[Flux2Backbone]):
             encoder.norm = torch.nn.Identity()  # belongs to the output of all layers
         pipeline.text_encoder = encoder
 
-    @torch.no_grad()
-    def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
+    def _encode(self, texts: Sequence[str]) -> Conditioning:
         tokens, _ = self._pipeline.encode_prompt(
             prompt=[spell_out_special_tokens(text, self._pipeline.tokenizer) for text in texts],
             device=self.device,

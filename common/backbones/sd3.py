@@ -45,8 +45,7 @@ class StableDiffusion3(DiffusersBackbone[Sd3Backbone]):
             if tokenizer is not None:
                 make_special_tokens_plain_text(tokenizer)
 
-    @torch.no_grad()
-    def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
+    def _encode(self, texts: Sequence[str]) -> Conditioning:
         tokens, _, pooled, _ = self._pipeline.encode_prompt(
             prompt=list(texts),
             prompt_2=None,
