@@ -37,6 +37,8 @@ class Invocation:
     run_dir: Path
     dry_run: bool
     resume: bool
+    plan: str | None
+    """The device whose memory and speed `--plan` reckons with; None is no plan."""
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Invocation:
@@ -60,7 +62,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Invocation:
         draft.lay(_nested(key, _value(key, text, origin)), origin)
     config = draft.build()
     run_dir = arguments.run_dir or Path("runs") / config.run.name
-    return Invocation(config=config, run_dir=run_dir, dry_run=arguments.dry_run, resume=arguments.resume)
+    return Invocation(config, run_dir, arguments.dry_run, arguments.resume, arguments.plan)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -72,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python learner/main.py",
         usage="python learner/main.py [--config FILE] [--section.key VALUE ...] [--run-dir DIR] "
-        "[--quick] [--dry-run] [--resume]",
+        "[--quick] [--plan [DEVICE]] [--dry-run] [--resume]",
         description="Distil a text-to-image model into a few-step student, then align it with rewards.",
         epilog=_knobs_help(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -83,6 +85,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where the run writes (default runs/NAME)")
     parser.add_argument("--quick", action="store_true", help="lay the run file's quick block over it: a smoke run")
+    parser.add_argument(
+        "--plan",
+        nargs="?",
+        const="auto",
+        metavar="DEVICE",
+        help="print placement, memory and seconds that the run will need, from the model's sizes alone; DEVICE: a100, "
+        "l40s, h100, h200, b200 (default: h200 where the run file asks for GPUs, else this machine)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="validate everything, print the plan, train nothing")
     parser.add_argument(
         "--resume", action="store_true", help="continue from the newest checkpoint of the run directory"
@@ -128,7 +138,7 @@ def _from_options(words: Sequence[str]) -> Iterator[tuple[Key, str, str]]:
 
 
 def _option_suggestion(option: str) -> str:
-    flags = ["--config", "--run-dir", "--quick", "--dry-run", "--resume"]
+    flags = ["--config", "--run-dir", "--quick", "--plan", "--dry-run", "--resume"]
     by_leaf = [f"--{knob.dotted}" for knob in knobs() if knob.key[-1] == option.removeprefix("--")]
     close = by_leaf or difflib.get_close_matches(option, flags, n=1)
     return f"; did you mean {' or '.join(close)}?" if close else ""

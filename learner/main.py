@@ -30,6 +30,7 @@ import ray
 from prometheus_client import CollectorRegistry
 from ray.actor import ActorHandle
 
+from common.backbones import model_sizes
 from common.backbones.base import Network
 from common.config import Config
 from common.config_rewards import RewardConfig
@@ -49,6 +50,7 @@ from learner.cluster import ray_cluster
 from learner.console import Console
 from learner.learner_calls import CALL_TIMEOUT_S, answer, last_line
 from learner.local_servers import LocalServers, LocalServerSpec
+from learner.plan import choose_device, predict, requirements_text
 from learner.policies import PolicyRecords
 from learner.rank_group import started_learner
 from learner.run_directory import Start, begin, claimed, continuity, require_same_rewards
@@ -68,6 +70,9 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         invocation = parse(argv, os.environ)
+        if invocation.plan is not None:
+            print(_plan(invocation.config, invocation.plan))
+            return 0
         with _errors_from_ray(invocation):
             _run(invocation)
     except (ConfigError, ModelError) as error:
@@ -96,6 +101,11 @@ def _errors_from_ray(invocation: Invocation) -> Iterator[None]:
             raise RtdmdError(last_line(error)) from error
         log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         raise RtdmdError(f"{last_line(error)}; see {log}") from error
+
+
+def _plan(config: Config, device_name: str) -> str:
+    sizes, device = model_sizes(config.backbone, config.lora), choose_device(device_name, config)
+    return requirements_text(config, sizes, predict(config, sizes, device), device)
 
 
 def _run(invocation: Invocation) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 import torch
 
 from common.backbones.base import Backbone
+from common.backbones.sizes import ModelSizes
 from common.config import LoraConfig
 from common.config_backbones import BackboneConfig
 from common.errors import ModelError
@@ -19,17 +21,31 @@ _FAMILIES = {
 """Imported when they are asked for: each takes its pipeline's whole stack."""
 
 
+def model_sizes(settings: BackboneConfig, lora: LoraConfig) -> ModelSizes:
+    """How large the model is that the run file names, without loading it.
+
+    Raises:
+        ModelError: see `load_backbone`.
+    """
+    sizes: ModelSizes = _family(settings).sizes(settings, lora)
+    return sizes
+
+
 def load_backbone(settings: BackboneConfig, lora: LoraConfig, device: torch.device) -> Backbone:
     """Load the family that the run file names: one of ours, or any class by its import path module:Class.
 
     Raises:
         ModelError: there is no such class; or see the family's own file.
     """
+    backbone: Backbone = _family(settings)(settings, lora, device)
+    return backbone
+
+
+def _family(settings: BackboneConfig) -> Any:
     path = _FAMILIES.get(settings.family, settings.family)
     module, _, name = path.partition(":")
     try:
         family = vars(import_module(module))[name]
     except (ImportError, KeyError) as error:
         raise ModelError(f"backbone.family = {settings.family}: cannot import {name} from {module}: {error}") from error
-    backbone: Backbone = family(settings, lora, device)
-    return backbone
+    return family

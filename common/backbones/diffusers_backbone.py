@@ -22,6 +22,7 @@ from common.backbones.base import Conditioning, Guidance, Network
 from common.backbones.int8 import quantise_linears
 from common.backbones.pipeline_files import PipelineFiles, find_pipeline, first_line
 from common.backbones.precision import arithmetic
+from common.backbones.sizes import ModelSizes, model_sizes
 from common.config import LoraConfig
 from common.config_backbones import BackboneSection
 from common.errors import ModelError
@@ -84,6 +85,23 @@ class DiffusersBackbone(ABC, Generic[Settings]):
         self.adapters.define(Network.TEACHER, ())
         if settings.gradient_checkpointing:
             self.enable_gradient_checkpointing()
+
+    @classmethod
+    def sizes(cls, settings: Settings, lora: LoraConfig) -> ModelSizes:
+        """How large the model is, without loading it.
+
+        Raises:
+            ModelError: see `__init__`.
+        """
+        planned = cls.__new__(cls)
+        planned._settings = settings
+        planned._files = find_pipeline(settings.path, cls.family, list(cls.kinds))
+        planned._plan()
+        doubled = planned.guidance is Guidance.CLASSIFIER_FREE and settings.guidance_scale != 1
+        targets = lora.targets or cls.lora_targets
+        return model_sizes(
+            planned._files, settings, planned.latent_shape, targets, lora.rank, guided_passes=2 if doubled else 1
+        )
 
     @abstractmethod
     def _plan(self) -> None:

@@ -1,0 +1,109 @@
+"""How large a model is, from its small files and the headers of its weight files: nothing is loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.backbones.pipeline_files import PipelineFiles
+from common.config_backbones import BackboneSection
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """Numbers of a pipeline.
+
+    Attributes:
+        transformer, text_encoders, vae: weights.
+        bases: frozen transformers: 2 where the teacher is not the student's.
+        adapter: weights of one adapter.
+        layers, width: blocks of the transformer, and numbers a token.
+        image_tokens, text_tokens: of one sample; the tokens of CLIP encoders are left out.
+        pixels: of one image.
+        vae_width: channels of the decoder at full resolution.
+        guided_passes: of the transformer for one guided sample of the teacher.
+    """
+
+    transformer: int
+    text_encoders: int
+    vae: int
+    bases: int
+    adapter: int
+    layers: int
+    width: int
+    image_tokens: int
+    text_tokens: int
+    pixels: int
+    vae_width: int
+    guided_passes: int
+
+    @property
+    def tokens(self) -> int:
+        return self.image_tokens + self.text_tokens
+
+    @property
+    def forward_flops(self) -> float:
+        """Of one sample through the transformer: two for each weight and token, and those of attention."""
+        return 2.0 * self.transformer * self.tokens + 4.0 * self.layers * self.tokens**2 * self.width
+
+
+def model_sizes(
+    files: PipelineFiles,
+    settings: BackboneSection,
+    latent_shape: tuple[int, int, int],
+    lora_targets: Sequence[str],
+    lora_rank: int,
+    guided_passes: int,
+) -> ModelSizes:
+    """The sizes of a diffusers pipeline whose backbone has these latents [c, h, w]."""
+    transformer, vae, options = files.config("transformer"), files.config("vae"), settings.model_dump()
+    shapes = weight_shapes(files, "transformer")
+    encoders = [name for name, entry in files.index.items() if name.startswith("text_encoder") and entry[0]]
+    channels, height, width = latent_shape
+    # FLUX packs patches into channels, before the backbone sees them or after; SD3 takes patches in its first layer.
+    packed_inside = transformer["in_channels"] // channels * (transformer.get("patch_size") or 1) ** 2
+    packed_before = channels // vae["latent_channels"]
+    side = 2 ** (len(vae["block_out_channels"]) - 1)
+    return ModelSizes(
+        transformer=weights(shapes),
+        text_encoders=sum(weights(weight_shapes(files, name)) for name in encoders),
+        vae=weights(weight_shapes(files, "vae")),
+        bases=1 if options.get("teacher_path") is None else 2,
+        adapter=adapter_weights(shapes, lora_targets, lora_rank),
+        layers=transformer["num_layers"] + transformer.get("num_single_layers", 0),
+        width=transformer["num_attention_heads"] * transformer["attention_head_dim"],
+        image_tokens=height * width // packed_inside,
+        text_tokens=options.get("max_sequence_length", 0),
+        pixels=height * width * packed_before * side**2,
+        vae_width=vae["block_out_channels"][0],
+        guided_passes=guided_passes,
+    )
+
+
+def weight_shapes(files: PipelineFiles, part: str) -> Shapes:
+    """Shape of every weight of a part."""
+    shapes: Shapes = {}
+    for file in (files.directory / part).glob("*.safetensors"):
+        shapes |= _shapes_in_header(file)
+    return shapes
+
+
+def _shapes_in_header(file: Path) -> Shapes:
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+
+
+def weights(shapes: Shapes) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def adapter_weights(shapes: Shapes, targets: Sequence[str], rank: int) -> int:
+    """Weights of a LoRA of this rank on the matrices [out, in] whose layer's name ends in one of the targets."""
+    endings = tuple(f".{target}.weight" for target in targets)
+    return sum(rank * sum(shape) for name, shape in shapes.items() if f".{name}".endswith(endings) and len(shape) == 2)

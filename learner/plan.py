@@ -1,0 +1,182 @@
+"""What a run will need, before anything is loaded: placement, memory of each process, seconds of an iteration.
+
+Estimates, from the sizes of the model alone. A run writes what it predicted beside what it measured into summary.json.
+
+Memory of a learner's rank: the frozen bases, text encoders and VAE; float32 adapters with gradients, two moments and
+the average; the transformer's activations of one micro-batch; the VAE's of one chunk, where rewards are
+back-propagated. Seconds count the transformer's passes: neither the VAE, nor the rewards, nor what travels.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from dataclasses import dataclass
+
+import torch
+
+from common.backbones.sizes import ModelSizes
+from common.config import Config
+from common.errors import ConfigError
+
+GIB = 2**30
+FLOAT32 = 4
+TRAINED_COPIES = 5
+"""Of an adapter: weights, gradient, two moments, average."""
+BLOCK_ACTIVATIONS = 40
+"""Numbers a token and unit of width that a block with adapters keeps for its backward pass."""
+VAE_ACTIVATIONS = 24
+"""Numbers a pixel and channel of the decoder's last stage that its backward pass keeps."""
+PROCESS_GIB = {"cpu": 0.9, "cuda": 0.6}
+"""What Python, torch and its libraries hold before any model: of the CPU's memory, or the GPU's."""
+MATRIX_SIDE = 512
+UTILISATION = 0.4
+"""Of the device's peak, that transformers of this kind reach."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """Memory in GiB, and peak bfloat16 operations a second."""
+
+    name: str
+    memory_gib: float
+    peak_flops: float
+
+
+DEVICES = {
+    device.name: device
+    for device in (
+        Device("a100", 80, 312e12),
+        Device("l40s", 48, 362e12),
+        Device("h100", 80, 989e12),
+        Device("h200", 141, 989e12),
+        Device("b200", 180, 2250e12),
+    )
+}
+
+
+def this_cpu(threads: int) -> Device:
+    """This machine's memory, and the speed of the fastest of some matrix products on as many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    matrix = torch.ones(MATRIX_SIDE, MATRIX_SIDE)
+    fastest = math.inf
+    for _ in range(8):
+        started = time.perf_counter()
+        matrix @ matrix
+        fastest = min(fastest, time.perf_counter() - started)
+    torch.set_num_threads(before)
+    flops = 2.0 * MATRIX_SIDE**3 / fastest
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Device("cpu", memory / GIB, flops)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """GiB of one process at its peak, and seconds of an alignment iteration by part."""
+
+    learner_gib: float
+    worker_gib: float
+    seconds: dict[str, float]
+
+    @property
+    def iteration_s(self) -> float:
+        return sum(self.seconds.values())
+
+
+def predict(config: Config, sizes: ModelSizes, device: Device) -> Prediction:
+    """What a run will need on such devices."""
+    frozen, adapter = _frozen_gib(config, sizes), sizes.adapter * FLOAT32 / GIB
+    kind = "cpu" if device.name == "cpu" else "cuda"
+    number = 4 if config.backbone.dtype == "float32" else 2
+    # Stage 2: the cold start's adapter frozen, the aligned one and the fake score's trained.
+    learner = PROCESS_GIB[kind] + frozen + adapter * (1 + 2 * TRAINED_COPIES) + _activations_gib(config, sizes)
+    one_sample = sizes.tokens * sizes.width * BLOCK_ACTIVATIONS * number / GIB
+    bases = sizes.transformer * (sizes.bases - 1) * number / GIB
+    worker = PROCESS_GIB[kind] + frozen - bases + 2 * adapter + config.alignment.group_size * one_sample
+    return Prediction(learner, worker, _seconds(config, sizes, device))
+
+
+def _frozen_gib(config: Config, sizes: ModelSizes) -> float:
+    settings = config.backbone
+    number = 4 if settings.dtype == "float32" else 2
+    encoders = sizes.text_encoders * (1 if settings.text_encoder_int8 else number)
+    parts = sizes.transformer * sizes.bases * number + sizes.vae * number
+    return (parts if settings.idle_on_cpu else parts + encoders) / GIB
+
+
+def _activations_gib(config: Config, sizes: ModelSizes) -> float:
+    settings = config.backbone
+    number = 4 if settings.dtype == "float32" else 2
+    samples = min(config.alignment.micro_batch, config.alignment.prompts_per_iteration * config.alignment.group_size)
+    block = sizes.tokens * sizes.width * number
+    layers = sizes.layers + BLOCK_ACTIVATIONS if settings.gradient_checkpointing else sizes.layers * BLOCK_ACTIVATIONS
+    transformer = samples * block * layers
+    vae = 0.0
+    if config.alignment.reward_gradient_weight > 0:
+        vae = min(settings.decode_chunk, samples) * sizes.pixels * sizes.vae_width * VAE_ACTIVATIONS * number
+    return (transformer + vae) / GIB
+
+
+def _seconds(config: Config, sizes: ModelSizes, device: Device) -> dict[str, float]:
+    """Passes of the transformer, each sample: a backward pass through a frozen base costs as much as a forward one."""
+    alignment, cold_start = config.alignment, config.cold_start
+    trained = 3 if config.backbone.gradient_checkpointing else 2
+    regularised = 2 * trained * cold_start.consistency_fraction if cold_start.consistency_weight > 0 else 0
+    steps = 0 if alignment.policy_gradient == "none" else alignment.selected_steps
+    matching = 1 + sizes.guided_passes if alignment.matching_weight > 0 else 0
+    speed = UTILISATION * device.peak_flops
+    one_pass = alignment.prompts_per_iteration * alignment.group_size * sizes.forward_flops / speed
+    return {
+        "rollouts": one_pass * config.sampling.steps / config.workers.count,
+        "fake_score": one_pass * (trained + regularised) / config.learner.ranks,
+        "student": one_pass * (trained * (steps + 1) + matching) / config.learner.ranks,
+    }
+
+
+def requirements_text(config: Config, sizes: ModelSizes, prediction: Prediction, device: Device) -> str:
+    """What `--plan` prints."""
+    rows = [
+        ("learner rank", config.learner.ranks, config.learner.num_gpus, prediction.learner_gib),
+        ("rollout worker", config.workers.count, config.workers.num_gpus, prediction.worker_gib),
+    ]
+    lines = [
+        f"{config.backbone.path}: transformer {sizes.transformer / 1e6:,.1f} M weights"
+        f"{' (two bases)' if sizes.bases > 1 else ''}, {sizes.image_tokens} + {sizes.text_tokens} tokens a sample, "
+        f"text encoders {sizes.text_encoders / 1e6:,.1f} M, VAE {sizes.vae / 1e6:,.1f} M, "
+        f"adapter {sizes.adapter / 1e6:,.2f} M",
+        "",
+        f"{'process':16}{'count':>6}{'GPUs each':>11}{'peak GiB':>10}   on {device.name}, {device.memory_gib:.0f} GiB",
+    ]
+    for name, number, gpus, gib in rows:
+        fits = "fits" if gib <= device.memory_gib else "DOES NOT FIT"
+        lines.append(f"{name:16}{number:>6}{gpus:>11g}{gib:>10.1f}   {fits}")
+    if any(gib > device.memory_gib for *_, gib in rows):
+        lines.append("to need less: a smaller alignment.micro_batch, group_size or backbone.decode_chunk; backbone.")
+        lines[-1] += "gradient_checkpointing, idle_on_cpu, text_encoder_int8"
+    parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in prediction.seconds.items())
+    lines += ["", f"an iteration of alignment: {prediction.iteration_s:.2f} s ({parts}), without VAE and rewards"]
+    lines.append(f"estimated at {UTILISATION:.0%} of {device.peak_flops / 1e12:,.2f} TFLOP/s; a run measures it")
+    return "\n".join(lines)
+
+
+def choose_device(name: str, config: Config) -> Device:
+    """The device of that name; "auto" is this CPU, or where the run file asks for GPUs an h200.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name == "auto":
+        return DEVICES["h200"] if config.learner.num_gpus > 0 else this_cpu(config.learner.threads)
+    if name not in DEVICES:
+        raise ConfigError(f"--plan {name}: known devices are {', '.join(DEVICES)}")
+    return DEVICES[name]
+
+
+def compared(prediction: Prediction, learner_gib: float, iteration_s: float) -> dict[str, dict[str, float]]:
+    """What a run writes into its summary: predicted and measured."""
+    return {
+        "learner_gib": {"predicted": round(prediction.learner_gib, 2), "measured": round(learner_gib, 2)},
+        "iteration_s": {"predicted": round(prediction.iteration_s, 2), "measured": round(iteration_s, 2)},
+    }
