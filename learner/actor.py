@@ -8,6 +8,7 @@ driver.
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -175,6 +176,12 @@ class Learner:
         self._networks.load(state)
         ray.get(pending)
         return position
+
+    def peak_gib(self) -> float:
+        """The most memory this rank has held: of its GPU, or without one of the process."""
+        if self._backbone.device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**30
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
     def export(self, directory: Path) -> None:
         """Write the averaged student as one LoRA in diffusers' format; a stack becomes one of its total rank."""

@@ -50,7 +50,7 @@ from learner.cluster import ray_cluster
 from learner.console import Console
 from learner.learner_calls import CALL_TIMEOUT_S, answer, last_line
 from learner.local_servers import LocalServers, LocalServerSpec
-from learner.plan import choose_device, predict, requirements_text
+from learner.plan import Prediction, choose_device, predict, requirements_text
 from learner.policies import PolicyRecords
 from learner.rank_group import started_learner
 from learner.run_directory import Start, begin, claimed, continuity, require_same_rewards
@@ -105,7 +105,15 @@ def _errors_from_ray(invocation: Invocation) -> Iterator[None]:
 
 def _plan(config: Config, device_name: str) -> str:
     sizes, device = model_sizes(config.backbone, config.lora), choose_device(device_name, config)
+    if sizes is None:
+        raise ConfigError(f"--plan knows the sizes of our own families alone, not of {config.backbone.family}")
     return requirements_text(config, sizes, predict(config, sizes, device), device)
+
+
+def _prediction(config: Config) -> Prediction | None:
+    """What the run is compared with at its end."""
+    sizes = model_sizes(config.backbone, config.lora)
+    return None if sizes is None else predict(config, sizes, choose_device("auto", config))
 
 
 def _run(invocation: Invocation) -> None:
@@ -160,6 +168,7 @@ def started_service(
             _policy_specs(config),
             servers.check,
             stack.enter_context(_run_control(config, redis)),
+            _prediction(config),
             continuity(config, access.infos),
         )
 

@@ -27,6 +27,7 @@ from learner.evaluate import evaluate
 from learner.learner_calls import answer
 from learner.loop import run_alignment
 from learner.milestones import EVALUATION_VERSION, RunMilestones
+from learner.plan import Prediction, compared
 from learner.policies import PolicyRecords
 from learner.report import write_report
 from learner.rollouts import Rollouts
@@ -60,6 +61,8 @@ class Service:
     specs: PolicySpecs
     health_check: Callable[[], None]
     control: RunControl | None
+    prediction: Prediction | None
+    """What the run should need; None where the model's sizes are not known."""
     settings: dict[str, Any]
     """What a checkpoint depends on, see `learner.run_directory.continuity`."""
 
@@ -184,11 +187,16 @@ class Service:
     def _finish(self, policies: list[str], seconds: float) -> None:
         answer(self.learner.export.remote(self.run_dir / "lora"))
         self.records.write_gallery(policies)
+        totals = self.tracker.totals()
         summary: dict[str, Any] = {
             "policies": {policy: self.records.metrics(policy) for policy in policies},
-            "seconds": {"total": seconds, **self.tracker.totals()},
+            "seconds": {"total": seconds, **totals},
             "run": {"name": self.config.run.name, "seed": self.config.run.seed},
         }
+        iterations = self.config.alignment.iterations
+        if self.prediction is not None and iterations > 0:
+            gib: float = answer(self.learner.peak_gib.remote())
+            summary["plan"] = compared(self.prediction, gib, totals["alignment"] / iterations)
         (self.run_dir / "summary.json").write_text(json.dumps(summary, indent=1))
         self.tracker.message(f"report: {write_report(self.run_dir)}")
 

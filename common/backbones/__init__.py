@@ -21,12 +21,14 @@ _FAMILIES = {
 """Imported when they are asked for: each takes its pipeline's whole stack."""
 
 
-def model_sizes(settings: BackboneConfig, lora: LoraConfig) -> ModelSizes:
-    """How large the model is that the run file names, without loading it.
+def model_sizes(settings: BackboneConfig, lora: LoraConfig) -> ModelSizes | None:
+    """How large the model is that the run file names, without loading it; None for a family that is not ours.
 
     Raises:
         ModelError: see `load_backbone`.
     """
+    if settings.family not in _FAMILIES:
+        return None
     sizes: ModelSizes = _family(settings).sizes(settings, lora)
     return sizes
 

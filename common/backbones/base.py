@@ -13,14 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from common.backbones.adapters import AdapterBank
-from common.backbones.sizes import ModelSizes
-from common.config import LoraConfig
 from common.errors import ModelError
 
 
@@ -73,11 +71,6 @@ class Backbone(Protocol):
     device: torch.device
     guidance: Guidance
     adapters: AdapterBank
-
-    @classmethod
-    def sizes(cls, settings: Any, lora: LoraConfig) -> ModelSizes:
-        """How large the model is, from its small files alone."""
-        ...
 
     def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
         """Encode prompts; special tokens written in a prompt are plain text."""

@@ -1,0 +1,117 @@
+"""What --plan says: sizes read from files equal those of the loaded model, and arithmetic by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.backbones import load_backbone, model_sizes
+from common.backbones.sizes import ModelSizes
+from common.config import Config
+from common.errors import ConfigError
+from learner.main import main
+from learner.plan import DEVICES, FLOAT32, GIB, PROCESS_GIB, choose_device, compared, predict, requirements_text
+
+SIZES = ModelSizes(
+    transformer=10**9,
+    text_encoders=2 * 10**9,
+    vae=10**8,
+    bases=1,
+    adapter=10**7,
+    layers=20,
+    width=1000,
+    image_tokens=900,
+    text_tokens=100,
+    pixels=10**6,
+    vae_width=100,
+    guided_passes=2,
+)
+H100 = DEVICES["h100"]
+
+
+def config(path: Path = Path("nowhere"), backbone: dict[str, object] | None = None, **sections: object) -> Config:
+    base = {"path": path, "max_sequence_length": 4} | (backbone or {})
+    rewards = [{"name": "bright", "url": "http://127.0.0.1:1", "differentiable": True}]
+    prompts = {"train": "train.txt", "evaluation": "evaluation.txt"}
+    whole = {"run": {"name": "plan"}, "backbone": base, "prompts": prompts, "rewards": rewards, **sections}
+    return Config.model_validate(whole)
+
+
+def test_sizes_are_those_of_the_loaded_model(tiny_pipeline: Path) -> None:
+    run = config(tiny_pipeline, {"dtype": "float32"}, lora={"rank": 2, "targets": ["to_q", "to_out.0"]})
+    sizes = model_sizes(run.backbone, run.lora)
+    assert sizes is not None
+    backbone = load_backbone(run.backbone, run.lora, torch.device("cpu"))
+    backbone.adapters.add("student", seed=0, trainable=True)
+    adapter = sum(weight.numel() for weight in backbone.adapters.parameters("student").values())
+    assert sizes.adapter == adapter
+    _, height, width = backbone.latent_shape
+    assert sizes.pixels == backbone.decode(torch.zeros(1, *backbone.latent_shape)).shape[-1] ** 2
+    patch = backbone._transformer.config.patch_size  # type: ignore[attr-defined]
+    assert sizes.image_tokens == height * width // patch**2
+    frozen = sum(weight.numel() for weight in backbone._transformer.state_dict().values())  # type: ignore[attr-defined]
+    assert sizes.transformer == frozen - adapter
+
+
+def test_memory_by_hand() -> None:
+    lean = {"gradient_checkpointing": True, "idle_on_cpu": True, "decode_chunk": 1}
+    alignment = {"micro_batch": 2, "reward_gradient_weight": 0.0}
+    prediction = predict(config(backbone=lean, alignment=alignment), SIZES, H100)
+    frozen = 2 * (10**9 + 10**8)
+    adapters = 10**7 * FLOAT32 * (1 + 2 * 5)
+    activations = 2 * 1000 * 1000 * 2 * (20 + 40)
+    assert prediction.learner_gib == pytest.approx(PROCESS_GIB["cuda"] + (frozen + adapters + activations) / GIB)
+
+
+@pytest.mark.parametrize(
+    ("change", "sign"),
+    [
+        ({"gradient_checkpointing": True}, -1),
+        ({"idle_on_cpu": True}, -1),
+        ({"text_encoder_int8": True}, -1),
+        ({"dtype": "float32"}, +1),
+    ],
+)
+def test_what_needs_less_memory_is_predicted_to(change: dict[str, object], sign: int) -> None:
+    before = predict(config(), SIZES, H100).learner_gib
+    after = predict(config(backbone=change), SIZES, H100).learner_gib
+    assert (after - before) * sign > 0
+
+
+def test_seconds_by_hand() -> None:
+    run = config(cold_start={"consistency_weight": 0.0}, learner={"ranks": 2}, workers={"count": 4})
+    one_pass = 32 * 16 * (2e9 * 1000 + 4 * 20 * 1000**2 * 1000) / (0.4 * H100.peak_flops)
+    seconds = predict(run, SIZES, H100).seconds
+    assert seconds["rollouts"] == pytest.approx(one_pass * 4 / 4)
+    assert seconds["fake_score"] == pytest.approx(one_pass * 2 / 2)
+    # Three trained passes forth and back; the fake score's and the teacher's two for matching.
+    assert seconds["student"] == pytest.approx(one_pass * (2 * 3 + 3) / 2)
+
+
+def test_what_does_not_fit_is_said_with_the_remedy() -> None:
+    run = config(learner={"ranks": 2, "num_gpus": 1})
+    small = DEVICES["l40s"]
+    text = requirements_text(run, SIZES, predict(run, SIZES, small), small)
+    assert "DOES NOT FIT" in text
+    assert "gradient_checkpointing" in text
+    assert "l40s, 48 GiB" in text
+
+
+def test_an_unknown_device_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--plan abacus: known devices are a100"):
+        choose_device("abacus", config())
+
+
+def test_prediction_stands_beside_measurement() -> None:
+    prediction = predict(config(), SIZES, H100)
+    both = compared(prediction, learner_gib=12.345, iteration_s=6.789)
+    assert both["learner_gib"] == {"predicted": round(prediction.learner_gib, 2), "measured": 12.35}
+    assert both["iteration_s"]["measured"] == 6.79
+
+
+def test_plan_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", "deploy/runs/shapes.yaml", "--plan", "--run-dir", str(tmp_path / "run")]) == 0
+    assert "learner rank" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
