@@ -17,8 +17,6 @@ import ray
 import torch
 
 from common.backbones import load_backbone
-from common.backbones.adapters import stacked_state
-from common.backbones.base import Network
 from common.config import Config
 from common.reward_access import RewardAccess
 from common.types import Prompt, ScoredGroup
@@ -27,6 +25,7 @@ from learner.alignment_trainer import AlignmentTrainer
 from learner.attestation import PublishedPolicies
 from learner.checkpoint import Position, read_checkpoint, write_checkpoint
 from learner.cold_start_trainer import ColdStartTrainer
+from learner.export import write_lora
 from learner.matching import MatchingSettings
 from learner.networks import Networks, OptimizerSettings
 from learner.served_rewards import ServedRewards
@@ -126,8 +125,6 @@ class Learner:
         return position
 
     def export(self, directory: Path) -> None:
-        """Write the averaged student as one LoRA in diffusers' format; a stack becomes one of its total rank."""
-        bank = self._backbone.adapters
+        """Write the averaged student as a LoRA in diffusers' format, see `learner.export.write_lora`."""
         with self._networks.averaged_student():
-            states = [bank.state(name) for name in bank.stack(Network.STUDENT)]
-        self._backbone.save_lora(directory, stacked_state(states), bank.scale)
+            write_lora(self._backbone, directory)

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from common import seeding
 from common.backbones.base import Backbone, Conditioning, Network, guided_velocity
 from common.flow import cps_transition, surrogate_log_density
-from common.types import Prompt, StepPlan
+from common.types import ByteArray, Prompt, StepPlan
+
+DECODE_CHUNK = 16
+"""Images decoded at once: bounds the VAE's memory, changes pixels by float rounding at most."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,22 @@ def sample_for_evaluation(
         noise = seeding.step_noise_Gchw(seed, EVALUATION, prompt.index, step, count, shape, shared=False)
         latents = transition.sample(noise.to(backbone.device))
     return latents
+
+
+def sample_pictures(
+    backbone: Backbone, prompt: Prompt, spec: SamplingSpec, *, seed: int, count: int, empty: Conditioning
+) -> ByteArray:
+    """`sample_for_evaluation`, decoded: uint8 [count, H, W, C]."""
+    latents = sample_for_evaluation(backbone, prompt, spec, seed=seed, count=count, empty=empty)
+    return decode_to_uint8(backbone, latents)
+
+
+@torch.no_grad()
+def decode_to_uint8(backbone: Backbone, latents_Bchw: Tensor) -> ByteArray:
+    """Images as they are shown and scored: uint8 [B, H, W, C]."""
+    parts = [backbone.decode(part) for part in latents_Bchw.split(DECODE_CHUNK)]
+    images_BHWC: ByteArray = (torch.cat(parts) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return np.ascontiguousarray(images_BHWC)
 
 
 EVALUATION = -1
