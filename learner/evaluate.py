@@ -161,7 +161,7 @@ def _document(subject: Subject, counts: str, scored: Sequence[ScoredPrompt], inf
 def _notes(scored: Sequence[ScoredPrompt], units: Mapping[str, float]) -> str:
     scaled = [f"{name} times {factor:g}" for name, factor in units.items() if factor != 1.0]
     notes = f" In published units: the servers' {', '.join(scaled)}." if scaled else ""
-    if all(one.tag is not None for one in scored):
+    if "geneval" in units and all(one.tag is not None for one in scored):
         notes += " GenEval is the mean over tags, as published."
     return notes
 

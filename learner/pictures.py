@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ SMALLEST_WIDTH = 520
 """Of a grid, so that a prompt of usual length can be read above two small pictures."""
 CAPTION_HEIGHT = 20
 CAPTION_MARGIN = 4
+FONT_SIZE = 12
 GAP = 4
 
 
@@ -32,7 +34,9 @@ def captioned_grid(rows: Sequence[tuple[str, ByteArray]]) -> Image.Image:
     draw = ImageDraw.Draw(canvas)
     top = 0
     for (text, _), row in zip(rows, pictures, strict=True):
-        draw.text((CAPTION_MARGIN, top + CAPTION_MARGIN), _shortened(draw, text, width), fill="black", font_size=12)
+        draw.text(
+            (CAPTION_MARGIN, top + CAPTION_MARGIN), _shortened(draw, text, width), fill="black", font_size=FONT_SIZE
+        )
         left, top = 0, top + CAPTION_HEIGHT
         for picture in row:
             canvas.paste(picture, (left, top))
@@ -51,9 +55,10 @@ def _at_a_glance(image_HWC: ByteArray) -> Image.Image:
 
 def _shortened(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
     """The text on one line, cut where the row ends."""
-    text = " ".join(text.split())
-    if draw.textlength(text, font_size=12) <= width - CAPTION_MARGIN:
+    room = width - 2 * CAPTION_MARGIN
+    # No letter is narrower than two pixels: a prompt of a whole page is not measured.
+    text = " ".join(text.split())[: width // 2]
+    if draw.textlength(text, font_size=FONT_SIZE) <= room:
         return text
-    while text and draw.textlength(f"{text}…", font_size=12) > width - CAPTION_MARGIN:
-        text = text[:-1]
-    return f"{text}…"
+    fits = bisect_right(range(len(text)), room, key=lambda end: draw.textlength(f"{text[:end]}…", font_size=FONT_SIZE))
+    return f"{text[: fits - 1]}…"

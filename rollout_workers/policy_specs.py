@@ -31,12 +31,18 @@ def policy_spec(config: Config, policy: str, steps: int | None, guidance: float 
     """How `policy` samples, with other steps or guidance if given.
 
     Raises:
-        ConfigError: a student is asked to sample with guidance.
+        ConfigError: a student is asked to sample with guidance, or the guidance is below 1.
     """
     if policy != TEACHER and guidance is not None:
         raise ConfigError(
             f"--guidance {guidance:g} with --policy {policy}: the student was trained without guidance and has no use "
             f"for it; leave it out, or use --policy {TEACHER}"
         )
+    if guidance is not None and guidance < 1:
+        raise ConfigError(f"--guidance {guidance:g}: a guidance scale is at least 1, which is none")
     spec = teacher_spec(config) if policy == TEACHER else student_spec(config)
-    return replace(spec, num_steps=steps or spec.num_steps, guidance=guidance or spec.guidance)
+    return replace(
+        spec,
+        num_steps=spec.num_steps if steps is None else steps,
+        guidance=spec.guidance if guidance is None else guidance,
+    )

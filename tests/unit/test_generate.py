@@ -89,6 +89,8 @@ def test_each_policy_samples_as_the_run_evaluates_it(tiny_pipeline: Path) -> Non
         ConfigError, match=r"--guidance 2 with --policy rtdmd: the student was trained without guidance"
     ):
         policy_spec(config, "rtdmd", None, 2.0)
+    with pytest.raises(ConfigError, match="--guidance 0: a guidance scale is at least 1"):
+        policy_spec(config, "teacher", None, 0.0)
 
 
 @pytest.mark.parametrize(
