@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml
 		{ echo "Python 3.11 is needed, $(PYTHON) is another; set PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet -e '.[core,rewards,ocr,dev]'
+	$(BIN)/pip install --quiet -e '.[core,parquet,rewards,ocr,dev]'
 	touch $@
 
 # The main job on the shapes world: cold start, alignment, report. ARGS="--quick" makes it a smoke run.

@@ -42,7 +42,7 @@ class LoraConfig(Section):
 
 
 class PromptsConfig(Section):
-    """Prompt files: .txt (one a line) or .jsonl ({"prompt": ..., metadata})."""
+    """Prompt files: .txt (one a line), .jsonl ({"prompt": ..., metadata}) or .parquet (a column prompt)."""
 
     train: Path = Field(description="Prompts both stages sample from.")
     evaluation: Path = Field(description="Held-out prompts of evaluations, sample grids and the final table.")

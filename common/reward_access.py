@@ -15,6 +15,9 @@ from common.reward_discovery import Discovery
 from common.score_cache import ScoreCache
 from common.store import RedisAddress, RedisLink, ServerRegistry
 
+REWARD_TOKEN = "REWARD_SERVER_TOKEN"
+"""Environment variable with the bearer token of reward servers that are not on loopback; never written anywhere."""
+
 
 @dataclass(frozen=True)
 class RewardAccess:

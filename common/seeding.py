@@ -48,6 +48,11 @@ def sample_indices(population: int, count: int, *, seed: int, purpose: str, **ke
     return tuple(int(index) for index in _generator(seed, purpose, keys).permutation(population)[:count])
 
 
+def generator_seed(*, seed: int, purpose: str, **keys: int) -> int:
+    """A seed in [0, 2^63) for a generator that is not ours, as a library asks for one."""
+    return int(_generator(seed, purpose, keys).integers(2**63))
+
+
 # ── the draws of a run ───────────────────────────────────────────────────────────────────────────────────────────────
 
 

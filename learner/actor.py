@@ -23,8 +23,6 @@ from ray.exceptions import RayActorError
 from torch import Tensor
 
 from common.backbones import load_backbone
-from common.backbones.adapters import stacked_state
-from common.backbones.base import Network
 from common.config import Config
 from common.errors import AttestationError, RankError
 from common.reward_access import RewardAccess
@@ -35,6 +33,7 @@ from learner.alignment_trainer import AlignmentTrainer
 from learner.attestation import PublishedPolicies
 from learner.checkpoint import Position, read_checkpoint, write_checkpoint
 from learner.cold_start_trainer import ColdStartTrainer
+from learner.export import write_lora
 from learner.matching import MatchingSettings
 from learner.networks import Networks, OptimizerSettings
 from learner.ranks import ALONE, Meeting
@@ -184,11 +183,9 @@ class Learner:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
     def export(self, directory: Path) -> None:
-        """Write the averaged student as one LoRA in diffusers' format; a stack becomes one of its total rank."""
-        bank = self._backbone.adapters
+        """Write the averaged student as a LoRA in diffusers' format, see `learner.export.write_lora`."""
         with self._networks.averaged_student():
-            states = [bank.state(name) for name in bank.stack(Network.STUDENT)]
-        self._backbone.save_lora(directory, stacked_state(states), bank.scale)
+            write_lora(self._backbone, directory)
 
 
 @contextmanager

@@ -104,6 +104,11 @@ def read_checkpoint(
     return position, load(payload)
 
 
+def checkpoint_base(directory: Path) -> str:
+    """The fingerprint of the frozen model that a checkpoint, known to be whole, says it belongs to."""
+    return str(json.loads((directory / "checkpoint.json").read_text()).get("base", ""))
+
+
 def checkpoint_settings(directory: Path) -> dict[str, Any]:
     """The settings a checkpoint says it was made under; empty when it does not (`read_checkpoint` refuses it)."""
     try:

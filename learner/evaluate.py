@@ -1,84 +1,219 @@
-"""Evaluations: images of fixed prompts and seeds under a policy, what every reward says of them, how they differ."""
+"""Score a run, or any diffusers pipeline, on a prompt set with any rewards, and write the published tables' columns.
+
+    python learner/evaluate.py --run runs/NAME --prompts prompts.jsonl --out scores            # the run's own rewards
+    python learner/evaluate.py --pipeline DIR --call num_inference_steps=28 --prompts prompts.txt \\
+        --reward pickscore=http://host:8101 --scorer ocr=ocr --out scores
+
+    prompts ─► pictures of each ─► every reward ─► scores.jsonl, evaluation.md, grid.png
+
+A score that cannot be had ends it with the name of the reward: a table never has a zero that nobody gave. Needs no Ray.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import ray
-from PIL import Image
-from ray.actor import ActorHandle
+if __name__ == "__main__":
+    # Run as a script, Python puts this folder first on the path, not the project.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-from common.types import Prompt
-from common.weights import PublishedWeights
-from learner.worker_pool import Call, WorkerPool
+import torch
 
-PROMPTS_PER_CALL = 4
-"""Prompts a worker evaluates at a time: small enough to spread, large enough not to be felt."""
+from common.config_file import parse_yaml
+from common.config_rewards import RewardClientConfig
+from common.errors import ConfigError
+from common.reward_api import ServerInfo
+from common.types import ByteArray, Prompt
+from learner.command import add_sampling_options, at_least_one, exit_status
+from learner.diffusers_pipeline import PipelinePictures
+from learner.evaluation_rewards import EvaluationRewards, choose, started
+from learner.pictures import captioned_grid
+from learner.score_table import PUBLISHED_UNITS, TAG, ScoredPrompt, markdown_table, table, tables_by_tag
+from learner.trained_run import TrainedRun
+from rollout_workers.policy_specs import policy_spec
+from rollout_workers.prompts import load_prompts
+from rollout_workers.sampler import sample_pictures
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+OF_RUNS = ("base", "steps", "guidance")
+OF_PIPELINES = ("call", "dtype")
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """One policy on a set of prompts: the mean of every metric, and per prompt what it is made of."""
+class Subject:
+    """What is evaluated: its name in the table, how it samples, in words and as a function."""
 
-    metrics: dict[str, float]
-    prompts: list[Any]
+    name: str
+    sampling: str
+    pictures: Callable[[Prompt], ByteArray]
 
 
-def evaluate(
-    pool: WorkerPool,
+def evaluate(arguments: argparse.Namespace) -> Path:
+    """Do it; returns the path of evaluation.md."""
+    _check_options(arguments)
+    prompts = load_prompts(arguments.prompts)[: arguments.limit]
+    run = None if arguments.run is None else TrainedRun.open(arguments.run, arguments.base)
+    choice = choose(arguments.reward, arguments.scorer, None if run is None else run.config)
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    with started(choice, out / "logs", arguments.timeout_s) as rewards:
+        infos = rewards.introduce(prompts[0])
+        subject = _pipeline(arguments) if run is None else _policy(run, arguments)
+        shown: list[tuple[str, ByteArray]] = []
+        scored = list(_scored(prompts, subject, rewards, out / "scores.jsonl", shown, arguments.grid_prompts))
+    captioned_grid(shown).save(out / "grid.png")
+    path = out / "evaluation.md"
+    counts = f"{len(prompts)} prompts of {arguments.prompts.name}, {arguments.images_per_prompt} images each"
+    path.write_text(_document(subject, counts, scored, infos), encoding="utf-8")
+    return path
+
+
+def _scored(
     prompts: Sequence[Prompt],
-    spec: object,
-    images_per_prompt: int,
-    weights: ray.ObjectRef[PublishedWeights] | None,
-) -> Evaluation:
-    """Evaluate `spec` (a `rollout_workers.sampler.SamplingSpec`) on the workers.
-
-    Returns metrics `diversity` and one per reward, a mean over the prompts that it scored; every policy is given the
-    same noise. `unscored` counts what is missing, prompts times rewards, if anything is.
-    """
-    parts = [prompts[start : start + PROMPTS_PER_CALL] for start in range(0, len(prompts), PROMPTS_PER_CALL)]
-    keys = [("evaluation", place) for place in range(len(parts))]
-    for key, part in zip(keys, parts, strict=True):
-        pool.submit(Call(key, partial(_start_evaluation, part, spec, images_per_prompt, weights)))
-    evaluated = [item for key in keys for item in pool.take([key]).result]
-    metrics = mean_rewards([item.rewards_G for item in evaluated])
-    metrics["diversity"] = float(np.mean([item.diversity for item in evaluated]))
-    return Evaluation(metrics, evaluated)
-
-
-def mean_rewards(rewards_G: Sequence[Mapping[str, npt.NDArray[np.float32]]]) -> dict[str, float]:
-    """Mean of each reward over the prompts that have it, and how many values are missing."""
-    names = dict.fromkeys(name for rewards in rewards_G for name in rewards)
-    means = {
-        name: float(np.concatenate([rewards[name] for rewards in rewards_G if name in rewards]).mean())
-        for name in names
-    }
-    missing = sum(len(names) - len(rewards) for rewards in rewards_G)
-    return means | ({"unscored": float(missing)} if missing else {})
+    subject: Subject,
+    rewards: EvaluationRewards,
+    lines: Path,
+    shown: list[tuple[str, ByteArray]],
+    most_shown: int,
+) -> Iterator[ScoredPrompt]:
+    """Sample and score prompt by prompt; scores are written as they come, pictures of the first kept in `shown`."""
+    with lines.open("w", encoding="utf-8") as file:
+        for done, prompt in enumerate(prompts, start=1):
+            images_GHWC = subject.pictures(prompt)
+            scores_G = rewards.score(prompt, images_GHWC)
+            as_lists = {name: values.tolist() for name, values in scores_G.items()}
+            record = {"index": prompt.index, "prompt": prompt.text, "metadata": dict(prompt.metadata)}
+            file.write(f"{json.dumps(record | {'scores': as_lists}, ensure_ascii=False)}\n")
+            if len(shown) < most_shown:
+                shown.append((prompt.text, images_GHWC))
+            if done % 20 == 0 or done == len(prompts):
+                print(f"{done} of {len(prompts)} prompts", file=sys.stderr, flush=True)
+            tag = prompt.metadata.get(TAG)
+            yield ScoredPrompt(scores_G, tag if isinstance(tag, str) else None)
 
 
-def _start_evaluation(
-    prompts: Sequence[Prompt],
-    spec: object,
-    images_per_prompt: int,
-    weights: ray.ObjectRef[PublishedWeights] | None,
-    worker: ActorHandle,
-) -> list[ray.ObjectRef]:
-    return [worker.evaluate.remote(prompts, spec, images_per_prompt, weights)]
+def _policy(run: TrainedRun, arguments: argparse.Namespace) -> Subject:
+    spec = policy_spec(run.config, arguments.policy, arguments.steps, arguments.guidance)
+    seed = run.config.run.seed if arguments.seed is None else arguments.seed
+    backbone = run.load(arguments.policy, arguments.device)
+    empty = backbone.encode_prompts([""])
+
+    def pictures(prompt: Prompt) -> ByteArray:
+        return sample_pictures(backbone, prompt, spec, seed=seed, count=arguments.images_per_prompt, empty=empty)
+
+    used = "" if run.checkpoint is None else f", {run.checkpoint.name}"
+    sampling = f"{spec.num_steps} steps, guidance {spec.guidance:g}, eta {spec.eta:g}, seed {seed}{used}"
+    return Subject(f"{run.title}, {arguments.policy}", sampling, pictures)
 
 
-def save_grid(evaluation: Evaluation, path: Path, num_prompts: int) -> None:
-    """One row a prompt, its images side by side."""
-    rows = [np.concatenate(list(item.images_GHWC), axis=1) for item in evaluation.prompts[:num_prompts]]
-    save_png(np.concatenate(rows, axis=0), path)
+def _pipeline(arguments: argparse.Namespace) -> Subject:
+    options = _call_options(arguments.call or [])
+    dtype = arguments.dtype or ("float32" if arguments.device == "cpu" else "bfloat16")
+    pipeline = PipelinePictures(arguments.pipeline, options, arguments.device, DTYPES[dtype])
+    seed = arguments.seed or 0
+
+    def pictures(prompt: Prompt) -> ByteArray:
+        return pipeline.pictures(prompt, seed, arguments.images_per_prompt)
+
+    call = ", ".join(f"{name}={value}" for name, value in options.items()) or "the pipeline's own defaults"
+    return Subject(arguments.pipeline.resolve().name, f"{call}; {dtype}, seed {seed}", pictures)
 
 
-def save_png(image_HWC: npt.NDArray[np.uint8], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image_HWC).save(path)
+def _call_options(texts: Sequence[str]) -> dict[str, Any]:
+    options = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--call {text}: write --call NAME=VALUE, an argument of the pipeline's call")
+        options[name] = parse_yaml(value, f"--call {name}")
+    return options
+
+
+def _document(subject: Subject, counts: str, scored: Sequence[ScoredPrompt], infos: Mapping[str, ServerInfo]) -> str:
+    units = {name: PUBLISHED_UNITS.get(info.implementation, 1.0) for name, info in infos.items()}
+    parts = [
+        f"# {subject.name}",
+        f"{counts}. {subject.sampling}.",
+        markdown_table("", {subject.name: table(scored, units)}),
+        "± is the 95 % confidence interval of the mean over prompts (each the mean over its images): normal, 1.96 "
+        "standard errors." + _notes(scored, units),
+    ]
+    by_tag = tables_by_tag(scored, units)
+    if by_tag:
+        parts += ["## By tag", markdown_table("tag", by_tag)]
+    lines = [
+        f"| {name} | {info.implementation or info.scorer} | {info.version} | `{info.weights_hash}` |"
+        for name, info in infos.items()
+    ]
+    parts += ["## Rewards", "\n".join(["| reward | scorer | version | weights |", "| --- | --- | --- | --- |", *lines])]
+    parts += ["![The first prompts and their pictures](grid.png)"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _notes(scored: Sequence[ScoredPrompt], units: Mapping[str, float]) -> str:
+    scaled = [f"{name} times {factor:g}" for name, factor in units.items() if factor != 1.0]
+    notes = f" In published units: the servers' {', '.join(scaled)}." if scaled else ""
+    if "geneval" in units and all(one.tag is not None for one in scored):
+        notes += " GenEval is the mean over tags, as published."
+    return notes
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    """ConfigError for an option that what is evaluated has no use for."""
+    idle, kind = (OF_RUNS, "pipeline") if arguments.run is None else (OF_PIPELINES, "run")
+    for name in idle:
+        if vars(arguments)[name] is not None:
+            hint = (
+                "its steps are --call num_inference_steps=N" if kind == "pipeline" else "it samples as it was trained"
+            )
+            raise ConfigError(f"--{name} does not fit --{kind}: {hint}; leave it out")
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python learner/evaluate.py", description="Score a run or a diffusers pipeline on a prompt set."
+    )
+    subject = parser.add_mutually_exclusive_group(required=True)
+    subject.add_argument("--run", type=Path, metavar="DIR", help="a run, or one of its checkpoints")
+    subject.add_argument("--pipeline", type=Path, metavar="DIR", help="any diffusers text-to-image pipeline")
+    parser.add_argument("--prompts", type=Path, required=True, metavar="FILE", help=".txt, .jsonl or .parquet")
+    parser.add_argument("--limit", type=at_least_one, metavar="N", help="only the first N prompts")
+    parser.add_argument(
+        "--reward", action="append", default=[], metavar="NAME=URL", help="a running server; repeat for several"
+    )
+    parser.add_argument(
+        "--scorer",
+        action="append",
+        default=[],
+        metavar="NAME=SCORER[,MODEL_DIR]",
+        help="start this server meanwhile, on the CPU; without any reward: those of the run",
+    )
+    parser.add_argument("--images-per-prompt", type=at_least_one, default=4, metavar="N", help="default 4")
+    add_sampling_options(parser)
+    parser.add_argument("--call", action="append", metavar="NAME=VALUE", help="of a pipeline: argument of its call")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="of a pipeline; default float32, bfloat16 on a GPU")
+    timeout_s = RewardClientConfig().timeout_s
+    parser.add_argument(
+        "--timeout-s", type=float, default=timeout_s, metavar="S", help=f"of one question to a reward; {timeout_s:g}"
+    )
+    parser.add_argument("--grid-prompts", type=at_least_one, default=8, metavar="N", help="rows of the grid; default 8")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status as of `learner.command.exit_status`."""
+    arguments = _build_parser().parse_args(argv)
+    return exit_status(lambda: print(evaluate(arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

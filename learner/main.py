@@ -3,7 +3,7 @@
     python learner/main.py --config deploy/runs/shapes.yaml
     RAY_AUTH_MODE=token ray job submit --working-dir . -- python learner/main.py
 
-The only file that knows all services.
+The only file that knows all services; what uses a finished run (`generate.py`, `evaluate.py`) knows the sampler.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from prometheus_client import CollectorRegistry
 from ray.actor import ActorHandle
 
 from common.backbones import model_sizes
-from common.backbones.base import Network
 from common.config import Config
 from common.config_rewards import RewardConfig
 from common.embedded_redis import embedded_redis
@@ -40,7 +39,7 @@ from common.flow import RENOISE_MARGIN, RENOISE_MAX
 from common.metrics import DriverMetrics, LearnerMetrics, serve
 from common.outage import Outage
 from common.plain_question import PlainQuestion
-from common.reward_access import RewardAccess
+from common.reward_access import REWARD_TOKEN, RewardAccess
 from common.reward_api import ServerInfo
 from common.reward_client import RewardEndpoint
 from common.store import RedisAddress, RedisLink, RunControl
@@ -58,11 +57,8 @@ from learner.service import PolicySpecs, Service
 from learner.tracker import Tracker
 from learner.worker_pool import WorkerPool
 from rollout_workers.actor import RolloutWorker, WorkerSettings
+from rollout_workers.policy_specs import few_step_teacher_spec, student_spec, teacher_spec
 from rollout_workers.prompts import load_prompts
-from rollout_workers.sampler import SamplingSpec
-
-REWARD_TOKEN = "REWARD_SERVER_TOKEN"
-"""Environment variable with the bearer token of reward servers that are not on loopback; never written anywhere."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -165,7 +161,7 @@ def started_service(
             PolicyRecords(run_dir, config.evaluation.grid_prompts),
             train_prompts,
             evaluation_prompts,
-            _policy_specs(config),
+            PolicySpecs(teacher_spec(config), few_step_teacher_spec(config), student_spec(config)),
             servers.check,
             stack.enter_context(_run_control(config, redis)),
             _prediction(config),
@@ -329,15 +325,6 @@ def check_schedule(config: Config, sigmas: tuple[float, ...]) -> None:
             f"sampling.steps = {config.sampling.steps}: the second noise level is {sigmas[1]:.3f}, and the cold start "
             f"needs it to be at most {highest:.2f}: use fewer steps"
         )
-
-
-def _policy_specs(config: Config) -> PolicySpecs:
-    evaluation, sampling = config.evaluation, config.sampling
-    return PolicySpecs(
-        teacher=SamplingSpec(Network.TEACHER, evaluation.teacher_steps, evaluation.teacher_guidance, eta=0.0),
-        teacher_few_steps=SamplingSpec(Network.TEACHER, sampling.steps, guidance=1.0, eta=0.0),
-        student=SamplingSpec(Network.STUDENT, sampling.steps, guidance=1.0, eta=sampling.eta),
-    )
 
 
 def plan_text(invocation: Invocation, start: Start) -> str:

@@ -18,8 +18,8 @@ from common.errors import RunStopped, StoreError
 from common.store import RunControl, RunRequest
 from common.types import Prompt
 from learner.checkpoint import Position, prune_checkpoints
-from learner.evaluate import Evaluation, evaluate, save_grid
 from learner.learner_calls import answer
+from learner.measure import Evaluation, evaluate, save_grid
 from learner.tracker import Tracker
 from learner.worker_pool import WorkerPool
 

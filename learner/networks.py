@@ -125,5 +125,13 @@ class Networks:
         self.fake_optimizer.load(_part(state, "optimizer/fake"))
 
 
+def student_adapters(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The averaged student in what `Networks.state` returned: its adapters by name, in the order of its stack."""
+    cold_start = _part(state, f"adapter/{COLD_START}")
+    if not _part(state, f"adapter/{ALIGNED}"):
+        return {COLD_START: _part(state, "average")}
+    return {COLD_START: cold_start, ALIGNED: _part(state, "average")}
+
+
 def _part(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     return {key.removeprefix(f"{name}/"): value for key, value in state.items() if key.startswith(f"{name}/")}

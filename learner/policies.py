@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from learner.evaluate import Evaluation, save_png
+from learner.measure import Evaluation
+from learner.pictures import save_png
 
 
 class PolicyRecords:

@@ -23,9 +23,9 @@ from common.store import RunControl
 from common.types import Prompt, StepPlan
 from learner.checkpoint import Position
 from learner.cold_start import run_cold_start
-from learner.evaluate import evaluate
 from learner.learner_calls import answer
 from learner.loop import run_alignment
+from learner.measure import evaluate
 from learner.milestones import EVALUATION_VERSION, RunMilestones
 from learner.plan import Prediction, compared
 from learner.policies import PolicyRecords

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from common.backbones import load_backbone
 from common.backbones.base import Network
@@ -27,7 +26,7 @@ from common.reward_access import RewardAccess
 from common.types import FloatArray, PolicyVersion, Prompt, ScoredGroup, StepPlan, TrajectoryGroup
 from common.weights import PublishedWeights
 from rollout_workers.diversity import mean_pairwise_distance
-from rollout_workers.sampler import SamplingSpec, sample_for_evaluation, sample_group
+from rollout_workers.sampler import SamplingSpec, decode_to_uint8, sample_group, sample_pictures
 from rollout_workers.weight_receiver import PROBE_TOLERANCE, WeightReceiver
 
 
@@ -133,7 +132,7 @@ class RolloutWorker:
         clock.lap("weights")
         sampled = sample_group(self._backbone, prompt, plan, seed=self._settings.seed, group_size=group_size)
         clock.lap("rollout")
-        images = self._decode_to_uint8(sampled.latents_SGchw[-1])
+        images = decode_to_uint8(self._backbone, sampled.latents_SGchw[-1])
         clock.lap("decode")
         texts, metadata = [prompt.text] * group_size, [dict(prompt.metadata)] * group_size
         answers = self._rewards.score(images, texts, metadata, self._settings.trained_rewards)
@@ -167,16 +166,7 @@ class RolloutWorker:
         return [self._evaluate_prompt(prompt, spec, images_per_prompt) for prompt in prompts]
 
     def _evaluate_prompt(self, prompt: Prompt, spec: SamplingSpec, count: int) -> EvaluatedPrompt:
-        latents = sample_for_evaluation(
-            self._backbone, prompt, spec, seed=self._settings.seed, count=count, empty=self._empty
-        )
-        images = self._decode_to_uint8(latents)
+        images = sample_pictures(self._backbone, prompt, spec, seed=self._settings.seed, count=count, empty=self._empty)
         rewards = self._rewards.score_all(images, [prompt.text] * count, [dict(prompt.metadata)] * count)
         features = self._backbone.image_features(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
         return EvaluatedPrompt(prompt, images, rewards, mean_pairwise_distance(features))
-
-    @torch.no_grad()
-    def _decode_to_uint8(self, latents_Bchw: Tensor) -> npt.NDArray[np.uint8]:
-        images_BCHW = (self._backbone.decode(latents_Bchw) * 255).round().byte()
-        images_BHWC: npt.NDArray[np.uint8] = images_BCHW.permute(0, 2, 3, 1).cpu().numpy()
-        return np.ascontiguousarray(images_BHWC)

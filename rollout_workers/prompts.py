@@ -1,4 +1,5 @@
-"""Prompt files: .txt with one prompt a line, or .jsonl with {"prompt": text, ...metadata} a line.
+"""Prompt files: .txt with one prompt a line, .jsonl with {"prompt": text, ...metadata} a line, or .parquet with a
+column "prompt" and others of metadata (see `parquet_prompts`).
 
 Special tokens such as <|endoftext|> or </s> are ordinary text here; the text encoders escape them.
 """
@@ -14,6 +15,7 @@ from typing import Any
 from common.errors import PromptError, RewardRejected
 from common.reward_api import check_text_lengths
 from common.types import Prompt
+from rollout_workers.parquet_prompts import read_parquet
 
 logger = logging.getLogger(__name__)
 
@@ -29,23 +31,19 @@ def load_prompts(path: Path) -> list[Prompt]:
         PromptError: the file is missing, empty, binary, of another kind, or has a line that is no prompt.
     """
     prompts: list[Prompt] = []
-    for line_number, line in _lines(path):
-        text, metadata = _parse_line(path, line_number, line)
+    for where, text, metadata in _records(path):
         if len(text) > MAX_CHARACTERS:
             raise PromptError(
-                f"{path}: line {line_number} is a prompt of {len(text):,} characters, the limit is {MAX_CHARACTERS:,}: "
+                f"{path}: {where} is a prompt of {len(text):,} characters, the limit is {MAX_CHARACTERS:,}: "
                 "shorten it, or put one prompt on each line"
             )
         try:
             check_text_lengths([text], [metadata])
         except RewardRejected as error:
-            raise PromptError(f"{path}: line {line_number} is nothing that reward servers read: {error}") from error
+            raise PromptError(f"{path}: {where} is nothing that reward servers read: {error}") from error
         if len(text) > TRUNCATION_NOTE_CHARACTERS:
             logger.warning(
-                "%s: line %d has %d characters; the text encoder reads only its first tokens",
-                path,
-                line_number,
-                len(text),
+                "%s: %s has %d characters; the text encoder reads only its first tokens", path, where, len(text)
             )
         prompts.append(Prompt(index=len(prompts), text=text, metadata=metadata))
     if not prompts:
@@ -53,10 +51,20 @@ def load_prompts(path: Path) -> list[Prompt]:
     return prompts
 
 
+def _records(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Place in the file, text and metadata of every prompt."""
+    if path.suffix == ".parquet":
+        yield from read_parquet(path)
+        return
+    for number, line in _lines(path):
+        text, metadata = _parse_line(path, number, line)
+        yield f"line {number}", text, metadata
+
+
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Number and text of every line that is not blank, reading no more of a line than the limit."""
     if path.suffix not in (".txt", ".jsonl"):
-        raise PromptError(f"{path}: a prompt file is .txt or .jsonl, not {path.suffix or 'without a suffix'}")
+        raise PromptError(f"{path}: a prompt file is .txt, .jsonl or .parquet, not {path.suffix or 'without a suffix'}")
     try:
         with path.open("rb") as file:
             number = 0

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from common import seeding
 from common.backbones.base import Backbone, Conditioning, Network, guided_velocity
 from common.flow import cps_transition, surrogate_log_density
-from common.types import Prompt, StepPlan
-
+from common.types import ByteArray, Prompt, StepPlan
 
 @dataclass(frozen=True)
 class SampledGroup:
@@ -73,6 +73,22 @@ def sample_for_evaluation(
         noise = seeding.step_noise_Gchw(seed, EVALUATION, prompt.index, step, count, shape, shared=False)
         latents = transition.sample(noise.to(backbone.device))
     return latents
+
+
+def sample_pictures(
+    backbone: Backbone, prompt: Prompt, spec: SamplingSpec, *, seed: int, count: int, empty: Conditioning
+) -> ByteArray:
+    """`sample_for_evaluation`, decoded: uint8 [count, H, W, C]."""
+    latents = sample_for_evaluation(backbone, prompt, spec, seed=seed, count=count, empty=empty)
+    return decode_to_uint8(backbone, latents)
+
+
+@torch.no_grad()
+def decode_to_uint8(backbone: Backbone, latents_Bchw: Tensor) -> ByteArray:
+    """Images as they are shown and scored: uint8 [B, H, W, C]."""
+    images_BCHW = (backbone.decode(latents_Bchw) * 255).round().byte()
+    images_BHWC: ByteArray = images_BCHW.permute(0, 2, 3, 1).cpu().numpy()
+    return np.ascontiguousarray(images_BHWC)
 
 
 EVALUATION = -1

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from common.types import Prompt
-from learner.evaluate import Evaluation, save_grid
+from learner.measure import Evaluation, save_grid
 from learner.policies import PolicyRecords
 from rollout_workers.actor import EvaluatedPrompt
 

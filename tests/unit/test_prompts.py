@@ -76,7 +76,7 @@ def test_jsonl_lines_without_a_prompt_are_refused(tmp_path: Path, line: str) -> 
 def test_missing_files_directories_and_other_kinds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PromptError, match="no such prompt file"):
         load_prompts(tmp_path / "absent.txt")
-    with pytest.raises(PromptError, match=r"is \.txt or \.jsonl, not \.csv"):
+    with pytest.raises(PromptError, match=r"is \.txt, \.jsonl or \.parquet, not \.csv"):
         load_prompts(write(tmp_path, "a", "prompts.csv"))
     (tmp_path / "folder.txt").mkdir()
     with pytest.raises(PromptError, match="cannot be read"):

@@ -112,3 +112,11 @@ def test_epochs_are_shuffled_anew():
 def test_impossible_draws_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_generator_s_seed_is_a_function_of_its_key() -> None:
+    keys = [(seed, purpose, prompt) for seed in (0, 1) for purpose in ("a", "b") for prompt in (0, 1)]
+    seeds = [seeding.generator_seed(seed=seed, purpose=purpose, prompt=prompt) for seed, purpose, prompt in keys]
+    assert len(set(seeds)) == len(keys)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert seeds[0] == seeding.generator_seed(purpose="a", prompt=0, seed=0)

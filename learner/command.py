@@ -1,0 +1,59 @@
+"""What the commands that use a run have in common: how a run is named, and how they end."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+
+from common.errors import ConfigError, ModelError, PromptError, RtdmdError
+from learner.trained_run import ALIGNED_POLICY, POLICIES
+
+
+def exit_status(command: Callable[[], None]) -> int:
+    """Run it: 0 done, 1 failed, 2 refused at start, 130 interrupted; a failure is told in one line, or a few."""
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        command()
+    except (ConfigError, ModelError, PromptError) as error:
+        return _failed(str(error), 2)
+    except RtdmdError as error:
+        return _failed(str(error), 1)
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        return _failed(f"out of memory: {reason} Ask for fewer images of a prompt, or use --device cpu", 1)
+    except KeyboardInterrupt:
+        return _failed("interrupted", 130)
+    return 0
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """What says how to sample with a run: see `rollout_workers.policy_specs.policy_spec`."""
+    parser.add_argument("--base", type=Path, metavar="DIR", help="the base model, if not where the run file says")
+    parser.add_argument("--policy", choices=POLICIES, default=ALIGNED_POLICY, help=f"default {ALIGNED_POLICY}")
+    parser.add_argument("--steps", type=at_least_one, metavar="N", help="default: as the run's evaluations")
+    parser.add_argument("--guidance", type=float, metavar="C", help="the teacher's; default: as the run's evaluations")
+    parser.add_argument(
+        "--seed", type=int, metavar="S", help="default: the run's, so that pictures are those of its own evaluations"
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=device, help=f"where to sample; default {device}")
+
+
+def at_least_one(text: str) -> int:
+    """For argparse: a whole number above 0."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def _failed(message: str, status: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return status

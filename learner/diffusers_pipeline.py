@@ -1,0 +1,60 @@
+"""Any diffusers text-to-image pipeline, sampled with a generator for every picture."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+
+from common import seeding
+from common.errors import ConfigError, ModelError
+from common.types import ByteArray, Prompt
+
+OURS = ("prompt", "num_images_per_prompt", "generator", "output_type")
+"""Arguments of a pipeline's call that `pictures` sets itself."""
+
+
+class PipelinePictures:
+    """Samples a pipeline with `options`, keyword arguments of its call."""
+
+    def __init__(self, path: Path, options: Mapping[str, Any], device: str, dtype: torch.dtype) -> None:
+        """Load the pipeline.
+
+        Raises:
+            ModelError: it cannot be loaded.
+            ConfigError: its call has no such argument, or one that is set here.
+        """
+        if not (path / "model_index.json").is_file():
+            raise ModelError(f"no pipeline at {path}: expected a diffusers directory with a model_index.json")
+        try:
+            self._pipeline = DiffusionPipeline.from_pretrained(path, dtype=dtype, local_files_only=True).to(device)
+        except Exception as error:  # diffusers raises a different class for every way a directory can be broken
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ModelError(f"cannot load the pipeline at {path}: {reason}") from error
+        known = [name for name in inspect.signature(self._pipeline.__call__).parameters if name not in OURS]
+        for name in options:
+            if name not in known:
+                raise ConfigError(f"--call {name}: {type(self._pipeline).__name__} takes {', '.join(known)}")
+        self._pipeline.set_progress_bar_config(disable=True)
+        self._options = dict(options)
+
+    def pictures(self, prompt: Prompt, seed: int, count: int) -> ByteArray:
+        """uint8 [count, H, W, 3]; a picture's noise is a function of (seed, the prompt's index, its number)."""
+        generators = []
+        for sample in range(count):
+            key = seeding.generator_seed(seed=seed, purpose="diffusers", prompt=prompt.index, sample=sample)
+            generators.append(torch.Generator("cpu").manual_seed(key))
+        images_GHWC = self._pipeline(
+            prompt=prompt.text,
+            num_images_per_prompt=count,
+            generator=generators,
+            output_type="np",
+            **self._options,
+        ).images
+        pixels_GHWC: ByteArray = (np.asarray(images_GHWC, np.float32) * 255).round().astype(np.uint8)
+        return pixels_GHWC

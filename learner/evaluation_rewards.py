@@ -1,0 +1,125 @@
+"""The rewards of an evaluation: servers by URL, servers started beside it, or those of the run that is evaluated."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.config import Config
+from common.config_rewards import SERVER_URL, RewardClientConfig
+from common.errors import ConfigError, RewardError
+from common.plain_question import PlainQuestion
+from common.reward_access import REWARD_TOKEN
+from common.reward_api import ServerInfo
+from common.reward_client import RewardClient, RewardEndpoint
+from common.types import ByteArray, FloatArray, Prompt
+from learner.local_servers import LocalServers, LocalServerSpec
+from learner.trained_run import found_path
+
+
+@dataclass(frozen=True)
+class RewardChoice:
+    """What to score with: servers that run, and servers to start; `order` is that of the names asked."""
+
+    endpoints: tuple[RewardEndpoint, ...]
+    local: tuple[LocalServerSpec, ...]
+    order: tuple[str, ...]
+
+
+class EvaluationRewards:
+    """Scores pictures by every reward; a score that cannot be had is an error that names its reward."""
+
+    def __init__(self, client: RewardClient, servers: LocalServers, order: Sequence[str]) -> None:
+        self._client = client
+        self._servers = servers
+        self._order = tuple(order)
+
+    def introduce(self, prompt: Prompt) -> dict[str, ServerInfo]:
+        """Ask every server who it is and a plain question, before anything else costs time; RewardError."""
+        infos = {name: self._client.verify(name) for name in self._order}
+        for name in self._order:
+            self._client.ask_plainly(name, PlainQuestion(prompt.text, dict(prompt.metadata)))
+        return infos
+
+    def score(self, prompt: Prompt, images_GHWC: ByteArray) -> dict[str, FloatArray]:
+        """Scores [G] of each reward; RewardError."""
+        count = len(images_GHWC)
+        try:
+            return self._client.score(images_GHWC, [prompt.text] * count, [dict(prompt.metadata)] * count, self._order)
+        except RewardError:
+            # If it was a server of ours that died, its log says why.
+            self._servers.check()
+            raise
+
+
+def choose(rewards: Sequence[str], scorers: Sequence[str], run: Config | None) -> RewardChoice:
+    """From options `NAME=URL` and `NAME=SCORER[,MODEL_DIR]`; without any, the rewards of the run.
+
+    Raises:
+        ConfigError: an option is not of its form, a name is used for both, or there is no reward at all.
+    """
+    endpoints = tuple(RewardEndpoint(*_checked_url(_pair("--reward", text, "URL"))) for text in rewards)
+    local = tuple(_spec(*_pair("--scorer", text, "SCORER[,MODEL_DIR]")) for text in scorers)
+    if not endpoints and not local and run is not None:
+        return _of_run(run)
+    order = tuple(dict.fromkeys([*(one.name for one in endpoints), *(one.name for one in local)]))
+    if len(order) < len({one.name for one in endpoints}) + len(local):
+        raise ConfigError(
+            "--scorer: a name is used twice: give every reward its own (several --reward NAME=URL of one "
+            "name are replicas)"
+        )
+    if not order:
+        raise ConfigError("no reward: name servers with --reward NAME=URL, or start them with --scorer NAME=SCORER")
+    return RewardChoice(endpoints, local, order)
+
+
+@contextmanager
+def started(choice: RewardChoice, log_dir: Path, timeout_s: float) -> Iterator[EvaluationRewards]:
+    """Local servers up, a client that knows all; everything is gone after the block."""
+    with LocalServers(choice.local, log_dir) as servers:
+        endpoints = [*choice.endpoints, *(RewardEndpoint(name, url) for name, url in servers.urls.items())]
+        token = os.environ.get(REWARD_TOKEN)
+        with RewardClient(endpoints, timeout_s, RewardClientConfig().attempts, token) as client:
+            yield EvaluationRewards(client, servers, choice.order)
+
+
+def _of_run(run: Config) -> RewardChoice:
+    unknown = [reward.name for reward in run.rewards if reward.url == "redis"]
+    if unknown:
+        raise ConfigError(
+            f"the run found its reward {unknown[0]} through Redis: name its server with --reward NAME=URL"
+        )
+    endpoints = [RewardEndpoint(reward.name, url) for reward in run.rewards for url in reward.urls]
+    local = [
+        LocalServerSpec(
+            reward.name,
+            reward.scorer,
+            None if reward.model is None else found_path(reward.model),
+            reward.threads,
+            reward.max_batch,
+        )
+        for reward in run.rewards
+        if reward.url == "local" and reward.scorer is not None
+    ]
+    return RewardChoice(tuple(endpoints), tuple(local), tuple(reward.name for reward in run.rewards))
+
+
+def _pair(option: str, text: str, value: str) -> tuple[str, str]:
+    name, equals, rest = text.partition("=")
+    if not (name and equals and rest):
+        raise ConfigError(f"{option} {text}: write {option} NAME={value}")
+    return name, rest
+
+
+def _checked_url(pair: tuple[str, str]) -> tuple[str, str]:
+    if not SERVER_URL.fullmatch(pair[1]):
+        raise ConfigError(f"--reward {pair[0]}={pair[1]}: not an http(s) URL")
+    return pair
+
+
+def _spec(name: str, text: str) -> LocalServerSpec:
+    scorer, comma, model = text.partition(",")
+    return LocalServerSpec(name, scorer, Path(model) if comma else None)

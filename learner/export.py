@@ -1,0 +1,152 @@
+"""Export what a run has trained, for programs that know nothing of it.
+
+    python learner/export.py --run runs/NAME --format lora|pipeline|comfyui --out DIR
+
+    lora       a LoRA in diffusers' format, for `load_lora_weights`; what a run leaves in `lora/` at its end
+    pipeline   a whole diffusers directory, the student's adapters merged into the transformer's weights
+    comfyui    NAME-POLICY.safetensors, one LoRA file for ComfyUI's loaders, which diffusers loads too
+
+ComfyUI (comfy/lora.py, comfy/weight_adapter/lora.py) maps `transformer.` + a module's path in diffusers to its own
+weights for SD3 and Flux models, a third of the fused qkv where it must, and adds B A times `.alpha` / rank, or times 1
+where a file has no `.alpha`. It does not read diffusers' metadata, where our scale stands otherwise; so here the scale
+is multiplied into B and there is neither alpha nor metadata, which both programs take for 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Run as a script, Python puts this folder first on the path, not the project.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from common.backbones.adapters import stacked_state
+from common.backbones.base import Backbone, Network
+from common.errors import ConfigError, ModelError
+from learner.command import exit_status
+from learner.trained_run import ABOUT_LORA, ALIGNED_POLICY, COLD_START_POLICY, LORA_PREFIX, TrainedRun
+
+FORMATS = ("lora", "pipeline", "comfyui")
+TRANSFORMER = "transformer"
+
+
+def student_lora(backbone: Backbone) -> dict[str, Tensor]:
+    """The student's stack of adapters as one: module path.lora_A.weight, .lora_B.weight -> float32, unscaled."""
+    bank = backbone.adapters
+    return stacked_state([bank.state(name) for name in bank.stack(Network.STUDENT)])
+
+
+def write_lora(backbone: Backbone, directory: Path) -> None:
+    """The student as one LoRA in diffusers' format; a stack becomes one of its total rank."""
+    backbone.save_lora(directory, student_lora(backbone), backbone.adapters.scale)
+    (directory / ABOUT_LORA).write_text(json.dumps({"base": backbone.base_fingerprint()}))
+
+
+def write_comfyui(state: Mapping[str, Tensor], scale: float, path: Path) -> None:
+    """One LoRA file as this module's docstring says; `state` as of `student_lora`."""
+    scaled = {f"{LORA_PREFIX}{key}": scale * value if ".lora_B." in key else value for key, value in state.items()}
+    save_file({key: value.contiguous() for key, value in scaled.items()}, path, metadata={"format": "pt"})
+
+
+def write_pipeline(state: Mapping[str, Tensor], scale: float, base: Path, directory: Path) -> None:
+    """The pipeline at `base` with `scale` B A added to its transformer's weights; all else is copied as it is.
+
+    The sum is computed in float32 and rounded to the type of the files.
+
+    Raises:
+        ModelError: `base` is no directory with safetensors, or has no weight that an adapter belongs to.
+    """
+    try:
+        index = json.loads((base / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"no pipeline at {base}: a local diffusers directory is needed, name it with --base"
+        ) from error
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in ("model_index.json", *(file.name for file in base.glob("LICENSE*"))):
+        shutil.copy(base / name, directory / name)
+    for part in sorted(entry.name for entry in base.iterdir() if entry.is_dir() and entry.name in index):
+        left_out = shutil.ignore_patterns("*.safetensors", "*.bin") if part == TRANSFORMER else None
+        shutil.copytree(base / part, directory / part, ignore=left_out)
+    missing = {key.rpartition(".lora_")[0] for key in state}
+    for file in sorted((base / TRANSFORMER).glob("*.safetensors")):
+        missing -= _merge_file(state, scale, file, directory / TRANSFORMER / file.name)
+    if missing:
+        raise ModelError(f"{base / TRANSFORMER} has no safetensors weight of {sorted(missing)[:3]}: another model?")
+
+
+def _merge_file(state: Mapping[str, Tensor], scale: float, source: Path, target: Path) -> set[str]:
+    """Write one file of weights with the updates it takes; returns the modules that got theirs."""
+    with safe_open(source, framework="pt") as file:
+        metadata = file.metadata()
+    weights = load_file(source)
+    merged = set()
+    for key, weight in weights.items():
+        module = key.removesuffix(".weight")
+        if key.endswith(".weight") and f"{module}.lora_A.weight" in state:
+            update = state[f"{module}.lora_B.weight"] @ state[f"{module}.lora_A.weight"]
+            weights[key] = (weight.float() + scale * update).to(weight.dtype)
+            merged.add(module)
+    save_file(weights, target, metadata=metadata)
+    return merged
+
+
+def _export(arguments: argparse.Namespace) -> Iterator[str]:
+    """Lines to print: what was written, and how to sample with it."""
+    out: Path = arguments.out
+    if arguments.format == "pipeline" and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out {out} is there and not empty: a pipeline needs a directory of its own")
+    run = TrainedRun.open(arguments.run, arguments.base)
+    backbone = run.load(arguments.policy, "cpu")
+    state, scale = student_lora(backbone), backbone.adapters.scale
+    out.mkdir(parents=True, exist_ok=True)
+    steps = run.config.sampling.steps
+    if arguments.format == "lora":
+        write_lora(backbone, out)
+        yield f'{out}\n\n    pipeline.load_lora_weights("{out}")'
+    elif arguments.format == "comfyui":
+        path = out / f"{run.title}-{arguments.policy}.safetensors"
+        write_comfyui(state, scale, path)
+        yield f"{path}\n\nIn ComfyUI: {steps} steps, cfg 1, strength 1. In diffusers:\n"
+        yield f'    pipeline.load_lora_weights("{out}", weight_name="{path.name}")'
+    else:
+        write_pipeline(state, scale, run.config.backbone.path, out)
+        yield f'{out}\n\n    pipeline = DiffusionPipeline.from_pretrained("{out}")'
+    sigmas = ", ".join(f"{1 - step / steps:g}" for step in range(steps))
+    yield f"    pipeline(prompt, sigmas=[{sigmas}], guidance_scale=1.0)"
+    yield "\nA model whose guidance is an input (FLUX dev) keeps the one it was trained with: "
+    yield f"guidance_scale={run.config.backbone.guidance_scale:g}."
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status as of `learner.command.exit_status`."""
+    parser = argparse.ArgumentParser(
+        prog="python learner/export.py",
+        description="Write the trained student as a LoRA, as a merged pipeline, or as ComfyUI's single file.",
+    )
+    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="a run, or one of its checkpoints")
+    parser.add_argument("--base", type=Path, metavar="DIR", help="the base model, if not where the run file says")
+    parser.add_argument("--format", choices=FORMATS, required=True)
+    parser.add_argument("--policy", choices=(ALIGNED_POLICY, COLD_START_POLICY), default=ALIGNED_POLICY)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    arguments = parser.parse_args(argv)
+
+    def export() -> None:
+        print("\n".join(_export(arguments)))
+
+    return exit_status(export)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

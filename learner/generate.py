@@ -1,0 +1,79 @@
+"""Sample with a trained run.
+
+    python learner/generate.py --run runs/NAME --prompt "a red circle" --prompt "two dogs" --out pictures
+
+Writes PROMPT-SAMPLE.png and prints the paths. Noise is a function of (seed, place of the prompt, sample), as in a run's
+own evaluations: their prompt file and the run's seed give their pictures. Needs no Ray and no reward server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Run as a script, Python puts this folder first on the path, not the project.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+from common.errors import PromptError
+from common.types import Prompt
+from learner.command import add_sampling_options, at_least_one, exit_status
+from learner.pictures import save_png
+from learner.trained_run import TrainedRun
+from rollout_workers.policy_specs import policy_spec
+from rollout_workers.prompts import load_prompts
+from rollout_workers.sampler import sample_pictures
+
+
+def generate(arguments: argparse.Namespace) -> Iterator[Path]:
+    """Write every picture; yields the paths as they are written."""
+    prompts = _prompts(arguments.prompt, arguments.prompts)
+    run = TrainedRun.open(arguments.run, arguments.base)
+    spec = policy_spec(run.config, arguments.policy, arguments.steps, arguments.guidance)
+    seed = run.config.run.seed if arguments.seed is None else arguments.seed
+    backbone = run.load(arguments.policy, arguments.device)
+    empty = backbone.encode_prompts([""])
+    for prompt in prompts:
+        pictures_GHWC = sample_pictures(backbone, prompt, spec, seed=seed, count=arguments.count, empty=empty)
+        for sample, picture_HWC in enumerate(pictures_GHWC):
+            path = arguments.out / f"{prompt.index:04d}-{sample:02d}.png"
+            save_png(picture_HWC, path)
+            yield path
+
+
+def _prompts(texts: Sequence[str] | None, file: Path | None) -> list[Prompt]:
+    if file is not None:
+        return load_prompts(file)
+    prompts = [Prompt(index, text.strip()) for index, text in enumerate(texts or ())]
+    if not all(prompt.text for prompt in prompts):
+        raise PromptError("--prompt is empty: say what to draw")
+    return prompts
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status as of `learner.command.exit_status`."""
+    parser = argparse.ArgumentParser(
+        prog="python learner/generate.py", description="Sample with a trained run; prints the paths of the pictures."
+    )
+    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="a run, or one of its checkpoints")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompt", action="append", metavar="TEXT", help="repeat it for several")
+    what.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt file: .txt, .jsonl or .parquet")
+    parser.add_argument("--count", type=at_least_one, default=1, metavar="N", help="pictures of each prompt; default 1")
+    add_sampling_options(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    arguments = parser.parse_args(argv)
+
+    def write_and_tell() -> None:
+        for path in generate(arguments):
+            print(path, flush=True)
+
+    return exit_status(write_and_tell)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,79 @@
+"""Evaluations: images of fixed prompts and seeds under a policy, what every reward says of them, how they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+from ray.actor import ActorHandle
+
+from common.types import Prompt
+from common.weights import PublishedWeights
+from learner.pictures import save_png
+from learner.worker_pool import Call, WorkerPool
+
+PROMPTS_PER_CALL = 4
+"""Prompts a worker evaluates at a time: small enough to spread, large enough not to be felt."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One policy on a set of prompts: the mean of every metric, and per prompt what it is made of."""
+
+    metrics: dict[str, float]
+    prompts: list[Any]
+
+
+def evaluate(
+    pool: WorkerPool,
+    prompts: Sequence[Prompt],
+    spec: object,
+    images_per_prompt: int,
+    weights: ray.ObjectRef[PublishedWeights] | None,
+) -> Evaluation:
+    """Evaluate `spec` (a `rollout_workers.sampler.SamplingSpec`) on the workers.
+
+    Returns metrics `diversity` and one per reward, a mean over the prompts that it scored; every policy is given the
+    same noise. `unscored` counts what is missing, prompts times rewards, if anything is.
+    """
+    parts = [prompts[start : start + PROMPTS_PER_CALL] for start in range(0, len(prompts), PROMPTS_PER_CALL)]
+    keys = [("evaluation", place) for place in range(len(parts))]
+    for key, part in zip(keys, parts, strict=True):
+        pool.submit(Call(key, partial(_start_evaluation, part, spec, images_per_prompt, weights)))
+    evaluated = [item for key in keys for item in pool.take([key]).result]
+    metrics = mean_rewards([item.rewards_G for item in evaluated])
+    metrics["diversity"] = float(np.mean([item.diversity for item in evaluated]))
+    return Evaluation(metrics, evaluated)
+
+
+def mean_rewards(rewards_G: Sequence[Mapping[str, npt.NDArray[np.float32]]]) -> dict[str, float]:
+    """Mean of each reward over the prompts that have it, and how many values are missing."""
+    names = dict.fromkeys(name for rewards in rewards_G for name in rewards)
+    means = {
+        name: float(np.concatenate([rewards[name] for rewards in rewards_G if name in rewards]).mean())
+        for name in names
+    }
+    missing = sum(len(names) - len(rewards) for rewards in rewards_G)
+    return means | ({"unscored": float(missing)} if missing else {})
+
+
+def _start_evaluation(
+    prompts: Sequence[Prompt],
+    spec: object,
+    images_per_prompt: int,
+    weights: ray.ObjectRef[PublishedWeights] | None,
+    worker: ActorHandle,
+) -> list[ray.ObjectRef]:
+    return [worker.evaluate.remote(prompts, spec, images_per_prompt, weights)]
+
+
+def save_grid(evaluation: Evaluation, path: Path, num_prompts: int) -> None:
+    """One row a prompt, its images side by side."""
+    rows = [np.concatenate(list(item.images_GHWC), axis=1) for item in evaluation.prompts[:num_prompts]]
+    save_png(np.concatenate(rows, axis=0), path)

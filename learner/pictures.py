@@ -1,0 +1,64 @@
+"""Pictures on disk: single ones, and grids of several prompts. Shape suffixes: see `common/types.py`."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from common.types import ByteArray
+
+SMALLEST_SIDE, LARGEST_SIDE = 128, 256
+"""Pixels a picture's width is brought to in a captioned grid: small ones can be seen, large ones stay a small file."""
+SMALLEST_WIDTH = 520
+"""Of a grid, so that a prompt of usual length can be read above two small pictures."""
+CAPTION_HEIGHT = 20
+CAPTION_MARGIN = 4
+FONT_SIZE = 12
+GAP = 4
+
+
+def save_png(image_HWC: ByteArray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image_HWC).save(path)
+
+
+def captioned_grid(rows: Sequence[tuple[str, ByteArray]]) -> Image.Image:
+    """One row a prompt: its text above, its pictures uint8 [G, H, W, C] side by side."""
+    pictures = [[_at_a_glance(image) for image in images_GHWC] for _, images_GHWC in rows]
+    width = max(SMALLEST_WIDTH, *(sum(picture.width + GAP for picture in row) for row in pictures))
+    height = sum(CAPTION_HEIGHT + row[0].height + GAP for row in pictures)
+    canvas = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(canvas)
+    top = 0
+    for (text, _), row in zip(rows, pictures, strict=True):
+        draw.text(
+            (CAPTION_MARGIN, top + CAPTION_MARGIN), _shortened(draw, text, width), fill="black", font_size=FONT_SIZE
+        )
+        left, top = 0, top + CAPTION_HEIGHT
+        for picture in row:
+            canvas.paste(picture, (left, top))
+            left += picture.width + GAP
+        top += row[0].height + GAP
+    return canvas
+
+
+def _at_a_glance(image_HWC: ByteArray) -> Image.Image:
+    picture = Image.fromarray(image_HWC)
+    width = min(max(picture.width, SMALLEST_SIDE), LARGEST_SIDE)
+    size = (width, round(picture.height * width / picture.width))
+    filter_ = Image.Resampling.NEAREST if width >= picture.width else Image.Resampling.LANCZOS
+    return picture if size == picture.size else picture.resize(size, filter_)
+
+
+def _shortened(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
+    """The text on one line, cut where the row ends."""
+    room = width - 2 * CAPTION_MARGIN
+    # No letter is narrower than two pixels: a prompt of a whole page is not measured.
+    text = " ".join(text.split())[: width // 2]
+    if draw.textlength(text, font_size=FONT_SIZE) <= room:
+        return text
+    fits = bisect_right(range(len(text)), room, key=lambda end: draw.textlength(f"{text[:end]}…", font_size=FONT_SIZE))
+    return f"{text[: fits - 1]}…"

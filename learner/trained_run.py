@@ -1,0 +1,143 @@
+"""A run to be used: its student, from the newest checkpoint or, where none is left, from `lora/`. Needs no Ray.
+
+    run directory ─► config.yaml, checkpoints/ or lora/ ─► a backbone whose student is the policy asked for
+
+The directory may have been moved. The base model is no part of it: it is looked for where the run file says, from here
+and from the project, or is named anew; that it is the one the run was trained on is checked by its fingerprint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from common.backbones import load_backbone
+from common.backbones.base import Backbone, Network
+from common.config import Config
+from common.config_file import load_config
+from common.errors import CheckpointError, ConfigError
+from learner.checkpoint import checkpoint_base, latest_checkpoint, read_checkpoint
+from learner.networks import COLD_START, student_adapters
+
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
+ALIGNED_POLICY, COLD_START_POLICY, TEACHER_POLICY = POLICIES = ("rtdmd", "cold_start", "teacher")
+LORA_FILE = "pytorch_lora_weights.safetensors"
+LORA_PREFIX = "transformer."
+"""What diffusers puts before a transformer's module paths in a LoRA file."""
+ABOUT_LORA = "about.json"
+"""Beside the LoRA of a run: {"base": fingerprint of the frozen model it belongs to}."""
+
+States = dict[str, dict[str, Tensor]]
+"""Adapter name -> module path.lora_A.weight and .lora_B.weight -> weights, in the order of the student's stack."""
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run's directory, its configuration, and the checkpoint to use; None where only `lora/` is left."""
+
+    directory: Path
+    config: Config
+    checkpoint: Path | None
+
+    @classmethod
+    def open(cls, path: Path, base: Path | None = None) -> Self:
+        """Open a run directory, or one checkpoint of a run (`runs/NAME/checkpoints/alignment-000100`).
+
+        `base` is where the base model lies now, if not where the run file says.
+
+        Raises:
+            ConfigError: there is no config.yaml, or it is not valid.
+        """
+        names_checkpoint = (path / "checkpoint.json").is_file()
+        directory = path.resolve().parents[1] if names_checkpoint else path
+        if not (directory / "config.yaml").is_file():
+            raise ConfigError(f"{path} is not the directory of a run or of its checkpoint: no {directory}/config.yaml")
+        config = load_config(directory / "config.yaml")
+        backbone = config.backbone
+        found = {name: found_path(value) for name, value in backbone if isinstance(value, Path)}
+        if base is not None:
+            found["path"] = base
+        config = config.model_copy(update={"backbone": backbone.model_copy(update=found)})
+        return cls(directory, config, path if names_checkpoint else latest_checkpoint(directory / "checkpoints"))
+
+    @property
+    def title(self) -> str:
+        return self.config.run.name
+
+    def load(self, policy: str, device: str) -> Backbone:
+        """A backbone whose student is `policy`; for the teacher no adapter is added.
+
+        Raises:
+            ModelError: the base model cannot be loaded.
+            CheckpointError: the run has not got to this policy, its files are damaged, or it was trained on another
+                base model.
+        """
+        lora, target = self.config.lora, torch.device(device)
+        if policy == TEACHER_POLICY:
+            return load_backbone(self.config.backbone, lora, target)
+        states, base = self._from_lora(policy) if self.checkpoint is None else _from_checkpoint(self.checkpoint, policy)
+        rank = _rank(next(iter(states.values())))
+        # A run's lora/ is its whole stack as one adapter: its rank is the sum, its scale the same.
+        lora = lora.model_copy(update={"rank": rank, "alpha": lora.alpha * rank // lora.rank})
+        backbone = load_backbone(self.config.backbone, lora, target)
+        if base and base != backbone.base_fingerprint():
+            raise CheckpointError(
+                f"{self.directory} was trained on another base model than the one at {self.config.backbone.path}: name "
+                "the right one with --base DIR"
+            )
+        for name, state in states.items():
+            backbone.adapters.add(name, seed=0, trainable=False)
+            backbone.adapters.load(name, state)
+        backbone.adapters.define(Network.STUDENT, tuple(states))
+        return backbone
+
+    def _from_lora(self, policy: str) -> tuple[States, str]:
+        """The exported student and the fingerprint of its base ("" where the run did not write one yet)."""
+        path = self.directory / "lora" / LORA_FILE
+        if not path.is_file():
+            raise CheckpointError(
+                f"{self.directory} has neither a checkpoint nor {path.relative_to(self.directory)}: it has not trained "
+                "far enough to be used"
+            )
+        if policy != ALIGNED_POLICY:
+            raise CheckpointError(
+                f"--policy {policy}: {self.directory} has no checkpoint, and its lora/ is the final policy alone; use "
+                f"--policy {ALIGNED_POLICY}"
+            )
+        about = path.with_name(ABOUT_LORA)
+        try:
+            weights = load_file(path)
+            base = str(json.loads(about.read_text())["base"]) if about.is_file() else ""
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise CheckpointError(f"{path.parent} is damaged: {error!r}; export the run's LoRA again") from error
+        return {"student": {key.removeprefix(LORA_PREFIX): value for key, value in weights.items()}}, base
+
+
+def _from_checkpoint(directory: Path, policy: str) -> tuple[States, str]:
+    position, state = read_checkpoint(directory)
+    adapters = student_adapters(state)
+    if policy == COLD_START_POLICY:
+        adapters = {COLD_START: adapters[COLD_START]}
+    elif position.stage != "alignment":
+        raise CheckpointError(
+            f"--policy {policy}: {directory} is of the cold start, the run got no further: use --policy "
+            f"{COLD_START_POLICY}"
+        )
+    return adapters, checkpoint_base(directory)
+
+
+def found_path(path: Path) -> Path:
+    """A relative path of a run file, from here or else from the project."""
+    return PROJECT_ROOT / path if not path.exists() and (PROJECT_ROOT / path).exists() else path
+
+
+def _rank(state: Mapping[str, Tensor]) -> int:
+    return next(len(value) for key, value in state.items() if ".lora_A." in key)

@@ -1,0 +1,77 @@
+"""Prompts in parquet: a text column "prompt"; every other column is metadata, as the other keys of a .jsonl line are.
+
+A column has one type and a value in every row, JSON has neither. So nulls are left out, at any depth (GenEval's objects
+have a colour only where one is asked for), and what fits no column type (its position ["left of", 0]) may stand as JSON
+in a text column "metadata", whose keys join the others.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from common.errors import PromptError
+
+PROMPT, METADATA = "prompt", "metadata"
+
+
+def read_parquet(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Place in the file, text and metadata of every row; rows whose prompt is null or blank are refused.
+
+    Raises:
+        PromptError: pyarrow is not installed, the file is missing or no parquet, or a row is no prompt.
+    """
+    try:
+        parquet = importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise PromptError(
+            f"{path}: to read parquet, pyarrow is needed: pip install -e '.[parquet]', or write the prompts as .jsonl"
+        ) from error
+    if not path.is_file():
+        raise PromptError(f"{path}: no such prompt file (looked for it from {Path.cwd()})")
+    try:
+        # One file as it is: a folder's name in the path ("tag=colors/") is no column.
+        rows = parquet.read_table(path, partitioning=None).to_pylist()
+    except (OSError, ValueError) as error:  # pyarrow's own errors are subclasses
+        raise PromptError(f"{path}: not a parquet file that can be read: {str(error).splitlines()[0]}") from error
+    for number, row in enumerate(rows, start=1):
+        text, metadata = _prompt(f"{path}: row {number}", row)
+        yield f"row {number}", text, metadata
+
+
+def _prompt(where: str, row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    text = row.pop(PROMPT, None)
+    if not isinstance(text, str) or not text.strip():
+        raise PromptError(f'{where} has no "{PROMPT}" text; its columns are {", ".join([PROMPT, *row])}')
+    metadata = _without_nulls(row)
+    extra = metadata.get(METADATA)
+    if isinstance(extra, str):
+        metadata = {key: value for key, value in metadata.items() if key != METADATA} | _parsed(where, extra)
+    try:
+        json.dumps(metadata, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise PromptError(
+            f"{where} has metadata that JSON has no word for: {error}; make it text or a number"
+        ) from error
+    return text.strip(), metadata
+
+
+def _parsed(where: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise PromptError(f'{where}: its "{METADATA}" is text, but not JSON: {error}') from error
+    if not isinstance(value, dict):
+        raise PromptError(f'{where}: its "{METADATA}" is JSON, but no object: {text[:40]}')
+    return value
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value if item is not None]
+    return value

@@ -1,0 +1,48 @@
+"""How each policy of a run samples when it is looked at: by the run file, and where somebody says otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from common.backbones.base import Network
+from common.config import Config
+from common.errors import ConfigError
+from rollout_workers.sampler import SamplingSpec
+
+TEACHER = "teacher"
+
+
+def student_spec(config: Config) -> SamplingSpec:
+    return SamplingSpec(Network.STUDENT, config.sampling.steps, guidance=1.0, eta=config.sampling.eta)
+
+
+def teacher_spec(config: Config) -> SamplingSpec:
+    """The teacher as it is meant to be used: many steps, guided."""
+    evaluation = config.evaluation
+    return SamplingSpec(Network.TEACHER, evaluation.teacher_steps, evaluation.teacher_guidance, eta=0.0)
+
+
+def few_step_teacher_spec(config: Config) -> SamplingSpec:
+    """The teacher with the student's means: as many steps, no guidance."""
+    return SamplingSpec(Network.TEACHER, config.sampling.steps, guidance=1.0, eta=0.0)
+
+
+def policy_spec(config: Config, policy: str, steps: int | None, guidance: float | None) -> SamplingSpec:
+    """How `policy` samples, with other steps or guidance if given.
+
+    Raises:
+        ConfigError: a student is asked to sample with guidance, or the guidance is below 1.
+    """
+    if policy != TEACHER and guidance is not None:
+        raise ConfigError(
+            f"--guidance {guidance:g} with --policy {policy}: the student was trained without guidance and has no use "
+            f"for it; leave it out, or use --policy {TEACHER}"
+        )
+    if guidance is not None and guidance < 1:
+        raise ConfigError(f"--guidance {guidance:g}: a guidance scale is at least 1, which is none")
+    spec = teacher_spec(config) if policy == TEACHER else student_spec(config)
+    return replace(
+        spec,
+        num_steps=spec.num_steps if steps is None else steps,
+        guidance=spec.guidance if guidance is None else guidance,
+    )

@@ -1,0 +1,120 @@
+"""The commands that use a run, as a person starts them, on a run that a person made: real Ray, real reward servers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.types import ByteArray
+from learner.local_servers import LocalServers, LocalServerSpec
+from tests.running_service import PROJECT_ROOT, Run, write_config
+from tests.tiny_rewards import write_hps
+
+PROMPTS = ("red", "blue", "a dot", "two", "big", "small")
+SHORT = {
+    "--cold_start.iterations": "2",
+    "--alignment.iterations": "2",
+    "--evaluation.every": "2",
+    "--evaluation.final_prompts": "6",
+    "--evaluation.teacher": "false",
+}
+IMAGES = 4
+TIMEOUT = 280.0
+
+
+@pytest.fixture(scope="module")
+def moved(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, in another place than where it ran."""
+    folder = tmp_path_factory.mktemp("using")
+    config = write_config(folder / "run.yaml", tiny_pipeline, write_hps(folder / "hps"), PROMPTS)
+    run = Run(config, folder / "made", *(word for pair in SHORT.items() for word in pair))
+    run.finish()
+    return Path(shutil.move(run.run_dir, folder / "elsewhere" / "moved"))
+
+
+@pytest.fixture(scope="module")
+def bright(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a running server."""
+    spec = LocalServerSpec("bright", "tests.toy_scorers:BrightnessScorer", None)
+    with LocalServers([spec], tmp_path_factory.mktemp("server")) as servers:
+        yield servers.urls["bright"]
+
+
+def command(name: str, *options: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, f"learner/{name}.py", *map(str, options)]
+    found = subprocess.run(line, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert found.returncode == status, found.stdout + found.stderr
+    return found
+
+
+def picture(path: Path | str) -> ByteArray:
+    return np.array(Image.open(path))
+
+
+def mean(lines: Path, reward: str) -> float:
+    records = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [record["prompt"] for record in records] == list(PROMPTS)
+    return float(np.mean([record["scores"][reward] for record in records]))
+
+
+def test_pictures_are_those_of_the_run_s_own_evaluation(moved: Path, tmp_path: Path) -> None:
+    prompts = moved.parents[1] / "prompts.txt"
+    for policy in ("rtdmd", "cold_start"):
+        options = ("--run", moved, "--prompts", prompts, "--count", str(IMAGES), "--policy", policy, "--device", "cpu")
+        paths = command("generate", *options, "--out", tmp_path / policy).stdout.splitlines()
+        assert len(paths) == len(PROMPTS) * IMAGES
+        for place in range(2):
+            kept = moved / "samples" / "policies" / f"{policy}-{place:02d}.png"
+            assert np.array_equal(picture(paths[place * IMAGES]), picture(kept))
+
+
+def test_scores_are_those_of_the_run_s_own_evaluation(moved: Path, bright: str, tmp_path: Path) -> None:
+    prompts, hps = moved.parents[1] / "prompts.txt", moved.parents[1] / "hps"
+    options = ("--run", moved, "--prompts", prompts, "--images-per-prompt", str(IMAGES), "--device", "cpu")
+    rewards = ("--reward", f"bright={bright}", "--scorer", f"hps=hps,{hps}")
+    found = command("evaluate", *options, *rewards, "--out", tmp_path)
+    assert found.stdout == f"{tmp_path / 'evaluation.md'}\n"
+    summary = json.loads((moved / "summary.json").read_text())["policies"]["rtdmd"]
+    lines = (tmp_path / "evaluation.md").read_text().splitlines()
+    assert lines[4] == "|  | HPSv2 | bright |"
+    for name, cell in zip(("hps", "bright"), lines[6].split(" | ")[1:], strict=True):
+        assert mean(tmp_path / "scores.jsonl", name) == pytest.approx(summary[name], abs=1e-6)
+        assert cell.startswith(f"{summary[name]:.4f} ± ")
+    assert picture(tmp_path / "grid.png").ndim == 3
+    assert "![The first prompts and their pictures](grid.png)" in lines
+
+
+def test_a_merged_pipeline_is_scored_with_the_server_s_own_rules(moved: Path, bright: str, tmp_path: Path) -> None:
+    """As it is, exported, loaded by diffusers, scored; and a reward that is not there ends it by name."""
+    prompts = moved.parents[1] / "prompts.txt"
+    told = command("export", "--run", moved, "--format", "pipeline", "--out", tmp_path / "merged").stdout
+    assert "pipeline(prompt, sigmas=[1, 0.75, 0.5, 0.25], guidance_scale=1.0)" in told
+    call = ("--call", "sigmas=[1, 0.75, 0.5, 0.25]", "--call", "guidance_scale=1.0", "--call", "max_sequence_length=10")
+    size = ("--call", "height=16", "--call", "width=16")
+    options = ("--pipeline", tmp_path / "merged", "--prompts", prompts, "--images-per-prompt", "2", "--device", "cpu")
+    command("evaluate", *options, *call, *size, "--reward", f"bright={bright}", "--out", tmp_path / "scores")
+    assert 0 < mean(tmp_path / "scores" / "scores.jsonl", "bright") < 1
+    assert "| merged | " in (tmp_path / "scores" / "evaluation.md").read_text()
+    failed = command("evaluate", *options, "--reward", "gone=http://127.0.0.1:9", "--out", tmp_path / "no", status=1)
+    assert failed.stderr.startswith("error: reward gone")
+    assert "Traceback" not in failed.stderr
+    assert not (tmp_path / "no" / "evaluation.md").exists()
+
+
+def test_a_score_that_cannot_be_had_is_an_error_not_a_zero(moved: Path, tmp_path: Path) -> None:
+    """The scorer answers the first prompts and fails at the last."""
+    (tmp_path / "prompts.txt").write_text("red\nraise\n")
+    options = ("--run", moved, "--prompts", tmp_path / "prompts.txt", "--images-per-prompt", "1", "--device", "cpu")
+    scorer = ("--scorer", "mischief=tests.toy_scorers:MischiefScorer")
+    failed = command("evaluate", *options, *scorer, "--out", tmp_path / "out", status=1)
+    assert "error: reward mischief" in failed.stderr
+    assert not (tmp_path / "out" / "evaluation.md").exists()
+    assert len((tmp_path / "out" / "scores.jsonl").read_text().splitlines()) == 1

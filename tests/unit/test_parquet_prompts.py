@@ -1,0 +1,85 @@
+"""Prompts in parquet: the same prompts and metadata as in .jsonl, and what is refused."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.errors import PromptError
+from common.types import Prompt
+from rollout_workers.prompts import load_prompts
+
+# GenEval's lines: keys that only some objects have.
+GENEVAL: list[dict[str, Any]] = [
+    {"prompt": "a photo of a dog", "tag": "single_object", "include": [{"class": "dog", "count": 1}]},
+    {
+        "prompt": "a photo of a red cup",
+        "tag": "colors",
+        "include": [{"class": "cup", "count": 1, "color": "red"}],
+        "exclude": [{"class": "cat", "count": 1}],
+    },
+]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    keys = dict.fromkeys(key for row in rows for key in row)
+    parquet.write_table(pa.Table.from_pylist([{key: row.get(key) for key in keys} for row in rows]), path)
+    return path
+
+
+def test_metadata_is_that_of_jsonl(tmp_path: Path) -> None:
+    lines = tmp_path / "prompts.jsonl"
+    lines.write_text("\n".join(map(json.dumps, GENEVAL)))
+    found = load_prompts(write(tmp_path / "prompts.parquet", GENEVAL))
+    assert found == load_prompts(lines)
+    assert found[1].metadata["include"] == [{"class": "cup", "count": 1, "color": "red"}]
+
+
+def test_what_fits_no_column_stands_as_json(tmp_path: Path) -> None:
+    extra = {"include": [{"class": "cup", "position": ["left of", 0]}]}
+    path = write(tmp_path / "p.parquet", [{"prompt": " a cup ", "tag": "position", "metadata": json.dumps(extra)}])
+    assert load_prompts(path) == [Prompt(0, "a cup", {"tag": "position", **extra})]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"text": "a"}, 'row 2 has no "prompt" text; its columns are prompt, text'),
+        ({"prompt": " "}, 'row 2 has no "prompt" text'),
+        ({"prompt": "a", "when": datetime.date(2026, 1, 1)}, "row 2 has metadata that JSON has no word for"),
+        ({"prompt": "a", "share": float("nan")}, "row 2 has metadata that JSON has no word for"),
+        ({"prompt": "a", "metadata": "{"}, 'row 2: its "metadata" is text, but not JSON'),
+        ({"prompt": "a", "metadata": "[1]"}, 'row 2: its "metadata" is JSON, but no object: [1]'),
+        ({"prompt": "x" * 20_001}, "row 2 is a prompt of 20,001 characters"),
+    ],
+)
+def test_rows_that_are_no_prompts_are_refused(tmp_path: Path, row: dict[str, Any], expected: str) -> None:
+    path = write(tmp_path / "p.parquet", [{"prompt": "fine"}, row])
+    with pytest.raises(PromptError) as caught:
+        load_prompts(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert expected in str(caught.value)
+
+
+def test_files_that_are_no_parquet_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    with pytest.raises(PromptError, match="no such prompt file"):
+        load_prompts(tmp_path / "absent.parquet")
+    (tmp_path / "text.parquet").write_text("a red circle\n")
+    with pytest.raises(PromptError, match="not a parquet file that can be read"):
+        load_prompts(tmp_path / "text.parquet")
+    with pytest.raises(PromptError, match="no prompts in it"):
+        load_prompts(write(tmp_path / "empty.parquet", [{"prompt": "a"}][:0]))
+
+
+def test_without_pyarrow_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(PromptError, match=r"pyarrow is needed: pip install -e '\.\[parquet\]', or .* \.jsonl"):
+        load_prompts(tmp_path / "prompts.parquet")
