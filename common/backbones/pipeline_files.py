@@ -128,9 +128,9 @@ def _declared_size(file: Path) -> int:
         if length > file.stat().st_size:
             return 8 + length
         try:
-            header = dict(json.loads(stream.read(length)))
+            header: dict[str, Any] = json.loads(stream.read(length))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, IndexError):
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             return -1
     return 8 + length + max(ends, default=0)
 

@@ -132,3 +132,6 @@ def test_images_of_a_chunked_decoder_and_their_gradients_are_the_same(
     assert torch.allclose(results[0][0], results[1][0], atol=1e-6)
     assert torch.allclose(results[0][1], results[1][1], atol=1e-5)
     assert results[0][1].abs().max() > 1e-3
+    features = backbone.image_features(results[0][0])
+    assert [feature.shape[1] for feature in features] == [4, 8]
+    assert all(torch.isfinite(feature).all() for feature in features)
