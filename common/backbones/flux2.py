@@ -94,6 +94,12 @@ class Flux2(DiffusersBackbone[Flux2Backbone]):
             raise self._teacher_files.broken(first_line(error)) from error
         return teacher.to(self.device).eval()
 
+    def _load_tokenizer(self) -> PreTrainedTokenizerFast:
+        try:
+            return AutoTokenizer.from_pretrained(self._files.directory / "tokenizer", local_files_only=True)
+        except Exception as error:  # see DiffusersBackbone._load_pipeline
+            raise self._files.broken(f"tokenizer: {first_line(error)}") from error
+
     def _prepare(self, pipeline: DiffusionPipeline) -> None:
         """Leave of the text encoder what a prompt's encoding needs: no head, no eyes, no layer above the last."""
         encoder = pipeline.text_encoder.model
@@ -105,12 +111,6 @@ class Flux2(DiffusersBackbone[Flux2Backbone]):
             encoder.layers = encoder.layers[:last]
             encoder.norm = torch.nn.Identity()  # belongs to the output of all layers
         pipeline.text_encoder = encoder
-
-    def _load_tokenizer(self) -> PreTrainedTokenizerFast:
-        try:
-            return AutoTokenizer.from_pretrained(self._files.directory / "tokenizer", local_files_only=True)
-        except Exception as error:  # see DiffusersBackbone._load_pipeline
-            raise self._files.broken(f"tokenizer: {first_line(error)}") from error
 
     @torch.no_grad()
     def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
