@@ -79,6 +79,22 @@ def test_a_file_that_is_no_safetensors_is_named(tiny_pipeline: Path, tmp_path: P
         find_pipeline(path, "sd3", [KIND])
 
 
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("{", r"vae/config\.json is missing or damaged"),
+        ("7", r"vae/config\.json is missing or damaged"),
+        ("{}", r"vae/config\.json has no scaling_factor"),
+    ],
+)
+def test_a_damaged_configuration_is_named(tiny_pipeline: Path, tmp_path: Path, content: str, expected: str) -> None:
+    path = shutil.copytree(tiny_pipeline, tmp_path / "broken")
+    (path / "vae" / "config.json").write_text(content)
+    files = find_pipeline(path, "sd3", [KIND])
+    with pytest.raises(ModelError, match=expected):
+        files.config("vae")["scaling_factor"]
+
+
 def test_only_the_part_that_is_needed_must_be_there(tiny_pipeline: Path, tmp_path: Path) -> None:
     path = shutil.copytree(tiny_pipeline, tmp_path / "partial", ignore=shutil.ignore_patterns("text_encoder*"))
     assert find_pipeline(path, "sd3", [KIND], only="transformer").directory == path
