@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -9,10 +10,18 @@ from diffusers import (
     AutoencoderKLFlux2,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
+    Flux2Pipeline,
     Flux2Transformer2DModel,
 )
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    Qwen2TokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from common.backbones.flux2 import Flux2
 from common.config import LoraConfig
@@ -28,6 +37,11 @@ CHAT = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+DEV_CHAT = (
+    "{% for message in messages if message['role'] == 'user' %}<|im_start|>"
+    "{% for content in message['content'] %}{{ content['text'] }}{% endfor %}<|im_end|>{% endfor %}"
+)
+"""Without the system message, which is longer than all the tokens here."""
 SCHEDULER = {
     "base_image_seq_len": 256,
     "base_shift": 0.5,
@@ -54,6 +68,26 @@ def write_tiny_klein(directory: Path, seed: int = 0, *, distilled: bool = False)
             is_distilled=distilled,
         ).save_pretrained(directory)
     return directory
+
+
+def write_tiny_dev(directory: Path, seed: int = 0) -> Flux2Pipeline:
+    """Save a `Flux2Pipeline`, whose published tokenizer is a processor, and give it as it is in memory."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer = qwen_tokenizer()
+        tokenizer.chat_template = DEV_CHAT
+        pipeline = Flux2Pipeline(
+            transformer=flux2_transformer(guidance=True),
+            scheduler=FlowMatchEulerDiscreteScheduler(**SCHEDULER),
+            vae=flux2_autoencoder(),
+            text_encoder=_mistral(tokenizer),
+            tokenizer=tokenizer,
+        )
+    pipeline.save_pretrained(directory)
+    index = json.loads((directory / "model_index.json").read_text())
+    index["tokenizer"] = ["transformers", "PixtralProcessor"]
+    (directory / "model_index.json").write_text(json.dumps(index))
+    return pipeline
 
 
 def load_tiny_klein(directory: Path, teacher: Path | None = None, **changes: object) -> Flux2:
@@ -150,3 +184,30 @@ def _qwen(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+
+
+def _mistral(tokenizer: PreTrainedTokenizerFast) -> Mistral3ForConditionalGeneration:
+    text = {
+        "model_type": "mistral",
+        "vocab_size": len(tokenizer),
+        "hidden_size": TEXT_WIDTH,
+        "intermediate_size": 16,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "max_position_embeddings": TEXT_TOKENS,
+        "initializer_range": 0.5,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {
+        "model_type": "pixtral",
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "head_dim": 8,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    return Mistral3ForConditionalGeneration(Mistral3Config(text_config=text, vision_config=vision))

@@ -16,6 +16,7 @@ from transformers import (
     T5EncoderModel,
 )
 
+from common.backbones.base import Backbone
 from common.backbones.sd3 import StableDiffusion3
 from common.config import LoraConfig
 from common.config_backbones import Sd3Backbone
@@ -31,14 +32,17 @@ UNUSED_MODULE = "transformer_blocks.1.attn.add_q_proj"
 """The last block drops what its text tokens become, so what makes their queries never has a gradient."""
 
 
-def write_tiny_pipeline(directory: Path, seed: int = 0) -> Path:
-    """Save the pipeline into `directory`; every weight is a function of `seed`."""
+def write_tiny_pipeline(directory: Path, seed: int = 0, *, dual_attention: tuple[int, ...] = ()) -> Path:
+    """Save the pipeline into `directory`; every weight is a function of `seed`.
+
+    SD3.5-M has blocks with a second attention, of the image tokens alone; SD3-M and SD3.5-L have none.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         clip_tokens = clip_tokenizer(directory / "clip_vocabulary")
         t5_tokens = t5_tokenizer()
         pipeline = StableDiffusion3Pipeline(
-            transformer=_transformer(),
+            transformer=_transformer(dual_attention),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
             vae=autoencoder(),
             text_encoder=_clip(clip_tokens),
@@ -52,9 +56,10 @@ def write_tiny_pipeline(directory: Path, seed: int = 0) -> Path:
     return directory
 
 
-def load_tiny_backbone(directory: Path, lora: LoraConfig | None = None) -> StableDiffusion3:
+def load_tiny_backbone(directory: Path, lora: LoraConfig | None = None, **changes: object) -> StableDiffusion3:
     """A backbone of its own on the saved pipeline, as learner and worker load it."""
-    settings = Sd3Backbone(path=directory, max_sequence_length=T5_TOKENS, dtype="float32", guidance_scale=3.0)
+    values = {"path": directory, "max_sequence_length": T5_TOKENS, "dtype": "float32", "guidance_scale": 3.0}
+    settings = Sd3Backbone.model_validate(values | changes)
     return StableDiffusion3(settings, lora or tiny_lora(), torch.device("cpu"))
 
 
@@ -62,7 +67,7 @@ def tiny_lora(targets: tuple[str, ...] = TARGETS) -> LoraConfig:
     return LoraConfig(rank=2, alpha=4, targets=targets)
 
 
-def randomise(backbone: StableDiffusion3, adapter: str, seed: int, scale: float = 0.1) -> None:
+def randomise(backbone: Backbone, adapter: str, seed: int, scale: float = 0.1) -> None:
     """Give an adapter weights that change something: freshly added, its B is zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -70,7 +75,7 @@ def randomise(backbone: StableDiffusion3, adapter: str, seed: int, scale: float 
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
 
 
-def _transformer() -> SD3Transformer2DModel:
+def _transformer(dual_attention: tuple[int, ...]) -> SD3Transformer2DModel:
     model = SD3Transformer2DModel(
         sample_size=LATENT_SIDE,
         patch_size=2,
@@ -84,6 +89,7 @@ def _transformer() -> SD3Transformer2DModel:
         pooled_projection_dim=32,
         pos_embed_max_size=LATENT_SIDE // 2,
         qk_norm="rms_norm",
+        dual_attention_layers=dual_attention,
     )
     for parameter in model.parameters():
         # The default initialisation of so small a network hardly listens to its prompt.

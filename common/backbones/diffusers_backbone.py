@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -43,6 +44,8 @@ class DiffusersBackbone(ABC, Generic[Settings]):
     """The family's pipeline classes by name."""
     lora_targets: ClassVar[tuple[str, ...]] = ATTENTION
     """Where adapters bind when the run file does not say."""
+    own_parts: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
+    """Parts, by pipeline class, that the family loads itself when it prepares the pipeline."""
 
     latent_shape: tuple[int, int, int]
     guidance: Guidance
@@ -124,10 +127,6 @@ class DiffusersBackbone(ABC, Generic[Settings]):
         guidance_input: float | None,
     ) -> Tensor:
         """The transformer's velocity for latents in its own dtype, [B, c, h, w]."""
-
-    def _parts_at_hand(self) -> dict[str, Any]:
-        """Parts of the pipeline that the family loads itself."""
-        return {}
 
     def _prepare(self, pipeline: DiffusionPipeline) -> None:
         """Change the loaded pipeline before it goes to its device."""
@@ -230,9 +229,10 @@ class DiffusersBackbone(ABC, Generic[Settings]):
         )
 
     def _load_pipeline(self) -> DiffusionPipeline:
+        left_out = dict.fromkeys(self.own_parts.get(self._files.kind, ()))
         try:
             pipeline = self.kinds[self._files.kind].from_pretrained(
-                self._files.directory, dtype=self._dtype, local_files_only=True, **self._parts_at_hand()
+                self._files.directory, dtype=self._dtype, local_files_only=True, **left_out
             )
         except Exception as error:  # diffusers raises a different class for every way a directory can be broken
             raise self._files.broken(first_line(error)) from error

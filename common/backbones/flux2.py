@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, Flux2KleinPipeline, Flux2Pipeline
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from common.backbones.base import Conditioning, Guidance
 from common.backbones.diffusers_backbone import ATTENTION, DiffusersBackbone, image_sides, vae_factor
@@ -38,6 +38,8 @@ class Flux2(DiffusersBackbone[Flux2Backbone]):
     family = "flux2"
     kinds = MappingProxyType({KLEIN: Flux2KleinPipeline, DEV: Flux2Pipeline})
     lora_targets = (*ATTENTION, "to_qkv_mlp_proj")
+    own_parts = MappingProxyType({DEV: ("tokenizer",)})
+    """It is a processor, which would need torchvision for images that no prompt of ours has."""
 
     def _plan(self) -> None:
         transformer, factor = self._files.config("transformer"), vae_factor(self._files)
@@ -92,17 +94,18 @@ class Flux2(DiffusersBackbone[Flux2Backbone]):
             raise self._teacher_files.broken(first_line(error)) from error
         return teacher.to(self.device).eval()
 
-    def _parts_at_hand(self) -> dict[str, Any]:
-        if self._files.kind == KLEIN:
-            return {}
-        # Its processor would need torchvision for images that no prompt of ours has.
-        return {"tokenizer": AutoTokenizer.from_pretrained(self._files.directory / "tokenizer", local_files_only=True)}
+    def _load_tokenizer(self) -> PreTrainedTokenizerFast:
+        try:
+            return AutoTokenizer.from_pretrained(self._files.directory / "tokenizer", local_files_only=True)
+        except Exception as error:  # see DiffusersBackbone._load_pipeline
+            raise self._files.broken(f"tokenizer: {first_line(error)}") from error
 
     def _prepare(self, pipeline: DiffusionPipeline) -> None:
         """Leave of the text encoder what a prompt's encoding needs: no head, no eyes, no layer above the last."""
         encoder = pipeline.text_encoder.model
         if self._files.kind == DEV:
             encoder = encoder.language_model
+            pipeline.tokenizer = self._load_tokenizer()
         last = max(self._text_layers)
         if last < len(encoder.layers):
             encoder.layers = encoder.layers[:last]

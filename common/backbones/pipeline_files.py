@@ -18,6 +18,17 @@ HUB_VARIANTS = ("*.fp16.*", "*.non_ema.*")
 """Weights that a repository holds a second time."""
 
 
+class PartConfig(dict[str, Any]):
+    """A part's configuration, in which a key that is looked up must be."""
+
+    def __init__(self, values: dict[str, Any], source: str) -> None:
+        super().__init__(values)
+        self._source = source
+
+    def __missing__(self, key: str) -> Any:
+        raise ModelError(f"{self._source} has no {key}: it is damaged, or of another model")
+
+
 @dataclass(frozen=True)
 class PipelineFiles:
     """A pipeline that is whole as far as its small files can tell.
@@ -34,18 +45,17 @@ class PipelineFiles:
     kind: str
     index: dict[str, Any]
 
-    def config(self, part: str) -> dict[str, Any]:
+    def config(self, part: str) -> PartConfig:
         """The configuration of a part.
 
         Raises:
             ModelError: it is missing or damaged.
         """
-        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        file = self.directory / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
         try:
-            values: dict[str, Any] = dict(json.loads((self.directory / part / name).read_text(encoding="utf-8")))
+            return PartConfig(dict(json.loads(file.read_text(encoding="utf-8"))), str(file))
         except (OSError, ValueError, TypeError) as error:
-            raise self.broken(f"{part}/{name} is missing or damaged: {error}") from error
-        return values
+            raise self.broken(f"{part}/{file.name} is missing or damaged: {error}") from error
 
     def broken(self, reason: str) -> ModelError:
         return ModelError(f"cannot load the pipeline at {self.path}: {reason}")
@@ -128,9 +138,9 @@ def _declared_size(file: Path) -> int:
         if length > file.stat().st_size:
             return 8 + length
         try:
-            header = dict(json.loads(stream.read(length)))
+            header: dict[str, Any] = json.loads(stream.read(length))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, IndexError):
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             return -1
     return 8 + length + max(ends, default=0)
 

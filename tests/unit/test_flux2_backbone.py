@@ -24,6 +24,7 @@ from tests.tiny_flux2 import (
     TOKEN_PIXELS,
     WIDTH,
     load_tiny_klein,
+    write_tiny_dev,
     write_tiny_klein,
 )
 
@@ -175,6 +176,30 @@ def test_guidance_that_an_evaluation_gives_to_a_guidance_free_model_is_refused(f
     latents, sigma, empty = torch.zeros(1, *free.latent_shape), torch.tensor([0.5]), free.encode_prompts([""])
     with pytest.raises(ModelError, match=r"guidance 4 given to a model that takes none.*evaluation\.teacher_guidance"):
         guided_velocity(free, Network.TEACHER, latents, sigma, empty, empty, 4.0)
+
+
+def test_dev_equals_its_pipeline_and_takes_guidance_as_an_input(tmp_path: Path) -> None:
+    """Scale 1 stands for the model as it trains: with the run's own guidance, 3 here."""
+    pipeline = write_tiny_dev(tmp_path / "dev")
+    pipeline.set_progress_bar_config(disable=True)
+    dev = load_tiny_klein(tmp_path / "dev")
+    assert dev.guidance is Guidance.INPUT
+    assert len(dev._pipeline.text_encoder.layers) == max(TEXT_LAYERS)
+    for scale, guidance in ((1.0, 3.0), (5.0, 5.0)):
+        latents = sampled(dev, SamplingSpec(Network.TEACHER, 4, scale, eta=0.0), 1)
+        expected = pipeline(
+            prompt=PROMPT.text,
+            num_inference_steps=4,
+            guidance_scale=guidance,
+            latents=seeding.initial_noise_Gchw(4, EVALUATION, PROMPT.index, 1, dev.latent_shape),
+            max_sequence_length=TEXT_TOKENS,
+            text_encoder_out_layers=TEXT_LAYERS,
+            height=HEIGHT,
+            width=WIDTH,
+            output_type="latent",
+        ).images
+        tokens_BLc = latents.flatten(2).transpose(1, 2)  # what this pipeline calls latents
+        assert (tokens_BLc - expected).abs().max() <= 1e-4
 
 
 # ── what is refused before anything large is loaded ──────────────────────────────────────────────────────────────────

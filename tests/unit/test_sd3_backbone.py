@@ -72,6 +72,35 @@ def test_the_schedule_and_shapes_are_the_pipelines_own(backbone: StableDiffusion
     assert backbone.latent_shape == (4, LATENT_SIDE, LATENT_SIDE)
 
 
+def test_shapes_follow_the_resolution(tiny_pipeline: Path) -> None:
+    """And the pipeline's own, where it is not square."""
+    wide = load_tiny_backbone(tiny_pipeline, height=8, width=16)
+    assert wide.latent_shape == (4, 4, 8)
+    prompt, noise = Prompt(7, "red"), seeding.initial_noise_Gchw(4, EVALUATION, 7, 1, (4, 4, 8))
+    spec, empty = SamplingSpec(Network.TEACHER, 2, 1.0, eta=0.0), wide.encode_prompts([""])
+    latents = sample_for_evaluation(wide, prompt, spec, seed=4, count=1, empty=empty)
+    call = {"max_sequence_length": T5_TOKENS, "height": 8, "width": 16, "output_type": "latent"}
+    expected = wide._pipeline(prompt.text, sigmas=[1.0, 0.5], guidance_scale=1.0, latents=noise, **call).images
+    assert (latents - expected).abs().max() <= 1e-4
+    assert wide.decode(latents).shape == (1, 3, 8, 16)
+
+
+@pytest.mark.parametrize(
+    ("sides", "expected"),
+    [
+        ({"height": 10}, r"backbone\.height = 10: this model's images are multiples of 4: use 8 or 12"),
+        ({"width": 3}, r"backbone\.width = 3: .*: use 4"),
+        ({"width": 20}, r"height x width = 16 x 20: this model has positions for sides up to 16"),
+    ],
+)
+def test_an_impossible_resolution_is_refused_before_loading(
+    tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch, sides: dict[str, int], expected: str
+) -> None:
+    monkeypatch.setattr(StableDiffusion3Pipeline, "from_pretrained", None)  # not reached
+    with pytest.raises(ModelError, match=expected):
+        load_tiny_backbone(tiny_pipeline, **sides)
+
+
 def test_features_run_from_shallow_to_deep(backbone: StableDiffusion3) -> None:
     features = backbone.image_features(torch.rand(2, 3, IMAGE_SIDE, IMAGE_SIDE))
     assert [tuple(feature.shape) for feature in features] == [(2, 4, 8, 8), (2, 8, 8, 8)]

@@ -1,0 +1,110 @@
+"""docs/backbones.md: a family is one file and one run file; and none of it needs Ray."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.backbones import load_backbone
+from common.backbones.base import Network
+from common.config import Config
+from common.config_file import Draft
+from common.errors import ModelError
+from common.weights import publish
+from learner.networks import ALIGNED, COLD_START, FAKE_SCORE, Networks, OptimizerSettings
+from rollout_workers.weight_receiver import WeightReceiver
+from tests.tiny_training import (
+    alignment_settings,
+    alignment_trainer,
+    changed,
+    cold_start_settings,
+    cold_start_trainer,
+    scored_groups,
+    snapshot,
+    trainable,
+)
+from tests.toy_family import write_toy
+
+REPOSITORY = Path(__file__).parents[2]
+RAY_FREE = """
+import sys
+sys.modules["ray"] = None  # any import of it fails
+import common.backbones, common.backbones.sd3, common.backbones.flux1, common.backbones.flux2
+import rollout_workers.sampler, rollout_workers.weight_receiver
+import learner.alignment_trainer, learner.cold_start_trainer, learner.networks, learner.matching
+assert not [name for name in sys.modules if name.startswith("ray.")]
+"""
+
+
+def run_file(directory: Path, **backbone: object) -> Config:
+    values = {
+        "run": {"name": "toy"},
+        "backbone": {
+            "family": "tests.toy_family:ToyFlow",
+            "path": str(directory),
+            "width": 6,
+            "options": {"shift": 3.0},
+            "guidance_scale": 3.0,
+            **backbone,
+        },
+        "lora": {"rank": 2, "alpha": 4},
+        "prompts": {"train": "a.txt", "evaluation": "b.txt"},
+        "rewards": [{"name": "bright", "url": "http://somewhere", "differentiable": True}],
+    }
+    draft = Draft("toy.yaml")
+    draft.lay(values, "toy.yaml")
+    return draft.build()
+
+
+def networks_of(config: Config) -> Networks:
+    backbone = load_backbone(config.backbone, config.lora, torch.device("cpu"))
+    return Networks(backbone, OptimizerSettings.of(cold_start_settings()), seed=0)
+
+
+def test_a_family_of_ones_own_trains_in_both_stages_and_is_published(tmp_path: Path) -> None:
+    config = run_file(write_toy(tmp_path))
+    networks = networks_of(config)
+    backbone = networks.backbone
+    assert backbone.latent_shape == (3, 4, 6)
+    before = snapshot(backbone)
+    for iteration in range(2):
+        cold_start_trainer(networks).update(iteration)
+    assert changed(backbone, before) == trainable(backbone)
+    assert {name.split(".")[-2] for name in trainable(backbone)} == {COLD_START, FAKE_SCORE}
+
+    networks.begin_alignment(OptimizerSettings.of(alignment_settings()))
+    before = snapshot(backbone)
+    for iteration in range(2):
+        alignment_trainer(networks).update(scored_groups(backbone, iteration))
+    assert changed(backbone, before) == trainable(backbone)
+    assert {name.split(".")[-2] for name in trainable(backbone)} == {ALIGNED, FAKE_SCORE}
+
+    worker = load_backbone(config.backbone, config.lora, torch.device("cpu"))
+    assert WeightReceiver(worker).receive(publish(backbone, 1)).number == 1
+    assert worker.adapters.stack(Network.STUDENT) == (COLD_START, ALIGNED)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"family": "tests.toy_family:NoSuchClass"}, "cannot import NoSuchClass from tests.toy_family"),
+        ({"family": "tests.no_such_file:Toy"}, "cannot import Toy from tests.no_such_file"),
+        ({"width": 5}, "backbone.width = 5: this model's images are multiples of 2: use 4 or 6"),
+        ({"path": "nowhere"}, "no toy at nowhere"),
+    ],
+)
+def test_a_family_that_cannot_be_had_is_named(tmp_path: Path, changes: dict[str, object], expected: str) -> None:
+    config = run_file(write_toy(tmp_path), **changes)
+    with pytest.raises(ModelError, match=expected):
+        load_backbone(config.backbone, config.lora, torch.device("cpu"))
+
+
+def test_families_sampler_and_trainers_need_no_ray() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", RAY_FREE], cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert result.returncode == 0, result.stderr
