@@ -16,6 +16,7 @@ from common.backbones.base import Backbone, Conditioning, Network, guided_veloci
 from common.flow import cps_transition, surrogate_log_density
 from common.types import ByteArray, Prompt, StepPlan
 
+
 @dataclass(frozen=True)
 class SampledGroup:
     """latents_SGchw [T + 1, G, c, h, w] and surrogate_TG [T, G], float32 on the backbone's device."""
