@@ -1,0 +1,146 @@
+"""The run files of the published models: their settings, and a dry run of each on tiny pipelines of the same classes.
+
+The dry runs share one Ray cluster and one reward server of four scorers; what they override is what only large machines
+and the real models have.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from learner.cli import parse
+from tests.running_service import DEADLINE, PROJECT_ROOT
+from tests.tiny_flux1 import write_tiny_flux1
+from tests.tiny_flux2 import HEIGHT, TEXT_LAYERS, TEXT_TOKENS, WIDTH, write_tiny_klein
+from tests.tiny_pipeline import IMAGE_SIDE, write_tiny_pipeline
+from tests.waiting import wait_until
+
+RUNS = PROJECT_ROOT / "deploy/runs"
+REWARDS = ("clipscore", "hps", "pickscore", "geneval")
+MODELS = ("sd3m", "sd35m", "flux2_klein_4b", "flux2_klein_9b", "flux1_dev")
+# METHOD of arXiv 2605.26108 and its released configurations: resolution, guidance, rates of stage 1 (both) and stage 2
+# (student, fake score), group size, samples an iteration.
+PUBLISHED = {
+    "sd3m": (1024, 7.0, 3e-5, 3e-6, 3e-5, 16, 16 * 16 * 2),
+    "sd35m": (512, 4.5, 3e-5, 3e-6, 3e-5, 24, 8 * 16 * 9),
+    "flux2_klein_4b": (512, 4.0, 1e-6, 3e-6, 1e-6, 24, 16 * 16 * 6),
+    "flux2_klein_9b": (512, 4.0, 1e-6, 3e-6, 1e-6, 24, 32 * 16 * 3),
+    "flux1_dev": (512, 3.5, 3e-5, 3e-6, 1e-6, 24, 32 * 16 * 3),
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_settings_are_the_published_ones(model: str) -> None:
+    side, guidance, rate, student_rate, fake_rate, group, samples = PUBLISHED[model]
+    first = parse(["--config", str(RUNS / f"cold_start_{model}.yaml")], {}).config
+    second = parse(["--config", str(RUNS / f"rtdmd_{model}.yaml")], {}).config
+    assert first.backbone == second.backbone
+    assert (first.backbone.height, first.backbone.width) == (side, side)
+    assert first.backbone.guidance_scale == guidance
+    cold, alignment = first.cold_start, second.alignment
+    assert (cold.iterations, cold.batch_size, cold.student_every, cold.ema_decay) == (15_000, 72, 10, 0.99)
+    assert (cold.learning_rate_student, cold.learning_rate_fake) == (rate, rate)
+    assert first.alignment.iterations == 0
+    assert (alignment.learning_rate_student, alignment.learning_rate_fake) == (student_rate, fake_rate)
+    assert alignment.group_size == group
+    assert alignment.prompts_per_iteration * group == samples
+    assert (alignment.ema_decay, alignment.ema_every, alignment.weight_decay) == (0.9, 8, 1e-4)
+    assert (second.lora.rank, second.lora.alpha) == (32, 64)
+    assert {reward.name: reward.weight for reward in second.rewards} == dict.fromkeys(REWARDS, 1.0)
+    start = Path("runs") / first.run.name / "checkpoints/cold_start-015000"
+    assert second.cold_start.from_checkpoint == start
+
+
+# ── dry runs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+CLUSTER = """
+import sys, ray
+ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False,
+         runtime_env={"env_vars": {"PYTHONPATH": sys.argv[1]}})
+print(ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def process(*command: str) -> Iterator[subprocess.Popen[str]]:
+    """Lives as long as the block; its standard input stays open as long."""
+    environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, *command], cwd=PROJECT_ROOT, env=environment, stdin=pipe, stdout=pipe, text=True
+    ) as started:
+        try:
+            yield started
+        finally:
+            started.terminate()
+            started.wait(DEADLINE)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    with process("-c", CLUSTER, str(PROJECT_ROOT)) as started:
+        assert started.stdout is not None
+        yield started.stdout.readline().strip()
+
+
+@pytest.fixture(scope="module")
+def rewards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    ready = tmp_path_factory.mktemp("rewards") / "ready.json"
+    scorers = [word for name in REWARDS for word in ("--scorer", "tests.toy_scorers:BrightnessScorer", "--name", name)]
+    with process("-m", "reward_servers", "--port", "0", "--ready-file", str(ready), *scorers):
+        wait_until(ready.exists, "the reward servers to be ready")
+        yield f"http://127.0.0.1:{json.loads(ready.read_text())['port']}"
+
+
+def tiny_backbone(model: str, folder: Path) -> dict[str, object]:
+    """A pipeline of the model's class, and what fits it."""
+    if model.startswith("flux2"):
+        student = write_tiny_klein(folder / "student", distilled=True)
+        teacher = write_tiny_klein(folder / "teacher", seed=1)
+        sizes = {"height": HEIGHT, "width": WIDTH, "max_sequence_length": TEXT_TOKENS}
+        return {"path": student, "teacher_path": teacher, "text_encoder_layers": list(TEXT_LAYERS), **sizes}
+    if model == "flux1_dev":
+        sizes = {"height": HEIGHT, "width": WIDTH, "max_sequence_length": 8}
+        return {"path": write_tiny_flux1(folder / "student"), **sizes}
+    dual_attention = (0,) if model == "sd35m" else ()
+    path = write_tiny_pipeline(folder / "student", dual_attention=dual_attention)
+    return {"path": path, "height": IMAGE_SIDE, "width": IMAGE_SIDE, "max_sequence_length": 10}
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("stage", ["cold_start", "rtdmd"])
+def test_a_dry_run_passes(stage: str, model: str, tmp_path: Path, cluster: str, rewards: str) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"prompt {number}"}) + "\n" for number in range(80)))
+    small = {"num_gpus": 0, "num_cpus": 0.01}
+    sections: dict[str, dict[str, object]] = {
+        "backbone": tiny_backbone(model, tmp_path),
+        "prompts": {"train": prompts, "evaluation": prompts},
+        "learner": {"ranks": 1, **small},
+        "workers": {"count": 1, **small},
+        "lora": {"rank": 2},
+        "cold_start": {"from_checkpoint": "null"},
+    }
+    options = [f"--{section}.{key}={value}" for section, keys in sections.items() for key, value in keys.items()]
+    options += [f"--rewards.{name}.url={rewards}/{name}" for name in REWARDS]
+    run_file = RUNS / f"{stage}_{model}.yaml"
+    done = subprocess.run(
+        [sys.executable, "learner/main.py", "--config", str(run_file), "--dry-run", *options],
+        cwd=PROJECT_ROOT,
+        env=os.environ | {"RAY_ADDRESS": cluster, "RAY_USAGE_STATS_ENABLED": "0"},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "everything loaded, every reward server answered: ready to run" in done.stdout
