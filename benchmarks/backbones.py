@@ -1,0 +1,216 @@
+"""What sampling and training cost at full size, with random weights. Prints one JSON object.
+
+    python -m benchmarks.backbones sd35_medium
+    python -m benchmarks.backbones flux2_klein_4b
+    python -m benchmarks.backbones sd35_medium --layers 1 --side 128 --group-size 2     # anywhere: does it run?
+
+rollout_ratio       images/s of our sampler and decoder over those of the diffusers pipeline, both 4 steps at one batch
+utilisation         of the device's peak by one RTDMD update, by the passes that `learner/plan.py` counts
+peak_gib            of such an update, the VAE's gradient included
+publish_ms          from the learner's weights to a sampler that computes with them, attested
+surrogate_gap       largest difference between the sampler's surrogate of a step and the learner's
+shared_over_copies  weights that student, fake score and teacher hold on one base, over three copies of it
+
+Needs torch, diffusers, transformers, peft and safetensors; not Ray.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.random_pipelines import MODELS
+from common.backbones import load_backbone, model_sizes
+from common.backbones.base import Backbone
+from common.config import AlignmentConfig, ColdStartConfig, Config, SamplingConfig
+from common.types import PolicyVersion, Prompt, ScoredGroup, StepPlan, TrajectoryGroup
+from common.weights import publish
+from learner.alignment_trainer import AlignmentTrainer
+from learner.matching import MatchingSettings
+from learner.networks import Networks, OptimizerSettings
+from learner.plan import DEVICES, Device, predict, this_cpu
+from rollout_workers.sampler import SampledGroup, decode_to_uint8, sample_group
+from rollout_workers.weight_receiver import PROBE_TOLERANCE, WeightReceiver
+
+STEPS = 4
+PROMPT = Prompt(0, "red circle")
+
+
+class MeanPixel:
+    """A differentiable reward that costs nothing, where a server would be asked."""
+
+    names = ("bright",)
+
+    def __init__(self) -> None:
+        self.left_out: Counter[str] = Counter()
+
+    def differentiable(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> Mapping[str, Tensor]:
+        return {"bright": images_BCHW.mean(dim=(1, 2, 3))}
+
+
+def main() -> None:
+    arguments = _parse()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    write, published_layers = MODELS[arguments.model]
+    with tempfile.TemporaryDirectory() as folder:
+        section = write(Path(folder), arguments.layers or published_layers)
+        section |= {"height": arguments.side, "width": arguments.side, "dtype": "bfloat16"}
+        config = _config(section | {"gradient_checkpointing": arguments.checkpointing}, arguments)
+        backbone = load_backbone(config.backbone, config.lora, device)
+        figures = _measure(backbone, config, device)
+    conditions = {"device": _name(device), "side": arguments.side, "group_size": arguments.group_size}
+    print(json.dumps({"benchmark": f"backbones.{arguments.model}"} | figures | conditions, indent=1))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", choices=list(MODELS))
+    parser.add_argument("--side", type=int, default=512, help="pixels")
+    parser.add_argument("--group-size", type=int, default=24)
+    parser.add_argument("--micro-batch", type=int, default=8)
+    parser.add_argument("--layers", type=int, help="blocks of the transformer, where not as many as published")
+    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
+    return parser.parse_args()
+
+
+def _config(section: dict[str, Any], arguments: argparse.Namespace) -> Config:
+    alignment = {
+        "prompts_per_iteration": 1,
+        "group_size": arguments.group_size,
+        "micro_batch": arguments.micro_batch,
+        "ema_every": 1,
+    }
+    return Config.model_validate(
+        {
+            "run": {"name": "benchmark"},
+            "backbone": section | {"decode_chunk": 4},
+            "prompts": {"train": "none", "evaluation": "none"},
+            "sampling": {"steps": STEPS},
+            "alignment": alignment,
+            "rewards": [{"name": "bright", "url": "http://127.0.0.1:1", "differentiable": True}],
+        }
+    )
+
+
+def _measure(backbone: Backbone, config: Config, device: torch.device) -> dict[str, Any]:
+    size = config.alignment.group_size
+    networks = Networks(backbone, OptimizerSettings.of(ColdStartConfig()), seed=0)
+    networks.begin_alignment(OptimizerSettings.of(AlignmentConfig()))
+    plan = StepPlan(0, backbone.sigmas(STEPS), SamplingConfig().eta, (0, 1))
+    sampled = sample_group(backbone, PROMPT, plan, seed=0, group_size=size)
+    ours = _seconds(lambda: _sample_and_decode(backbone, plan, size), device)
+    theirs = _seconds(lambda: _pipeline(backbone, size, config), device)
+
+    trainer = _trainer(networks, config)
+    group = _scored(sampled, plan)
+    totals, _ = trainer.update([group])
+    _reset_peak(device)
+    step = _seconds(lambda: trainer.update([group]), device)
+    sizes = model_sizes(config.backbone, config.lora)
+    assert sizes is not None
+    peak = this_cpu(torch.get_num_threads()) if device.type == "cpu" else _device(_name(device))
+    passes = predict(config, sizes, peak).seconds
+    ideal = (passes["fake_score"] + passes["student"]) * 0.4
+    adapters = sum(
+        weight.numel() for name in ("cold_start", "aligned", "fake_score") for weight in _weights(backbone, name)
+    )
+    return {
+        "images_per_s": round(size / ours, 3),
+        "pipeline_images_per_s": round(size / theirs, 3),
+        "rollout_ratio": round(theirs / ours, 3),
+        "update_s": round(step, 3),
+        "utilisation": round(ideal / step, 3),
+        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if device.type == "cuda" else None,
+        "publish_ms": round(_seconds(lambda: _publish(backbone, config), device) * 1000, 1),
+        "surrogate_gap": totals.values()["surrogate_gap"],
+        "shared_over_copies": round((sizes.transformer + adapters) / (3 * sizes.transformer), 3),
+    }
+
+
+def _weights(backbone: Backbone, name: str) -> Sequence[Tensor]:
+    return list(backbone.adapters.parameters(name).values())
+
+
+def _sample_and_decode(backbone: Backbone, plan: StepPlan, size: int) -> None:
+    sampled = sample_group(backbone, PROMPT, plan, seed=0, group_size=size)
+    decode_to_uint8(backbone, sampled.latents_SGchw[-1])
+
+
+def _pipeline(backbone: Backbone, size: int, config: Config) -> None:
+    """The plain pipeline on the same weights, without adapters."""
+    pipeline = backbone._pipeline  # type: ignore[attr-defined]
+    bank = backbone.adapters
+    with bank.active("teacher"), torch.no_grad():
+        pipeline(
+            prompt=[PROMPT.text] * size,
+            num_inference_steps=STEPS,
+            guidance_scale=1.0,
+            height=config.backbone.height,
+            width=config.backbone.width,
+            max_sequence_length=config.backbone.model_dump()["max_sequence_length"],
+            output_type="np",
+        )
+
+
+def _trainer(networks: Networks, config: Config) -> AlignmentTrainer:
+    matching = MatchingSettings.of(config.cold_start, config.sampling, config.backbone.guidance_scale)
+    return AlignmentTrainer(networks, config.alignment, matching, {"bright": 1.0}, MeanPixel(), seed=0)  # type: ignore[arg-type]
+
+
+def _scored(sampled: SampledGroup, plan: StepPlan) -> ScoredGroup:
+    latents = sampled.latents_SGchw.float().cpu()
+    trajectory = TrajectoryGroup(
+        PROMPT, plan, PolicyVersion(0, "unused"), latents.numpy(), sampled.surrogate_TG.float().cpu().numpy()
+    )
+    return ScoredGroup(trajectory, {"bright": latents[-1].mean(dim=(1, 2, 3)).numpy()})
+
+
+def _publish(backbone: Backbone, config: Config) -> None:
+    WeightReceiver(backbone, PROBE_TOLERANCE[config.backbone.dtype]).receive(publish(backbone, 1))
+
+
+def _seconds(work: Callable[[], object], device: torch.device, times: int = 3) -> float:
+    """The fastest of some calls, after one that warms up."""
+    work()
+    fastest = float("inf")
+    for _ in range(times):
+        _wait(device)
+        started = time.perf_counter()
+        work()
+        _wait(device)
+        fastest = min(fastest, time.perf_counter() - started)
+    return fastest
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+
+
+def _device(name: str) -> Device:
+    found = [device for known, device in DEVICES.items() if known in name.lower()]
+    if not found:
+        raise SystemExit(f"the peak of {name} is not known: add it to learner/plan.py")
+    return found[0]
+
+
+if __name__ == "__main__":
+    main()
