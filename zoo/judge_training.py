@@ -1,0 +1,252 @@
+"""Trains the judge. A picture and all questions about it are one sequence, in which no question sees another.
+
+Auxiliary losses teach it to see and to read before it can judge: readouts, dropped afterwards, tell what covers each
+patch and where it is damaged, where an image token stands, and at each word of a caption whether the picture bears it
+out so far; and the words of true captions are foretold, which makes the language model look at the picture.
+
+Shape suffixes: B pictures, L tokens, Q questions, P patches, K words, D width.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
+
+from zoo.corruptions import FOOTPRINT
+from zoo.judge import (
+    CLEAN,
+    EXACTLY,
+    FIRST_IMAGE_TOKEN,
+    GRID,
+    HEAD,
+    IMAGE_TOKENS,
+    MERGE,
+    NO,
+    TAIL,
+    VISION_WIDTH,
+    WIDTH,
+    YES,
+    judge_tokenizer,
+    load_judge,
+    merged_order,
+    new_judge,
+    positions_of_head,
+    probability_of_yes,
+    save_judge,
+    see,
+)
+from zoo.judge_questions import Asked, Question, sample_asked
+from zoo.world import COLOURS, SHAPES, SIZES
+
+STEPS, PAIRS, LEARNING_RATE = 3000, 12, 1.5e-3
+REPORT_EVERY = 50
+PLACED_LAYER = 2
+"""After so many layers an image token should know where it stands."""
+IN_EVERY_QUESTION, NO_QUESTION = -1, -2
+_WIDTHS = (len(SIZES), len(COLOURS), len(SHAPES))
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A batch of pictures with their questions, padded to the longest.
+
+    Attributes:
+        ids_BL, positions_3BL: tokens and their places.
+        question_BL: which question a token belongs to, or `IN_EVERY_QUESTION`.
+        answer_BL: the token to answer with at a question's last token, else -100.
+        supported_BL: at a caption's word, 1 while the picture bears the caption out, else 0; -1 elsewhere.
+        told_BL: before each word of a true caption that word's token, else -100.
+    """
+
+    ids_BL: Tensor
+    positions_3BL: Tensor
+    question_BL: Tensor
+    answer_BL: Tensor
+    supported_BL: Tensor
+    told_BL: Tensor
+
+    def mask_BLL(self) -> Tensor:
+        """Whom a token sees: itself and what came before, in its own question and in what all of them share."""
+        length = self.ids_BL.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool).tril()
+        same = self.question_BL[:, :, None] == self.question_BL[:, None, :]
+        return causal & (same | (self.question_BL == IN_EVERY_QUESTION)[:, None, :])
+
+
+class Readouts(nn.Module):
+    """Linear readouts, for training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Linear(VISION_WIDTH, sum(_WIDTHS) + 1)
+        self.places = nn.Linear(WIDTH, 2 * (GRID // MERGE))
+        self.supported = nn.Linear(WIDTH, 1)
+
+
+def pack(asked: list[Asked], tokenizer: PreTrainedTokenizerFast) -> Packed:
+    """Lay out the questions of each picture one after another, behind the tokens they share."""
+    rows = [_pack_one(one.questions, tokenizer) for one in asked]
+    longest = max(len(row[0]) for row in rows)
+    padding = (tokenizer.pad_token_id, 0, NO_QUESTION, -100, -1, -100)
+    ids, places, question, answer, supported, told = (
+        torch.tensor([row[part] + [fill] * (longest - len(row[part])) for row in rows])
+        for part, fill in enumerate(padding)
+    )
+    positions_3BL = places.expand(3, -1, -1).clone()
+    positions_3BL[:, :, : len(HEAD)] = positions_of_head()[:, None]
+    return Packed(ids, positions_3BL, question, answer, supported, told)
+
+
+def _pack_one(questions: tuple[Question, ...], tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], ...]:
+    head, tail = (tokenizer.convert_tokens_to_ids(list(part)) for part in (HEAD, TAIL))
+    yes, no = tokenizer.convert_tokens_to_ids([YES, NO])
+    first = int(positions_of_head().max()) + 1
+    ids, places = [*head], [0] * len(head)
+    owner, answers, supported = [IN_EVERY_QUESTION] * len(head), [-100] * len(head), [-1] * len(head)
+    told = [-100] * len(head)
+    for index, question in enumerate(questions):
+        words = tokenizer(question.text)["input_ids"]
+        body = [*words, *tail]
+        ids += body
+        places += range(first, first + len(body))
+        owner += [index] * len(body)
+        answers += [-100] * (len(body) - 1) + [yes if question.answer else no]
+        borne_out = _supported(question, len(words))
+        supported += [*borne_out, *[-1] * len(tail)]
+        told += _told(words, borne_out if question.answer else []) + [-100] * (len(body) - len(words))
+    return ids, places, owner, answers, supported, told
+
+
+def _supported(question: Question, tokens: int) -> list[int]:
+    """Per token of the question: a caption begins behind the opening words and ends before the question mark."""
+    if question.supported < 0:
+        return [-1] * tokens
+    opening = len(EXACTLY.split())
+    words = tokens - opening - 1
+    return [-1] * opening + [int(word < question.supported) for word in range(words)] + [-1]
+
+
+def _told(words: list[int], borne_out: list[int]) -> list[int]:
+    """Per token of the question: the word that comes next, where that is one of a true caption."""
+    nexts = zip(words[1:], borne_out[1:], strict=False)
+    told = [word if in_caption == 1 else -100 for word, in_caption in nexts]
+    return told + [-100] * (len(words) - len(told))
+
+
+def losses(
+    model: Qwen2_5_VLForConditionalGeneration, readouts: Readouts, asked: list[Asked], packed: Packed
+) -> dict[str, Tensor]:
+    """The loss terms, by name; train on their sum."""
+    images = torch.from_numpy(np.stack([one.image_HWC for one in asked]))
+    image_tokens_BLD, patches_BPD = see(model, images)
+    embedded_BLD = model.model.language_model.embed_tokens(packed.ids_BL)
+    end = FIRST_IMAGE_TOKEN + IMAGE_TOKENS
+    embedded_BLD = torch.cat([embedded_BLD[:, :FIRST_IMAGE_TOKEN], image_tokens_BLD, embedded_BLD[:, end:]], 1)
+    out = model.model.language_model(
+        inputs_embeds=embedded_BLD,
+        position_ids=packed.positions_3BL,
+        attention_mask={"full_attention": packed.mask_BLL()[:, None]},
+        use_cache=False,
+        output_hidden_states=True,
+    )
+    states_BLD = out.last_hidden_state
+    asked_here = packed.answer_BL >= 0
+    told_here = packed.told_BL >= 0
+    word_here = packed.supported_BL >= 0
+    borne_out = readouts.supported(states_BLD[word_here])[:, 0]
+    placed = out.hidden_states[PLACED_LAYER][:, FIRST_IMAGE_TOKEN:end]
+    return {
+        "answer": F.cross_entropy(model.lm_head(states_BLD[asked_here]), packed.answer_BL[asked_here]),
+        "told": 0.5 * F.cross_entropy(model.lm_head(states_BLD[told_here]), packed.told_BL[told_here]),
+        "words": F.binary_cross_entropy_with_logits(borne_out, packed.supported_BL[word_here].float()),
+        "place": 0.3 * _place_loss(readouts.places(placed)),
+        **_patch_losses(readouts.patches(patches_BPD), asked),
+    }
+
+
+def _place_loss(logits_BLK: Tensor) -> Tensor:
+    side = GRID // MERGE
+    rows, columns = logits_BLK.split(side, 2)
+    index = torch.arange(IMAGE_TOKENS).expand(len(logits_BLK), -1)
+    return F.cross_entropy(rows.transpose(1, 2), index // side) + F.cross_entropy(columns.transpose(1, 2), index % side)
+
+
+def _patch_losses(logits_BPK: Tensor, asked: list[Asked]) -> dict[str, Tensor]:
+    """What covers each patch of the clean pictures, which come first, and where the others are damaged."""
+    shares = [one.shown.patches_PK for one in asked if one.shown is not None]
+    shares_BPK = merged_order(torch.from_numpy(np.stack(shares)))
+    logits, damage_logits = logits_BPK[: len(shares), :, :-1], logits_BPK[:, :, -1]
+    cover = F.binary_cross_entropy_with_logits(logits, shares_BPK, reduction="none").sum(2).mean()
+    covered = shares_BPK.sum(2) / len(_WIDTHS) > FOOTPRINT
+    for one, share in zip(logits.split(_WIDTHS, 2), shares_BPK.split(_WIDTHS, 2), strict=True):
+        cover = cover + F.cross_entropy(one[covered], share[covered].argmax(1))
+    damage_BP = merged_order(torch.from_numpy(np.stack([one.damage_P for one in asked])))
+    return {"cover": 0.5 * cover, "damage": 2 * F.binary_cross_entropy_with_logits(damage_logits, damage_BP)}
+
+
+def train(seed: int, steps: int = STEPS, pairs: int = PAIRS) -> Qwen2_5_VLForConditionalGeneration:
+    """Train a judge; a function of its arguments alone."""
+    torch.manual_seed(seed)
+    rng, noise = random.Random(f"judge {seed}"), np.random.default_rng([seed, 4711])
+    tokenizer = judge_tokenizer()
+    model, readouts = new_judge(tokenizer).train(), Readouts()
+    parameters = [*model.parameters(), *readouts.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.02, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
+    sums: dict[str, float] = defaultdict(float)
+    for step in range(1, steps + 1):
+        asked = sample_asked(pairs, rng, noise)
+        # For attention this small, CPU kernels that never hold the whole matrix take half of the time for nothing.
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            terms = losses(model, readouts, asked, pack(asked, tokenizer))
+        optimizer.zero_grad(set_to_none=True)
+        torch.stack([term.float() for term in terms.values()]).sum().backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        for name, term in terms.items():
+            sums[name] += term.item() / REPORT_EVERY
+        if step % REPORT_EVERY == 0:
+            print(f"judge step {step}", {name: round(value, 3) for name, value in sums.items()}, flush=True)
+            sums.clear()
+    return model.eval()
+
+
+def kind_of(question: Question) -> str:
+    """The word its figures are filed under."""
+    if question.text.startswith(EXACTLY):
+        return "exactly"
+    if question.text == CLEAN:
+        return "clean"
+    return "relation" if any(f" {word} a " in question.text for word in ("above", "below", "of")) else "plain"
+
+
+def measure(model: Qwen2_5_VLForConditionalGeneration, seed: int, pairs: int = 150) -> dict[str, float]:
+    """Held-out accuracy of the answers, overall and by kind of question."""
+    asked = sample_asked(pairs, random.Random(f"held out {seed}"), np.random.default_rng([seed, 4712]))
+    right: dict[str, list[bool]] = defaultdict(list)
+    for one in asked:
+        images = np.repeat(np.round(one.image_HWC * 255).astype(np.uint8)[None], len(one.questions), 0)
+        answers = probability_of_yes(model, images, [question.text for question in one.questions]) > 0.5
+        for question, answer in zip(one.questions, answers.tolist(), strict=True):
+            right[kind_of(question)].append(answer == question.answer)
+    figures = {f"accuracy_{kind}": float(np.mean(hits)) for kind, hits in sorted(right.items())}
+    figures["accuracy"] = float(np.mean([hit for hits in right.values() for hit in hits]))
+    for name, value in figures.items():
+        print(f"judge {name} {value:.4f}", flush=True)
+    return figures
+
+
+def build_judge(out_dir: Path, seed: int = 6) -> dict[str, float]:
+    """Train, save to `out_dir`, and measure what was saved."""
+    save_judge(train(seed), out_dir)
+    return measure(load_judge(out_dir), seed)
