@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
+JUDGE_STAMP := .venv-judge/.installed
 # Small models on few cores: more threads than cores only fight each other.
 export OMP_NUM_THREADS ?= 1
 ARGS ?=
@@ -32,11 +33,10 @@ lint: $(STAMP)
 test: lint
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-test-slow: $(STAMP)
+test-slow: $(STAMP) $(JUDGE_STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 # The environment of a VLM judge on the CPU: vLLM, which our own environment has no room for (2 minutes, 3.5 GB).
-JUDGE_STAMP := .venv-judge/.installed
 judge-env: $(JUDGE_STAMP)
 
 # torchaudio and torchcodec are linked against CUDA and not needed; torchvision is both linked and needed, see its file.

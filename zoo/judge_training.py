@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,8 +48,11 @@ from zoo.judge import (
 from zoo.judge_questions import Asked, Question, sample_asked
 from zoo.world import COLOURS, SHAPES, SIZES
 
-STEPS, PAIRS, LEARNING_RATE = 3000, 12, 1.5e-3
-REPORT_EVERY = 50
+STEPS, PAIRS = 2400, 12
+MATRIX_LEARNING_RATE, LEARNING_RATE = 1e-2, 2e-3
+"""Muon's and AdamW's."""
+WARMUP_STEPS, CONSTANT_FRACTION = 100, 0.3
+REPORT_EVERY = 25
 PLACED_LAYER = 2
 """After so many layers an image token should know where it stands."""
 IN_EVERY_QUESTION, NO_QUESTION = -1, -2
@@ -200,25 +204,49 @@ def train(seed: int, steps: int = STEPS, pairs: int = PAIRS) -> Qwen2_5_VLForCon
     tokenizer = judge_tokenizer()
     model, readouts = new_judge(tokenizer).train(), Readouts()
     parameters = [*model.parameters(), *readouts.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.02, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
+    optimizers = _new_optimizers(model, readouts)
+    schedules = [torch.optim.lr_scheduler.LambdaLR(one, _rate_factor(steps)) for one in optimizers]
     sums: dict[str, float] = defaultdict(float)
     for step in range(1, steps + 1):
         asked = sample_asked(pairs, rng, noise)
         # For attention this small, CPU kernels that never hold the whole matrix take half of the time for nothing.
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             terms = losses(model, readouts, asked, pack(asked, tokenizer))
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad()
+        readouts.zero_grad()
         torch.stack([term.float() for term in terms.values()]).sum().backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
+        for one in (*optimizers, *schedules):
+            one.step()
         for name, term in terms.items():
             sums[name] += term.item() / REPORT_EVERY
         if step % REPORT_EVERY == 0:
             print(f"judge step {step}", {name: round(value, 3) for name, value in sums.items()}, flush=True)
             sums.clear()
     return model.eval()
+
+
+def _new_optimizers(model: Qwen2_5_VLForConditionalGeneration, readouts: Readouts) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of attention and feed-forward layers of both towers, AdamW for all else."""
+    blocks = [*model.model.visual.blocks.parameters(), *model.model.language_model.layers.parameters()]
+    matrices = [parameter for parameter in blocks if parameter.ndim == 2]
+    chosen = {id(parameter) for parameter in matrices}
+    others = [parameter for parameter in (*model.parameters(), *readouts.parameters()) if id(parameter) not in chosen]
+    return [
+        torch.optim.Muon(matrices, MATRIX_LEARNING_RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.98), fused=True),
+    ]
+
+
+def _rate_factor(steps: int) -> Callable[[int], float]:
+    """Warm-up, a constant rate, then linearly to zero."""
+
+    def factor(step: int) -> float:
+        if step < steps * CONSTANT_FRACTION:
+            return min(1.0, (step + 1) / WARMUP_STEPS)
+        return (steps - step) / (steps * (1 - CONSTANT_FRACTION))
+
+    return factor
 
 
 def kind_of(question: Question) -> str:

@@ -94,13 +94,14 @@ class VlmJudgeScorer(Scorer):
             (url, ask_about(question, prompt))
             for (url, prompt), question in itertools.product(zip(urls, prompts, strict=True), self._questions)
         ]
-        odds = [self._threads.submit(self._client.log_odds, *one, self._answers, deadline) for one in asked]
+        ask = self._client.log_probabilities
+        answers = [self._threads.submit(ask, *one, self._answers, deadline) for one in asked]
         try:
-            log_odds_BQ = np.reshape([one.result() for one in odds], (len(urls), len(self._questions)))
+            log_odds = [positive - negative for positive, negative in (answer.result() for answer in answers)]
         finally:
-            for one in odds:
-                one.cancel()
-        return geometric_mean(log_odds_BQ)
+            for answer in answers:
+                answer.cancel()
+        return geometric_mean(np.reshape(log_odds, (len(urls), len(self._questions))))
 
     def close(self) -> None:
         """End vLLM if it is ours. The end of the process does the same."""

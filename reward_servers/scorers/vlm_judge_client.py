@@ -83,8 +83,10 @@ class VllmClient:
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"the answer {text!r} is not one token for {self._where}: choose another word") from error
 
-    def log_odds(self, image_url: str, question: str, answers: Answers, deadline: float) -> float:
-        """ln P(positive) - ln P(negative) of the first word of the model's reply; `deadline` as time.monotonic().
+    def log_probabilities(
+        self, image_url: str, question: str, answers: Answers, deadline: float
+    ) -> tuple[float, float]:
+        """ln P(positive) and ln P(negative) of the first token of the reply; `deadline` as time.monotonic().
 
         Raises:
             RewardUnavailable: the server is gone, or too slow.
@@ -105,7 +107,7 @@ class VllmClient:
         if max(positive, negative) <= IMPOSSIBLE:
             message = f"to {self._where} neither answer is possible: are positive_answer and negative_answer right?"
             raise RewardInvalid(JUDGE, "answer", message)
-        return positive - negative
+        return positive, negative
 
     def close(self) -> None:
         self._http.close()
