@@ -55,12 +55,20 @@ class Question:
 
 @dataclass(frozen=True)
 class Asked:
-    """A picture float32 [H, W, 3], its questions, and what is known of its patches (`shown` for clean pictures)."""
+    """A picture with its questions.
+
+    Attributes:
+        image_HWC: float32 [H, W, 3] in [0, 1].
+        damage_P: 1 for each patch that damage touches.
+        shown: what covers each patch, and
+        things: what was drawn; both are told of clean pictures only.
+    """
 
     image_HWC: Array
     questions: tuple[Question, ...]
-    shown: PictureFacts | None
     damage_P: Array
+    shown: PictureFacts | None = None
+    things: tuple[Thing, ...] = ()
 
 
 def exactly(caption: str) -> str:
@@ -203,7 +211,7 @@ def clean_asked(scene: Scene, other: Scene, rng: random.Random, noise: np.random
     image = compose(layers, plain_background(scene.background, noise))
     shown = picture_facts(scene, [layer.cover_HW for layer in layers])
     nothing = np.zeros(PATCHES * PATCHES, np.float32)
-    return Asked(soften(image, noise), questions_of(scene, other, rng), shown, nothing)
+    return Asked(soften(image, noise), questions_of(scene, other, rng), nothing, shown, scene.things)
 
 
 def damaged_asked(scene: Scene, rng: random.Random, noise: np.random.Generator) -> Asked:
@@ -219,7 +227,7 @@ def damaged_asked(scene: Scene, rng: random.Random, noise: np.random.Generator) 
         picture = broken_picture(scene, rng.choice(SPOILT[kind]), noise)
         spoilt, damage_HW = picture.image_HWC, picture.damage_HW
     damage = damage_HW.reshape(PATCHES, PATCH, PATCHES, PATCH).any((1, 3)).reshape(-1)
-    return Asked(soften(spoilt, noise), tuple(questions), None, damage.astype(np.float32))
+    return Asked(soften(spoilt, noise), tuple(questions), damage.astype(np.float32))
 
 
 def sample_asked(pairs: int, rng: random.Random, noise: np.random.Generator) -> list[Asked]:

@@ -1,8 +1,9 @@
 """Trains the judge. A picture and all questions about it are one sequence, in which no question sees another.
 
 Auxiliary losses teach it to see and to read before it can judge: readouts, dropped afterwards, tell what covers each
-patch and where it is damaged, where an image token stands, and at each word of a caption whether the picture bears it
-out so far; and the words of true captions are foretold, which makes the language model look at the picture.
+patch and where it is damaged, which thing stands in the cell of an image token and where that cell is, and at each word
+of a caption whether the picture bears it out so far; and the words of true captions are foretold, which makes the
+language model look at the picture.
 
 Shape suffixes: B pictures, L tokens, Q questions, P patches, K words, D width.
 """
@@ -46,7 +47,8 @@ from zoo.judge import (
     see,
 )
 from zoo.judge_questions import Asked, Question, sample_asked
-from zoo.world import COLOURS, SHAPES, SIZES
+from zoo.preference_pairs import TYPES
+from zoo.world import CANVAS, COLOURS, SHAPES, SIZES
 
 STEPS, PAIRS = 2400, 12
 MATRIX_LEARNING_RATE, LEARNING_RATE = 1e-2, 2e-3
@@ -55,6 +57,8 @@ WARMUP_STEPS, CONSTANT_FRACTION = 100, 0.3
 REPORT_EVERY = 25
 PLACED_LAYER = 2
 """After so many layers an image token should know where it stands."""
+CELL = CANVAS // (GRID // MERGE)
+"""Side of what one image token covers, pixels."""
 IN_EVERY_QUESTION, NO_QUESTION = -1, -2
 _WIDTHS = (len(SIZES), len(COLOURS), len(SHAPES))
 
@@ -92,6 +96,7 @@ class Readouts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.patches = nn.Linear(VISION_WIDTH, sum(_WIDTHS) + 1)
+        self.things = nn.Linear(WIDTH, len(TYPES) + 3)
         self.places = nn.Linear(WIDTH, 2 * (GRID // MERGE))
         self.supported = nn.Linear(WIDTH, 1)
 
@@ -173,6 +178,7 @@ def losses(
         "told": 0.5 * F.cross_entropy(model.lm_head(states_BLD[told_here]), packed.told_BL[told_here]),
         "words": F.binary_cross_entropy_with_logits(borne_out, packed.supported_BL[word_here].float()),
         "place": 0.3 * _place_loss(readouts.places(placed)),
+        "things": _things_loss(readouts.things(image_tokens_BLD), asked),
         **_patch_losses(readouts.patches(patches_BPD), asked),
     }
 
@@ -182,6 +188,20 @@ def _place_loss(logits_BLK: Tensor) -> Tensor:
     rows, columns = logits_BLK.split(side, 2)
     index = torch.arange(IMAGE_TOKENS).expand(len(logits_BLK), -1)
     return F.cross_entropy(rows.transpose(1, 2), index // side) + F.cross_entropy(columns.transpose(1, 2), index % side)
+
+
+def _things_loss(logits_BLK: Tensor, asked: list[Asked]) -> Tensor:
+    """Which thing has its centre in the cell of an image token, if any, and where in the cell."""
+    kinds, offsets = torch.full(logits_BLK.shape[:2], len(TYPES)), torch.zeros(*logits_BLK.shape[:2], 2)
+    for row, one in enumerate(asked):
+        for thing in one.things:
+            cell = int(thing.y // CELL) * (CANVAS // CELL) + int(thing.x // CELL)
+            kinds[row, cell] = TYPES.index(thing.words)
+            offsets[row, cell] = torch.tensor([thing.x % CELL, thing.y % CELL]) * 2 / CELL - 1
+    clean, there = torch.tensor([bool(one.things) for one in asked]), kinds < len(TYPES)
+    named, told = logits_BLK.split((len(TYPES) + 1, 2), 2)
+    error = ((told - offsets)[there] ** 2).sum(1).mean()
+    return F.cross_entropy(named[clean].flatten(0, 1), kinds[clean].flatten(), reduction="sum") / there.sum() + error
 
 
 def _patch_losses(logits_BPK: Tensor, asked: list[Asked]) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from reward_servers.scorers.vlm_judge import VlmJudgeScorer
 from tests.fake_vllm import write_python
 
 PROJECT_ROOT = Path(__file__).parents[2]
-DEADLINE = 60.0
+DEADLINE = 180.0
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
