@@ -65,6 +65,7 @@ launch:
   environment: {{VLLM_CPU_KVCACHE_SPACE: "1", VLLM_CPU_OMP_THREADS_BIND: nobind}}
 positive_answer: "{YES}"
 negative_answer: "{NO}"
+timeout_s: 180
 """
 WIDTH, LAYERS, MLP, HEADS, KEY_HEADS = 128, 5, 256, 4, 2
 INITIAL_SPREAD = 0.06

@@ -34,8 +34,8 @@ from reward_servers.scorers.vlm_judge_server import VllmProcess
 from reward_servers.scorers.vlm_judge_settings import JudgeSettings, LaunchSettings, ask_about, escape, read_rubric
 
 API_KEY_VARIABLE = "JUDGE_API_KEY"
-CONNECT_SECONDS = 30.0
-"""How long a server given by URL may take to answer at the start."""
+CONNECT_SECONDS = 120.0
+"""How long a server that listens may take to say which model it serves."""
 # What decides a score in a model directory: weights, tokenizer, chat template, and settings of model and processor.
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt")
 NOT_THE_MODEL = ("figures.json",)
@@ -68,15 +68,18 @@ class VlmJudgeScorer(Scorer):
         rubric = read_rubric(settings.rubric)
         launch = settings.launch
         if launch is None:
-            http, process, ready_s = _http_of_url(str(settings.url)), None, CONNECT_SECONDS
-            client = VllmClient(http, f"the vLLM server at {settings.url}", _unknown)
+            process = None
+            client = VllmClient(_http_of_url(str(settings.url)), f"the vLLM server at {settings.url}", _unknown)
         else:
             refuse_unescapable(launch.model)
-            process, ready_s = VllmProcess(launch, device), launch.ready_timeout_s
-            http = httpx.Client(transport=httpx.HTTPTransport(uds=str(process.socket)), base_url="http://judge")
+            process = VllmProcess(launch, device)
+            transport = httpx.HTTPTransport(uds=str(process.socket_file))
+            http = httpx.Client(transport=transport, base_url="http://judge")
             client = VllmClient(http, f"the vLLM server of {launch.model}", process.died)
         try:
-            served = client.connect(ready_s)
+            if launch is not None and process is not None:
+                process.wait(launch.ready_timeout_s)
+            served = client.connect(CONNECT_SECONDS)
             scorer = cls(settings, rubric, client, process)
         except BaseException:
             client.close()
@@ -134,7 +137,7 @@ def _http_of_url(url: str) -> httpx.Client:
     return httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"} if key else {})
 
 
-def _unknown() -> None:
+def _unknown(within_s: float) -> None:
     """Whether a server that is not ours died, nobody here can tell."""
 
 

@@ -22,7 +22,8 @@ from common.reward_api import ByteArray
 
 JUDGE = "vlm_judge"
 POLL_SECONDS = 0.2
-HELLO_TIMEOUT_S = 10.0
+HELLO_TIMEOUT_S = 60.0
+DEATH_SECONDS = 5.0
 MAX_ANSWER_BYTES = 2**22
 TOKEN_PREFIX = "token_id:"
 IMPOSSIBLE = -9999.0
@@ -43,10 +44,10 @@ class VllmClient:
     Args:
         http: a client whose base URL or transport leads to the server.
         where: names the server in errors.
-        died: what happened to the server when it is known to be dead; None while it is not.
+        died: what happened to the server when it is known to be dead within so many seconds; None when it is not.
     """
 
-    def __init__(self, http: httpx.Client, where: str, died: Callable[[], str | None]) -> None:
+    def __init__(self, http: httpx.Client, where: str, died: Callable[[float], str | None]) -> None:
         self._http = http
         self._where = where
         self._died = died
@@ -155,7 +156,8 @@ class VllmClient:
             message = f"{self._where} did not answer {path} in time: raise timeout_s, or lower the server's --max-batch"
             raise RewardUnavailable(JUDGE, "timeout", message) from error
         except httpx.TransportError as error:
-            died = self._died()
+            # A connection that breaks is often the first sign of a death that is still under way.
+            died = self._died(0.0 if isinstance(error, httpx.ConnectError) else DEATH_SECONDS)
             cause = "disconnected" if died is None else "died"
             message = died or f"{self._where} cannot be reached: {error!r}"
             raise RewardUnavailable(JUDGE, cause, message) from error

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from common.errors import ModelError
@@ -21,6 +23,7 @@ GUARDIAN = Path(__file__).with_name("vlm_judge_guardian.py")
 LOG_LINES_QUOTED = 12
 LOG_BYTES_READ = 2**14
 STOP_SECONDS = 15.0
+POLL_SECONDS = 0.1
 # Ours, and not for vLLM: the server's secrets, and a search path on which our packages would hide others.
 WITHHELD_VARIABLES = ("REWARD_SERVER_TOKEN", "JUDGE_API_KEY", "PYTHONPATH")
 ENVIRONMENT = {
@@ -44,10 +47,10 @@ ARGUMENTS = (
 
 
 class VllmProcess:
-    """Starts vLLM at once; it is ready when it answers. `stop` ends it; so does the end of this process.
+    """Starts vLLM at once; `wait` until it listens. `stop` ends it; so does the end of this process.
 
     Attributes:
-        socket: the socket file it will listen on.
+        socket_file: where it will listen.
     """
 
     def __init__(self, launch: LaunchSettings, device: str) -> None:
@@ -60,9 +63,9 @@ class VllmProcess:
         self._model = launch.model
         self._folder = Path(tempfile.mkdtemp(prefix="judge_"))
         self._log = self._folder / "vllm.log"
-        self.socket = self._folder / "vllm.sock"
+        self.socket_file = self._folder / "vllm.sock"
         server = [str(launch.python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(launch.model)]
-        command = [*server, *launch.arguments, *ARGUMENTS, "--uds", str(self.socket)]
+        command = [*server, *launch.arguments, *ARGUMENTS, "--uds", str(self.socket_file)]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", str(GUARDIAN), str(self._folder), *command],
@@ -75,9 +78,25 @@ class VllmProcess:
                 start_new_session=True,
             )
 
-    def died(self) -> str | None:
-        """What happened, with the end of the log; None while it lives."""
-        if self._process.poll() is None:
+    def wait(self, timeout_s: float) -> None:
+        """Until it listens; ModelError when it died, or does not within `timeout_s` seconds."""
+        deadline = time.monotonic() + timeout_s
+        while not _listens(self.socket_file):
+            died = self.died()
+            if died is not None:
+                raise ModelError(died)
+            if time.monotonic() > deadline:
+                raise ModelError(
+                    f"the vLLM server of {self._model} was not ready within {timeout_s:g} s: raise "
+                    f"launch.ready_timeout_s? The end of its log:\n{self.log_tail()}"
+                )
+            time.sleep(POLL_SECONDS)
+
+    def died(self, within_s: float = 0.0) -> str | None:
+        """What happened, with the end of the log; None when it still lives after `within_s` seconds."""
+        try:
+            self._process.wait(within_s)
+        except subprocess.TimeoutExpired:
             return None
         return (
             f"the vLLM server of {self._model} ended with exit status {self._process.returncode}; "
@@ -99,6 +118,15 @@ class VllmProcess:
             self._process.stdin.close()
         self._process.wait(STOP_SECONDS)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
 
 
 def _environment(launch: LaunchSettings, device: str) -> dict[str, str]:
