@@ -36,6 +36,7 @@ from zoo.world import (
     Thing,
     holds,
     parse_caption,
+    sample_scene,
 )
 
 COUNTS = ("is there one thing?", "are there two things?", "are there three things?")
@@ -172,10 +173,11 @@ def plain_question(scene: Scene, rng: random.Random) -> Question:
 
 
 def questions_of(scene: Scene, other: Scene, rng: random.Random) -> tuple[Question, ...]:
-    """About a clean picture of `scene`; `other` is its twin, whose caption is wrong in one fact."""
+    """About a clean picture of `scene`; the caption of its twin `other` is wrong in one fact, a foreign one in more."""
     questions = [
         caption_question(_reworded(scene, rng), scene),
         caption_question(other.caption, scene),
+        caption_question(sample_scene(rng).caption, scene),
         existence_question(scene, rng),
         plain_question(scene, rng),
     ]

@@ -1,9 +1,9 @@
-"""Trains the judge. A picture and all questions about it are one sequence, in which no question sees another.
+"""Trains the judge: first its vision tower to see, then its language model to judge by what that sees.
 
-Auxiliary losses teach it to see and to read before it can judge: readouts, dropped afterwards, tell what covers each
-patch and where it is damaged, which thing stands in the cell of an image token and where that cell is, and at each word
-of a caption whether the picture bears it out so far; and the words of true captions are foretold, which makes the
-language model look at the picture.
+A picture and all questions about it are one sequence, in which no question sees another. Yes and no alone teach too
+slowly, so there are losses on the way. Linear readouts, dropped afterwards, tell what covers each patch, which thing
+stands in the cell of an image token and whether it is damaged, where that cell is, and at which word of a caption the
+picture fails it. And the words of true captions are foretold, which makes the language model look at the picture.
 
 Shape suffixes: B pictures, L tokens, Q questions, P patches, K words, D width.
 """
@@ -50,7 +50,8 @@ from zoo.judge_questions import Asked, Question, sample_asked
 from zoo.preference_pairs import TYPES
 from zoo.world import CANVAS, COLOURS, SHAPES, SIZES
 
-STEPS, PAIRS = 2400, 12
+SEEING_STEPS, SEEING_PAIRS = 1200, 16
+JUDGING_STEPS, JUDGING_PAIRS = 1600, 12
 MATRIX_LEARNING_RATE, LEARNING_RATE = 1e-2, 2e-3
 """Muon's and AdamW's."""
 WARMUP_STEPS, CONSTANT_FRACTION = 100, 0.3
@@ -60,6 +61,11 @@ PLACED_LAYER = 2
 CELL = CANVAS // (GRID // MERGE)
 """Side of what one image token covers, pixels."""
 IN_EVERY_QUESTION, NO_QUESTION = -1, -2
+FAILING_WORD_WEIGHT = 4.0
+"""Of the words judged, about one in eight is the one at which a caption fails."""
+BLOCKS = ("blocks.", "layers.")
+Terms = dict[str, Tensor]
+Judge = Qwen2_5_VLForConditionalGeneration
 _WIDTHS = (len(SIZES), len(COLOURS), len(SHAPES))
 
 
@@ -71,7 +77,7 @@ class Packed:
         ids_BL, positions_3BL: tokens and their places.
         question_BL: which question a token belongs to, or `IN_EVERY_QUESTION`.
         answer_BL: the token to answer with at a question's last token, else -100.
-        supported_BL: at a caption's word, 1 while the picture bears the caption out, else 0; -1 elsewhere.
+        supported_BL: at a caption's word, 1 while the picture bears the caption out, 0 where it fails; -1 elsewhere.
         told_BL: before each word of a true caption that word's token, else -100.
     """
 
@@ -97,6 +103,7 @@ class Readouts(nn.Module):
         super().__init__()
         self.patches = nn.Linear(VISION_WIDTH, sum(_WIDTHS) + 1)
         self.things = nn.Linear(WIDTH, len(TYPES) + 3)
+        self.spoilt = nn.Linear(WIDTH, 1)
         self.places = nn.Linear(WIDTH, 2 * (GRID // MERGE))
         self.supported = nn.Linear(WIDTH, 1)
 
@@ -141,7 +148,8 @@ def _supported(question: Question, tokens: int) -> list[int]:
         return [-1] * tokens
     opening = len(EXACTLY.split())
     words = tokens - opening - 1
-    return [-1] * opening + [int(word < question.supported) for word in range(words)] + [-1]
+    told = [1] * question.supported + [0] * (question.supported < words)
+    return [-1] * opening + told + [-1] * (tokens - opening - len(told))
 
 
 def _told(words: list[int], borne_out: list[int]) -> list[int]:
@@ -151,35 +159,40 @@ def _told(words: list[int], borne_out: list[int]) -> list[int]:
     return told + [-100] * (len(words) - len(told))
 
 
-def losses(
-    model: Qwen2_5_VLForConditionalGeneration, readouts: Readouts, asked: list[Asked], packed: Packed
-) -> dict[str, Tensor]:
-    """The loss terms, by name; train on their sum."""
-    images = torch.from_numpy(np.stack([one.image_HWC for one in asked]))
-    image_tokens_BLD, patches_BPD = see(model, images)
-    embedded_BLD = model.model.language_model.embed_tokens(packed.ids_BL)
+def seeing_losses(readouts: Readouts, image_tokens_BLD: Tensor, patches_BPD: Tensor, asked: list[Asked]) -> Terms:
+    """What the vision tower reads wrongly off the pictures."""
+    damage_BP = merged_order(torch.from_numpy(np.stack([one.damage_P for one in asked])))
+    locally = readouts.patches(patches_BPD)
+    spoilt_BL = damage_BP.reshape(*image_tokens_BLD.shape[:2], MERGE * MERGE).amax(2)
+    return {
+        "cover": 0.5 * _cover_loss(locally[:, :, :-1], asked),
+        "things": _things_loss(readouts.things(image_tokens_BLD), asked),
+        "damage": 2 * F.binary_cross_entropy_with_logits(locally[:, :, -1], damage_BP),
+        "spoilt": 2 * F.binary_cross_entropy_with_logits(readouts.spoilt(image_tokens_BLD)[:, :, 0], spoilt_BL),
+    }
+
+
+def judging_losses(model: Judge, readouts: Readouts, image_tokens_BLD: Tensor, packed: Packed) -> Terms:
+    """What the language model answers wrongly, and what it foretells wrongly on the way."""
+    language = model.model.language_model
+    embedded_BLD = language.embed_tokens(packed.ids_BL)
     end = FIRST_IMAGE_TOKEN + IMAGE_TOKENS
-    embedded_BLD = torch.cat([embedded_BLD[:, :FIRST_IMAGE_TOKEN], image_tokens_BLD, embedded_BLD[:, end:]], 1)
-    out = model.model.language_model(
-        inputs_embeds=embedded_BLD,
+    out = language(
+        inputs_embeds=torch.cat([embedded_BLD[:, :FIRST_IMAGE_TOKEN], image_tokens_BLD, embedded_BLD[:, end:]], 1),
         position_ids=packed.positions_3BL,
         attention_mask={"full_attention": packed.mask_BLL()[:, None]},
         use_cache=False,
         output_hidden_states=True,
     )
     states_BLD = out.last_hidden_state
-    asked_here = packed.answer_BL >= 0
-    told_here = packed.told_BL >= 0
-    word_here = packed.supported_BL >= 0
+    asked_here, told_here, word_here = packed.answer_BL >= 0, packed.told_BL >= 0, packed.supported_BL >= 0
     borne_out = readouts.supported(states_BLD[word_here])[:, 0]
-    placed = out.hidden_states[PLACED_LAYER][:, FIRST_IMAGE_TOKEN:end]
+    true = packed.supported_BL[word_here].float()
     return {
         "answer": F.cross_entropy(model.lm_head(states_BLD[asked_here]), packed.answer_BL[asked_here]),
         "told": 0.5 * F.cross_entropy(model.lm_head(states_BLD[told_here]), packed.told_BL[told_here]),
-        "words": F.binary_cross_entropy_with_logits(borne_out, packed.supported_BL[word_here].float()),
-        "place": 0.3 * _place_loss(readouts.places(placed)),
-        "things": _things_loss(readouts.things(image_tokens_BLD), asked),
-        **_patch_losses(readouts.patches(patches_BPD), asked),
+        "words": F.binary_cross_entropy_with_logits(borne_out, true, weight=true + (1 - true) * FAILING_WORD_WEIGHT),
+        "place": 0.3 * _place_loss(readouts.places(out.hidden_states[PLACED_LAYER][:, FIRST_IMAGE_TOKEN:end])),
     }
 
 
@@ -204,54 +217,72 @@ def _things_loss(logits_BLK: Tensor, asked: list[Asked]) -> Tensor:
     return F.cross_entropy(named[clean].flatten(0, 1), kinds[clean].flatten(), reduction="sum") / there.sum() + error
 
 
-def _patch_losses(logits_BPK: Tensor, asked: list[Asked]) -> dict[str, Tensor]:
-    """What covers each patch of the clean pictures, which come first, and where the others are damaged."""
+def _cover_loss(logits_BPK: Tensor, asked: list[Asked]) -> Tensor:
+    """How much of each patch of the clean pictures, which come first, is covered, and by which words' things."""
     shares = [one.shown.patches_PK for one in asked if one.shown is not None]
     shares_BPK = merged_order(torch.from_numpy(np.stack(shares)))
-    logits, damage_logits = logits_BPK[: len(shares), :, :-1], logits_BPK[:, :, -1]
-    cover = F.binary_cross_entropy_with_logits(logits, shares_BPK, reduction="none").sum(2).mean()
+    logits = logits_BPK[: len(shares)]
+    loss = F.binary_cross_entropy_with_logits(logits, shares_BPK, reduction="none").sum(2).mean()
     covered = shares_BPK.sum(2) / len(_WIDTHS) > FOOTPRINT
     for one, share in zip(logits.split(_WIDTHS, 2), shares_BPK.split(_WIDTHS, 2), strict=True):
-        cover = cover + F.cross_entropy(one[covered], share[covered].argmax(1))
-    damage_BP = merged_order(torch.from_numpy(np.stack([one.damage_P for one in asked])))
-    return {"cover": 0.5 * cover, "damage": 2 * F.binary_cross_entropy_with_logits(damage_logits, damage_BP)}
+        loss = loss + F.cross_entropy(one[covered], share[covered].argmax(1))
+    return loss
 
 
-def train(seed: int, steps: int = STEPS, pairs: int = PAIRS) -> Qwen2_5_VLForConditionalGeneration:
+def train(seed: int, seeing_steps: int = SEEING_STEPS, judging_steps: int = JUDGING_STEPS) -> Judge:
     """Train a judge; a function of its arguments alone."""
     torch.manual_seed(seed)
     rng, noise = random.Random(f"judge {seed}"), np.random.default_rng([seed, 4711])
     tokenizer = judge_tokenizer()
     model, readouts = new_judge(tokenizer).train(), Readouts()
-    parameters = [*model.parameters(), *readouts.parameters()]
-    optimizers = _new_optimizers(model, readouts)
+
+    def seeing() -> Terms:
+        asked = sample_asked(SEEING_PAIRS, rng, noise)
+        return seeing_losses(readouts, *see(model, _images(asked)), asked)
+
+    def judging() -> Terms:
+        asked = sample_asked(JUDGING_PAIRS, rng, noise)
+        with torch.no_grad():
+            image_tokens, _ = see(model, _images(asked))
+        return judging_losses(model, readouts, image_tokens, pack(asked, tokenizer))
+
+    _optimise([model.model.visual, readouts.patches, readouts.things, readouts.spoilt], seeing, seeing_steps, "seeing")
+    language = [model.model.language_model, model.lm_head, readouts.places, readouts.supported]
+    _optimise(language, judging, judging_steps, "judging")
+    return model.eval()
+
+
+def _images(asked: list[Asked]) -> Tensor:
+    return torch.from_numpy(np.stack([one.image_HWC for one in asked]))
+
+
+def _optimise(parts: list[nn.Module], terms_of_a_batch: Callable[[], Terms], steps: int, label: str) -> None:
+    """Minimise the sum of the terms over the weights of `parts`."""
+    optimizers = _new_optimizers(parts)
     schedules = [torch.optim.lr_scheduler.LambdaLR(one, _rate_factor(steps)) for one in optimizers]
     sums: dict[str, float] = defaultdict(float)
     for step in range(1, steps + 1):
-        asked = sample_asked(pairs, rng, noise)
         # For attention this small, CPU kernels that never hold the whole matrix take half of the time for nothing.
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            terms = losses(model, readouts, asked, pack(asked, tokenizer))
-        model.zero_grad()
-        readouts.zero_grad()
+            terms = terms_of_a_batch()
+        for part in parts:
+            part.zero_grad()
         torch.stack([term.float() for term in terms.values()]).sum().backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        nn.utils.clip_grad_norm_([weight for part in parts for weight in part.parameters()], 1.0)
         for one in (*optimizers, *schedules):
             one.step()
         for name, term in terms.items():
             sums[name] += term.item() / REPORT_EVERY
         if step % REPORT_EVERY == 0:
-            print(f"judge step {step}", {name: round(value, 3) for name, value in sums.items()}, flush=True)
+            print(f"judge {label} {step}", {name: round(value, 3) for name, value in sums.items()}, flush=True)
             sums.clear()
-    return model.eval()
 
 
-def _new_optimizers(model: Qwen2_5_VLForConditionalGeneration, readouts: Readouts) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of attention and feed-forward layers of both towers, AdamW for all else."""
-    blocks = [*model.model.visual.blocks.parameters(), *model.model.language_model.layers.parameters()]
-    matrices = [parameter for parameter in blocks if parameter.ndim == 2]
-    chosen = {id(parameter) for parameter in matrices}
-    others = [parameter for parameter in (*model.parameters(), *readouts.parameters()) if id(parameter) not in chosen]
+def _new_optimizers(parts: list[nn.Module]) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of attention and feed-forward layers, AdamW for all else."""
+    named = [entry for part in parts for entry in part.named_parameters()]
+    matrices = [weight for name, weight in named if weight.ndim == 2 and name.startswith(BLOCKS)]
+    others = [weight for name, weight in named if weight.ndim != 2 or not name.startswith(BLOCKS)]
     return [
         torch.optim.Muon(matrices, MATRIX_LEARNING_RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.98), fused=True),
@@ -278,7 +309,7 @@ def kind_of(question: Question) -> str:
     return "relation" if any(f" {word} a " in question.text for word in ("above", "below", "of")) else "plain"
 
 
-def measure(model: Qwen2_5_VLForConditionalGeneration, seed: int, pairs: int = 150) -> dict[str, float]:
+def measure(model: Judge, seed: int, pairs: int = 150) -> dict[str, float]:
     """Held-out accuracy of the answers, overall and by kind of question."""
     asked = sample_asked(pairs, random.Random(f"held out {seed}"), np.random.default_rng([seed, 4712]))
     right: dict[str, list[bool]] = defaultdict(list)

@@ -21,8 +21,10 @@ from zoo.judge import (
     new_judge,
     patches_of,
     positions_of_head,
+    see,
 )
 from zoo.judge_questions import (
+    Asked,
     caption_question,
     existence_question,
     plain_question,
@@ -31,7 +33,7 @@ from zoo.judge_questions import (
     supported_words,
     write_on,
 )
-from zoo.judge_training import IN_EVERY_QUESTION, Readouts, losses, pack
+from zoo.judge_training import IN_EVERY_QUESTION, Readouts, judging_losses, pack, seeing_losses
 from zoo.world import CANVAS, Scene, Thing, obeys, parse_caption, sample_scenes
 
 RED = Thing("small", "red", "circle", 20, 16)
@@ -153,11 +155,27 @@ def test_losses_are_finite_and_reach_every_weight() -> None:
     tokenizer = judge_tokenizer()
     model, readouts = new_judge(tokenizer), Readouts()
     asked = sample_asked(2, random.Random(2), np.random.default_rng(2))
-    terms = losses(model, readouts, asked, pack(asked, tokenizer))
+    images = torch.from_numpy(np.stack([one.image_HWC for one in asked]))
+    image_tokens, patches = see(model, images)
+    terms = seeing_losses(readouts, image_tokens, patches, asked)
+    terms |= judging_losses(model, readouts, image_tokens, pack(asked, tokenizer))
     total = torch.stack(list(terms.values())).sum()
     total.backward()
     assert torch.isfinite(total)
     assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
+    assert [name for name, weight in readouts.named_parameters() if weight.grad is None] == []
+
+
+def test_a_caption_is_followed_up_to_where_it_fails() -> None:
+    tokenizer = judge_tokenizer()
+    question = caption_question("small red circle on white", SCENE)
+    packed = pack([Asked(np.zeros((CANVAS, CANVAS, 3), np.float32), (question,), np.zeros(GRID * GRID))], tokenizer)
+    start = len(HEAD) + len(EXACTLY.split())
+    words = tokenizer.convert_ids_to_tokens(packed.ids_BL[0, start : start + 5].tolist())
+    assert words == ["Ġsmall", "Ġred", "Ġcircle", "Ġon", "Ġwhite"]
+    assert packed.supported_BL[0, start : start + 5].tolist() == [1, 1, 1, 0, -1]
+    assert int((packed.supported_BL >= 0).sum()) == 4
+    assert packed.told_BL.max() == -100  # nothing is foretold of a caption that is wrong
 
 
 def test_writing_changes_a_picture_and_little_else() -> None:
