@@ -178,11 +178,11 @@ def questions_of(scene: Scene, other: Scene, rng: random.Random) -> tuple[Questi
         caption_question(_reworded(scene, rng), scene),
         caption_question(other.caption, scene),
         caption_question(sample_scene(rng).caption, scene),
-        existence_question(scene, rng),
+        *(existence_question(scene, rng) for _ in range(4)),
         plain_question(scene, rng),
     ]
     if len(scene.things) > 1:
-        questions.append(relation_question(scene, rng))
+        questions += [relation_question(scene, rng) for _ in range(2)]
     if rng.random() < 0.5:
         questions.append(Question(CLEAN, True))
     return tuple(questions)

@@ -102,7 +102,7 @@ class Readouts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.patches = nn.Linear(VISION_WIDTH, sum(_WIDTHS) + 1)
-        self.things = nn.Linear(WIDTH, len(TYPES) + 3)
+        self.things = nn.Linear(WIDTH, 3)
         self.spoilt = nn.Linear(WIDTH, 1)
         self.places = nn.Linear(WIDTH, 2 * (GRID // MERGE))
         self.supported = nn.Linear(WIDTH, 1)
@@ -159,14 +159,24 @@ def _told(words: list[int], borne_out: list[int]) -> list[int]:
     return told + [-100] * (len(words) - len(told))
 
 
-def seeing_losses(readouts: Readouts, image_tokens_BLD: Tensor, patches_BPD: Tensor, asked: list[Asked]) -> Terms:
+def type_embeddings(model: Judge, tokenizer: PreTrainedTokenizerFast) -> Tensor:
+    """For each type of thing the sum of its words' embeddings [types, D]."""
+    ids = [tokenizer.convert_tokens_to_ids([f"\u0120{word}" for word in words]) for words in TYPES]
+    return model.model.language_model.embed_tokens(torch.tensor(ids)).sum(1)
+
+
+def seeing_losses(
+    readouts: Readouts, types_KD: Tensor, image_tokens_BLD: Tensor, patches_BPD: Tensor, asked: list[Asked]
+) -> Terms:
     """What the vision tower reads wrongly off the pictures."""
     damage_BP = merged_order(torch.from_numpy(np.stack([one.damage_P for one in asked])))
     locally = readouts.patches(patches_BPD)
     spoilt_BL = damage_BP.reshape(*image_tokens_BLD.shape[:2], MERGE * MERGE).amax(2)
     return {
         "cover": 0.5 * _cover_loss(locally[:, :, :-1], asked),
-        "things": _things_loss(readouts.things(image_tokens_BLD), asked),
+        "things": _things_loss(
+            torch.cat([image_tokens_BLD @ types_KD.T, readouts.things(image_tokens_BLD)], 2), asked
+        ),
         "damage": 2 * F.binary_cross_entropy_with_logits(locally[:, :, -1], damage_BP),
         "spoilt": 2 * F.binary_cross_entropy_with_logits(readouts.spoilt(image_tokens_BLD)[:, :, 0], spoilt_BL),
     }
@@ -238,7 +248,7 @@ def train(seed: int, seeing_steps: int = SEEING_STEPS, judging_steps: int = JUDG
 
     def seeing() -> Terms:
         asked = sample_asked(SEEING_PAIRS, rng, noise)
-        return seeing_losses(readouts, *see(model, _images(asked)), asked)
+        return seeing_losses(readouts, type_embeddings(model, tokenizer), *see(model, _images(asked)), asked)
 
     def judging() -> Terms:
         asked = sample_asked(JUDGING_PAIRS, rng, noise)
@@ -246,7 +256,9 @@ def train(seed: int, seeing_steps: int = SEEING_STEPS, judging_steps: int = JUDG
             image_tokens, _ = see(model, _images(asked))
         return judging_losses(model, readouts, image_tokens, pack(asked, tokenizer))
 
-    _optimise([model.model.visual, readouts.patches, readouts.things, readouts.spoilt], seeing, seeing_steps, "seeing")
+    words = model.model.language_model.embed_tokens
+    seeing_parts = [model.model.visual, words, readouts.patches, readouts.things, readouts.spoilt]
+    _optimise(seeing_parts, seeing, seeing_steps, "seeing")
     language = [model.model.language_model, model.lm_head, readouts.places, readouts.supported]
     _optimise(language, judging, judging_steps, "judging")
     return model.eval()
