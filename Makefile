@@ -7,7 +7,7 @@ JUDGE_STAMP := .venv-judge/.installed
 export OMP_NUM_THREADS ?= 1
 ARGS ?=
 
-.PHONY: demo test test-slow lint zoo bench environment judge-env clean
+.PHONY: demo test test-slow hps-parity-env judge-env lint zoo bench environment clean
 
 environment: $(STAMP)
 
@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml
 		{ echo "Python 3.11 is needed, $(PYTHON) is another; set PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet -e '.[core,rewards,dev]'
+	$(BIN)/pip install --quiet -e '.[core,rewards,ocr,dev]'
 	touch $@
 
 # The main job on the shapes world: cold start, alignment, report. ARGS="--quick" makes it a smoke run.
@@ -32,6 +32,10 @@ lint: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+# The environment of the published hpsv2 package, which `hps` is compared with; test-slow makes it as well.
+hps-parity-env: $(STAMP)
+	$(BIN)/python -m tests.slow.hps_environment
 
 test-slow: $(STAMP) $(JUDGE_STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"
@@ -56,6 +60,9 @@ zoo: $(STAMP)
 # What the service costs. Whole runs of hours, to be started by hand: benchmarks/ablation.py, benchmarks/seeds.py.
 bench: $(STAMP)
 	@$(BIN)/python benchmarks/throughput.py
+	@for part in null model "overload --seconds 60" consolidated; do \
+		$(BIN)/python -m benchmarks.reward_serving $$part || exit 1; \
+	done
 
 clean:
-	rm -rf .venv .venv-judge .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-judge .venv-hps-parity .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

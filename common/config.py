@@ -11,14 +11,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
-
-class Section(BaseModel):
-    """A part of the run file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+from common.config_rewards import RedisConfig, RewardClientConfig, RewardConfig, check_rewards
+from common.config_section import Section, problem
 
 
 class RunIdentity(Section):
@@ -84,12 +80,22 @@ class ColdStartConfig(Section):
     student_every: PositiveInt = Field(10, description="Student updates once in so many fake-score updates.")
     learning_rate_student: NonNegativeFloat = Field(3e-5, description="AdamW learning rate of the student.")
     learning_rate_fake: NonNegativeFloat = Field(3e-5, description="AdamW learning rate of the fake score.")
+    learning_rate_schedule: Literal["constant", "linear"] = Field(
+        "constant", description="linear: both learning rates fall to zero over the stage's iterations."
+    )
     weight_decay: NonNegativeFloat = Field(0.0, description="AdamW weight decay of both networks.")
     gradient_clip: float = Field(
         1.0, gt=0, description="Largest gradient norm; it carries the fake loss's spikes at high noise."
     )
     ema_decay: float = Field(0.99, ge=0, lt=1, description="Decay of the student's moving average, every update.")
     consistency_weight: NonNegativeFloat = Field(0.01, description="Weight of the two-sample consistency regulariser.")
+    consistency_fraction: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Fraction of the samples the consistency regulariser is estimated on, the first of every "
+        "micro-batch, in both stages; over all of them it costs twice what the fake loss does.",
+    )
     fake_max_weight: float = Field(
         10.0, gt=0, description="Cap of the fake loss's weight 1/w^2, in both stages; w vanishes near the sub-interval."
     )
@@ -130,11 +136,20 @@ class AlignmentConfig(Section):
     reward_gradient_weight: NonNegativeFloat = Field(
         1e-4, description="Weight of the reward back-propagated through the final step."
     )
+    reward_gradient_clip: float | None = Field(
+        None,
+        gt=0,
+        description="Largest norm of d rewards / d latents of one sample: a few broken images have gradients many "
+        "times the usual and drown the others. None, as published: not clipped.",
+    )
     reward_target: float = Field(
         3.0, description="Back-propagation stops once the weighted sum of differentiable rewards reaches this."
     )
     learning_rate_student: NonNegativeFloat = Field(3e-6, description="AdamW learning rate of the student.")
     learning_rate_fake: NonNegativeFloat = Field(3e-5, description="AdamW learning rate of the fake score.")
+    learning_rate_schedule: Literal["constant", "linear"] = Field(
+        "constant", description="linear: both learning rates fall to zero over the stage's iterations."
+    )
     weight_decay: NonNegativeFloat = Field(1e-4, description="AdamW weight decay of both networks.")
     gradient_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
     ema_decay: float = Field(0.9, ge=0, lt=1, description="Decay of the student's moving average.")
@@ -143,36 +158,10 @@ class AlignmentConfig(Section):
         0, description="Oldest policy trained on, in versions behind the learner; 0 is synchronous."
     )
     micro_batch: PositiveInt = Field(
-        16, description="Samples per forward and backward pass; bounds memory, changes results by float rounding."
+        16,
+        description="Samples per forward and backward pass; bounds memory, changes results by float rounding, and with "
+        "a cold_start.consistency_fraction below 1 which samples are regularised.",
     )
-
-
-class RewardConfig(Section):
-    """One reward and the server that computes it."""
-
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="Its name in metrics and overrides.")
-    url: str = Field(
-        "local", pattern=r"^(local|https?://\S+)$", description="local: the launcher starts the server; else http(s)."
-    )
-    scorer: str | None = Field(None, description="Local only: hps, pickscore, ... or an import path module:Class.")
-    model: Path | None = Field(None, description="Local only: the scorer's model directory.")
-    weight: NonNegativeFloat = Field(1.0, description="Weight in the advantage and in the back-propagated sum.")
-    differentiable: bool = Field(False, description="Back-propagate it through the final step (needs /v1/gradient).")
-    evaluation_only: bool = Field(False, description="Measured, never trained on: tells progress from reward hacking.")
-    max_batch: PositiveInt = Field(16, description="Local only: images per batch of the server.")
-    threads: PositiveInt = Field(1, description="Local only: CPU threads of the server.")
-
-    @property
-    def trained(self) -> bool:
-        return not self.evaluation_only and self.weight > 0
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.url == "local" and self.scorer is None:
-            raise problem("scorer", 'url is "local" but no scorer is named: set scorer, or url to a running server')
-        if self.evaluation_only and self.weight > 0:
-            raise problem("weight", f"{self.weight:g} on an evaluation-only reward: set it to 0 or train on the reward")
-        return self
 
 
 class WorkersConfig(Section):
@@ -215,13 +204,6 @@ class CheckpointConfig(Section):
     keep: PositiveInt = Field(2, description="Newest checkpoints kept.")
 
 
-class RewardClientConfig(Section):
-    """How workers and learner ask the reward servers."""
-
-    timeout_s: float = Field(60.0, gt=0, description="Seconds one request may take.")
-    attempts: PositiveInt = Field(3, description="Tries of a request before its group fails (then dropped whole).")
-
-
 class MetricsConfig(Section):
     """Prometheus metrics of the driver."""
 
@@ -246,6 +228,7 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     reward_client: RewardClientConfig = RewardClientConfig()
+    redis: RedisConfig = RedisConfig()
     metrics: MetricsConfig = MetricsConfig()
 
     @model_validator(mode="after")
@@ -253,6 +236,11 @@ class Config(Section):
         repeated = [name for name, times in Counter(reward.name for reward in self.rewards).items() if times > 1]
         if repeated:
             raise problem("rewards", f"the name {repeated[0]!r} is used more than once: names tell rewards apart")
+        return self
+
+    @model_validator(mode="after")
+    def _rewards_possible(self) -> Self:
+        check_rewards(self.rewards, self.reward_client, self.redis)
         return self
 
     @model_validator(mode="after")
@@ -305,8 +293,3 @@ class Config(Section):
                 f"{self.alignment.selected_steps} steps cannot be selected from the {stochastic} stochastic ones of "
                 f"sampling.steps = {self.sampling.steps} (the last step is deterministic)",
             )
-
-
-def problem(key: str, message: str) -> PydanticCustomError:
-    """A cross-field complaint about `key` (relative to the section that raises it), for `config_file` to word."""
-    return PydanticCustomError("cross_field", "{message}", {"key": key, "message": message})

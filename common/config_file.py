@@ -24,7 +24,9 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from common.config import Config, RewardConfig, Section
+from common.config import Config
+from common.config_rewards import RewardConfig
+from common.config_section import Section
 from common.errors import ConfigError
 
 Key = tuple[str, ...]

@@ -11,11 +11,14 @@ RtdmdError
 ├── WorkerError               rollout workers are gone and could not be brought back
 ├── LearnerError              the learner died or does not answer
 ├── TrainingError             an update that must not be made: its gradient is not finite
-└── RewardError               a reward that could not be had; carries `reward` and `cause`
-    ├── RewardUnavailable     refused, reset, timed out, 5xx: worth another try
+├── StoreError                Redis does not answer; whoever asked goes on without it
+├── RunStopped                somebody asked the run to stop, through Redis; --resume goes on
+└── RewardError               a reward that could not be had; carries `reward`, `cause` and the `url` of its server
+    ├── RewardUnavailable     refused, reset, timed out, 5xx, no access: worth another try, at another server
     ├── RewardOverloaded      429: worth another try, after `retry_after` seconds
-    ├── RewardRejected        4xx: the request itself is wrong, another try would fail as well
-    └── RewardInvalid         an answer of the wrong count or shape, or one that is not finite
+    ├── RewardRejected        400, 413, 422: the request itself is wrong, another try would fail as well
+    ├── RewardInvalid         an answer of the wrong count or shape, or one that is not finite
+    └── RewardOutage          did not come back in the time a run was told to wait for it
 """
 
 from __future__ import annotations
@@ -65,20 +68,30 @@ class TrainingError(RtdmdError):
     """An update that must not be made: its gradient is not finite."""
 
 
+class StoreError(RtdmdError):
+    """Redis does not answer. Nothing that matters is kept there alone: whoever asked goes on without it."""
+
+
+class RunStopped(RtdmdError):
+    """Somebody asked the run to stop, through Redis; it has written a checkpoint."""
+
+
 class RewardError(RtdmdError):
     """A reward that could not be had.
 
     `cause` is a short fixed word ("timeout", "refused", "nan", ...), used as a metric label when failures are counted.
+    `url` is the server that failed, empty when it was none in particular.
     """
 
     def __init__(self, reward: str, cause: str, message: str) -> None:
         super().__init__(message)
         self.reward = reward
         self.cause = cause
+        self.url = ""
 
-    def __reduce__(self) -> tuple[type[RewardError], tuple[str, str, str]]:
+    def __reduce__(self) -> tuple[type[RewardError], tuple[str, str, str], dict[str, object]]:
         """Survive the trip between processes (the default would call the class with the message alone)."""
-        return type(self), (self.reward, self.cause, str(self))
+        return type(self), (self.reward, self.cause, str(self)), dict(vars(self))
 
 
 class RewardUnavailable(RewardError):
@@ -99,3 +112,7 @@ class RewardRejected(RewardError):
 
 class RewardInvalid(RewardError):
     """An answer of the wrong count or shape, or one that is not finite."""
+
+
+class RewardOutage(RewardError):
+    """A reward did not come back in the time a run was told to wait for it; `cause` is its last failure's."""

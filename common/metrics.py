@@ -21,6 +21,8 @@ REWARD = "rtdmd_reward"
 EVALUATION = "rtdmd_evaluation"
 IMAGES_TOTAL = "rtdmd_images_total"
 DROPPED_GROUPS_TOTAL = "rtdmd_dropped_groups_total"
+RENORMALISED_GROUPS_TOTAL = "rtdmd_renormalised_groups_total"
+LEFT_OUT_GRADIENTS_TOTAL = "rtdmd_left_out_gradients_total"
 WORKER_RESTARTS_TOTAL = "rtdmd_worker_restarts_total"
 POLICY_VERSION = "rtdmd_policy_version"
 LOSS = "rtdmd_loss"
@@ -37,6 +39,8 @@ class DriverMetrics:
     evaluation: Gauge
     images: Counter
     dropped_groups: Counter
+    renormalised_groups: Counter
+    left_out_gradients: Counter
     worker_restarts: Counter
     policy_version: Gauge
 
@@ -54,6 +58,18 @@ class DriverMetrics:
             images=Counter(IMAGES_TOTAL, "Images sampled for training, by worker.", ["worker"], registry=registry),
             dropped_groups=Counter(
                 DROPPED_GROUPS_TOTAL, "Groups dropped whole, by cause.", ["cause"], registry=registry
+            ),
+            renormalised_groups=Counter(
+                RENORMALISED_GROUPS_TOTAL,
+                "Groups trained without a reward that was out, by reward and cause.",
+                ["cause"],
+                registry=registry,
+            ),
+            left_out_gradients=Counter(
+                LEFT_OUT_GRADIENTS_TOTAL,
+                "Samples trained without the gradient of a reward that was out, by reward and cause.",
+                ["cause"],
+                registry=registry,
             ),
             worker_restarts=Counter(
                 WORKER_RESTARTS_TOTAL, "Workers that took the place of a dead one.", registry=registry

@@ -3,7 +3,11 @@
     POST /v1/score      ScoreRequest    -> ScoreResponse      msgpack (see common.wire)
     POST /v1/gradient   GradientRequest -> GradientResponse   msgpack; differentiable scorers only
     GET  /v1/info       ServerInfo                            JSON
-    GET  /healthz /readyz /metrics                            alive; has scored a real probe; Prometheus text
+    POST /score         images as base64, prompts -> scores   JSON, for trainers that speak nothing else
+    GET  /healthz /readyz /metrics /openapi.json              alive; has scored a probe; Prometheus text; all of this
+
+A process of several scorers serves the first four lines for each under `/{name}`, so that a scorer's base URL is
+`http://host:port/{name}`. A request may say in `DEADLINE_HEADER` for how many seconds its answer is of any use.
 
 A failure is a status code and the JSON body {"error": cause, "message": text}; causes are the fixed words of `CAUSES`.
 A message validates itself when it is built: a bad request raises RewardRejected, a bad response RewardInvalid.
@@ -15,7 +19,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NoReturn, Self
 
@@ -23,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import RewardError, RewardInvalid, RewardRejected
-from common.wire import DEFAULT_MAX_BYTES, pack, unpack
+from common.wire import DEFAULT_MAX_BYTES, ArrayCheck, pack, unpack
 
 ByteArray = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
@@ -35,17 +39,37 @@ INFO_PATH = "/v1/info"
 HEALTH_PATH = "/healthz"
 READY_PATH = "/readyz"
 METRICS_PATH = "/metrics"
+PLAIN_SCORE_PATH = "/score"
+OPENAPI_PATH = "/openapi.json"
 MEDIA_TYPE = "application/msgpack"
+# Seconds, a positive number; the server's own limit caps it.
+DEADLINE_HEADER = "x-deadline-seconds"
 
 CHANNELS = 3
+IMAGE_RANK = 4
+# Of one image: 2048 x 2048.
+DEFAULT_MAX_PIXELS = 2**22
+# Longer side over shorter one. Most recipes enlarge the shorter side to their model's: a line of 16,000 pixels would
+# become billions of them.
+MAX_ASPECT = 32
+# Of a prompt, and of each text in metadata, as UTF-8: far beyond any text encoder. Runs refuse longer prompts as well.
+MAX_PROMPT_BYTES = 2**15
+# Of a text, in the error that refuses it.
+QUOTED_CHARACTERS = 40
 # Names the reward in an error of a message that does not know which reward it is about.
 ANY_REWARD = "any"
 # The words failures are counted by: fixed, because each becomes a metric label.
-REQUEST_CAUSES = ("wire", "request", "too_large", "unauthorized", "not_found", "not_differentiable")
+# The request itself is wrong: no server would answer it.
+REQUEST_CAUSES = ("wire", "request", "too_large")
+# It was put to a server that does not answer such requests, or not from us.
+ACCESS_CAUSES = ("unauthorized", "not_found", "not_differentiable")
 SERVER_CAUSES = ("overloaded", "deadline", "scorer", "nan", "count", "shape", "dtype")
-CLIENT_CAUSES = ("timeout", "refused", "disconnected", "answer", "range", "weights_changed")
+CLIENT_CAUSES = (
+    *("timeout", "hung", "refused", "disconnected", "answer", "range", "weights_changed"),
+    *("circuit_open", "no_server"),
+)
 LAUNCH_CAUSES = ("start", "died")
-CAUSES = frozenset(REQUEST_CAUSES + SERVER_CAUSES + CLIENT_CAUSES + LAUNCH_CAUSES)
+CAUSES = frozenset(REQUEST_CAUSES + ACCESS_CAUSES + SERVER_CAUSES + CLIENT_CAUSES + LAUNCH_CAUSES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,9 +94,12 @@ class ScoreRequest:
         return pack(vars(self))
 
     @classmethod
-    def from_bytes(cls, data: bytes, max_bytes: int = DEFAULT_MAX_BYTES) -> Self:
+    def from_bytes(
+        cls, data: bytes | bytearray, max_bytes: int = DEFAULT_MAX_BYTES, max_pixels: int = DEFAULT_MAX_PIXELS
+    ) -> Self:
         """WireError for bytes that are no message, RewardRejected for a message that is no request."""
-        return cls(**_read_fields(cls, data, max_bytes, RewardRejected, "request"))
+        check = _pixel_check(max_pixels, channel_axis=3)
+        return cls(**_read_fields(cls, data, max_bytes, RewardRejected, "request", check))
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,9 +127,12 @@ class GradientRequest:
         return pack(vars(self))
 
     @classmethod
-    def from_bytes(cls, data: bytes, max_bytes: int = DEFAULT_MAX_BYTES) -> Self:
+    def from_bytes(
+        cls, data: bytes | bytearray, max_bytes: int = DEFAULT_MAX_BYTES, max_pixels: int = DEFAULT_MAX_PIXELS
+    ) -> Self:
         """WireError for bytes that are no message, RewardRejected for a message that is no request."""
-        return cls(**_read_fields(cls, data, max_bytes, RewardRejected, "request"))
+        check = _pixel_check(max_pixels, channel_axis=1)
+        return cls(**_read_fields(cls, data, max_bytes, RewardRejected, "request", check))
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,9 +180,21 @@ class GradientResponse:
         return cls(**_read_fields(cls, data, max_bytes, RewardInvalid, "answer"))
 
 
+INFO_TEXTS = ("scorer", "version", "weights_hash", "preprocess_version", "implementation")
+INFO_FLAGS = ("differentiable", "reproducible")
+
+
 @dataclass(frozen=True)
 class ServerInfo:
-    """What a server declares of itself. Every score it ever answers lies in [low, high] (both may be infinite)."""
+    """What a server declares of itself; equal for all servers of a reward, all run long.
+
+    Attributes:
+        scorer: the name it is served under.
+        weights_hash: "" when the weights have no identity: nothing is remembered of such a scorer.
+        low, high: every score it ever answers lies in [low, high]; both may be infinite.
+        implementation: class path of the scorer: two recipes over the same weights are two rewards.
+        reproducible: no two requests share a model call, so that scores are equal to the last bit.
+    """
 
     scorer: str
     version: str
@@ -161,6 +203,8 @@ class ServerInfo:
     low: float
     high: float
     preprocess_version: str
+    implementation: str = ""
+    reproducible: bool = False
 
     def to_json(self) -> bytes:
         """JSON has no infinity: an unbounded end is null."""
@@ -176,8 +220,9 @@ class ServerInfo:
             values = json.loads(data)
             low = -math.inf if values["low"] is None else float(values["low"])
             high = math.inf if values["high"] is None else float(values["high"])
-            texts = {key: str(values[key]) for key in ("scorer", "version", "weights_hash", "preprocess_version")}
-            return cls(**texts, differentiable=values["differentiable"] is True, low=low, high=high)
+            declared: dict[str, Any] = {key: str(values[key]) for key in INFO_TEXTS}
+            declared |= {key: values[key] is True for key in INFO_FLAGS}
+            return cls(**declared, low=low, high=high)
         except (ValueError, KeyError, TypeError) as error:
             message = f"{INFO_PATH} did not describe a reward server: {error!r}"
             raise RewardInvalid(ANY_REWARD, "answer", message) from error
@@ -187,18 +232,69 @@ def _reject(message: str) -> NoReturn:
     raise RewardRejected(ANY_REWARD, "request", message)
 
 
-def _read_fields(kind: type[Any], data: bytes, max_bytes: int, error: type[RewardError], cause: str) -> dict[str, Any]:
-    message = unpack(data, max_bytes)
+def check_pixels(height: int, width: int, max_pixels: int) -> None:
+    """RewardRejected for an image of more than `max_pixels`, or a sliver; to be asked before it is decoded."""
+    if height * width > max_pixels:
+        message = f"an image of {height} x {width} pixels exceeds the limit of {max_pixels}"
+        raise RewardRejected(ANY_REWARD, "too_large", f"{message}: shrink it or raise --max-pixels")
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        _reject(
+            f"an image of {height} x {width} pixels is a sliver: its sides differ by more than {MAX_ASPECT}, crop it"
+        )
+
+
+def check_text_lengths(prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
+    """RewardRejected for a prompt, or a text anywhere in metadata, of more than MAX_PROMPT_BYTES."""
+    # Each object once: a group shares its prompt, and a plain request may share one map among a thousand images.
+    for text in _texts_in({id(value): value for value in (*prompts, *metadata)}.values()):
+        # A character has at most 4 bytes: most texts are short enough without being encoded.
+        if len(text) * 4 > MAX_PROMPT_BYTES and (size := len(text.encode(errors="replace"))) > MAX_PROMPT_BYTES:
+            quoted = f"{text[:QUOTED_CHARACTERS]!r}..."
+            _reject(f"the text {quoted} has {size} bytes, at most {MAX_PROMPT_BYTES} are read: shorten it")
+
+
+def _texts_in(values: Iterable[object]) -> Iterator[str]:
+    """Every string in nested lists and maps, keys as well; without recursion, for JSON may be nested deep."""
+    left = list(values)
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, Mapping):
+            left += [*value, *value.values()]
+        elif isinstance(value, list | tuple):
+            left += value
+
+
+def _pixel_check(max_pixels: int, channel_axis: int) -> ArrayCheck:
+    def check(_: str, shape: tuple[int, ...]) -> None:
+        if len(shape) == IMAGE_RANK:
+            height, width = (size for axis, size in enumerate(shape) if axis not in (0, channel_axis))
+            check_pixels(height, width, max_pixels)
+
+    return check
+
+
+def _read_fields(
+    kind: type[Any],
+    data: bytes | bytearray,
+    max_bytes: int,
+    error: type[RewardError],
+    cause: str,
+    check_array: ArrayCheck | None = None,
+) -> dict[str, Any]:
+    message = unpack(data, max_bytes, check_array)
     expected = {field.name for field in fields(kind)}
     if set(message) != expected:
-        detail = f"a {kind.__name__} has the fields {sorted(expected)}, this one has {sorted(message)}"
+        given = [name[:QUOTED_CHARACTERS] for name in sorted(message)]
+        detail = f"a {kind.__name__} has the fields {sorted(expected)}, this one has {given}"
         raise error(ANY_REWARD, cause, detail)
     return message
 
 
 def _check_images(field: str, images: object, dtype: np.dtype[Any], channel_axis: int) -> None:
-    if not isinstance(images, np.ndarray) or images.dtype != dtype or images.ndim != 4:
-        _reject(f"{field} is {_describe(images)}: a {dtype} array of 4 dimensions is wanted")
+    if not isinstance(images, np.ndarray) or images.dtype != dtype or images.ndim != IMAGE_RANK:
+        _reject(f"{field} is {_describe(images)}: a {dtype} array of {IMAGE_RANK} dimensions is wanted")
     elif images.size == 0 or images.shape[channel_axis] != CHANNELS:
         _reject(f"{field} has shape {images.shape}: at least one image of {CHANNELS} channels on axis {channel_axis}")
 
@@ -206,12 +302,13 @@ def _check_images(field: str, images: object, dtype: np.dtype[Any], channel_axis
 def _check_texts(count: int, prompts: object, metadata: object) -> None:
     if not isinstance(prompts, list | tuple) or not all(isinstance(prompt, str) for prompt in prompts):
         _reject("prompts is not a list of strings")
-    elif len(prompts) != count:
+    if len(prompts) != count:
         _reject(f"{len(prompts)} prompts for {count} images: one each")
     if not isinstance(metadata, list | tuple) or not all(isinstance(item, Mapping) for item in metadata):
         _reject("metadata is not a list of maps")
-    elif len(metadata) not in (0, count):
+    if len(metadata) not in (0, count):
         _reject(f"{len(metadata)} metadata for {count} images: one each, or none")
+    check_text_lengths(prompts, metadata)
 
 
 def _check_answer(scorer: object, field: str, values: object, rank: int) -> None:

@@ -91,7 +91,8 @@ class ScoredGroup:
     """A group and what every reward said of it.
 
     Attributes:
-        rewards_G: reward name -> float32 [G], every value finite.
+        rewards_G: reward name -> float32 [G], every value finite. A trained reward may be absent: it could not be had,
+            and its outage policy is to go on without.
     """
 
     trajectory: TrajectoryGroup

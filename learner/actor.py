@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from common.backbones import load_backbone
 from common.backbones.adapters import stacked_state
 from common.backbones.base import Network
 from common.config import Config
-from common.reward_client import RewardClient, RewardEndpoint
+from common.reward_access import RewardAccess
 from common.types import Prompt, ScoredGroup
 from common.weights import PublishedWeights, publish
 from learner.alignment_trainer import AlignmentTrainer
@@ -47,8 +47,7 @@ class Learner:
         self,
         config: Config,
         prompts: Sequence[Prompt],
-        rewards: Sequence[RewardEndpoint],
-        reward_token: str | None,
+        rewards: RewardAccess,
         device: str,
     ) -> None:
         torch.set_num_threads(config.learner.threads)
@@ -61,21 +60,16 @@ class Learner:
         self._cold_start = ColdStartTrainer(
             self._networks, cold_start, sampling, config.backbone.guidance_scale, prompts, seed
         )
-        client = RewardClient(
-            rewards,
-            timeout_s=config.reward_client.timeout_s,
-            attempts=config.reward_client.attempts,
-            token=reward_token,
-        )
+        # Open as long as the process lives.
+        self._connections = ExitStack()
+        guard = self._connections.enter_context(rewards.guard())
         trained = {reward.name: reward for reward in config.rewards if reward.trained}
         self._alignment = AlignmentTrainer(
             self._networks,
             config.alignment,
-            MatchingSettings(
-                config.backbone.guidance_scale, sampling.eta, cold_start.fake_max_weight, cold_start.consistency_weight
-            ),
+            MatchingSettings.of(cold_start, sampling, config.backbone.guidance_scale),
             {name: reward.weight for name, reward in trained.items()},
-            ServedRewards(client, [name for name, reward in trained.items() if reward.differentiable]),
+            ServedRewards(guard, [name for name, reward in trained.items() if reward.differentiable]),
             seed,
         )
 

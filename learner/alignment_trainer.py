@@ -25,13 +25,15 @@ from common.flow import Transition, cps_transition, gaussian_log_density, surrog
 from common.types import Prompt, ScoredGroup, StepPlan
 from learner.matching import DrawKey, MatchingSettings, fake_score_objective, renoise_samples, student_objective
 from learner.networks import Networks
-from learner.objectives.advantage import group_advantages, zero_spread_fraction
-from learner.objectives.loss import as_floats
-from learner.objectives.reward_gradient import reward_hinge_loss
+from learner.objectives.advantage import renormalised_group_advantages, zero_spread_fraction
+from learner.objectives.loss import Loss, as_floats, renormalised_weights
+from learner.objectives.reward_gradient import attach_gradient, clip_sample_norms, reward_hinge_loss
 from learner.objectives.subgrpo import subgrpo_loss
 from learner.served_rewards import ServedRewards
 
 PURPOSE = "alignment"
+LEFT_OUT_GRADIENTS = "left_out_gradients"
+"""Samples trained without the gradient of a reward that was out: LEFT_OUT_GRADIENTS/reward:cause."""
 LARGEST = ("ratio_max_deviation", "surrogate_gap")
 """Metrics that are a maximum over samples; all others are means."""
 
@@ -95,12 +97,11 @@ class AlignmentTrainer:
     def _assemble(self, groups: Sequence[ScoredGroup]) -> Batch:
         trajectories = [group.trajectory for group in groups]
         size = trajectories[0].group_size
-        rewards_PG = {
-            name: torch.stack([torch.as_tensor(group.rewards_G[name]) for group in groups])
-            for name in self._reward_weights
-        }
-        advantages_PG = group_advantages(
-            rewards_PG, self._reward_weights, self._settings.advantage_scale, self._settings.advantage_clip
+        advantages_PG = renormalised_group_advantages(
+            [{name: torch.as_tensor(values) for name, values in group.rewards_G.items()} for group in groups],
+            self._reward_weights,
+            self._settings.advantage_scale,
+            self._settings.advantage_clip,
         )
         prompts = [trajectory.prompt for trajectory in trajectories]
         device = self._backbone.device
@@ -114,19 +115,18 @@ class AlignmentTrainer:
         )
 
     def _update_fake_score(self, batch: Batch) -> dict[str, float]:
-        totals: dict[str, float] = defaultdict(float)
+        totals = _Totals()
         self._networks.fake_optimizer.zero_grad()
         for rows, share, key in self._parts(batch, "fake"):
             renoised = renoise_samples(batch.latents_SBchw[-1, rows], 0.0, key)
             conditioning = batch.conditioning.rows(rows)
             loss = fake_score_objective(self._backbone, renoised, conditioning, self._matching, key)
             (loss.value * share).backward()
-            _accumulate(totals, as_floats(loss.metrics), share)
-        totals["fake_gradient_norm"] = self._networks.fake_optimizer.step(batch.plan.iteration)
-        return totals
+            totals.add(as_floats(loss.metrics), share)
+        return {**totals.values(), "fake_gradient_norm": self._networks.fake_optimizer.step(batch.plan.iteration)}
 
     def _update_student(self, batch: Batch) -> dict[str, float]:
-        totals: dict[str, float] = defaultdict(float)
+        totals = _Totals()
         trained_steps = () if self._settings.policy_gradient == "none" else batch.plan.selected
         term_share = 1 / (len(trained_steps) + 1)
         self._networks.student_optimizer.zero_grad()
@@ -134,16 +134,18 @@ class AlignmentTrainer:
             for step in trained_steps:
                 value, metrics = self._policy_loss(batch, step, rows)
                 (value * share * term_share).backward()
-                _accumulate(totals, metrics, share / len(trained_steps))
+                totals.add(metrics, share / len(trained_steps))
             value, metrics = self._final_step_loss(batch, rows, key)
             if value.requires_grad:
                 (value * share * term_share).backward()
-            _accumulate(totals, metrics, share)
+            totals.add(metrics, share)
         iteration = batch.plan.iteration
-        totals["student_gradient_norm"] = self._networks.student_optimizer.step(iteration)
+        gradient_norm = self._networks.student_optimizer.step(iteration)
         if (iteration + 1) % self._settings.ema_every == 0:
             self._networks.update_average()
-        return totals
+        left_out = {f"{LEFT_OUT_GRADIENTS}/{cause}": float(count) for cause, count in self._served.left_out.items()}
+        self._served.left_out.clear()
+        return {**totals.values(), "student_gradient_norm": gradient_norm, **left_out}
 
     def _policy_loss(self, batch: Batch, step: int, rows: slice) -> tuple[Tensor, dict[str, float]]:
         """SubGRPO on one selected step, the transition's mean recomputed with its graph."""
@@ -174,14 +176,31 @@ class AlignmentTrainer:
             value = value + settings.matching_weight * matching.value
             metrics.update(as_floats(matching.metrics))
         if settings.reward_gradient_weight > 0:
-            images_BCHW = self._backbone.decode(sample)
-            with self._timed("reward_gradient"):
-                rewards = self._served.differentiable(images_BCHW, batch.prompts[rows])
-            weights = {name: self._reward_weights[name] for name in rewards}
-            hinge = reward_hinge_loss(rewards, weights, settings.reward_target)
-            value = value + settings.reward_gradient_weight * hinge.value
-            metrics.update(as_floats(hinge.metrics))
+            hinge = self._reward_hinge(sample, batch.prompts[rows])
+            if hinge is not None:
+                value = value + settings.reward_gradient_weight * hinge.value
+                metrics.update(as_floats(hinge.metrics))
         return value, metrics
+
+    def _reward_hinge(self, sample_Bchw: Tensor, prompts: Sequence[Prompt]) -> Loss | None:
+        """The hinge on the differentiable rewards of the decoded samples, its gradient clipped sample by sample.
+
+        None when no differentiable reward can be had now.
+        """
+        latents_Bchw = sample_Bchw.detach().requires_grad_()
+        images_BCHW = self._backbone.decode(latents_Bchw)
+        with self._timed("reward_gradient"):
+            rewards = self._served.differentiable(images_BCHW, prompts)
+        if not rewards:
+            return None
+        # Scaled where one is out, so that the sum stays comparable with its target.
+        weights = renormalised_weights({name: self._reward_weights[name] for name in self._served.names}, rewards)
+        hinge = reward_hinge_loss(rewards, weights, self._settings.reward_target)
+        # The mean's gradient times the count is each sample's own.
+        (gradients_Bchw,) = torch.autograd.grad(hinge.value * len(prompts), latents_Bchw)
+        clipped_Bchw = clip_sample_norms(gradients_Bchw, self._settings.reward_gradient_clip)
+        fixed_B = hinge.value.detach().expand(len(prompts))
+        return Loss(attach_gradient(fixed_B, clipped_Bchw, sample_Bchw).mean(), hinge.metrics)
 
     def _transition(self, batch: Batch, step: int, rows: slice) -> Transition:
         """The student's transition at a step of the rollout, with its graph."""
@@ -206,16 +225,31 @@ class AlignmentTrainer:
 
 
 def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
-    """Mean of every reward, and the fraction of groups in which it says nothing."""
+    """Mean of every reward over the groups that have it, and the fraction of them in which it says nothing."""
     metrics = {}
-    for name in groups[0].rewards_G:
-        rewards_PG = torch.stack([torch.as_tensor(group.rewards_G[name]) for group in groups])
+    for name in dict.fromkeys(name for group in groups for name in group.rewards_G):
+        rewards_PG = torch.stack([torch.as_tensor(g.rewards_G[name]) for g in groups if name in g.rewards_G])
         metrics[f"reward/{name}"] = rewards_PG.mean().item()
         metrics[f"zero_spread/{name}"] = zero_spread_fraction(rewards_PG).item()
     return metrics
 
 
-def _accumulate(totals: dict[str, float], metrics: dict[str, float], share: float) -> None:
-    """Add a micro-batch's metrics: means by its share of the batch; of largest deviations the largest one is kept."""
-    for name, value in metrics.items():
-        totals[name] = max(totals[name], value) if name in LARGEST else totals[name] + value * share
+class _Totals:
+    """A batch's metrics from its micro-batches': means over the samples that have them; of `LARGEST` the largest."""
+
+    def __init__(self) -> None:
+        self._largest: dict[str, float] = {}
+        self._sums: dict[str, float] = defaultdict(float)
+        self._shares: dict[str, float] = defaultdict(float)
+
+    def add(self, metrics: dict[str, float], share: float) -> None:
+        """Metrics of a micro-batch that is this share of the batch."""
+        for name, value in metrics.items():
+            if name in LARGEST:
+                self._largest[name] = max(self._largest.get(name, value), value)
+            else:
+                self._sums[name] += value * share
+                self._shares[name] += share
+
+    def values(self) -> dict[str, float]:
+        return {name: total / self._shares[name] for name, total in self._sums.items()} | self._largest

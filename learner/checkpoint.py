@@ -104,6 +104,15 @@ def read_checkpoint(
     return position, load(payload)
 
 
+def checkpoint_settings(directory: Path) -> dict[str, Any]:
+    """The settings a checkpoint says it was made under; empty when it does not (`read_checkpoint` refuses it)."""
+    try:
+        settings: dict[str, Any] = dict(json.loads((directory / "checkpoint.json").read_text())["settings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return settings
+
+
 def latest_checkpoint(root: Path) -> Path | None:
     """The furthest checkpoint under `root`, or None."""
     found = [(STAGES.index(match[1]), int(match[2]), path) for path, match in _checkpoints(root)]

@@ -19,8 +19,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from common.config import Config, RewardConfig, Section
+from common.config import Config
 from common.config_file import REWARD_PLACEHOLDER, Draft, Key, Knob, knobs, parse_yaml, read_run_file
+from common.config_rewards import RewardConfig
+from common.config_section import Section
 from common.errors import ConfigError
 
 DEFAULT_RUN_FILE = Path("deploy/runs/shapes.yaml")

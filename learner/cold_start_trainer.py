@@ -40,7 +40,7 @@ class ColdStartTrainer:
         self._settings = settings
         self._eta = sampling.eta
         self._sigmas = self._backbone.sigmas(sampling.steps)
-        self._matching = MatchingSettings(guidance, sampling.eta, settings.fake_max_weight, settings.consistency_weight)
+        self._matching = MatchingSettings.of(settings, sampling, guidance)
         self._prompts = prompts
         self._empty = self._backbone.encode_prompts([""])
         self._seed = seed

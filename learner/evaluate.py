@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,19 +39,28 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate `spec` (a `rollout_workers.sampler.SamplingSpec`) on the workers.
 
-    Returns metrics `diversity` and one per reward; every policy is given the same noise.
+    Returns metrics `diversity` and one per reward, a mean over the prompts that it scored; every policy is given the
+    same noise. `unscored` counts what is missing, prompts times rewards, if anything is.
     """
     parts = [prompts[start : start + PROMPTS_PER_CALL] for start in range(0, len(prompts), PROMPTS_PER_CALL)]
     keys = [("evaluation", place) for place in range(len(parts))]
     for key, part in zip(keys, parts, strict=True):
         pool.submit(Call(key, partial(_start_evaluation, part, spec, images_per_prompt, weights)))
     evaluated = [item for key in keys for item in pool.take([key]).result]
-    metrics = {
-        name: float(np.concatenate([item.rewards_G[name] for item in evaluated]).mean())
-        for name in evaluated[0].rewards_G
-    }
+    metrics = mean_rewards([item.rewards_G for item in evaluated])
     metrics["diversity"] = float(np.mean([item.diversity for item in evaluated]))
     return Evaluation(metrics, evaluated)
+
+
+def mean_rewards(rewards_G: Sequence[Mapping[str, npt.NDArray[np.float32]]]) -> dict[str, float]:
+    """Mean of each reward over the prompts that have it, and how many values are missing."""
+    names = dict.fromkeys(name for rewards in rewards_G for name in rewards)
+    means = {
+        name: float(np.concatenate([rewards[name] for rewards in rewards_G if name in rewards]).mean())
+        for name in names
+    }
+    missing = sum(len(names) - len(rewards) for rewards in rewards_G)
+    return means | ({"unscored": float(missing)} if missing else {})
 
 
 def _start_evaluation(

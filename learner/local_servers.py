@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -75,10 +75,10 @@ class LocalServers:
     ) -> None:
         self._stop()
 
-    def check(self) -> None:
-        """RewardUnavailable when a server has died."""
+    def check(self, names: Container[str] | None = None) -> None:
+        """RewardUnavailable when a server has died, of all or of those named."""
         for name, process in self._processes.items():
-            if process.poll() is not None:
+            if (names is None or name in names) and process.poll() is not None:
                 raise self._failure(name, "died", f"ended with exit status {process.returncode}")
 
     def _start(self, spec: LocalServerSpec) -> subprocess.Popen[bytes]:

@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -30,11 +31,18 @@ from prometheus_client import CollectorRegistry
 from ray.actor import ActorHandle
 
 from common.backbones.base import Network
-from common.config import Config, RewardConfig
-from common.errors import ConfigError, ModelError, RtdmdError
+from common.config import Config
+from common.config_rewards import RewardConfig
+from common.embedded_redis import embedded_redis
+from common.errors import ConfigError, ModelError, RtdmdError, RunStopped
 from common.flow import RENOISE_MARGIN, RENOISE_MAX
 from common.metrics import DriverMetrics, LearnerMetrics, serve
-from common.reward_client import RewardClient, RewardEndpoint
+from common.outage import Outage
+from common.plain_question import PlainQuestion
+from common.reward_access import RewardAccess
+from common.reward_api import ServerInfo
+from common.reward_client import RewardEndpoint
+from common.store import RedisAddress, RedisLink, RunControl
 from common.types import Prompt
 from learner.actor import Learner
 from learner.cli import Invocation, parse
@@ -43,7 +51,7 @@ from learner.console import Console
 from learner.learner_calls import CALL_TIMEOUT_S, answer, last_line
 from learner.local_servers import LocalServers, LocalServerSpec
 from learner.policies import PolicyRecords
-from learner.run_directory import Start, begin, claimed
+from learner.run_directory import Start, begin, claimed, continuity, require_same_rewards
 from learner.service import PolicySpecs, Service
 from learner.tracker import Tracker
 from learner.worker_pool import WorkerPool
@@ -56,7 +64,7 @@ REWARD_TOKEN = "REWARD_SERVER_TOKEN"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status: 0 done, 1 failed, 2 refused at start, 130 interrupted."""
+    """Exit status: 0 done, 1 failed, 2 refused at start, 130 interrupted or stopped on request."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         invocation = parse(argv, os.environ)
@@ -64,6 +72,9 @@ def main(argv: Sequence[str]) -> int:
             _run(invocation)
     except (ConfigError, ModelError) as error:
         return _fail(error, 2)
+    except RunStopped as stop:
+        print(f"{stop}; continue with --resume", file=sys.stderr)
+        return 130
     except RtdmdError as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
@@ -112,11 +123,14 @@ def started_service(
     """Everything a run needs, started in order and stopped in reverse, on every way out."""
     config = invocation.config
     with ExitStack() as stack:
+        redis = stack.enter_context(_redis(config, run_dir))
         servers = stack.enter_context(LocalServers(_local_servers(config), run_dir / "logs"))
-        endpoints = _endpoints(config, servers.urls)
-        _check_rewards(config, endpoints)
+        access = _reward_access(config, servers.urls, redis)
+        plain = _plain_questions(config, train_prompts[0], evaluation_prompts[0])
+        access = replace(access, infos=_check_rewards(config, access, plain), plain=plain)
+        require_same_rewards(start, access.infos)
         stack.enter_context(ray_cluster(config))
-        learner, workers = _start_actors(config, train_prompts, endpoints)
+        learner, workers = _start_actors(config, train_prompts, access)
         sigmas = _wait_until_loaded(config, learner, workers)
         check_schedule(config, sigmas)
         if not invocation.dry_run:
@@ -126,14 +140,43 @@ def started_service(
             run_dir,
             learner,
             sigmas,
-            WorkerPool(workers, CALL_TIMEOUT_S),
+            WorkerPool(workers, CALL_TIMEOUT_S, lambda: servers.check(_waited_for(config))),
             stack.enter_context(_tracker(config, run_dir)),
             PolicyRecords(run_dir, config.evaluation.grid_prompts),
             train_prompts,
             evaluation_prompts,
             _policy_specs(config),
             servers.check,
+            stack.enter_context(_run_control(config, redis)),
+            continuity(config, access.infos),
         )
+
+
+@contextmanager
+def _redis(config: Config, run_dir: Path) -> Iterator[RedisAddress | None]:
+    """The Redis of the run: its own, that of the run file, or none."""
+    if config.redis.url == "none":
+        yield None
+    elif config.redis.url == "embedded":
+        with embedded_redis(run_dir / "logs" / "redis.log") as address:
+            print(f"redis: embedded, at {address.url} (redis.url names another, or none)", file=sys.stderr)
+            yield address
+    else:
+        address = RedisAddress.from_environment(config.redis.url)
+        address.require("redis.url", "start it, name another, or do without (redis.url: none)")
+        yield address
+
+
+@contextmanager
+def _run_control(config: Config, redis: RedisAddress | None) -> Iterator[RunControl | None]:
+    if redis is None:
+        yield None
+        return
+    link = RedisLink(redis)
+    try:
+        yield RunControl(link, config.run.name)
+    finally:
+        link.close()
 
 
 @contextmanager
@@ -170,48 +213,68 @@ def _local_servers(config: Config) -> list[LocalServerSpec]:
     ]
 
 
-def _endpoints(config: Config, local_urls: dict[str, str]) -> dict[str, RewardEndpoint]:
-    return {
-        reward.name: RewardEndpoint(reward.name, local_urls.get(reward.name, reward.url)) for reward in config.rewards
+def _reward_access(config: Config, local_urls: dict[str, str], redis: RedisAddress | None) -> RewardAccess:
+    urls = {
+        reward.name: (local_urls[reward.name],) if reward.url == "local" else reward.urls for reward in config.rewards
     }
+    return RewardAccess(
+        endpoints=tuple(RewardEndpoint(name, url) for name, found in urls.items() for url in found),
+        outages={reward.name: Outage(reward.outage, reward.outage_limit_s) for reward in config.rewards},
+        settings=config.reward_client,
+        token=os.environ.get(REWARD_TOKEN),
+        redis=redis,
+        cached_scores=config.redis.cached_scores,
+    )
 
 
-def _check_rewards(config: Config, endpoints: dict[str, RewardEndpoint]) -> None:
-    """Ask every server who it is, before anything expensive starts.
+def _plain_questions(config: Config, train: Prompt, evaluation: Prompt) -> dict[str, PlainQuestion]:
+    """What every reward can answer, with a prompt of those that it is asked about."""
+    chosen = {reward.name: train if reward.trained else evaluation for reward in config.rewards}
+    return {name: PlainQuestion(prompt.text, dict(prompt.metadata)) for name, prompt in chosen.items()}
+
+
+def _check_rewards(config: Config, access: RewardAccess, plain: dict[str, PlainQuestion]) -> dict[str, ServerInfo]:
+    """Ask every server who it is, and every reward a plain question, before anything expensive starts.
+
+    Returns:
+        What each reward is in this run.
 
     Raises:
-        RewardError: it does not answer as a reward server; the reward is named.
-        ConfigError: it cannot do what the run asks of it.
+        RewardError: no server of a reward answers, or one answers not as a reward server or not as the others.
+        ConfigError: a server cannot do what the run asks of it.
     """
-    client = config.reward_client
-    token = os.environ.get(REWARD_TOKEN)
-    with RewardClient(list(endpoints.values()), client.timeout_s, client.attempts, token) as rewards:
+    with access.client() as client:
+        infos = {reward.name: client.verify(reward.name) for reward in config.rewards}
         for reward in config.rewards:
-            info = rewards.info(reward.name)
-            if reward.differentiable and not info.differentiable:
+            if reward.differentiable and not infos[reward.name].differentiable:
                 raise ConfigError(
                     f"rewards.{reward.name}.differentiable is true, but its server has no gradient: set it to false"
                 )
+            client.ask_plainly(reward.name, plain[reward.name])
+            if reward.differentiable:
+                client.ask_plainly(reward.name, plain[reward.name], gradient=True)
+    return infos
+
+
+def _waited_for(config: Config) -> set[str]:
+    """Rewards that the run cannot go on without: a local server of theirs that died ends it at once."""
+    return {reward.name for reward in config.rewards if reward.outage == "pause"}
 
 
 def _start_actors(
-    config: Config, prompts: Sequence[Prompt], endpoints: dict[str, RewardEndpoint]
+    config: Config, prompts: Sequence[Prompt], access: RewardAccess
 ) -> tuple[ActorHandle, list[ActorHandle]]:
     """Learner and workers, placed by their resources."""
-    token = os.environ.get(REWARD_TOKEN)
-    gradients = [endpoints[reward.name] for reward in config.rewards if reward.trained and reward.differentiable]
     learner = (
         ray.remote(Learner)
         .options(num_cpus=config.learner.num_cpus, num_gpus=config.learner.num_gpus)
-        .remote(config, prompts, gradients, token, _device(config.learner.num_gpus))
+        .remote(config, prompts, access, _device(config.learner.num_gpus))
     )
     settings = WorkerSettings(
         backbone=config.backbone,
         lora=config.lora,
-        trained_rewards=tuple(endpoints[reward.name] for reward in config.rewards if reward.trained),
-        evaluation_rewards=tuple(endpoints[reward.name] for reward in config.rewards if not reward.trained),
-        reward_client=config.reward_client,
-        reward_token=token,
+        rewards=access,
+        trained_rewards=tuple(reward.name for reward in config.rewards if reward.trained),
         seed=config.run.seed,
         threads=config.workers.threads,
         device=_device(config.workers.num_gpus),
@@ -286,7 +349,9 @@ def plan_text(invocation: Invocation, start: Start) -> str:
 
 def _reward_text(reward: RewardConfig) -> str:
     use = "evaluation only" if not reward.trained else f"weight {reward.weight:g}"
-    return f"reward     {reward.name} at {reward.url}, {use}{', differentiable' if reward.differentiable else ''}"
+    where = reward.url if isinstance(reward.url, str) else ", ".join(reward.url)
+    gradient = ", differentiable" if reward.differentiable else ""
+    return f"reward     {reward.name} at {where}, {use}{gradient}, when out: {reward.outage}"
 
 
 def _device(num_gpus: float) -> str:

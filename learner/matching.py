@@ -8,13 +8,15 @@ Source: arXiv 2605.26108; formulas in `common/flow.py` and `learner/objectives/`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from common import seeding
 from common.backbones.base import Backbone, Conditioning, Network, guided_velocity
+from common.config import ColdStartConfig, SamplingConfig
 from common.flow import ambient_target, clean_prediction, cps_transition, renoise, sample_renoise_level
 from learner.objectives.ac_dmd import distribution_matching_loss, fake_score_loss
 from learner.objectives.consistency import consistency_loss, earlier_sigma
@@ -32,6 +34,10 @@ class DrawKey:
     purpose: str
     iteration: int
     rows: slice
+
+    def first(self, count: int) -> DrawKey:
+        """The key of the first `count` rows."""
+        return replace(self, rows=slice(self.rows.start, self.rows.start + count))
 
     def normal(self, what: str, like_Bchw: Tensor) -> Tensor:
         """Standard normal noise for the rows, in the shape of `like_Bchw`."""
@@ -62,12 +68,25 @@ class MatchingSettings:
         eta: stochasticity of every transition.
         fake_max_weight: cap of the fake loss's weight 1 / w^2.
         consistency_weight: weight of the two-sample regulariser; 0 leaves it out.
+        consistency_fraction: fraction of the samples it is estimated on, rounded up.
     """
 
     guidance: float
     eta: float
     fake_max_weight: float
     consistency_weight: float
+    consistency_fraction: float
+
+    @classmethod
+    def of(cls, settings: ColdStartConfig, sampling: SamplingConfig, guidance: float) -> MatchingSettings:
+        """The settings of a run, the same in both stages."""
+        return cls(
+            guidance,
+            sampling.eta,
+            settings.fake_max_weight,
+            settings.consistency_weight,
+            settings.consistency_fraction,
+        )
 
 
 @dataclass(frozen=True)
@@ -113,7 +132,10 @@ def _consistency(
     settings: MatchingSettings,
     key: DrawKey,
 ) -> Loss:
-    latents, sigma = renoised.latents_Bchw, renoised.sigma_B
+    first = slice(0, math.ceil(settings.consistency_fraction * len(conditioning)))
+    conditioning, velocity_Bchw = conditioning.rows(first), velocity_Bchw[first]
+    latents, sigma = renoised.latents_Bchw[first], renoised.sigma_B[first]
+    key = key.first(len(latents))
     earlier = earlier_sigma(key.uniform("earlier", sigma.device), sigma)
     transition = cps_transition(latents, velocity_Bchw.detach(), sigma, earlier, settings.eta)
     predictions = []

@@ -1,15 +1,21 @@
-"""What a run does now and then: evaluate the averaged student, save a grid of samples, write a checkpoint."""
+"""What a run does now and then: evaluate the averaged student, save a grid of samples, write a checkpoint.
+
+And what it is asked to do meanwhile, through Redis: pause, or stop.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ray.actor import ActorHandle
 
 from common.config import Config
+from common.errors import RunStopped, StoreError
+from common.store import RunControl, RunRequest
 from common.types import Prompt
 from learner.checkpoint import Position, prune_checkpoints
 from learner.evaluate import Evaluation, evaluate, save_grid
@@ -19,6 +25,8 @@ from learner.worker_pool import WorkerPool
 
 EVALUATION_VERSION = -1
 """Version number of averaged weights: no training iteration samples with them."""
+
+PAUSE_POLL_S = 1.0
 
 
 class RunMilestones:
@@ -34,8 +42,10 @@ class RunMilestones:
         prompts: Sequence[Prompt],
         spec: object,
         settings: dict[str, Any],
+        control: RunControl | None,
     ) -> None:
         """`spec` says how the student samples; `settings` go into every checkpoint and must be equal on resume."""
+        self._control = control
         self._config = config
         self._run_dir = run_dir
         self._learner = learner
@@ -52,6 +62,7 @@ class RunMilestones:
             self._evaluate(position)
         if position.iteration % self._config.checkpoint.every == 0:
             self.checkpoint(position)
+        self._obey(position)
 
     def checkpoint(self, position: Position) -> None:
         root = self._run_dir / "checkpoints"
@@ -70,3 +81,29 @@ class RunMilestones:
         name = f"{position.stage}-{position.iteration:06d}.png"
         save_grid(evaluation, self._run_dir / "samples" / name, self._config.evaluation.grid_prompts)
         self._tracker.evaluation(position, "student", evaluation.metrics, time.perf_counter() - started)
+
+    def _obey(self, position: Position) -> None:
+        """Pause as long as somebody asks for it; stop with a checkpoint. While Redis is away nobody asks for anything.
+
+        Raises:
+            RunStopped: somebody asked the run to stop; the request is taken back.
+        """
+        request = self._asked()
+        if request == "pause":
+            self._tracker.message(f"paused on request; delete rtdmd:run:{self._config.run.name} in Redis to go on")
+            while request == "pause":
+                time.sleep(PAUSE_POLL_S)
+                request = self._asked()
+            self._tracker.message("going on")
+        if request == "stop" and self._control is not None:
+            self.checkpoint(position)
+            # Otherwise the resumed run would stop at once.
+            with suppress(StoreError):
+                self._control.ask(None)
+            raise RunStopped(f"stopped on request after {position.iteration} iterations of {position.stage}")
+
+    def _asked(self) -> RunRequest | None:
+        try:
+            return None if self._control is None else self._control.asked()
+        except StoreError:
+            return None

@@ -16,15 +16,15 @@ from torch import Tensor
 
 from common.backbones.base import Backbone, Network
 from common.config import AlignmentConfig, ColdStartConfig
-from learner.optimizer import AdapterOptimizer, MovingAverage
+from learner.optimizer import AdapterOptimizer, LearningRate, MovingAverage
 
 COLD_START, ALIGNED, FAKE_SCORE = "cold_start", "aligned", "fake_score"
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    learning_rate_student: float
-    learning_rate_fake: float
+    learning_rate_student: LearningRate
+    learning_rate_fake: LearningRate
     weight_decay: float
     gradient_clip: float
     ema_decay: float
@@ -33,8 +33,8 @@ class OptimizerSettings:
     def of(cls, stage: ColdStartConfig | AlignmentConfig) -> OptimizerSettings:
         """The settings of a stage."""
         return cls(
-            stage.learning_rate_student,
-            stage.learning_rate_fake,
+            LearningRate(stage.learning_rate_student, stage.learning_rate_schedule, stage.iterations),
+            LearningRate(stage.learning_rate_fake, stage.learning_rate_schedule, stage.iterations),
             stage.weight_decay,
             stage.gradient_clip,
             stage.ema_decay,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +16,25 @@ from common.errors import TrainingError
 BETAS = (0.9, 0.999)
 
 
+@dataclass(frozen=True)
+class LearningRate:
+    """A learning rate over a stage: a function of the iteration alone, so that a resumed run has the same one.
+
+    Attributes:
+        initial: in iteration 0.
+        schedule: constant, or linear, which would reach zero in iteration `iterations`.
+        iterations: of the stage.
+    """
+
+    initial: float
+    schedule: Literal["constant", "linear"]
+    iterations: int
+
+    def at(self, iteration: int) -> float:
+        remaining = 1.0 if self.schedule == "constant" else max(0.0, 1 - iteration / self.iterations)
+        return self.initial * remaining
+
+
 class AdapterOptimizer:
     """One AdamW step at a time on one adapter's parameters; its whole state is a flat dict of tensors."""
 
@@ -22,16 +43,17 @@ class AdapterOptimizer:
         network: str,
         parameters: Mapping[str, Parameter],
         *,
-        learning_rate: float,
+        learning_rate: LearningRate,
         weight_decay: float,
         gradient_clip: float,
     ) -> None:
         """`network` is what errors call the owner of the parameters."""
         self._network = network
         self._parameters = dict(parameters)
+        self._learning_rate = learning_rate
         self._gradient_clip = gradient_clip
         self._adamw = torch.optim.AdamW(
-            self._parameters.values(), lr=learning_rate, betas=BETAS, weight_decay=weight_decay
+            self._parameters.values(), lr=learning_rate.initial, betas=BETAS, weight_decay=weight_decay
         )
 
     def zero_grad(self) -> None:
@@ -51,6 +73,8 @@ class AdapterOptimizer:
                 "another run with a lower learning rate"
             )
         clip_grads_with_norm_(parameters, self._gradient_clip, norm)
+        for group in self._adamw.param_groups:
+            group["lr"] = self._learning_rate.at(iteration)
         self._adamw.step()
         return float(norm)
 

@@ -1,14 +1,16 @@
 """Requests the groups of an iteration from the workers and collects them, scored, in the order they were asked for.
 
 A group whose score failed is asked for again, then dropped whole and counted by cause; its rewards never become zeros.
+An iteration that an outage left without any group is sampled again until the rewards are back, for a bounded time.
 The driver sees what a group says about itself (an `Outcome`); the group stays in the object store until the learner
 fetches it.
 """
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -16,13 +18,16 @@ from typing import Protocol
 import ray
 from ray.actor import ActorHandle
 
-from common.errors import RewardInvalid
+from common.errors import RewardInvalid, RewardOutage
+from common.reward_api import REQUEST_CAUSES
 from common.types import PolicyVersion, Prompt, ScoredGroup, StepPlan
 from common.weights import PublishedWeights
 from learner.worker_pool import Call, WorkerPool
 
 GROUP_ATTEMPTS = 2
 """Times a group is sampled and scored before it is dropped; each already holds the reward client's own retries."""
+EMPTY_ITERATION_PAUSE_S = 1.0
+"""Between two samplings of an iteration of which nothing could be scored."""
 
 
 class Outcome(Protocol):
@@ -32,6 +37,7 @@ class Outcome(Protocol):
     version: PolicyVersion
     seconds: dict[str, float]
     failure: Failure | None
+    left_out: Sequence[Failure]
 
 
 class Failure(Protocol):
@@ -46,14 +52,16 @@ class Collected:
 
     Attributes:
         groups: references in the order of the prompts, dropped ones left out.
-        seconds: worker seconds by part, summed over groups.
-        dropped: cause -> how many groups were dropped for it.
+        seconds: worker seconds by part, summed over groups, those of samplings that came to nothing included.
+        dropped: reward:cause -> how many groups were dropped for it, of all samplings.
+        renormalised: reward:cause -> how many groups are trained without that reward.
         images: worker -> samples it contributed.
     """
 
     groups: list[ray.ObjectRef[ScoredGroup]]
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     dropped: Counter[str] = field(default_factory=Counter)
+    renormalised: Counter[str] = field(default_factory=Counter)
     images: Counter[str] = field(default_factory=Counter)
 
 
@@ -67,9 +75,18 @@ class _Key:
 class Rollouts:
     """Asks for groups ahead of time and waits for those of one iteration."""
 
-    def __init__(self, pool: WorkerPool, group_size: int) -> None:
+    def __init__(
+        self,
+        pool: WorkerPool,
+        group_size: int,
+        outage_limit_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`outage_limit_s`: seconds an iteration is sampled again for when an outage left it without any group."""
+        self._clock = clock
         self._pool = pool
         self._group_size = group_size
+        self._outage_limit_s = outage_limit_s
         self._calls: dict[int, list[partial[list[ray.ObjectRef]]]] = {}
 
     def request(self, plan: StepPlan, prompts: Sequence[Prompt], weights: ray.ObjectRef[PublishedWeights]) -> None:
@@ -83,43 +100,76 @@ class Rollouts:
         """Wait for every group of a requested iteration.
 
         Raises:
-            RewardInvalid: not one group could be scored.
+            RewardOutage: not one group could be scored for as long as an outage may last.
+            RewardInvalid: not one group could be scored, and waiting would not help.
             WorkerError: see `WorkerPool.take`.
         """
-        collected = Collected([])
-        for outcome, group in self._finish(iteration):
+        calls, collected = self._calls.pop(iteration), Collected([])
+        first_attempt = 1
+        out_since: float | None = None
+        while True:
+            failure = self._gather(self._finish(iteration, calls, first_attempt), collected)
+            if failure is None or collected.groups:
+                return collected
+            now = self._clock()
+            out_since = now if out_since is None else out_since
+            self._require_hope(iteration, failure, now - out_since)
+            time.sleep(EMPTY_ITERATION_PAUSE_S)
+            first_attempt += GROUP_ATTEMPTS
+            for place, call in enumerate(calls):
+                self._pool.submit(Call(_Key(iteration, place, first_attempt), call))
+
+    def _require_hope(self, iteration: int, failure: Failure, out_s: float) -> None:
+        """RewardError unless an iteration without any group is to be sampled again."""
+        lost = f"no group of iteration {iteration} could be scored"
+        last = f"the last failure: {failure.message}"
+        if failure.cause in REQUEST_CAUSES or self._outage_limit_s == 0:
+            raise RewardInvalid(failure.reward, failure.cause, f"{lost}; {last}")
+        if out_s >= self._outage_limit_s:
+            message = (
+                f"{lost} for {out_s:.0f} s, and the longest rewards.*.outage_limit_s is {self._outage_limit_s:g} s; "
+                f"bring the reward {failure.reward} back and --resume; {last}"
+            )
+            raise RewardOutage(failure.reward, failure.cause, message)
+
+    def _gather(
+        self, finished: Sequence[tuple[Outcome, ray.ObjectRef[ScoredGroup]]], collected: Collected
+    ) -> Failure | None:
+        """Add what came of an iteration's groups; returns the last failure among them."""
+        failure = None
+        for outcome, group in finished:
             for part, seconds in outcome.seconds.items():
                 collected.seconds[part] += seconds
             if outcome.failure is None:
                 collected.groups.append(group)
                 collected.images[outcome.worker] += self._group_size
+                collected.renormalised.update(_cause(left_out) for left_out in outcome.left_out)
             else:
-                collected.dropped[f"{outcome.failure.reward}:{outcome.failure.cause}"] += 1
-                last_failure = outcome.failure
-        if not collected.groups:
-            raise RewardInvalid(
-                last_failure.reward,
-                last_failure.cause,
-                f"no group of iteration {iteration} could be scored; the last failure: {last_failure.message}",
-            )
-        return collected
+                collected.dropped[_cause(outcome.failure)] += 1
+                failure = outcome.failure
+        return failure
 
-    def _finish(self, iteration: int) -> list[tuple[Outcome, ray.ObjectRef[ScoredGroup]]]:
+    def _finish(
+        self, iteration: int, calls: Sequence[partial[list[ray.ObjectRef]]], first_attempt: int
+    ) -> list[tuple[Outcome, ray.ObjectRef[ScoredGroup]]]:
         """Every group's last attempt, in the order of the prompts."""
-        calls = self._calls.pop(iteration)
-        pending = {_Key(iteration, place, 1) for place in range(len(calls))}
+        pending = {_Key(iteration, place, first_attempt) for place in range(len(calls))}
         finished: dict[int, tuple[Outcome, ray.ObjectRef[ScoredGroup]]] = {}
         while pending:
             done = self._pool.take(pending)
             key, outcome = done.key, done.result
             pending.remove(key)
-            if outcome.failure is not None and key.attempt < GROUP_ATTEMPTS:
+            if outcome.failure is not None and key.attempt - first_attempt + 1 < GROUP_ATTEMPTS:
                 again = _Key(iteration, key.place, key.attempt + 1)
                 self._pool.submit(Call(again, calls[key.place]))
                 pending.add(again)
             else:
                 finished[key.place] = (outcome, done.references[1])
         return [finished[place] for place in sorted(finished)]
+
+
+def _cause(failure: Failure) -> str:
+    return f"{failure.reward}:{failure.cause}"
 
 
 def _start_rollout(

@@ -6,8 +6,9 @@ claimed: lock ─► refuse or verify the checkpoint ─► (everything starts) 
 from __future__ import annotations
 
 import fcntl
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,13 @@ from typing import Any
 from common.config import Config
 from common.config_file import dump_config
 from common.errors import CheckpointError, ConfigError
-from learner.checkpoint import Position, latest_checkpoint, read_checkpoint
+from common.reward_api import ServerInfo
+from learner.checkpoint import Position, checkpoint_settings, latest_checkpoint, read_checkpoint
 from learner.cli import Invocation
 from learner.tracker import cut_metrics
 
 LOCK = ".lock"
+DECLARED = "reward_servers"
 BEGINNING = Position("cold_start", 0)
 
 
@@ -74,14 +77,36 @@ def begin(invocation: Invocation, start: Start) -> None:
         raise _not_writable(run_dir, error) from error
 
 
-def continuity(config: Config) -> dict[str, Any]:
-    """The settings a checkpoint depends on: a run that goes on under others would not be the same run."""
+def continuity(config: Config, infos: Mapping[str, ServerInfo] | None = None) -> dict[str, Any]:
+    """The settings a checkpoint depends on: a run that goes on under others would not be the same run.
+
+    `infos` is what the reward servers declared, once they have been asked.
+    """
     whole = config.model_dump(mode="json")
     kept = {key: whole[key] for key in ("backbone", "lora", "sampling", "cold_start", "alignment", "prompts")}
-    kept["alignment"] = {k: v for k, v in kept["alignment"].items() if k not in ("iterations", "micro_batch")}
+    free = set()
+    if config.alignment.learning_rate_schedule == "constant":
+        free.add("iterations")  # a schedule's rates depend on its length
+    if config.cold_start.consistency_fraction == 1:
+        free.add("micro_batch")  # a fraction is taken of every micro-batch
+    kept["alignment"] = {key: value for key, value in kept["alignment"].items() if key not in free}
     kept["rewards"] = {r.name: {"weight": r.weight, "differentiable": r.differentiable} for r in config.rewards}
     kept["seed"] = config.run.seed
+    if infos is not None:
+        kept[DECLARED] = {name: json.loads(info.to_json()) for name, info in infos.items()}
     return kept
+
+
+def require_same_rewards(start: Start, infos: Mapping[str, ServerInfo]) -> None:
+    """CheckpointError unless the reward servers declare what they did when the run's checkpoint was written."""
+    before = (start.settings or {}).get(DECLARED, {})
+    for name, info in infos.items():
+        for field, now in json.loads(info.to_json()).items():
+            if name in before and before[name].get(field) != now:
+                raise CheckpointError(
+                    f"the server of the reward {name} declares {field} = {now!r}, when {start.checkpoint} was written "
+                    f"it was {before[name].get(field)!r}: bring the former server back, or use another --run-dir"
+                )
 
 
 @contextmanager
@@ -109,7 +134,9 @@ def _verified_start(invocation: Invocation) -> Start:
     if not invocation.resume and (own is not None or (run_dir / "config.yaml").exists()):
         raise ConfigError(f"{run_dir} holds a run already: use --resume to go on, or --run-dir for another directory")
     if own is not None:
+        # The reward servers are compared once they have been asked: `require_same_rewards`.
         settings = continuity(config)
+        settings |= {key: value for key, value in checkpoint_settings(own).items() if key == DECLARED}
         position, _ = read_checkpoint(own, settings)
         return Start(position, own, settings)
     borrowed = config.cold_start.from_checkpoint

@@ -2,43 +2,57 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
-from common.reward_api import FloatArray
-from common.reward_client import RewardClient
+from common.errors import RewardRejected
+from common.outage import RewardGuard
 from common.types import Prompt
 from learner.objectives.reward_gradient import attach_gradient
 
 
 class ServedRewards:
-    """Asks reward servers for score and d score / d image, so that the learner holds no reward model."""
+    """Asks reward servers for score and d score / d image, so that the learner holds no reward model.
 
-    def __init__(self, client: RewardClient, names: Sequence[str]) -> None:
-        self._client = client
-        self._names = tuple(names)
+    Attributes:
+        names: the differentiable rewards.
+        left_out: "reward:cause" -> samples trained without that reward's gradient; the trainer reads and clears it.
+    """
+
+    def __init__(self, guard: RewardGuard, names: Sequence[str]) -> None:
+        self._guard = guard
+        self.names = tuple(names)
+        self.left_out: Counter[str] = Counter()
 
     def differentiable(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """Name -> [B], with the graph to `images_BCHW` (float in [0, 1]); all rewards are asked at the same time.
 
+        A reward that is out is waited for (`pause`), or absent (`renormalise`), or all are absent (`drop_group`: these
+        samples get no reward gradient at all; what else they train is sound, since their scores were complete). All are
+        under `pause` too, for samples at which a reward that is well fails.
+
         Raises:
-            RewardError: a server could not be reached or its answer is not usable.
+            RewardError: a pause came to its limit, or the request itself could not be answered.
         """
         sent = images_BCHW.detach().float().cpu().contiguous().numpy()
         texts, metadata = [prompt.text for prompt in prompts], [dict(prompt.metadata) for prompt in prompts]
-
-        def ask(name: str) -> tuple[FloatArray, FloatArray]:
-            return self._client.gradient(name, sent, texts, metadata)
-
-        with ThreadPoolExecutor(max_workers=max(1, len(self._names))) as threads:
-            answers = list(threads.map(ask, self._names))
+        answers = self._guard.gradient(sent, texts, metadata, self.names)
+        absent, failure = dict(answers.left_out), answers.failure
+        if failure is not None:
+            if isinstance(failure, RewardRejected):
+                raise failure
+            absent[failure.reward] = failure
+        for error in absent.values():
+            self.left_out[f"{error.reward}:{error.cause}"] += len(prompts)
+        if failure is not None:
+            return {}
         device = images_BCHW.device
         return {
             name: attach_gradient(
                 torch.tensor(scores_B, device=device), torch.tensor(gradients_BCHW, device=device), images_BCHW
             )
-            for name, (scores_B, gradients_BCHW) in zip(self._names, answers, strict=True)
+            for name, (scores_B, gradients_BCHW) in answers.values.items()
         }

@@ -19,6 +19,7 @@ from ray.actor import ActorHandle
 from common import seeding
 from common.config import Config
 from common.errors import CheckpointError, RewardError, RtdmdError
+from common.store import RunControl
 from common.types import Prompt, StepPlan
 from learner.checkpoint import Position
 from learner.cold_start import run_cold_start
@@ -29,7 +30,7 @@ from learner.milestones import EVALUATION_VERSION, RunMilestones
 from learner.policies import PolicyRecords
 from learner.report import write_report
 from learner.rollouts import Rollouts
-from learner.run_directory import Start, continuity
+from learner.run_directory import Start
 from learner.tracker import Tracker
 from learner.worker_pool import WorkerPool
 
@@ -58,6 +59,9 @@ class Service:
     evaluation_prompts: Sequence[Prompt]
     specs: PolicySpecs
     health_check: Callable[[], None]
+    control: RunControl | None
+    settings: dict[str, Any]
+    """What a checkpoint depends on, see `learner.run_directory.continuity`."""
 
     def run(self, start: Start) -> None:
         """Both stages and everything measured on the way; a run that fails leaves a report of what it got to."""
@@ -95,7 +99,7 @@ class Service:
             position = Position("alignment", 0)
         run_alignment(
             self.learner,
-            Rollouts(self.pool, config.alignment.group_size),
+            Rollouts(self.pool, config.alignment.group_size, self._outage_limit_s()),
             self._plan,
             self.tracker,
             milestones,
@@ -107,6 +111,10 @@ class Service:
         self._measure("rtdmd", self.specs.student, alignment_end)
         self._finish(policies, time.perf_counter() - started)
 
+    def _outage_limit_s(self) -> float:
+        """How long an outage may leave an iteration without any group, where that does not pause the run."""
+        return max((r.outage_limit_s for r in self.config.rewards if r.trained and r.outage != "pause"), default=0.0)
+
     def _milestones(self) -> RunMilestones:
         return RunMilestones(
             self.config,
@@ -116,7 +124,8 @@ class Service:
             self.tracker,
             self.evaluation_prompts,
             self.specs.student,
-            continuity(self.config),
+            self.settings,
+            self.control,
         )
 
     def _restore(self, start: Start) -> None:

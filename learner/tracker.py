@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import Protocol, TextIO
 
 from common.metrics import DriverMetrics, LearnerMetrics
+from learner.alignment_trainer import LEFT_OUT_GRADIENTS
 from learner.checkpoint import STAGES, Position
 from learner.console import Console
 from learner.rollouts import Collected
+
+DROPPED_GROUPS = "dropped_groups"
+RENORMALISED_GROUPS = "renormalised_groups"
 
 
 class UpdateResult(Protocol):
@@ -31,6 +35,7 @@ class StepRecord:
         self.seconds: dict[str, float] = defaultdict(float)
         self.images: Mapping[str, int] = {}
         self.dropped: Mapping[str, int] = {}
+        self.renormalised: Mapping[str, int] = {}
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -43,8 +48,10 @@ class StepRecord:
         self.record_update(result)
         for part, seconds in collected.seconds.items():
             self.seconds[f"worker_{part}"] = seconds
-        self.dropped = collected.dropped
-        self.metrics["dropped_groups"] = float(sum(collected.dropped.values()))
+        self.dropped, self.renormalised = collected.dropped, collected.renormalised
+        self.metrics[DROPPED_GROUPS] = float(sum(collected.dropped.values()))
+        for cause, count in collected.renormalised.items():
+            self.metrics[f"{RENORMALISED_GROUPS}/{cause}"] = float(count)
         self.images = collected.images
 
     def record_update(self, result: UpdateResult) -> None:
@@ -131,10 +138,15 @@ class Tracker:
             self._driver.stage_seconds.labels(part=part).inc(seconds)
         for cause, count in record.dropped.items():
             self._driver.dropped_groups.labels(cause=cause).inc(count)
+        for cause, count in record.renormalised.items():
+            self._driver.renormalised_groups.labels(cause=cause).inc(count)
         for name, value in record.metrics.items():
-            if name.startswith("reward/"):
-                self._driver.reward.labels(reward=name.removeprefix("reward/")).set(value)
-            else:
+            kind, _, rest = name.partition("/")
+            if kind == "reward":
+                self._driver.reward.labels(reward=rest).set(value)
+            elif kind == LEFT_OUT_GRADIENTS:
+                self._driver.left_out_gradients.labels(cause=rest).inc(value)
+            elif kind not in (DROPPED_GROUPS, RENORMALISED_GROUPS):  # counted above, by cause
                 self._learner.loss.labels(loss=name).set(value)
         self._learner.updates.labels(network="fake").inc()
         if "student_gradient_norm" in record.metrics:

@@ -6,6 +6,7 @@ so repeating it is safe. What reaches this file is a worker that could not be br
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Container, Hashable
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from learner.learner_calls import death
 
 CALLS_AHEAD = 2
 """Calls a worker holds at a time: one running and one waiting, so that it never idles between them."""
+WATCH_S = 2.0
+"""While nothing finishes, the servers this process started are looked after this often."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,14 @@ class _Running:
 class WorkerPool:
     """A queue of calls over a changing set of workers."""
 
-    def __init__(self, workers: list[ActorHandle], timeout_s: float) -> None:
-        """`timeout_s`: the run fails when nothing at all finishes for so long."""
+    def __init__(self, workers: list[ActorHandle], timeout_s: float, watch: Callable[[], None] = lambda: None) -> None:
+        """`timeout_s`: the run fails when nothing at all finishes for so long.
+
+        `watch` is called now and then while waiting; what it raises ends the wait.
+        """
         self._workers = list(workers)
         self._timeout_s = timeout_s
+        self._watch = watch
         self._waiting: deque[Call] = deque()
         self._running: dict[ray.ObjectRef, _Running] = {}
         self._finished: dict[Hashable, Finished] = {}
@@ -81,7 +88,12 @@ class WorkerPool:
 
     def _wait(self) -> None:
         """Until one call has finished, or one worker turned out to be gone."""
-        ready, _ = ray.wait(list(self._running), num_returns=1, timeout=self._timeout_s)
+        deadline = time.monotonic() + self._timeout_s
+        ready: list[ray.ObjectRef] = []
+        while not ready and (left_s := deadline - time.monotonic()) > 0:
+            ready, _ = ray.wait(list(self._running), num_returns=1, timeout=min(WATCH_S, left_s))
+            if not ready:
+                self._watch()
         if not ready:
             raise WorkerError(f"no worker finished anything in {self._timeout_s:.0f} s: see the workers' logs")
         running = self._running.pop(ready[0])

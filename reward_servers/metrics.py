@@ -1,11 +1,13 @@
-"""What a reward server counts, in a registry of its own."""
+"""What a reward server counts: one registry a process, every series labelled with its scorer."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector, generate_latest
+from prometheus_client.registry import Collector
 
 from common.reward_api import FloatArray
 
@@ -15,59 +17,110 @@ SCORE_BUCKETS = 40
 
 
 class ServerMetrics:
-    """Counters of one server, labelled with its scorer's name."""
+    """The counters of one process."""
 
-    def __init__(self, scorer: str, low: float, high: float) -> None:
+    def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        requests = Counter(
+        ProcessCollector(registry=self._registry)
+        self._scores = _ScoreHistograms()
+        self._registry.register(self._scores)
+        shared = {"labelnames": ("scorer",), "registry": self._registry}
+        self._requests = Counter(
             "reward_server_requests_total", "Answered requests.", ("scorer", "path", "code"), registry=self._registry
         )
-        seconds = Histogram(
+        self._seconds = Histogram(
             "reward_server_request_seconds",
             "Seconds from the request's head to its answer.",
             ("scorer", "path"),
             registry=self._registry,
             buckets=SECONDS_BUCKETS,
         )
-        queue = Gauge("reward_server_queue_images", "Images waiting.", ("scorer",), registry=self._registry)
-        batch = Histogram(
-            "reward_server_batch_images",
-            "Images per model call.",
-            ("scorer",),
-            registry=self._registry,
-            buckets=BATCH_BUCKETS,
+        self._queue_images = Gauge("reward_server_queue_images", "Images waiting.", **shared)
+        self._queue_bytes = Gauge("reward_server_queue_bytes", "Bytes held by requests not yet answered.", **shared)
+        self._batch = Histogram("reward_server_batch_images", "Images per model call.", **shared, buckets=BATCH_BUCKETS)
+        self._model_seconds = Histogram(
+            "reward_server_model_seconds", "Seconds per model call.", **shared, buckets=SECONDS_BUCKETS
         )
-        scores = Histogram(
-            "reward_server_score",
-            "Scores answered.",
-            ("scorer",),
-            registry=self._registry,
-            buckets=_score_buckets(low, high),
+
+    def of_scorer(self, scorer: str, low: float, high: float) -> ScorerMetrics:
+        """The series of one scorer whose scores lie in [low, high]."""
+        return ScorerMetrics(
+            scorer,
+            requests=self._requests,
+            seconds=self._seconds,
+            queue_images=self._queue_images.labels(scorer),
+            queue_bytes=self._queue_bytes.labels(scorer),
+            batch=self._batch.labels(scorer),
+            model_seconds=self._model_seconds.labels(scorer),
+            scores=self._scores.add(scorer, low, high),
         )
+
+    def exposition(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self._registry)
+
+
+class ScorerMetrics:
+    """What one scorer's queue and routes report."""
+
+    def __init__(
+        self,
+        scorer: str,
+        requests: Counter,
+        seconds: Histogram,
+        queue_images: Gauge,
+        queue_bytes: Gauge,
+        batch: Histogram,
+        model_seconds: Histogram,
+        scores: Histogram,
+    ) -> None:
         self._scorer = scorer
         self._requests = requests
         self._seconds = seconds
-        self._queue = queue.labels(scorer)
-        self._batch = batch.labels(scorer)
-        self._scores = scores.labels(scorer)
+        self._queue_images = queue_images
+        self._queue_bytes = queue_bytes
+        self._batch = batch
+        self._model_seconds = model_seconds
+        self._scores = scores
 
     def answered(self, path: str, code: int, seconds: float) -> None:
         self._requests.labels(self._scorer, path, str(code)).inc()
         self._seconds.labels(self._scorer, path).observe(seconds)
 
     def waiting(self, images: int) -> None:
-        self._queue.set(images)
+        self._queue_images.set(images)
 
-    def model_called(self, images: int) -> None:
+    def holding(self, size: int) -> None:
+        self._queue_bytes.set(size)
+
+    def model_called(self, images: int, seconds: float) -> None:
         self._batch.observe(images)
+        self._model_seconds.observe(seconds)
 
     def scored(self, scores_B: FloatArray) -> None:
         for score in scores_B.tolist():
             self._scores.observe(score)
 
-    def exposition(self) -> bytes:
-        """The Prometheus text format."""
-        return generate_latest(self._registry)
+
+class _ScoreHistograms(Collector):
+    """One metric whose buckets differ by scorer, because their ranges do: the client library has no such thing."""
+
+    def __init__(self) -> None:
+        self._families: list[Histogram] = []
+
+    def add(self, scorer: str, low: float, high: float) -> Histogram:
+        family = Histogram(
+            "reward_server_score", "Scores answered.", ("scorer",), registry=None, buckets=_score_buckets(low, high)
+        )
+        self._families.append(family)
+        return family.labels(scorer)
+
+    def collect(self) -> Iterator[Metric]:
+        merged = Metric("reward_server_score", "Scores answered.", "histogram")
+        for family in self._families:
+            for metric in family.collect():
+                merged.samples += metric.samples
+        yield merged
 
 
 def _score_buckets(low: float, high: float) -> tuple[float, ...]:

@@ -10,6 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,9 +20,9 @@ from torch import Tensor
 
 from common.backbones import load_backbone
 from common.backbones.base import Network
-from common.config import BackboneConfig, LoraConfig, RewardClientConfig
+from common.config import BackboneConfig, LoraConfig
 from common.errors import RewardError, WeightUpdateError
-from common.reward_client import RewardClient, RewardEndpoint
+from common.reward_access import RewardAccess
 from common.types import FloatArray, PolicyVersion, Prompt, ScoredGroup, StepPlan, TrajectoryGroup
 from common.weights import PublishedWeights
 from rollout_workers.diversity import mean_pairwise_distance
@@ -38,10 +39,8 @@ class WorkerSettings:
 
     backbone: BackboneConfig
     lora: LoraConfig
-    trained_rewards: tuple[RewardEndpoint, ...]
-    evaluation_rewards: tuple[RewardEndpoint, ...]
-    reward_client: RewardClientConfig
-    reward_token: str | None
+    rewards: RewardAccess
+    trained_rewards: tuple[str, ...]
     seed: int
     threads: int
     device: str
@@ -49,29 +48,40 @@ class WorkerSettings:
 
 @dataclass(frozen=True)
 class ScoringFailure:
-    """Why a group could not be scored: it is never trained on, and counted by reward and cause."""
+    """Why a reward could not be had, counted by reward and cause."""
 
     reward: str
     cause: str
     message: str
+
+    @classmethod
+    def of(cls, error: RewardError) -> ScoringFailure:
+        return cls(error.reward, error.cause, str(error))
 
 
 @dataclass(frozen=True)
 class RolloutOutcome:
     """What a rollout says of itself: small, for the driver; the group goes to the learner.
 
-    `worker` is host:pid, so that a restarted worker is a new one.
+    Attributes:
+        worker: host:pid, so that a restarted worker is a new one.
+        failure: why the group could not be scored; it is never trained on then.
+        left_out: rewards the group is trained without, where their outage policy says so.
     """
 
     worker: str
     version: PolicyVersion
     seconds: dict[str, float]
     failure: ScoringFailure | None = None
+    left_out: tuple[ScoringFailure, ...] = ()
 
 
 @dataclass(frozen=True)
 class EvaluatedPrompt:
-    """One prompt's images under one policy, uint8 [G, H, W, C], every reward of each [G], and how much they differ."""
+    """One prompt's images under one policy, uint8 [G, H, W, C], every reward of each [G], and how much they differ.
+
+    A reward that failed at these images alone is absent: it would fail at them again, whenever it was asked.
+    """
 
     prompt: Prompt
     images_GHWC: npt.NDArray[np.uint8]
@@ -103,16 +113,9 @@ class RolloutWorker:
         tolerance = PROBE_TOLERANCE[settings.backbone.dtype]
         self._receiver = WeightReceiver(self._backbone, tolerance)
         self._empty = self._backbone.encode_prompts([""])
-        client = settings.reward_client
-        self._trained = RewardClient(
-            settings.trained_rewards, timeout_s=client.timeout_s, attempts=client.attempts, token=settings.reward_token
-        )
-        self._all = RewardClient(
-            (*settings.trained_rewards, *settings.evaluation_rewards),
-            timeout_s=client.timeout_s,
-            attempts=client.attempts,
-            token=settings.reward_token,
-        )
+        # Open as long as the process lives.
+        self._connections = ExitStack()
+        self._rewards = self._connections.enter_context(settings.rewards.guard())
 
     def ready(self) -> str:
         """Answers once the backbone is loaded: the fingerprint of its base."""
@@ -125,6 +128,7 @@ class RolloutWorker:
 
         Raises:
             WeightUpdateError, AttestationError: the weights did not take effect; the run must stop.
+            RewardOutage: a reward that is waited for did not come back in time; the run must stop.
         """
         clock = _Stopwatch()
         version = self._receiver.receive(weights)
@@ -133,17 +137,21 @@ class RolloutWorker:
         clock.lap("rollout")
         images = self._decode_to_uint8(sampled.latents_SGchw[-1])
         clock.lap("decode")
-        try:
-            rewards = self._trained.score(images, [prompt.text] * group_size, [dict(prompt.metadata)] * group_size)
-        except RewardError as error:
-            clock.lap("score")
-            failure = ScoringFailure(error.reward, error.cause, str(error))
-            return RolloutOutcome(self._name, version, clock.seconds, failure), None
+        texts, metadata = [prompt.text] * group_size, [dict(prompt.metadata)] * group_size
+        answers = self._rewards.score(images, texts, metadata, self._settings.trained_rewards)
         clock.lap("score")
+        if answers.held_s > 0:
+            clock.seconds["held"] = answers.held_s
+            clock.seconds["score"] -= answers.held_s
+        if answers.failure is not None:
+            failure = ScoringFailure.of(answers.failure)
+            return RolloutOutcome(self._name, version, clock.seconds, failure), None
+        left_out = tuple(map(ScoringFailure.of, answers.left_out.values()))
         trajectory = TrajectoryGroup(
             prompt, plan, version, sampled.latents_SGchw.cpu().numpy(), sampled.surrogate_TG.cpu().numpy()
         )
-        return RolloutOutcome(self._name, version, clock.seconds), ScoredGroup(trajectory, rewards)
+        outcome = RolloutOutcome(self._name, version, clock.seconds, left_out=left_out)
+        return outcome, ScoredGroup(trajectory, answers.values)
 
     def evaluate(
         self, prompts: Sequence[Prompt], spec: SamplingSpec, images_per_prompt: int, weights: PublishedWeights | None
@@ -165,7 +173,7 @@ class RolloutWorker:
             self._backbone, prompt, spec, seed=self._settings.seed, count=count, empty=self._empty
         )
         images = self._decode_to_uint8(latents)
-        rewards = self._all.score(images, [prompt.text] * count, [dict(prompt.metadata)] * count)
+        rewards = self._rewards.score_all(images, [prompt.text] * count, [dict(prompt.metadata)] * count)
         features = self._backbone.image_features(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
         return EvaluatedPrompt(prompt, images, rewards, mean_pairwise_distance(features))
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from common.errors import PromptError
+from common.errors import PromptError, RewardRejected
+from common.reward_api import check_text_lengths
 from common.types import Prompt
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,10 @@ def load_prompts(path: Path) -> list[Prompt]:
                 f"{path}: line {line_number} is a prompt of {len(text):,} characters, the limit is {MAX_CHARACTERS:,}: "
                 "shorten it, or put one prompt on each line"
             )
+        try:
+            check_text_lengths([text], [metadata])
+        except RewardRejected as error:
+            raise PromptError(f"{path}: line {line_number} is nothing that reward servers read: {error}") from error
         if len(text) > TRUNCATION_NOTE_CHARACTERS:
             logger.warning(
                 "%s: line %d has %d characters; the text encoder reads only its first tokens",

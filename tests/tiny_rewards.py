@@ -18,6 +18,7 @@ CONTEXT = 16
 IMAGE_SIZE = 32
 END_TOKEN = 513
 VOCABULARY = 514
+CLIP_FEATURES = 24
 HPS_SETTINGS: dict[str, Any] = {
     "embed_dim": 24,
     "vision_cfg": {"image_size": IMAGE_SIZE, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
@@ -34,9 +35,9 @@ def write_tokenizer(directory: Path) -> None:
     (directory / "merges.txt").write_text("#version: 0.2\n")
 
 
-def hps_state(seed: int = 0) -> dict[str, torch.Tensor]:
-    """A random open_clip state dict for HPS_SETTINGS."""
-    vision, text = HPS_SETTINGS["vision_cfg"], HPS_SETTINGS["text_cfg"]
+def hps_state(seed: int = 0, settings: dict[str, Any] = HPS_SETTINGS) -> dict[str, torch.Tensor]:
+    """A random open_clip state dict of the architecture `settings`."""
+    vision, text = settings["vision_cfg"], settings["text_cfg"]
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -65,10 +66,10 @@ def hps_state(seed: int = 0) -> dict[str, torch.Tensor]:
         "visual.class_embedding": draw(vision["width"]),
         "visual.positional_embedding": draw(patches + 1, vision["width"]),
         "visual.conv1.weight": draw(vision["width"], 3, vision["patch_size"], vision["patch_size"]),
-        "visual.proj": draw(vision["width"], HPS_SETTINGS["embed_dim"]),
+        "visual.proj": draw(vision["width"], settings["embed_dim"]),
         "token_embedding.weight": draw(text["vocab_size"], text["width"]),
         "positional_embedding": draw(text["context_length"], text["width"]),
-        "text_projection": draw(text["width"], HPS_SETTINGS["embed_dim"]),
+        "text_projection": draw(text["width"], settings["embed_dim"]),
     }
     state |= norm("visual.ln_pre", vision["width"]) | norm("visual.ln_post", vision["width"])
     state |= norm("ln_final", text["width"])
@@ -89,12 +90,13 @@ def write_hps(directory: Path, dtype: torch.dtype = torch.float32) -> Path:
 
 
 def write_pickscore(directory: Path, end_token: int = END_TOKEN) -> Path:
+    """A transformers CLIPModel; `clipscore` loads it as well, and `aesthetic` is converted from it."""
     torch.manual_seed(1)
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = {"vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, "eos_token_id": end_token}
     model = CLIPModel(
         CLIPConfig(
-            projection_dim=24,
+            projection_dim=CLIP_FEATURES,
             vision_config=tower | {"image_size": IMAGE_SIZE, "patch_size": 8},
             text_config=tower | text | {"bos_token_id": VOCABULARY - 2, "pad_token_id": END_TOKEN},
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -60,7 +61,8 @@ class Brightness(ServedRewards):
     """Mean pixel value, with its graph, where a server would be asked."""
 
     def __init__(self) -> None:
-        super().__init__(None, ["bright"])
+        self.names = ("bright",)
+        self.left_out = Counter()
 
     def differentiable(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         assert len(images_BCHW) == len(prompts)
@@ -74,7 +76,7 @@ def alignment_trainer(
     served: ServedRewards | None = None,
 ) -> AlignmentTrainer:
     """A trainer in stage 2; `networks` must have begun it."""
-    matching = MatchingSettings(GUIDANCE, SAMPLING.eta, fake_max_weight=10.0, consistency_weight=0.01)
+    matching = MatchingSettings.of(cold_start_settings(), SAMPLING, GUIDANCE)
     settings = settings or alignment_settings()
     return AlignmentTrainer(networks, settings, matching, dict(rewards), served or Brightness(), seed=0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 
 from common.reward_api import ByteArray, FloatArray, Metadata
 from reward_servers.scorers.base import Scorer
+
+GATE_SECONDS = 10.0
 
 
 class BrightnessScorer(Scorer):
@@ -58,3 +61,66 @@ class SickScorer(MischiefScorer):
     """Fails its probe."""
 
     probe_prompt = "nan"
+
+
+class RecordingScorer(Scorer):
+    """Scores an image by its first pixel; remembers each call; waits at a gate when one is given."""
+
+    name = "recording"
+    score_range = (0.0, 255.0)
+    differentiable = True
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+        self.shapes: list[tuple[int, ...]] = []
+        self.gate = threading.Event()
+        self.entered = threading.Event()
+        self.gate.set()
+
+    @classmethod
+    def load(cls, model_dir: Path | None, device: str) -> Self:
+        return cls()
+
+    def score(self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]) -> FloatArray:
+        self.calls.append(list(prompts))
+        self.shapes.append(images_BHWC.shape)
+        self.entered.set()
+        assert self.gate.wait(GATE_SECONDS)
+        if "raise" in prompts:
+            raise RuntimeError("no luck")
+        scores_B = images_BHWC[:, 0, 0, 0].astype(np.float32)
+        scores_B[[prompt == "nan" for prompt in prompts]] = np.nan
+        return scores_B[1:] if "short" in prompts else scores_B
+
+    def score_with_gradient(
+        self, images_BCHW: FloatArray, prompts: Sequence[str], metadata: Sequence[Metadata]
+    ) -> tuple[FloatArray, FloatArray]:
+        self.calls.append(list(prompts))
+        return images_BCHW[:, 0, 0, 0], images_BCHW * 2
+
+
+class FickleScorer(BrightnessScorer):
+    """Brightness, in NORMAL_SECONDS a call; as sick as the file `mode` in its model directory says, from call to call.
+
+    slow: ten times NORMAL_SECONDS. shape: a score too few. nan: no number.
+    """
+
+    name = "fickle"
+    differentiable = False
+    NORMAL_SECONDS = 0.1
+
+    def __init__(self, mode: Path) -> None:
+        self._mode = mode
+
+    @classmethod
+    def load(cls, model_dir: Path | None, device: str) -> Self:
+        assert model_dir is not None
+        return cls(model_dir / "mode")
+
+    def score(self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]) -> FloatArray:
+        mode = self._mode.read_text()
+        time.sleep(self.NORMAL_SECONDS * (10 if mode == "slow" else 1))
+        scores_B = super().score(images_BHWC, prompts, metadata)
+        if mode == "shape":
+            return scores_B[:-1]
+        return scores_B * np.float32("nan") if mode == "nan" else scores_B

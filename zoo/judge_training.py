@@ -174,9 +174,7 @@ def seeing_losses(
     spoilt_BL = damage_BP.reshape(*image_tokens_BLD.shape[:2], MERGE * MERGE).amax(2)
     return {
         "cover": 0.5 * _cover_loss(locally[:, :, :-1], asked),
-        "things": _things_loss(
-            torch.cat([image_tokens_BLD @ types_KD.T, readouts.things(image_tokens_BLD)], 2), asked
-        ),
+        "things": _things_loss(torch.cat([image_tokens_BLD @ types_KD.T, readouts.things(image_tokens_BLD)], 2), asked),
         "damage": 2 * F.binary_cross_entropy_with_logits(locally[:, :, -1], damage_BP),
         "spoilt": 2 * F.binary_cross_entropy_with_logits(readouts.spoilt(image_tokens_BLD)[:, :, 0], spoilt_BL),
     }

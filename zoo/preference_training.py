@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from transformers import CLIPModel
 
 from reward_servers.scorers.base import Scorer
-from reward_servers.scorers.clip import OPENAI_MEAN, OPENAI_STD
 from reward_servers.scorers.hps import HpsScorer
 from reward_servers.scorers.pickscore import PickScoreScorer
+from reward_servers.scorers.pixels import OPENAI_MEAN, OPENAI_STD
 from zoo.corruptions import FOOTPRINT
 from zoo.preference import HPS_SIZES, PICKSCORE_SIZES, new_model, save_hps, save_pickscore
 from zoo.preference_pairs import PAIR_KINDS, TYPES, CaptionFacts, PairBatch, caption_facts, held_out_pairs, sample_batch

@@ -39,8 +39,13 @@ RELATIONS = ("above", "below", "left of", "right of")
 
 MAX_THINGS = 3
 CELL = CANVAS // 2
-CELL_JITTER = 3.0
-"""In the generator's scenes a thing stands in one of 2 x 2 cells, at most so many pixels off its middle."""
+CELL_JITTER = 6.0
+"""In the generator's scenes a thing stands in one of 2 x 2 cells, at most so many pixels off its middle.
+
+What decides how hard few steps are: with 3 pixels, 4 unguided steps reach nearly what 28 guided ones do.
+"""
+EDGE_MARGIN = 1.5
+"""Smallest distance of an outline from the edge of the image, pixels."""
 RADIUS_JITTER = 0.5
 COLOUR_JITTER = 0.04
 GAP = 3.0
@@ -150,7 +155,7 @@ def sample_scene(rng: random.Random) -> Scene:
         things: list[Thing] = []
         for _ in range(count):
             size = rng.choice(list(SIZES))
-            reach = SIZES[size] + 1.5
+            reach = SIZES[size] + EDGE_MARGIN
             thing = Thing(
                 size,
                 rng.choice(list(COLOURS)),
@@ -170,19 +175,20 @@ def sample_grid_scene(rng: random.Random) -> Scene:
     The scorers learn from `sample_scene`, where things stand anywhere, and so judge more than the generator can draw.
     """
     while True:
-        things = [
-            Thing(
-                rng.choice(list(SIZES)),
-                rng.choice(list(COLOURS)),
-                rng.choice(SHAPES),
-                (cell % 2 + 0.5) * CELL + rng.uniform(-CELL_JITTER, CELL_JITTER),
-                (cell // 2 + 0.5) * CELL + rng.uniform(-CELL_JITTER, CELL_JITTER),
-            )
-            for cell in rng.sample(range(4), rng.randint(1, MAX_THINGS))
-        ]
+        things = []
+        for cell in rng.sample(range(4), rng.randint(1, MAX_THINGS)):
+            size, colour, shape = rng.choice(list(SIZES)), rng.choice(list(COLOURS)), rng.choice(SHAPES)
+            x, y = _place_in_cell(cell % 2, size, rng), _place_in_cell(cell // 2, size, rng)
+            things.append(Thing(size, colour, shape, x, y))
         scene = _describe(things, rng)
         if scene is not None:
             return scene
+
+
+def _place_in_cell(index: int, size: str, rng: random.Random) -> float:
+    """One coordinate of a centre in the cell's row or column, the whole thing inside the image."""
+    middle, reach = (index + 0.5) * CELL, SIZES[size] + EDGE_MARGIN
+    return rng.uniform(max(reach, middle - CELL_JITTER), min(CANVAS - reach, middle + CELL_JITTER))
 
 
 def sample_grid_scenes(count: int, seed: int) -> list[Scene]:

@@ -6,14 +6,14 @@ RTDMD (arXiv 2605.26108). P prompts, G samples per prompt.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from common.flow import upcast
-from learner.objectives.loss import require_rewards
+from learner.objectives.loss import renormalised_weights, require_rewards
 
 # Added to every standard deviation divided by: rewards that hardly differ must not become large advantages.
 STD_FLOOR = 1e-4
@@ -43,7 +43,45 @@ def group_advantages(
     if len(set(shapes.values())) != 1:
         raise ValueError(f"rewards differ in shape: {shapes}")
     parts_PG = [weight * reward_advantages(rewards[name], scale, name) for name, weight in weights.items()]
-    combined_PG = torch.stack(parts_PG).sum(dim=0)
+    return _standardised(torch.stack(parts_PG).sum(dim=0), clip)
+
+
+def renormalised_group_advantages(
+    groups: Sequence[Mapping[str, Tensor]],
+    weights: Mapping[str, float],
+    scale: Literal["batch", "group"],
+    clip: float,
+) -> Tensor:
+    """Advantages [P, G] where some groups lack some rewards; `group_advantages` where none does.
+
+    A departure from RTDMD, for outages: each reward is standardised over the groups that have it, and a group's sum
+    takes the weights of the rewards it has, scaled to the sum of all weights. So a group with fewer rewards pulls as
+    hard as the others, and nothing stands in for what is missing.
+
+    Args:
+        groups: P times name -> [G].
+        weights, scale, clip: as in `group_advantages`.
+
+    Raises:
+        ValueError: as in `group_advantages`; a group without any reward of `weights`.
+    """
+    present = [[name for name in weights if name in group] for group in groups]
+    if all(len(names) == len(weights) for names in present):
+        rewards = {name: torch.stack([group[name] for group in groups]) for name in weights}
+        return group_advantages(rewards, weights, scale, clip)
+    combined = [torch.zeros(()) for _ in groups]
+    weights_P = [renormalised_weights(weights, names) for names in present]
+    for name in weights:
+        places = [place for place, names in enumerate(present) if name in names]
+        if not places:
+            continue
+        standardised = reward_advantages(torch.stack([groups[place][name] for place in places]), scale, name)
+        for place, advantages_G in zip(places, standardised, strict=True):
+            combined[place] = combined[place] + weights_P[place][name] * advantages_G
+    return _standardised(torch.stack(combined), clip)
+
+
+def _standardised(combined_PG: Tensor, clip: float) -> Tensor:
     # Each group is centred, so the batch mean is 0: subtracting it would only add rounding to groups that must stay 0.
     return (combined_PG / (combined_PG.std(correction=0) + STD_FLOOR)).clamp(-clip, clip)
 

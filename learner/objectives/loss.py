@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -42,3 +42,18 @@ def require_rewards(weights: Mapping[str, float], served: Iterable[str]) -> None
     absent = sorted(set(weights) - set(present))
     if absent:
         raise ValueError(f"weights name the rewards {absent}, but only {present} are there")
+
+
+def renormalised_weights(weights: Mapping[str, float], present: Collection[str]) -> dict[str, float]:
+    """The weights of the rewards that could be had, scaled so that they sum to what all of them sum to.
+
+    With every reward present they are exactly the given ones. Raises ValueError when none is present.
+    """
+    require_rewards(weights, weights)
+    kept = {name: weight for name, weight in weights.items() if name in present}
+    if not kept:
+        raise ValueError(f"none of the rewards {sorted(weights)} is there: such samples must be dropped")
+    if len(kept) == len(weights):
+        return kept
+    scale = sum(weights.values()) / sum(kept.values())
+    return {name: weight * scale for name, weight in kept.items()}

@@ -33,6 +33,15 @@ def reward_hinge_loss(rewards: Mapping[str, Tensor], weights: Mapping[str, float
     )
 
 
+def clip_sample_norms(gradients_Bchw: Tensor, largest: float | None) -> Tensor:
+    """Scale every sample's gradient down to a norm of at most `largest`; None leaves all as they are."""
+    if largest is None:
+        return gradients_Bchw
+    norms_B111 = upcast(gradients_Bchw).flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    clipped_Bchw: Tensor = gradients_Bchw * (largest / norms_B111.clamp(min=largest))
+    return clipped_Bchw
+
+
 def attach_gradient(scores_B: Tensor, gradients_BCHW: Tensor, images_BCHW: Tensor) -> Tensor:
     """Scores [B] whose value is what a server answered and whose derivative is the served d score / d image.
 

@@ -8,7 +8,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar, Self
 
-from common.reward_api import ByteArray, FloatArray, Metadata
+import numpy as np
+
+from common.reward_api import CHANNELS, ByteArray, FloatArray, Metadata, ScoreRequest
+
+PROBE_SIDE = 64
+PROBE_GREY = 128
 
 
 class Scorer(ABC):
@@ -39,7 +44,15 @@ class Scorer(ABC):
 
     @abstractmethod
     def score(self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]) -> FloatArray:
-        """uint8 [B, H, W, 3], B prompts and B dicts -> float32 [B]. An image's score must not depend on its batch."""
+        """uint8 [B, H, W, 3], B prompts and B dicts -> float32 [B]. An image's score must not depend on its batch.
+
+        RewardRejected for a request that cannot be scored, raised before any model runs: its company is scored again.
+        """
+
+    def probe_request(self) -> ScoreRequest:
+        """A plain grey picture with what this scorer needs beside it."""
+        picture_BHWC = np.full((1, PROBE_SIDE, PROBE_SIDE, CHANNELS), PROBE_GREY, dtype=np.uint8)
+        return ScoreRequest(picture_BHWC, [self.probe_prompt], [dict(self.probe_metadata)])
 
     def score_with_gradient(
         self, images_BCHW: FloatArray, prompts: Sequence[str], metadata: Sequence[Metadata]

@@ -1,9 +1,14 @@
-"""HPSv2.1 (Wu et al. 2023, arXiv 2306.09341): cosine of a fine-tuned open_clip ViT, without logit scale.
+"""HPSv2.0 and HPSv2.1 (Wu et al. 2023, arXiv 2306.09341): cosine of a fine-tuned open_clip ViT, without logit scale.
 
-Recipe: prompt -> ftfy, HTML-unescaped twice, spaces collapsed, lower case, BPE; image -> [0, 1] -> antialiased bicubic
-resize without clamp -> centre crop -> OpenAI mean and std; exact GELU. A model directory holds
+Both releases are one architecture with other weights. The recipe is that of the `hpsv2` package's own `score()`: prompt
+-> ftfy, HTML-unescaped twice, spaces collapsed, lower case, BPE; image -> [0, 1] -> longer side resized by antialiased
+bicubic, without clamp -> black bars to a square -> OpenAI mean and std; exact GELU. float32 throughout, as the package
+computes on a CPU (on a GPU it lets autocast choose float16). Departure: the package fails on a picture of which only
+the longer side has the model's size; here it gets its bars as well.
 
-    config.json                    {"embed_dim", "vision_cfg", "text_cfg"}, as open_clip writes it
+A model directory, written by `python -m reward_servers.convert hps`, holds
+
+    config.json                    {"hps_version", "embed_dim", "vision_cfg", "text_cfg"}, the latter as open_clip's
     open_clip_model.safetensors    open_clip's state dict, in any float type
     vocab.json, merges.txt         CLIP's tokenizer
 
@@ -13,55 +18,54 @@ Context length, image size and vocabulary come from config.json, so smaller mode
 from __future__ import annotations
 
 import html
-import json
 import re
 from pathlib import Path
 from typing import Any, Self
 
 import ftfy
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from common.errors import ModelError
-from reward_servers.scorers.clip import (
-    ClipScorer,
-    ImageRecipe,
-    PromptTokens,
+from reward_servers.scorers.clip import ClipScorer, PromptTokens, load_clip_tokenizer
+from reward_servers.scorers.model_directory import (
+    CONFIG_FILE,
+    State,
     load_state,
-    load_tokenizer,
+    read_settings,
+    read_weights,
     require_directory,
 )
+from reward_servers.scorers.pixels import ImageRecipe
 
-CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 MLP_RATIO = 4.0
-
-State = dict[str, torch.Tensor]
+# The version of a directory whose config names no release: a model of this family trained by somebody else.
+UNRELEASED = "unreleased"
 
 
 class HpsScorer(ClipScorer):
-    """score = cosine(image, prompt), in [-1, 1]."""
+    """score = cosine(image, prompt), in [-1, 1]. `version` is the release: 2.0 or 2.1."""
 
     name = "hps"
-    preprocess_version = "hpsv2.1-1"
+    preprocess_version = "hpsv2-1"
 
     @classmethod
     def load(cls, model_dir: Path | None, device: str) -> Self:
         directory = require_directory(model_dir, cls.name)
-        settings = _read_settings(directory / CONFIG_FILE)
+        settings = read_settings(directory / CONFIG_FILE)
         try:
-            tokenizer = load_tokenizer(directory, settings["text_cfg"]["vocab_size"])
+            tokenizer = load_clip_tokenizer(directory, settings["text_cfg"]["vocab_size"])
             config = clip_config(settings, tokenizer)
-            recipe = ImageRecipe(settings["vision_cfg"]["image_size"], clamp=False)
+            recipe = ImageRecipe(settings["vision_cfg"]["image_size"], eight_bit=False, whole=True)
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{directory / CONFIG_FILE} is not an open_clip model config: {error!r}") from error
         model = CLIPModel(config)
         weights = directory / WEIGHTS_FILE
-        load_state(model, from_open_clip(_read_weights(weights), weights), weights)
+        load_state(model, from_open_clip(read_weights(weights), weights), weights)
         tokens = PromptTokens(tokenizer, config.text_config.max_position_embeddings, clean_text)
-        return cls(model, tokens, recipe, scale=1.0, device=device)
+        scorer = cls(model, tokens, recipe, scale=1.0, device=device)
+        scorer.version = str(settings.get("hps_version", UNRELEASED))
+        return scorer
 
 
 def clean_text(text: str) -> str:
@@ -74,7 +78,7 @@ def clip_config(settings: dict[str, Any], tokenizer: CLIPTokenizer) -> CLIPConfi
     """Describe an open_clip model to transformers; the ids of start and end are the tokenizer's."""
     vision, text = settings["vision_cfg"], settings["text_cfg"]
     if settings.get("quick_gelu", False):
-        raise ValueError("quick_gelu is set, but HPSv2.1 models use the exact GELU")
+        raise ValueError("quick_gelu is set, but HPSv2 models use the exact GELU")
     shared = {"hidden_act": "gelu", "layer_norm_eps": 1e-5, "projection_dim": settings["embed_dim"]}
     return CLIPConfig(
         projection_dim=settings["embed_dim"],
@@ -157,22 +161,3 @@ def _convert_block(state: State, ours: str, theirs: str) -> State:
         for our_part, their_part in _BLOCK_PARTS.items():
             converted[f"{theirs}.{their_part}.{kind}"] = state.pop(f"{ours}.{our_part}.{kind}")
     return converted
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(f"{path} is missing: an HPS model directory holds it") from error
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
-    return settings
-
-
-def _read_weights(path: Path) -> State:
-    try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise ModelError(f"{path} is missing: an HPS model directory holds it") from error
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path} is truncated or corrupt ({error}): copy it again") from error

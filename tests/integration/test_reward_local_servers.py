@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -17,14 +15,17 @@ from common.errors import RewardUnavailable
 from common.reward_api import READY_PATH
 from learner.local_servers import PROJECT_ROOT, LocalServers, LocalServerSpec
 from tests.tiny_rewards import write_hps
+from tests.waiting import wait_until
 
 DEADLINE = 60.0
 BRIGHTNESS = LocalServerSpec("brightness", "tests.toy_scorers:BrightnessScorer", None)
 
 LAUNCHER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from learner.local_servers import LocalServers, LocalServerSpec
+# Whoever runs the tests in the background has them, and so this, ignore SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 specs = [LocalServerSpec(name, "tests.toy_scorers:BrightnessScorer", None) for name in ("one", "two")]
 with LocalServers(specs, Path(sys.argv[1])) as servers:
     print(*servers.urls.values(), flush=True)
@@ -32,18 +33,13 @@ with LocalServers(specs, Path(sys.argv[1])) as servers:
 """
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never came true"
-        time.sleep(0.02)
-
-
 def gone(url: str) -> bool:
     try:
         httpx.get(url + READY_PATH)
     except httpx.ConnectError:
         return True
+    except httpx.TransportError:
+        return False  # on its way
     return False
 
 

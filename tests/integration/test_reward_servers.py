@@ -9,8 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,18 +27,12 @@ from reward_servers.scorers.clip import ClipScorer
 from reward_servers.scorers.hps import HpsScorer
 from reward_servers.scorers.pickscore import PickScoreScorer
 from tests.tiny_rewards import random_images, write_hps, write_pickscore
+from tests.waiting import wait_until
 
 DEADLINE = 60.0
 BRIGHTNESS = "tests.toy_scorers:BrightnessScorer"
 MISCHIEF = "tests.toy_scorers:MischiefScorer"
 PROMPTS = ["a red cat", "two dogs", "a red cat"]
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never came true"
-        time.sleep(0.02)
 
 
 def launch(*options: str, cwd: Path = PROJECT_ROOT, **variables: str) -> subprocess.Popen[str]:
@@ -228,12 +221,14 @@ def test_a_full_queue_answers_429_and_a_vanished_client_is_forgotten(tmp_path: P
     assert 'reward_server_batch_images_count{scorer="mischief"} 3.0' in calls  # probe, waiting, last; not the vanished
 
 
-def test_a_request_past_its_deadline_is_answered_504(tmp_path: Path) -> None:
+def test_a_model_that_is_stuck_is_told_by_readyz_and_does_not_keep_the_server(tmp_path: Path) -> None:
+    """`running` asks for a clean end: the call still runs then, and whom it was made for was answered."""
     with running(tmp_path, "--scorer", MISCHIEF, "--deadline-s", "0.3") as (url, _):
         waiting = Waiting(url, tmp_path)
         wait_until(lambda: bool(waiting.answers))
         assert waiting.answers[0].json()["error"] == "deadline"
-        assert waiting.release() == 504
+        wait_until(lambda: httpx.get(url + READY_PATH).status_code == 503)
+    assert waiting.release() == 504
 
 
 def test_sigterm_drains(tmp_path: Path) -> None:
@@ -285,7 +280,7 @@ def test_a_scorer_of_ones_own_is_found_in_the_working_directory(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--scorer", "nonsense"), "neither one of hps, pickscore nor an import path"),
+        (("--scorer", "nonsense"), "nor an import path package.module:Class"),
         (("--scorer", "no.such.module:Class"), "No module named"),
         (("--scorer", "reward_servers.app:RewardService"), "no subclass of Scorer named RewardService"),
         (("--scorer", "hps"), "pass --model DIR"),
@@ -293,6 +288,7 @@ def test_a_scorer_of_ones_own_is_found_in_the_working_directory(tmp_path: Path) 
         (("--scorer", "hps", "--model", "docs"), "config.json is missing"),
         (("--scorer", BRIGHTNESS, "--host", "0.0.0.0"), "set REWARD_SERVER_TOKEN"),
         (("--scorer", BRIGHTNESS, "--port", "70000"), "port 70000"),
+        (("--scorer", BRIGHTNESS, "--redis-url", "foo"), "--redis-url foo: Redis URL must specify"),
         (("--scorer", "tests.toy_scorers:SickScorer"), "failed its probe (nan)"),
     ],
 )

@@ -207,6 +207,42 @@ def test_a_reward_out_of_reach_leaves_the_student_alone(networks: Networks) -> N
     assert adapters(changed(networks.backbone, before)) == {FAKE_SCORE}
 
 
+class HalfOut(Brightness):
+    """Of bright and left only bright can be had, and for the second half of the batch not even that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = ("left", "bright")
+        self.seen: list[float] = []
+
+    def differentiable(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        self.left_out["left:nan"] += len(prompts)
+        if self.seen:
+            self.left_out["bright:timeout"] += len(prompts)
+            return {}
+        rewards = super().differentiable(images_BCHW, prompts)
+        self.seen.append(rewards["bright"].mean().item())
+        return rewards
+
+
+def test_without_a_rewards_gradient_the_others_take_its_weight_and_no_mean_is_diluted(networks: Networks) -> None:
+    served, settings = HalfOut(), alignment_settings(micro_batch=3)
+    metrics, _ = alignment_trainer(networks, settings, served=served).update(scored_groups(networks.backbone, 0))
+    assert metrics["hinge_reward"] == pytest.approx(sum(REWARDS.values()) * served.seen[0], rel=1e-5)
+    assert metrics["left_out_gradients/left:nan"] == 6
+    assert metrics["left_out_gradients/bright:timeout"] == 3
+    assert not served.left_out
+
+
+def test_a_group_without_a_reward_is_trained_on_the_others(networks: Networks) -> None:
+    groups = scored_groups(networks.backbone, 0)
+    groups[0] = replace(groups[0], rewards_G={"bright": groups[0].rewards_G["bright"]})
+    metrics, _ = alignment_trainer(networks).update(groups)
+    assert metrics["reward/left"] == pytest.approx(float(groups[1].rewards_G["left"].mean()), rel=1e-5)
+    assert metrics["student_gradient_norm"] > 0
+    assert all(math.isfinite(value) for value in metrics.values())
+
+
 @pytest.mark.parametrize("network", ["fake score", "student"])
 def test_a_gradient_that_is_not_finite_stops_its_network_by_name(networks: Networks, network: str) -> None:
     groups = scored_groups(networks.backbone, 5)
@@ -239,3 +275,21 @@ def test_the_policy_gradient_raises_a_reward_without_gradient(tiny_pipeline: Pat
     trainer = alignment_trainer(networks, settings, rewards={"left": 1.0})
     first, *_, last = [trainer.update(scored_groups(networks.backbone, 0, settings))[0] for _ in range(8)]
     assert last["reward/left"] > first["reward/left"]
+
+
+def test_clipping_scales_every_samples_reward_gradient(tiny_pipeline: Path) -> None:
+    """Below every sample's own norm, half the clip is half the student's gradient; a clip above all changes nothing."""
+
+    def norm(clip: float | None) -> float:
+        settings = alignment_settings(
+            policy_gradient="none", matching_weight=0.0, reward_gradient_weight=1.0, reward_gradient_clip=clip
+        )
+        networks = aligned_networks(tiny_pipeline)
+        trainer = alignment_trainer(networks, settings, rewards={"bright": 1.0})
+        return trainer.update(scored_groups(networks.backbone, 0, settings))[0]["student_gradient_norm"]
+
+    unclipped = norm(None)
+    assert unclipped > 0
+    assert norm(1e6) == pytest.approx(unclipped, rel=1e-5)
+    assert norm(1e-6) == pytest.approx(2 * norm(5e-7), rel=1e-3)
+    assert norm(1e-6) < 1e-2 * unclipped

@@ -41,7 +41,10 @@ def test_the_version_that_is_due_passes_and_its_neighbours_do_not(staleness: int
 
 def test_a_resumed_run_starts_with_the_first_version_it_published() -> None:
     for iteration, due in ((40, 40), (41, 40), (42, 40), (43, 41)):
-        published(iteration, max_staleness=2, first=40).attest(groups(iteration, due))
+        policies = published(iteration, max_staleness=2, first=40)
+        policies.attest(groups(iteration, due))
+        with pytest.raises(AttestationError, match=rf"due is .*{due}"):
+            policies.attest(groups(iteration, due + 1))
 
 
 def test_a_republished_version_counts_as_it_is_now() -> None:

@@ -94,6 +94,28 @@ def test_a_config_is_frozen() -> None:
         ({"rewards": []}, "rewards = []"),
         ({"rewards": [{"name": "hps"}]}, 'rewards.hps.scorer: url is "local" but no scorer is named'),
         ({"rewards": [{"name": "a", "url": "ftp://x"}]}, "rewards.a.url"),
+        ({"rewards": [{"name": "a", "url": ["http://x", "local"]}]}, "rewards.a.url"),
+        ({"rewards": [{"name": "a", "url": ["http://x", "http://x"]}]}, "nor http(s) URLs that all differ"),
+        ({"rewards": [{"name": "a", "url": []}]}, "rewards.a.url = []"),
+        ({"rewards": [{"name": "a", "url": "http://x", "outage": "ignore"}]}, 'rewards.a.outage = "ignore"'),
+        ({"rewards": [{"name": "a", "url": "http://x", "outage_limit_s": 1600}]}, "rewards.a.outage_limit_s = 1600"),
+        (
+            {"rewards": [{"name": "a", "url": "http://x", "outage": "renormalise"}]},
+            "rewards.a.outage: renormalise, but no other reward is trained on",
+        ),
+        (
+            {"rewards": [{"name": "a", "url": "redis", "differentiable": True}], "redis": {"url": "none"}},
+            "rewards.a.url: redis, but redis.url is none",
+        ),
+        (
+            {"rewards": [{"name": "a", "url": "redis", "differentiable": True}]},
+            "rewards.a.url: redis, but redis.url is embedded",
+        ),
+        (
+            {"reward_client": {"timeout_s": 300}},
+            "outage_limit_s: 600: with reward_client.attempts = 3 of 300 s a question could take 1800 s",
+        ),
+        ({"redis": {"url": "redis://user:secret@host"}}, "redis.url"),
         ({"rewards": [{"url": "http://x"}]}, "run.yaml: rewards.0.name: required, but not set"),
         (
             {"rewards": [{"name": "a", "url": "http://x", "wieght": 1}]},
@@ -117,6 +139,18 @@ def test_a_config_is_frozen() -> None:
 )
 def test_what_cannot_run_is_refused_by_name(sections: dict[str, Any], expected: str) -> None:
     assert expected in complaint(**sections)
+
+
+REDIS = {"url": "redis://host:6379/0"}
+
+
+def test_a_reward_may_have_several_servers() -> None:
+    urls = ("http://a:1", "http://b:2")
+    several = {"name": "hps", "url": list(urls), "differentiable": True, "outage": "renormalise"}
+    config = build(rewards=[several, {"name": "two", "url": "redis"}, {"name": "three", "scorer": "x"}], redis=REDIS)
+    assert [reward.urls for reward in config.rewards] == [urls, (), ()]
+    assert [reward.outage for reward in config.rewards] == ["renormalise", "pause", "pause"]
+    assert build(rewards=[several, {"name": "three", "scorer": "x"}]).redis.url == "embedded"
 
 
 def test_all_problems_are_told_at_once() -> None:

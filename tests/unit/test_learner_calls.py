@@ -8,7 +8,7 @@ import pytest
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from common.errors import AttestationError, LearnerError, WorkerError
+from common.errors import AttestationError, LearnerError, RewardUnavailable, WorkerError
 from learner import learner_calls
 from learner.learner_calls import answer
 from learner.worker_pool import Call, WorkerPool
@@ -80,3 +80,14 @@ def test_an_error_in_a_worker_passes_and_a_dead_worker_goes(monkeypatch: pytest.
     with pytest.raises(WorkerError, match="the last rollout worker died"):
         pool.take(["key"])
     assert len(pool) == 0
+
+
+def test_while_nothing_finishes_the_servers_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def watch() -> None:
+        raise RewardUnavailable("bright", "died", "the local server bright ended")
+
+    pool = WorkerPool([object()], timeout_s=600.0, watch=watch)
+    pool.submit(Call("key", lambda worker: [object()]))
+    monkeypatch.setattr(ray, "wait", lambda references, num_returns, timeout: ([], references))
+    with pytest.raises(RewardUnavailable, match="bright ended"):
+        pool.take(["key"])

@@ -9,12 +9,17 @@ import pytest
 from ray.exceptions import ObjectLostError, RayTaskError
 
 from common.config import Config
-from common.errors import AttestationError, ConfigError, RewardUnavailable, RtdmdError
+from common.errors import AttestationError, ConfigError, RewardRejected, RewardUnavailable, RtdmdError
 from common.flow import static_shift_sigmas
-from common.reward_client import RewardEndpoint
+from common.plain_question import PlainQuestion
+from common.reward_api import ScoreRequest, ScoreResponse
+from common.types import Prompt
 from learner.cli import Invocation
 from learner.cluster import ray_cluster
-from learner.main import _check_rewards, _errors_from_ray, check_schedule
+from learner.main import _check_rewards, _errors_from_ray, _plain_questions, _redis, _reward_access, check_schedule
+from tests.fake_reward_server import INFO, SCORES, error_body, fake_server
+
+PLAIN = {"unasked": PlainQuestion("a dot", {})}
 
 
 def config(**sections: object) -> Config:
@@ -38,9 +43,38 @@ def closed_port() -> int:
 
 
 def test_every_reward_server_is_asked_before_the_run(closed_port: int) -> None:
-    endpoints = {"unasked": RewardEndpoint("unasked", f"http://127.0.0.1:{closed_port}")}
+    chosen = config(rewards=[{"name": "unasked", "url": f"http://127.0.0.1:{closed_port}"}])
     with pytest.raises(RewardUnavailable, match=rf"reward unasked at http://127\.0\.0\.1:{closed_port}"):
-        _check_rewards(config(), endpoints)
+        _check_rewards(chosen, _reward_access(chosen, {}, None), PLAIN)
+
+
+def test_a_reward_nobody_serves_is_refused_before_the_run() -> None:
+    chosen = config(rewards=[{"name": "unasked", "url": "redis"}], redis={"url": "redis://host:1/0"})
+    with pytest.raises(RewardUnavailable, match="reward unasked: no server of that name is registered"):
+        _check_rewards(chosen, _reward_access(chosen, {}, None), PLAIN)
+
+
+def test_every_reward_answers_a_plain_question_before_the_run() -> None:
+    """So that every worker can tell, from its first group on, whose fault a failure is."""
+    with fake_server() as server:
+        chosen = config(rewards=[{"name": "unasked", "url": server.url}])
+        server.replies = [(200, ScoreResponse("fake", "hash", SCORES[:1]).to_bytes())]
+        plain = _plain_questions(chosen, Prompt(0, "a train", {"count": 1}), Prompt(1, "evaluation"))
+        assert plain == {"unasked": PlainQuestion("a train", {"count": 1})}
+        assert _check_rewards(chosen, _reward_access(chosen, {}, None), plain) == {"unasked": INFO}
+        assert ScoreRequest.from_bytes(server.bodies[0]).metadata == [{"count": 1}]
+        server.replies = [(422, error_body("request"))]
+        with pytest.raises(RewardRejected):
+            _check_rewards(chosen, _reward_access(chosen, {}, None), plain)
+
+
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:{port}/0?password=sesame", "redis://127.0.0.1:port/0"])
+def test_a_named_redis_is_asked_before_the_run(closed_port: int, url: str, tmp_path: Path) -> None:
+    chosen = config(redis={"url": url.format(port=closed_port)})
+    expected = r"redis\.url = redis://127\.0\.0\.1:\w+/0: no Redis .*redis\.url: none"
+    with pytest.raises(ConfigError, match=expected) as caught, _redis(chosen, tmp_path):
+        pytest.fail("entered")
+    assert "sesame" not in str(caught.value)
 
 
 @pytest.mark.parametrize("steps", [3, 33, 34, 100])

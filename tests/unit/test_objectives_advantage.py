@@ -7,7 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.objectives.advantage import group_advantages, reward_advantages, zero_spread_fraction
+from learner.objectives.advantage import (
+    group_advantages,
+    renormalised_group_advantages,
+    reward_advantages,
+    zero_spread_fraction,
+)
+from learner.objectives.loss import renormalised_weights
 from tests.reference import REFERENCE, assert_near, tensor
 
 NO_CLIP = math.inf
@@ -103,3 +109,63 @@ def test_an_impossible_scale_or_clip_is_refused():
         group_advantages({"r": OK}, {"r": 1.0}, "prompt", 5.0)
     with pytest.raises(ValueError, match="clip = 0"):
         group_advantages({"r": OK}, {"r": 1.0}, "batch", 0)
+
+
+def test_renormalised_advantages_by_hand():
+    """Rewards a and b of weights 1 and 3; b is missing in the third group, whose a then weighs 4.
+
+    Every group of values (0, 2) has mean 1 and std 1, so with c = 1 / (1 + 1e-4) the sums are (2, -2) c, (1, -1) c and
+    (-4, 4) c, of std sqrt((2 * 4 + 2 * 1 + 2 * 16) / 6) c = sqrt(7) c.
+    """
+    groups = [
+        {"a": torch.tensor([0.0, 2.0]), "b": torch.tensor([2.0, 0.0])},
+        {"a": torch.tensor([2.0, 0.0]), "b": torch.tensor([1.0, 1.0])},
+        {"a": torch.tensor([0.0, 2.0])},
+    ]
+    c = 1 / 1.0001
+    sums = torch.tensor([[2.0, -2.0], [1.0, -1.0], [-4.0, 4.0]]) * c
+    expected = sums / (math.sqrt(7) * c + 1e-4)
+    found = renormalised_group_advantages(groups, {"a": 1.0, "b": 3.0}, "group", 5.0)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_reward_is_standardised_over_the_groups_that_have_it():
+    """Over the batch: b's std is that of (0, 4, 2, 2) without the third group, sqrt(2); a's that of all six values."""
+    groups = [
+        {"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([0.0, 4.0])},
+        {"a": torch.tensor([2.0, 2.0]), "b": torch.tensor([2.0, 2.0])},
+        {"a": torch.tensor([0.0, 4.0])},
+    ]
+    a, b = 1 / (math.sqrt(10 / 6) + 1e-4), 1 / (math.sqrt(2) + 1e-4)
+    sums = torch.tensor([[-a - 2 * b, a + 2 * b], [0, 0], [-2 * 2 * a, 2 * 2 * a]])
+    expected = sums / (sums.square().mean().sqrt() + 1e-4)
+    found = renormalised_group_advantages(groups, {"a": 1.0, "b": 1.0}, "batch", 5.0)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("scale", ["batch", "group"])
+def test_with_nothing_missing_they_are_the_plain_advantages_to_the_bit(scale):
+    rewards = {name: torch.randn(4, 3, generator=torch.Generator().manual_seed(3 + len(name))) for name in ("a", "bb")}
+    weights = {"a": 0.3, "bb": 1.7}
+    groups = [{name: rewards_PG[place] for name, rewards_PG in rewards.items()} for place in range(4)]
+    plain = group_advantages(rewards, weights, scale, 5.0)
+    assert torch.equal(renormalised_group_advantages(groups, weights, scale, 5.0), plain)
+
+
+def test_a_reward_missing_everywhere_leaves_what_the_others_say():
+    groups = [{"a": torch.tensor([0.0, 1.0, 5.0])}, {"a": torch.tensor([2.0, 2.0, 3.0])}]
+    alone = group_advantages({"a": torch.stack([group["a"] for group in groups])}, {"a": 2.0}, "batch", 5.0)
+    found = renormalised_group_advantages(groups, {"a": 1.0, "b": 1.0}, "batch", 5.0)
+    torch.testing.assert_close(found, alone)
+
+
+def test_a_group_without_any_reward_is_refused():
+    groups = [{"a": torch.tensor([0.0, 1.0])}, {"c": torch.tensor([0.0, 1.0])}]
+    with pytest.raises(ValueError, match="none of the rewards"):
+        renormalised_group_advantages(groups, {"a": 1.0, "b": 1.0}, "batch", 5.0)
+
+
+def test_renormalised_weights_keep_their_sum():
+    weights = {"a": 1.0, "b": 3.0, "c": 4.0}
+    assert renormalised_weights(weights, {"a", "b"}) == {"a": 2.0, "b": 6.0}
+    assert renormalised_weights(weights, ["a", "b", "c", "d"]) == weights

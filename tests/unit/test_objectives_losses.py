@@ -10,7 +10,7 @@ from common.flow import cps_transition, surrogate_log_density
 from learner.objectives.ac_dmd import distribution_matching_loss, fake_score_loss
 from learner.objectives.consistency import consistency_loss, earlier_sigma
 from learner.objectives.loss import Loss
-from learner.objectives.reward_gradient import attach_gradient, reward_hinge_loss
+from learner.objectives.reward_gradient import attach_gradient, clip_sample_norms, reward_hinge_loss
 from learner.objectives.subgrpo import subgrpo_loss
 from tests.reference import REFERENCE, assert_near, tensor
 
@@ -217,6 +217,13 @@ def remote_reward(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
     scores_B = leaf.tanh().square().sum(dim=(1, 2, 3))
     (gradients_BCHW,) = torch.autograd.grad(scores_B.sum(), leaf)
     return scores_B.detach(), gradients_BCHW
+
+
+def test_sample_norms_are_clipped_by_hand():
+    gradients = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]]).view(3, 1, 1, 2)
+    clipped = clip_sample_norms(gradients, 1.0)
+    assert torch.allclose(clipped.view(3, 2), torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]]))
+    assert clip_sample_norms(gradients, None) is gradients
 
 
 def test_attached_gradient_equals_autograd_through_the_reward():

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from common.errors import RewardInvalid, RewardRejected, WireError
-from common.reward_api import GradientRequest, GradientResponse, ScoreRequest, ScoreResponse, ServerInfo
+from common.reward_api import (
+    MAX_PROMPT_BYTES,
+    GradientRequest,
+    GradientResponse,
+    ScoreRequest,
+    ScoreResponse,
+    ServerInfo,
+)
 from common.wire import pack
 
 IMAGES = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
@@ -53,6 +60,48 @@ def test_a_wrong_score_request_is_rejected_and_says_why(change: dict[str, Any], 
         ScoreRequest(**fields)
     with pytest.raises(RewardRejected, match=message):
         ScoreRequest.from_bytes(pack(fields))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((1, 1, 33, 3), "1 x 33"), ((1, 67, 2, 3), "67 x 2"), ((1, 1, 16_000, 3), "1 x 16000")],
+)
+def test_a_sliver_is_rejected_by_its_header(shape: tuple[int, ...], message: str) -> None:
+    fields = {"images_BHWC": np.zeros(shape, np.uint8), "prompts": ["a"], "metadata": []}
+    with pytest.raises(
+        RewardRejected, match=f"{message} pixels is a sliver: its sides differ by more than 32"
+    ) as caught:
+        ScoreRequest.from_bytes(pack(fields))
+    assert caught.value.cause == "request"
+    pixels_BCHW = np.zeros((1, 3, *shape[1:3]), np.float32)
+    with pytest.raises(RewardRejected, match="is a sliver"):
+        GradientRequest.from_bytes(pack({"images_BCHW": pixels_BCHW, "prompts": ["a"], "metadata": []}))
+
+
+def test_a_long_picture_is_none_yet() -> None:
+    assert ScoreRequest.from_bytes(ScoreRequest(np.zeros((1, 1, 32, 3), np.uint8), ["a"]).to_bytes()).prompts == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "metadata"),
+    [
+        ("x" * (MAX_PROMPT_BYTES + 1), {}),
+        ("é" * (MAX_PROMPT_BYTES // 2 + 1), {}),
+        ("a", {"text": "x" * (MAX_PROMPT_BYTES + 1)}),
+        ("a", {"deep": [{"er": [1, "x" * (MAX_PROMPT_BYTES + 1)]}]}),
+        ("a", {"x" * (MAX_PROMPT_BYTES + 1): 1}),
+    ],
+)
+def test_a_text_that_no_encoder_reads_is_rejected_wherever_it_stands(prompt: str, metadata: dict[str, Any]) -> None:
+    with pytest.raises(RewardRejected, match=f"at most {MAX_PROMPT_BYTES} are read: shorten it") as caught:
+        ScoreRequest(IMAGES, ["b", prompt], [{}, metadata])
+    assert len(str(caught.value)) < 200
+
+
+def test_the_longest_texts_are_taken() -> None:
+    longest = "é" * (MAX_PROMPT_BYTES // 2)
+    request = ScoreRequest(IMAGES, ["a", longest], [{"text": longest}, {}])
+    assert ScoreRequest.from_bytes(request.to_bytes()).prompts == ["a", longest]
 
 
 @pytest.mark.parametrize("value", [-0.01, 1.01, math.nan, math.inf])

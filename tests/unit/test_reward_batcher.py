@@ -3,57 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
-from typing import Self
 
 import numpy as np
 import pytest
 
-from common.errors import RewardInvalid, RewardOverloaded
+from common.errors import RewardInvalid, RewardOverloaded, RewardRejected
 from common.reward_api import ByteArray, FloatArray, GradientRequest, Metadata, ScoreRequest
-from reward_servers.batcher import Batcher, BatchLimits, Response
+from reward_servers.batcher import Batcher, BatchLimits, Device, Response
 from reward_servers.metrics import ServerMetrics
-from reward_servers.scorers.base import Scorer
+from tests.toy_scorers import RecordingScorer
 
 TIMEOUT = 10.0
-
-
-class RecordingScorer(Scorer):
-    """Scores an image by its first pixel; remembers each call; waits at a gate when one is given."""
-
-    name = "recording"
-    score_range = (0.0, 255.0)
-    differentiable = True
-
-    def __init__(self) -> None:
-        self.calls: list[list[str]] = []
-        self.shapes: list[tuple[int, ...]] = []
-        self.gate = threading.Event()
-        self.entered = threading.Event()
-        self.gate.set()
-
-    @classmethod
-    def load(cls, model_dir: Path | None, device: str) -> Self:
-        return cls()
-
-    def score(self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]) -> FloatArray:
-        self.calls.append(list(prompts))
-        self.shapes.append(images_BHWC.shape)
-        self.entered.set()
-        assert self.gate.wait(TIMEOUT)
-        if "raise" in prompts:
-            raise RuntimeError("no luck")
-        scores_B = images_BHWC[:, 0, 0, 0].astype(np.float32)
-        scores_B[[prompt == "nan" for prompt in prompts]] = np.nan
-        return scores_B[1:] if "short" in prompts else scores_B
-
-    def score_with_gradient(
-        self, images_BCHW: FloatArray, prompts: Sequence[str], metadata: Sequence[Metadata]
-    ) -> tuple[FloatArray, FloatArray]:
-        self.calls.append(list(prompts))
-        return images_BCHW[:, 0, 0, 0], images_BCHW * 2
 
 
 def request(value: int, count: int = 1, prompt: str = "", side: int = 4) -> ScoreRequest:
@@ -65,13 +26,16 @@ def drive(
     max_batch: int = 4,
     max_wait_s: float = 0.0,
     queue_images: int = 100,
+    share_calls: bool = True,
 ) -> RecordingScorer:
     """Run a scenario against a live batcher."""
     scorer = RecordingScorer()
 
     async def run() -> None:
-        metrics = ServerMetrics(scorer.name, *scorer.score_range)
-        batcher = Batcher(scorer, scorer.name, BatchLimits(max_batch, max_wait_s, queue_images), metrics)
+        metrics = ServerMetrics().of_scorer(scorer.name, *scorer.score_range)
+        device = Device()
+        limits = BatchLimits(max_batch, max_wait_s, queue_images, share_calls)
+        batcher = Batcher(scorer, scorer.name, limits, device, metrics)
         feeding = asyncio.create_task(batcher.run())
         try:
             async with asyncio.timeout(TIMEOUT):
@@ -79,7 +43,7 @@ def drive(
         finally:
             scorer.gate.set()
             feeding.cancel()
-            batcher.close()
+            device.close()
 
     asyncio.run(run())
     return scorer
@@ -105,14 +69,52 @@ def test_requests_that_wait_together_share_a_call_and_get_their_own_slices() -> 
     assert drive(scenario).calls == [["0"], ["1", "2", "2", "3"], ["4"]]
 
 
-def test_a_request_is_never_spread_over_the_calls_of_others() -> None:
+@pytest.mark.parametrize(("count", "calls"), [(3, [4, 4, 4]), (6, [4, 4, 4, 4, 4, 4]), (9, [4] * 9)])
+def test_calls_are_full_across_the_borders_of_requests(count: int, calls: list[int]) -> None:
     async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
         await hold_the_model(batcher, scorer)
-        answers = [batcher.submit(request(value, 3)) for value in (1, 2)]
+        answers = [batcher.submit(request(value, count)) for value in (1, 2, 3, 4)]
         scorer.gate.set()
-        await asyncio.gather(*answers)
+        for value, answer in enumerate(answers, start=1):
+            assert (await answer).scores_B.tolist() == [value] * count
 
-    assert drive(scenario).calls == [["0"], ["1"] * 3, ["2"] * 3]
+    assert [len(call) for call in drive(scenario).calls[1:]] == calls
+
+
+def test_a_request_is_answered_when_its_last_image_is_done_and_gradients_are_put_together() -> None:
+    async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
+        pixels = np.random.default_rng(0).random((6, 3, 4, 4), dtype=np.float32)
+        answers = [
+            batcher.submit(GradientRequest(part, [name] * 3)) for part, name in ((pixels[:3], "a"), (pixels[3:], "b"))
+        ]
+        together = await asyncio.gather(*answers)
+        np.testing.assert_array_equal(np.concatenate([one.gradients_BCHW for one in together]), pixels * 2)
+        np.testing.assert_array_equal(np.concatenate([one.scores_B for one in together]), pixels[:, 0, 0, 0])
+
+    assert drive(scenario).calls == [["a", "a", "a", "b"], ["b", "b"]]
+
+
+def test_where_no_calls_are_shared_each_request_is_cut_on_its_own() -> None:
+    async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
+        await asyncio.gather(*(batcher.submit(request(value, 6)) for value in (1, 2)))
+
+    assert drive(scenario, share_calls=False).calls == [["1"] * 4, ["1"] * 2, ["2"] * 4, ["2"] * 2]
+
+
+def test_a_piece_that_fails_fails_its_request_and_the_rest_of_it_never_runs() -> None:
+    async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
+        await hold_the_model(batcher, scorer)
+        good, bad, last = (
+            batcher.submit(request(1, 3)),
+            batcher.submit(request(2, 5, prompt="raise")),
+            batcher.submit(request(3)),
+        )
+        scorer.gate.set()
+        with pytest.raises(RewardInvalid):
+            await bad
+        assert [(await answer).scores_B[0] for answer in (good, last)] == [1.0, 3.0]
+
+    assert drive(scenario).calls == [["0"], ["1", "1", "1", "raise"], ["1"] * 3, ["raise"], ["3"]]
 
 
 def test_a_request_larger_than_a_batch_runs_in_chunks_and_is_answered_at_once() -> None:
@@ -139,7 +141,7 @@ def test_a_lone_request_waits_for_company() -> None:
     assert drive(scenario, max_wait_s=TIMEOUT).calls == [["1", "1", "2", "2"]]
 
 
-def test_sizes_and_kinds_are_not_mixed_and_order_is_kept() -> None:
+def test_sizes_and_kinds_are_not_mixed_and_the_head_goes_first() -> None:
     async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
         await hold_the_model(batcher, scorer)
         pixels = np.full((1, 3, 4, 4), 0.25, np.float32)
@@ -154,17 +156,24 @@ def test_sizes_and_kinds_are_not_mixed_and_order_is_kept() -> None:
         np.testing.assert_array_equal(gradient.gradients_BCHW, pixels * 2)
         assert gradient.scores_B.tolist() == [0.25]
 
-    assert drive(scenario).calls == [["0"], ["1"], ["2"], ["gradient"], ["3"]]
+    # "3" joins the head, which it fits, over those that it does not.
+    assert drive(scenario).calls == [["0"], ["1", "3"], ["2"], ["gradient"]]
 
 
-def test_a_full_queue_refuses_and_an_empty_one_takes_anything() -> None:
+def test_a_full_queue_refuses_for_now_and_what_never_fits_for_ever() -> None:
     async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
         await hold_the_model(batcher, scorer)
-        large = batcher.submit(request(1, 9))
-        with pytest.raises(RewardOverloaded, match="9 images wait, 1 more exceed 8"):
+        large = batcher.submit(request(1, 8))
+        with pytest.raises(RewardOverloaded, match="8 images wait, 1 more exceed 8"):
             batcher.submit(request(2))
         large.cancel()
+        await asyncio.sleep(0)
         batcher.submit(request(3))
+        with pytest.raises(
+            RewardRejected, match=r"9 images in one request, at most 8 may wait: .* raise --queue-items"
+        ) as caught:
+            batcher.submit(request(4, 9))
+        assert caught.value.cause == "too_large"
 
     drive(scenario, queue_images=8)
 
@@ -215,12 +224,116 @@ def test_metadata_reaches_the_scorer_as_one_dict_per_image() -> None:
 
     async def run() -> None:
         scorer = MetadataScorer()
-        batcher = Batcher(scorer, "m", BatchLimits(4, 0.0, 8), ServerMetrics("m", 0.0, 1.0))
+        device = Device()
+        metrics = ServerMetrics().of_scorer("m", 0.0, 1.0)
+        batcher = Batcher(scorer, "m", BatchLimits(4, 0.0, 8), device, metrics)
         feeding = asyncio.create_task(batcher.run())
         await batcher.submit(ScoreRequest(np.zeros((2, 4, 4, 3), np.uint8), ["a", "b"], [{"n": 1}, {"n": 2}]))
         await batcher.submit(request(1, 2))
         feeding.cancel()
-        batcher.close()
+        device.close()
 
     asyncio.run(run())
     assert [list(metadata) for metadata in seen] == [[{"n": 1}, {"n": 2}], [{}, {}]]
+
+
+def test_a_bad_request_does_not_fail_those_it_shares_a_call_with() -> None:
+    async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
+        await hold_the_model(batcher, scorer)
+        good, bad, fine = (
+            batcher.submit(request(1)),
+            batcher.submit(request(2, prompt="raise")),
+            batcher.submit(request(3)),
+        )
+        scorer.gate.set()
+        with pytest.raises(RewardInvalid) as caught:
+            await bad
+        assert caught.value.cause == "scorer"
+        assert [(await answer).scores_B.tolist() for answer in (good, fine)] == [[1.0], [3.0]]
+
+    assert drive(scenario).calls == [["0"], ["1", "raise", "3"], ["1"], ["raise", "3"], ["raise"], ["3"]]
+
+
+def test_a_bad_request_is_found_by_halves() -> None:
+    async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
+        await hold_the_model(batcher, scorer)
+        answers = [batcher.submit(request(value, prompt="raise" if value == 3 else "")) for value in range(16)]
+        scorer.gate.set()
+        results = await asyncio.gather(*answers, return_exceptions=True)
+        assert [isinstance(result, RewardInvalid) for result in results] == [value == 3 for value in range(16)]
+
+    # The full call, then two halves of 8, 4, 2 and 1.
+    assert sorted(len(call) for call in drive(scenario, max_batch=16).calls[1:]) == [1, 1, 2, 2, 4, 4, 8, 8, 16]
+
+
+def test_what_waited_for_the_model_starts_without_waiting_for_company() -> None:
+    async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
+        first = [batcher.submit(request(0, 4))]
+        await asyncio.to_thread(scorer.entered.wait, TIMEOUT)
+        second = batcher.submit(request(1))
+        await asyncio.sleep(0)
+        scorer.gate.set()
+        await asyncio.gather(*first, second)
+
+    # A wait for company would outlast the scenario's own limit.
+    assert drive_gated(scenario, max_wait_s=10 * TIMEOUT).calls == [["0"] * 4, ["1"]]
+
+
+def drive_gated(scenario: Callable[[Batcher, RecordingScorer], Awaitable[None]], max_wait_s: float) -> RecordingScorer:
+    async def closed_first(batcher: Batcher, scorer: RecordingScorer) -> None:
+        scorer.gate.clear()
+        await scenario(batcher, scorer)
+
+    return drive(closed_first, max_wait_s=max_wait_s)
+
+
+def test_nobody_computes_the_rest_of_a_long_request_whose_client_is_gone() -> None:
+    async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
+        scorer.gate.clear()
+        long = batcher.submit(request(7, 12))
+        await asyncio.to_thread(scorer.entered.wait, TIMEOUT)
+        long.cancel()
+        scorer.gate.set()
+        await batcher.submit(request(1))
+
+    assert [len(call) for call in drive(scenario).calls] == [4, 1]
+
+
+def test_two_scorers_take_turns_on_one_device() -> None:
+    running = 0
+    most = 0
+    order: list[str] = []
+
+    class Exclusive(RecordingScorer):
+        def score(self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]) -> FloatArray:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            order.append(prompts[0])
+            try:
+                return super().score(images_BHWC, prompts, metadata)
+            finally:
+                running -= 1
+
+    async def run() -> None:
+        device, metrics = Device(), ServerMetrics()
+        batchers = [
+            Batcher(Exclusive(), name, BatchLimits(2, 0.0, 100), device, metrics.of_scorer(name, 0.0, 255.0))
+            for name in ("one", "two")
+        ]
+        feeding = [asyncio.create_task(batcher.run()) for batcher in batchers]
+        async with asyncio.timeout(TIMEOUT):
+            await asyncio.gather(
+                *(
+                    batcher.submit(request(1, prompt=name))
+                    for batcher, name in zip(batchers, "ab", strict=True)
+                    for _ in range(6)
+                )
+            )
+        for task in feeding:
+            task.cancel()
+        device.close()
+
+    asyncio.run(run())
+    assert most == 1
+    assert order == ["a", "b"] * 3

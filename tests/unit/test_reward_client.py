@@ -1,17 +1,14 @@
-"""The client against servers that answer anything but what they should."""
+"""The client against one server that answers anything but what it should."""
 
 from __future__ import annotations
 
-import json
-import socket
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import suppress
 
 import numpy as np
 import pytest
 
-from common import reward_client
+from common.circuit_breaker import FAILURES_TO_OPEN, BreakerState
 from common.errors import (
     ConfigError,
     RewardError,
@@ -20,90 +17,32 @@ from common.errors import (
     RewardRejected,
     RewardUnavailable,
 )
+from common.plain_question import PlainQuestion
+from common.retry_budget import RETRY_RESERVE, RETRY_SHARE
+from common.reward_answers import outside_range
 from common.reward_api import INFO_PATH, GradientResponse, ScoreRequest, ScoreResponse, ServerInfo
-from common.reward_client import RewardClient, RewardEndpoint
-
-IMAGES = np.zeros((2, 4, 4, 3), np.uint8)
-PIXELS = np.zeros((2, 3, 4, 4), np.float32)
-PROMPTS = ["a", "b"]
-SCORES = np.array([0.25, 0.5], np.float32)
-INFO = ServerInfo("fake", "1", "hash", True, 0.0, 1.0, "1")
-GOOD = ScoreResponse("fake", "hash", SCORES).to_bytes()
-
-Reply = tuple[int, bytes] | None
-
-
-class FakeServer:
-    """Answers /v1/info truthfully and everything else with `replies`, in turn, the last one for ever."""
-
-    def __init__(self, info: ServerInfo = INFO) -> None:
-        self.info = info
-        self.replies: list[Reply] = [(200, GOOD)]
-        self.bodies: list[bytes] = []
-        self.authorization: str | None = None
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                self.reply(200, outer.info.to_json())
-
-            def do_POST(self) -> None:
-                outer.authorization = self.headers.get("authorization")
-                outer.bodies.append(self.rfile.read(int(self.headers["content-length"])))
-                reply = outer.replies.pop(0) if len(outer.replies) > 1 else outer.replies[0]
-                if reply is None:
-                    self.close_connection = True
-                else:
-                    self.reply(*reply)
-
-            def reply(self, status: int, body: bytes) -> None:
-                self.send_response(status)
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *arguments: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.server.block_on_close = False
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
-        self.thread.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}"
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
+from common.reward_client import RewardClient, RewardEndpoint, ScoreQuestion
+from tests.fake_reward_server import (
+    GOOD,
+    IMAGES,
+    INFO,
+    PIXELS,
+    PROMPTS,
+    SCORES,
+    FakeServer,
+    Reply,
+    Time,
+    client_at,
+    closed_url,
+    error_body,
+    fake_server,
+)
 
 
 @pytest.fixture
 def server() -> Iterator[FakeServer]:
-    fake = FakeServer()
-    yield fake
-    fake.close()
-
-
-@pytest.fixture(autouse=True)
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Back-off is recorded instead of slept."""
-    slept: list[float] = []
-    monkeypatch.setattr(reward_client.time, "sleep", slept.append)
-    return slept
-
-
-def client_of(server: FakeServer, attempts: int = 3, timeout_s: float = 5.0, token: str | None = None) -> RewardClient:
-    return RewardClient([RewardEndpoint("fake", server.url)], timeout_s, attempts, token)
-
-
-def error_body(cause: str) -> bytes:
-    return json.dumps({"error": cause, "message": "details"}).encode()
+    with fake_server() as fake:
+        yield fake
 
 
 def score_fails(client: RewardClient, kind: type[RewardError], cause: str) -> RewardError:
@@ -114,7 +53,7 @@ def score_fails(client: RewardClient, kind: type[RewardError], cause: str) -> Re
 
 
 def test_scores_come_back_by_name(server: FakeServer) -> None:
-    with client_of(server, token="secret") as client:
+    with client_at(server.url, token="secret") as client:
         scores = client.score(IMAGES, PROMPTS, [{"n": 1}, {"n": 2}])
     np.testing.assert_array_equal(scores["fake"], SCORES)
     assert ScoreRequest.from_bytes(server.bodies[0]).metadata == [{"n": 1}, {"n": 2}]
@@ -144,25 +83,41 @@ def test_all_rewards_are_asked_or_only_those_named(server: FakeServer) -> None:
 )
 def test_a_wrong_answer_is_an_error_and_not_asked_for_again(server: FakeServer, body: bytes, cause: str) -> None:
     server.replies = [(200, body)]
-    error = score_fails(client_of(server), RewardInvalid, cause)
+    error = score_fails(client_at(server.url), RewardInvalid, cause)
     assert len(server.bodies) == 1
     assert server.url in str(error)
+    assert error.url == server.url
 
 
 def test_rounding_may_touch_the_declared_range(server: FakeServer) -> None:
     server.replies = [(200, ScoreResponse("fake", "hash", np.array([1.00001, 0], np.float32)).to_bytes())]
-    with client_of(server) as client:
+    with client_at(server.url) as client:
         assert client.score(IMAGES, PROMPTS)["fake"][0] > 1
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "score", "inside"),
+    [
+        (0.0, np.inf, 1e9, True),
+        (0.0, np.inf, -0.01, False),
+        (-np.inf, 5.0, -1e9, True),
+        (-np.inf, 5.0, 5.01, False),
+        (-np.inf, 5.0, 5.0001, True),
+        (-np.inf, np.inf, 1e30, True),
+        (0.0, 1.0, 1.001, False),
+    ],
+)
+def test_of_a_half_open_range_the_finite_end_holds(low: float, high: float, score: float, inside: bool) -> None:
+    info = ServerInfo("fake", "1", "hash", True, low, high, "1")
+    assert (outside_range(np.array([score], np.float32), info) is None) == inside
 
 
 @pytest.mark.parametrize(
     ("status", "body", "kind", "cause"),
     [
+        (400, error_body("wire"), RewardRejected, "wire"),
         (422, error_body("request"), RewardRejected, "request"),
         (413, error_body("too_large"), RewardRejected, "too_large"),
-        (401, error_body("unauthorized"), RewardRejected, "unauthorized"),
-        (404, b"<html>", RewardRejected, "not_found"),
-        (400, error_body("made up"), RewardRejected, "answer"),
         (500, error_body("nan"), RewardInvalid, "nan"),
     ],
 )
@@ -170,83 +125,135 @@ def test_what_another_try_cannot_cure_is_not_tried_again(
     server: FakeServer, status: int, body: bytes, kind: type[RewardError], cause: str
 ) -> None:
     server.replies = [(status, body)]
-    score_fails(client_of(server), kind, cause)
+    score_fails(client_at(server.url), kind, cause)
     assert len(server.bodies) == 1
 
 
 @pytest.mark.parametrize(
-    ("reply", "kind", "cause"),
+    ("reply", "cause"),
     [
-        ((500, error_body("scorer")), RewardUnavailable, "scorer"),
-        ((502, b"<html>"), RewardUnavailable, "answer"),
-        ((429, error_body("overloaded")), RewardOverloaded, "overloaded"),
-        (None, RewardUnavailable, "disconnected"),
+        ((500, error_body("scorer")), "scorer"),
+        ((502, b"<html>"), "answer"),
+        (None, "disconnected"),
+        ((301, b""), "answer"),
+        ((401, error_body("unauthorized")), "unauthorized"),
+        ((403, b"<html>"), "answer"),
+        ((404, b"<html>"), "not_found"),
+        ((408, b""), "answer"),
+        ((400, error_body("made up")), "answer"),
+        ((413, b"<html> nginx"), "answer"),
+        ((422, error_body("nan")), "nan"),
     ],
 )
-def test_what_another_try_may_cure_is_tried_within_bounds(
-    server: FakeServer, pauses: list[float], reply: Reply, kind: type[RewardError], cause: str
+def test_anything_else_is_the_servers_failure_and_tried_again_within_bounds(
+    server: FakeServer, reply: Reply, cause: str
 ) -> None:
+    time = Time()
     server.replies = [reply]
-    score_fails(client_of(server, attempts=3), kind, cause)
-    assert len(server.bodies) == 3
-    assert len(pauses) == 2
+    with client_at(server.url, timing=time.timing()) as client:
+        with pytest.raises(RewardUnavailable) as caught:
+            client.score(IMAGES, PROMPTS)
+        assert client.states("fake") == {server.url: BreakerState.OPEN}
+    assert caught.value.cause == cause
+    assert len(server.bodies) == FAILURES_TO_OPEN
+    assert len(time.pauses) == 2
     server.replies = [reply, (200, GOOD)]
-    with client_of(server) as client:
+    with client_at(server.url) as client:
         np.testing.assert_array_equal(client.score(IMAGES, PROMPTS)["fake"], SCORES)
 
 
-def test_a_dead_server_is_refused(pauses: list[float]) -> None:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        client = RewardClient([RewardEndpoint("fake", f"http://127.0.0.1:{held.getsockname()[1]}")], 5.0, 3)
-        error = score_fails(client, RewardUnavailable, "refused")
-    assert "is the server running" in str(error)
-    assert len(pauses) == 2
+def test_a_token_that_is_not_taken_names_the_remedy(server: FakeServer) -> None:
+    server.replies = [(401, error_body("unauthorized"))]
+    error = score_fails(client_at(server.url), RewardUnavailable, "unauthorized")
+    assert "set REWARD_SERVER_TOKEN" in str(error)
 
 
-def test_a_silent_server_times_out() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        client = RewardClient([RewardEndpoint("fake", url)], timeout_s=0.2, attempts=1)
-        score_fails(client, RewardUnavailable, "timeout")
+def test_a_dead_server_is_refused_and_left_alone_at_once() -> None:
+    time = Time()
+    with closed_url() as url, client_at(url, timing=time.timing()) as client:
+        with pytest.raises(RewardUnavailable, match="is the server running") as caught:
+            client.score(IMAGES, PROMPTS)
+        assert client.states("fake") == {url: BreakerState.OPEN}
+    assert caught.value.cause == "refused"
+    assert time.pauses == []
 
 
-def test_a_server_that_drips_times_out() -> None:
-    stop = threading.Event()
-    with socket.create_server(("127.0.0.1", 0)) as dripping:
+# ── a full queue ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-        def drip() -> None:
-            connection, _ = dripping.accept()
-            with connection:
-                connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n")
-                try:
-                    while not stop.wait(0.01):
-                        connection.sendall(b"x")
-                except OSError:
-                    pass
 
-        thread = threading.Thread(target=drip)
-        thread.start()
-        client = RewardClient(
-            [RewardEndpoint("fake", f"http://127.0.0.1:{dripping.getsockname()[1]}")], timeout_s=0.3, attempts=1
-        )
-        score_fails(client, RewardUnavailable, "timeout")
-        stop.set()
-        thread.join()
+def test_a_full_queue_is_waited_out_as_long_as_it_says(server: FakeServer) -> None:
+    time = Time()
+    server.headers = {"retry-after": "3"}
+    server.replies = [(429, error_body("overloaded"))] * 6 + [(200, GOOD)]
+    with client_at(server.url, attempts=2, timeout_s=60.0, timing=time.timing()) as client:
+        np.testing.assert_array_equal(client.score(IMAGES, PROMPTS)["fake"], SCORES)
+        assert client.states("fake") == {server.url: BreakerState.CLOSED}
+    assert len(time.pauses) == 6
+    assert min(time.pauses) >= 3.0
+    # Beyond the budget of repetitions at the slowest pace.
+    assert time.pauses[-1] == 8.0
+
+
+def test_a_queue_that_stays_full_is_given_up_at_the_deadline(server: FakeServer) -> None:
+    time = Time()
+    server.headers = {"retry-after": "1e9"}
+    server.replies = [(429, error_body("overloaded"))]
+    score_fails(client_at(server.url, attempts=2, timeout_s=60.0, timing=time.timing()), RewardOverloaded, "overloaded")
+    assert 60.0 < time.now < 120.0
+    assert all(30.0 <= pause <= 35.0 for pause in time.pauses)
+
+
+def test_repetitions_stay_within_the_budget_of_the_client(server: FakeServer) -> None:
+    questions = 60
+    server.replies = [reply for _ in range(questions) for reply in ((500, error_body("scorer")), (200, GOOD))]
+    answered = 0
+    with client_at(server.url, attempts=2) as client:
+        for _ in range(questions):
+            with suppress(RewardUnavailable):
+                client.score(IMAGES, PROMPTS)
+                answered += 1
+    assert answered > 0
+    assert len(server.bodies) <= questions * (1 + RETRY_SHARE) + RETRY_RESERVE
+
+
+def test_asking_again_earns_nothing(server: FakeServer) -> None:
+    """A question that is held and asked a hundred times is still one question."""
+    questions = 40
+    server.replies = [(500, error_body("scorer")), (200, GOOD)] * questions
+    question = ScoreQuestion.of(IMAGES, PROMPTS, None)
+    with client_at(server.url, attempts=2) as client:
+        for _ in range(questions):
+            with suppress(RewardUnavailable):
+                client.score_one("fake", question, again=True)
+    assert len(server.bodies) == questions + RETRY_RESERVE
+
+
+def test_a_question_ends_at_its_deadline_however_long_a_sleep_lasted(server: FakeServer) -> None:
+    server.replies = [(500, error_body("scorer"))]
+
+    class Sleepy(Time):
+        def sleep(self, seconds: float) -> None:
+            super().sleep(seconds + 100)
+
+    time = Sleepy()
+    score_fails(client_at(server.url, timing=time.timing()), RewardUnavailable, "scorer")
+    assert len(server.bodies) == 1
+
+
+# ── what is refused before it is asked ───────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_first_failure_wins_and_nothing_partial_is_returned(server: FakeServer) -> None:
-    broken = FakeServer()
-    broken.replies = [(500, error_body("nan"))]
-    endpoints = [RewardEndpoint("good", server.url), RewardEndpoint("bad", broken.url)]
-    with RewardClient(endpoints, 5.0, 1) as client, pytest.raises(RewardInvalid) as caught:
-        client.score(IMAGES, PROMPTS)
-    broken.close()
+    with fake_server() as broken:
+        broken.replies = [(500, error_body("nan"))]
+        endpoints = [RewardEndpoint("good", server.url), RewardEndpoint("bad", broken.url)]
+        with RewardClient(endpoints, 5.0, 1) as client, pytest.raises(RewardInvalid) as caught:
+            client.score(IMAGES, PROMPTS)
     assert caught.value.reward == "bad"
 
 
 def test_info_is_asked_once(server: FakeServer) -> None:
-    with client_of(server) as client:
+    with client_at(server.url) as client:
         assert client.info("fake") == INFO
         server.info = ServerInfo("fake", "2", "other", True, 0.0, 1.0, "1")
         assert client.info("fake") == INFO
@@ -258,14 +265,14 @@ def test_info_is_asked_once(server: FakeServer) -> None:
 )
 def test_wrong_gradients_are_invalid(server: FakeServer, gradients: np.ndarray, scores: np.ndarray, cause: str) -> None:
     server.replies = [(200, GradientResponse("fake", "hash", scores, np.ascontiguousarray(gradients)).to_bytes())]
-    with client_of(server) as client, pytest.raises(RewardInvalid) as caught:
+    with client_at(server.url) as client, pytest.raises(RewardInvalid) as caught:
         client.gradient("fake", PIXELS, PROMPTS)
     assert caught.value.cause == cause
 
 
 def test_only_a_differentiable_reward_has_a_gradient(server: FakeServer) -> None:
     server.info = ServerInfo("fake", "1", "hash", False, 0.0, 1.0, "1")
-    with client_of(server) as client, pytest.raises(RewardRejected) as caught:
+    with client_at(server.url) as client, pytest.raises(RewardRejected) as caught:
         client.gradient("fake", PIXELS, PROMPTS)
     assert caught.value.cause == "not_differentiable"
     assert server.bodies == []
@@ -277,7 +284,7 @@ def test_a_bad_request_never_leaves(server: FakeServer) -> None:
         lambda client: client.score(IMAGES, PROMPTS, [{"x": object()}, {}]),
         lambda client: client.gradient("fake", PIXELS + 2, PROMPTS),
     ]
-    with client_of(server) as client:
+    with client_at(server.url) as client:
         for call in calls:
             with pytest.raises(RewardRejected):
                 call(client)
@@ -288,3 +295,23 @@ def test_a_bad_request_never_leaves(server: FakeServer) -> None:
 def test_a_url_that_is_none_is_refused_at_once(url: str) -> None:
     with pytest.raises(ConfigError, match="URL"):
         RewardClient([RewardEndpoint("fake", url)], 1.0, 1)
+
+
+# ── a plain question, put to one server ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_plain_question_that_is_answered_makes_its_server_well(server: FakeServer) -> None:
+    """Three failures opened its breaker, but they were the fault of what was asked."""
+    plain = PlainQuestion("a dot", {"count": 1})
+    server.replies = [(500, error_body("scorer"))]
+    with client_at(server.url) as client:
+        with pytest.raises(RewardUnavailable):
+            client.score(IMAGES, PROMPTS)
+        assert client.states("fake") == {server.url: BreakerState.OPEN}
+        server.replies = [(200, ScoreResponse("fake", "hash", SCORES[:1]).to_bytes())]
+        client.ask_plainly("fake", plain, url=server.url)
+        assert client.states("fake") == {server.url: BreakerState.CLOSED}
+        with pytest.raises(RewardUnavailable, match="has left"):
+            client.ask_plainly("fake", plain, url="http://elsewhere")
+    sent = ScoreRequest.from_bytes(server.bodies[-1])
+    assert (sent.prompts, sent.metadata, sent.images_BHWC.shape) == (["a dot"], [{"count": 1}], (1, 64, 64, 3))

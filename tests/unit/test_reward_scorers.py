@@ -13,10 +13,16 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel
 
-from common.errors import ModelError
-from reward_servers.scorers.clip import ClipScorer, resize_and_crop
+from common.errors import ConfigError, ModelError
+from common.reward_api import MAX_ASPECT
+from reward_servers.scorers.aesthetic import AestheticScorer
+from reward_servers.scorers.clip import ClipScorer
+from reward_servers.scorers.clipscore import ClipScoreScorer
 from reward_servers.scorers.hps import HpsScorer, clean_text
+from reward_servers.scorers.image_reward import ImageRewardScorer
 from reward_servers.scorers.pickscore import PickScoreScorer
+from reward_servers.scorers.torch_scorer import TorchScorer
+from tests.published_checkpoints import write_aesthetic, write_image_reward
 from tests.tiny_rewards import (
     CONTEXT,
     END_TOKEN,
@@ -53,9 +59,41 @@ def pickscore(pickscore_directory: Path) -> PickScoreScorer:
     return PickScoreScorer.load(pickscore_directory, "cpu")
 
 
-@pytest.fixture(params=["hps", "pickscore"])
-def scorer(request: pytest.FixtureRequest, hps: HpsScorer, pickscore: PickScoreScorer) -> ClipScorer:
-    return {"hps": hps, "pickscore": pickscore}[request.param]
+@pytest.fixture(scope="module")
+def clipscore(pickscore_directory: Path) -> ClipScoreScorer:
+    return ClipScoreScorer.load(pickscore_directory, "cpu")
+
+
+@pytest.fixture(scope="module")
+def aesthetic(tmp_path_factory: pytest.TempPathFactory) -> AestheticScorer:
+    work = tmp_path_factory.mktemp("aesthetic")
+    return AestheticScorer.load(write_aesthetic(work / "model", work), "cpu")
+
+
+@pytest.fixture(scope="module")
+def image_reward(tmp_path_factory: pytest.TempPathFactory) -> ImageRewardScorer:
+    work = tmp_path_factory.mktemp("image_reward")
+    return ImageRewardScorer.load(write_image_reward(work / "model", work), "cpu")
+
+
+@pytest.fixture(params=["hps", "pickscore", "clipscore"])
+def clip_scorer(
+    request: pytest.FixtureRequest, hps: HpsScorer, pickscore: PickScoreScorer, clipscore: ClipScoreScorer
+) -> ClipScorer:
+    return {"hps": hps, "pickscore": pickscore, "clipscore": clipscore}[request.param]
+
+
+@pytest.fixture(params=["hps", "pickscore", "clipscore", "aesthetic", "image_reward"])
+def scorer(
+    request: pytest.FixtureRequest,
+    hps: HpsScorer,
+    pickscore: PickScoreScorer,
+    clipscore: ClipScoreScorer,
+    aesthetic: AestheticScorer,
+    image_reward: ImageRewardScorer,
+) -> TorchScorer:
+    every = (hps, pickscore, clipscore, aesthetic, image_reward)
+    return {one.name: one for one in every}[request.param]
 
 
 def letters(text: str) -> list[int]:
@@ -147,59 +185,12 @@ def test_the_end_token_is_found_whatever_the_config_says(pickscore: PickScoreSco
     np.testing.assert_array_equal(legacy.score(images, PROMPTS, metadata), pickscore.score(images, PROMPTS, metadata))
 
 
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (64, 48), (37, 91), (20, 33)])
-def test_pickscore_prepares_images_as_the_clip_processor(pickscore: PickScoreScorer, height: int, width: int) -> None:
-    processor_module = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
-    processor = processor_module.CLIPImageProcessorPil(
-        size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    )
-    # Even differences: at odd ones the two published crops differ by half a pixel's rounding.
-    images = random_images(2, height, width) // 2 + 64
-    if (max(int(IMAGE_SIZE * side / min(height, width)) for side in (height, width)) - IMAGE_SIZE) % 2:
-        images = images[:, :-1] if height > width else images[:, :, :-1]
-    expected = torch.tensor(np.stack(processor(list(images))["pixel_values"]))
-    ours = pickscore._recipe(torch.tensor(images).permute(0, 3, 1, 2).float() / 255)
-    # Pillow rounds to 8 bits after each of its two passes (and clips there, so pixels keep away from both ends).
-    assert float((ours - expected).abs().max()) <= 1.5 / 255 / float(STD.min())
-
-
-def test_an_image_of_the_models_size_is_left_alone() -> None:
-    images = torch.rand(2, 3, IMAGE_SIZE, IMAGE_SIZE)
-    torch.testing.assert_close(resize_and_crop(images, IMAGE_SIZE), images, rtol=0, atol=0)
-
-
-def test_resizing_is_antialiased_bicubic_of_the_shorter_side() -> None:
-    """By hand: Keys' kernel (a = -0.5) stretched by the scale, its weights normalised, rows then columns."""
-    image = torch.rand(1, 3, 16, 24, dtype=torch.float64)
-
-    def weights(inputs: int, outputs: int) -> torch.Tensor:
-        scale = inputs / outputs
-        centres = (torch.arange(outputs, dtype=torch.float64)[:, None] + 0.5) * scale
-        x = ((torch.arange(inputs, dtype=torch.float64)[None] + 0.5 - centres) / scale).abs()
-        near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
-        kernel = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
-        return kernel / kernel.sum(dim=1, keepdim=True)
-
-    expected = weights(16, 8) @ image @ weights(24, 12).T
-    torch.testing.assert_close(resize_and_crop(image, 8), expected[..., 2:10], rtol=0, atol=1e-6)
-
-
-def test_hps_keeps_the_overshoot_of_the_kernel_and_pickscore_cuts_it(
-    hps: HpsScorer, pickscore: PickScoreScorer
-) -> None:
-    edge = torch.zeros(1, 3, 64, 64)
-    edge[..., 30:] = 1.0
-    spans = [float(((scorer._recipe(edge) * STD) + MEAN).max()) for scorer in (hps, pickscore)]
-    assert spans[0] > 1.01
-    assert spans[1] == pytest.approx(1.0, abs=1e-6)
-
-
 def test_text_is_cleaned_as_open_clip_does() -> None:
     assert clean_text("  A  Cat &amp;amp;\n it’s schÃ¶n ") == "a cat & it's schön"
 
 
-def test_tokens_end_in_the_one_true_end_token(scorer: ClipScorer) -> None:
-    ids, ends = scorer._tokens(PROMPTS)
+def test_tokens_end_in_the_one_true_end_token(clip_scorer: ClipScorer) -> None:
+    ids, ends = clip_scorer._tokens(PROMPTS)
     assert ids.shape == (len(PROMPTS), CONTEXT)
     assert (ids[:, 0] == END_TOKEN - 1).all()
     for row, end in zip(ids, ends.tolist(), strict=True):
@@ -209,13 +200,13 @@ def test_tokens_end_in_the_one_true_end_token(scorer: ClipScorer) -> None:
     assert ends.tolist()[3] == CONTEXT - 1
 
 
-def test_a_spelt_out_end_token_does_not_end_the_prompt(scorer: ClipScorer) -> None:
+def test_a_spelt_out_end_token_does_not_end_the_prompt(clip_scorer: ClipScorer) -> None:
     images = np.repeat(random_images(1), 2, axis=0)
-    first, second = scorer.score(images, ["a <|endoftext|> b", "a"], [{}, {}])
+    first, second = clip_scorer.score(images, ["a <|endoftext|> b", "a"], [{}, {}])
     assert abs(first - second) > 1e-4
 
 
-def test_a_score_does_not_depend_on_its_batch(scorer: ClipScorer) -> None:
+def test_a_score_does_not_depend_on_its_batch(scorer: TorchScorer) -> None:
     images = random_images(len(PROMPTS), 40, 52)
     together = scorer.score(images, PROMPTS, [{}] * len(PROMPTS))
     alone = [scorer.score(images[i : i + 1], PROMPTS[i : i + 1], [{}])[0] for i in range(len(PROMPTS))]
@@ -223,20 +214,47 @@ def test_a_score_does_not_depend_on_its_batch(scorer: ClipScorer) -> None:
     assert np.ptp(together) > 1e-3
 
 
-def test_the_gradient_is_the_slope_of_the_score(scorer: ClipScorer) -> None:
-    images = np.random.default_rng(3).uniform(0.2, 0.8, (2, 3, 44, 40)).astype(np.float32)
+def test_the_gradient_is_the_slope_of_the_score(scorer: TorchScorer) -> None:
+    """At the model's own size: where a recipe rounds to 8 bits, its gradient is that of the recipe without rounding."""
+    images = np.random.default_rng(3).uniform(0.2, 0.8, (2, 3, IMAGE_SIZE, IMAGE_SIZE)).astype(np.float32)
     prompts, metadata = ["a cat", "two dogs"], [{}, {}]
     _, gradients = scorer.score_with_gradient(images, prompts, metadata)
     assert gradients.shape == images.shape
-    direction = gradients / np.linalg.norm(gradients.reshape(2, -1), axis=1).reshape(2, 1, 1, 1)
+    lengths = np.linalg.norm(gradients.reshape(2, -1), axis=1)
+    assert (lengths > 1e-4).all()
+    direction = gradients / lengths.reshape(2, 1, 1, 1)
     step = 1e-2
     ahead, _ = scorer.score_with_gradient(images + step * direction, prompts, metadata)
     behind, _ = scorer.score_with_gradient(images - step * direction, prompts, metadata)
-    slopes = (ahead - behind) / (2 * step)
-    np.testing.assert_allclose(slopes, np.linalg.norm(gradients.reshape(2, -1), axis=1), rtol=2e-2)
-    byte_images = np.round(images * 255).astype(np.uint8).transpose(0, 2, 3, 1)
-    again, _ = scorer.score_with_gradient((byte_images / 255).transpose(0, 3, 1, 2).astype("f4"), prompts, metadata)
-    np.testing.assert_allclose(scorer.score(byte_images, prompts, metadata), again, atol=1e-6)
+    np.testing.assert_allclose((ahead - behind) / (2 * step), lengths, rtol=2e-2)
+
+
+def test_scores_with_and_without_a_gradient_agree(scorer: TorchScorer) -> None:
+    images = random_images(3, 44, 40)
+    prompts, metadata = ["a cat", "two dogs", "a cat"], [{}] * 3
+    pixels = images.transpose(0, 3, 1, 2).astype(np.float32) / 255
+    with_gradient, gradients = scorer.score_with_gradient(pixels, prompts, metadata)
+    np.testing.assert_allclose(scorer.score(images, prompts, metadata), with_gradient, atol=1e-6)
+    assert np.isfinite(gradients).all()
+
+
+def test_a_gradient_does_not_depend_on_its_batch(scorer: TorchScorer) -> None:
+    pixels = np.random.default_rng(4).uniform(0, 1, (2, 3, 36, 33)).astype(np.float32)
+    prompts = ["a cat", "two dogs"]
+    _, together = scorer.score_with_gradient(pixels, prompts, [{}, {}])
+    for i in range(2):
+        _, alone = scorer.score_with_gradient(pixels[i : i + 1], prompts[i : i + 1], [{}])
+        np.testing.assert_allclose(alone[0], together[i], rtol=1e-3, atol=1e-5 * float(np.abs(together).max()))
+
+
+def test_scores_lie_in_the_declared_range(scorer: TorchScorer) -> None:
+    low, high = scorer.score_range
+    pictures = [random_images(2, 30, 50), np.zeros((1, 30, 50, 3), np.uint8), np.full((1, 30, 50, 3), 255, np.uint8)]
+    scores = scorer.score(np.concatenate(pictures), ["a", "b", "c", "d"], [{}] * 4)
+    assert math.isfinite(low)
+    assert math.isfinite(high)
+    assert (low <= scores).all()
+    assert (scores <= high).all()
 
 
 def test_half_precision_weights_are_read_as_float32(hps: HpsScorer, tmp_path: Path) -> None:
@@ -315,6 +333,23 @@ def test_weights_must_match_one_to_one(tmp_path: Path) -> None:
         PickScoreScorer.load(pickscore_dir, "cpu")
 
 
-def test_a_scorer_without_its_model_says_so() -> None:
-    with pytest.raises(ModelError, match="--model DIR"):
-        HpsScorer.load(None, "cpu")
+def test_a_scorer_without_its_model_says_so(scorer: TorchScorer) -> None:
+    with pytest.raises(ModelError, match=f"the {scorer.name} scorer needs its model directory: pass --model DIR"):
+        type(scorer).load(None, "cpu")
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, MAX_ASPECT), (MAX_ASPECT, 1)])
+def test_the_longest_pictures_have_scores_and_gradients(scorer: TorchScorer, height: int, width: int) -> None:
+    images = random_images(2, height, width)
+    scores = scorer.score(images, ["a", "b"], [{}] * 2)
+    pixels = images.transpose(0, 3, 1, 2).astype(np.float32) / 255
+    same, gradients = scorer.score_with_gradient(pixels, ["a", "b"], [{}] * 2)
+    np.testing.assert_allclose(scores, same, atol=1e-5)
+    assert np.isfinite(gradients).all()
+    np.testing.assert_allclose(scores[1:], scorer.score(images[1:], ["b"], [{}]), atol=1e-6)
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:99"])
+def test_a_device_that_is_none_is_named_with_a_remedy(device: str, hps_directory: Path) -> None:
+    with pytest.raises(ConfigError, match=f"--device {device} cannot be used: .*; cpu can everywhere"):
+        HpsScorer.load(hps_directory, device)

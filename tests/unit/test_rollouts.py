@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from common.errors import RewardInvalid
+from common.errors import RewardInvalid, RewardOutage
 from common.types import PolicyVersion, Prompt, StepPlan
 from learner.rollouts import GROUP_ATTEMPTS, Rollouts
 from learner.worker_pool import Call, Finished
@@ -37,6 +37,8 @@ class FakePool:
     """Finishes calls newest first; `fails(iteration, prompt index, attempt)` says which groups go unscored."""
 
     fails: Callable[[int, int, int], bool] = lambda *_: False
+    failure: ScoringFailure = TIMEOUT
+    left_out: tuple[ScoringFailure, ...] = ()
 
     def __post_init__(self) -> None:
         self.waiting: list[Call] = []
@@ -53,7 +55,8 @@ class FakePool:
         key: Any = call.key
         failed = self.fails(key.iteration, references[0][1], key.attempt)
         seconds = {"rollout": 1.0, "score": 0.5}
-        outcome = RolloutOutcome("here:1", PolicyVersion(0, "x"), seconds, TIMEOUT if failed else None)
+        failure = self.failure if failed else None
+        outcome = RolloutOutcome("here:1", PolicyVersion(0, "x"), seconds, failure, self.left_out)
         return Finished(call.key, outcome, references)
 
 
@@ -61,8 +64,10 @@ def plan(iteration: int) -> StepPlan:
     return StepPlan(iteration, (1.0, 0.5, 0.0), 0.9, (0,))
 
 
-def rollouts(pool: FakePool, *iterations: int) -> Rollouts:
-    rollouts = Rollouts(pool, group_size=4)
+def rollouts(
+    pool: FakePool, *iterations: int, outage_limit_s: float = 0.0, clock: Callable[[], float] = lambda: 0.0
+) -> Rollouts:
+    rollouts = Rollouts(pool, 4, outage_limit_s, clock)
     for iteration in iterations:
         rollouts.request(plan(iteration), PROMPTS, f"v{iteration}")
     return rollouts
@@ -107,3 +112,44 @@ def test_iterations_requested_ahead_do_not_mix() -> None:
     collected = ahead.collect(1)
     assert collected.groups == [f"group of {index} at 1 with v1" for index in (4, 2, 9)]
     assert collected.images == {"here:1": 12}
+
+
+def test_an_iteration_lost_whole_is_sampled_again_until_the_reward_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("learner.rollouts.EMPTY_ITERATION_PAUSE_S", 0.0)
+    pool = FakePool(lambda _, index, attempt: attempt <= 2 * GROUP_ATTEMPTS or index == 9)
+    collected = rollouts(pool, 0, outage_limit_s=600.0).collect(0)
+    assert collected.groups == ["group of 4 at 0 with v0", "group of 2 at 0 with v0"]
+    # Two samplings of three groups came to nothing, the third to all but one.
+    assert collected.dropped == {"hps:timeout": 7}
+    assert collected.seconds == {"rollout": 9.0, "score": 4.5}
+    assert collected.images == {"here:1": 8}
+
+
+def test_an_outage_is_timed_from_the_first_sampling_that_came_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not from the request: sampling itself may take longer than an outage may."""
+    now = [0.0]
+    monkeypatch.setattr("learner.rollouts.time.sleep", lambda seconds: None)
+
+    def fails(*_: int) -> bool:
+        now[0] += 10.0
+        return True
+
+    pool = FakePool(fails)
+    expected = r"for 60 s, and the longest rewards\.\*\.outage_limit_s is 50 s; bring the reward hps back"
+    with pytest.raises(RewardOutage, match=expected) as caught:
+        rollouts(pool, 0, outage_limit_s=50.0, clock=lambda: now[0]).collect(0)
+    assert caught.value.cause == "timeout"
+    assert len(pool.taken) == 2 * len(PROMPTS) * GROUP_ATTEMPTS
+
+
+def test_a_request_that_is_itself_wrong_is_not_waited_for() -> None:
+    pool = FakePool(lambda *_: True, ScoringFailure("hps", "request", "too long"))
+    with pytest.raises(RewardInvalid, match="too long"):
+        rollouts(pool, 0, outage_limit_s=600.0).collect(0)
+
+
+def test_groups_trained_without_a_reward_are_counted_by_cause() -> None:
+    collected = rollouts(FakePool(left_out=(TIMEOUT,)), 0).collect(0)
+    assert len(collected.groups) == 3
+    assert collected.renormalised == {"hps:timeout": 3}
+    assert not collected.dropped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,12 @@ import torch
 
 from common.config import Config
 from common.errors import CheckpointError, ConfigError
+from common.reward_api import ServerInfo
 from learner.checkpoint import Position, write_checkpoint
 from learner.cli import Invocation
-from learner.run_directory import LOCK, Start, begin, claimed, continuity
+from learner.run_directory import LOCK, Start, begin, claimed, continuity, require_same_rewards
 
+INFO = ServerInfo("hps", "1", "abc", True, 0.0, math.inf, "1", "hps:Hps", True)
 STATE = {"adapter/a": torch.arange(4.0)}
 TRY_LOCK = "import fcntl, sys; fcntl.flock(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
 
@@ -103,6 +106,42 @@ def test_resuming_takes_the_checkpoint_and_its_settings(tmp_path: Path) -> None:
     start = start_of(invocation(tmp_path, resume=True))
     assert start == Start(Position("alignment", 3), checkpoint, continuity(config()))
     assert start.resumes
+
+
+@pytest.mark.parametrize("change", [{"weights_hash": "def"}, {"high": 2.0}, {"implementation": "x:Y"}])
+def test_a_reward_that_has_become_another_is_refused_on_resume(tmp_path: Path, change: dict[str, object]) -> None:
+    finished_run(tmp_path)
+    settings = continuity(config(), {"hps": INFO})
+    checkpoint = write_checkpoint(tmp_path / "checkpoints", Position("alignment", 4), STATE, settings)
+    start = start_of(invocation(tmp_path, resume=True))
+    require_same_rewards(start, {"hps": INFO})
+    assert start.settings == settings
+    (field,) = change
+    with pytest.raises(CheckpointError, match=f"reward hps declares {field} = .*{checkpoint} was written"):
+        require_same_rewards(start, {"hps": ServerInfo(**(vars(INFO) | change))})
+
+
+def test_a_checkpoint_without_declared_rewards_is_taken_as_it_is(tmp_path: Path) -> None:
+    finished_run(tmp_path)
+    require_same_rewards(start_of(invocation(tmp_path, resume=True)), {"hps": INFO})
+    require_same_rewards(start_of(invocation(tmp_path / "new")), {"hps": INFO})
+
+
+@pytest.mark.parametrize(
+    ("stage_one", "stage_two", "bound"),
+    [
+        ({}, {}, set()),
+        ({}, {"learning_rate_schedule": "linear"}, {"iterations"}),
+        ({"consistency_fraction": 0.25}, {}, {"micro_batch"}),
+    ],
+)
+def test_what_changes_the_training_that_follows_is_kept(
+    stage_one: dict[str, object], stage_two: dict[str, object], bound: set[str]
+) -> None:
+    """The number of iterations under a schedule, and the micro-batch that a fraction is taken of."""
+    changed = config(**stage_one).model_dump() | {"alignment": stage_two}
+    kept = continuity(Config.model_validate(changed))["alignment"]
+    assert kept.keys() & {"iterations", "micro_batch"} == bound
 
 
 @pytest.mark.parametrize("dry_run", [False, True])

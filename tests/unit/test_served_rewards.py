@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from threading import Barrier
 
 import numpy as np
 import pytest
 import torch
 
-from common.errors import RewardUnavailable
+from common.errors import RewardError, RewardOutage, RewardUnavailable
+from common.outage import Outage, OutagePolicy, RewardGuard
+from common.plain_question import PlainQuestion
 from common.reward_api import FloatArray, Metadata
 from common.reward_client import RewardClient
 from common.types import Prompt
@@ -18,11 +20,22 @@ from learner.served_rewards import ServedRewards
 PROMPTS = [Prompt(0, "a dot", {"count": 1}), Prompt(1, "two")]
 
 
+def refused(name: str) -> RewardError:
+    return RewardUnavailable(name, "refused", f"no {name}")
+
+
+def raised(name: str) -> RewardError:
+    error = RewardUnavailable(name, "scorer", f"{name} raised")
+    error.url = "http://server"
+    return error
+
+
 class Client(RewardClient):
     """Scores factor * sum of an image, once every reward has been asked."""
 
-    def __init__(self, factors: dict[str, float]) -> None:
+    def __init__(self, factors: dict[str, float], failure: Callable[[str], RewardError] = refused) -> None:
         self._factors = factors
+        self._failure = failure
         self._all_asked = Barrier(len(factors))
 
     def gradient(
@@ -31,19 +44,29 @@ class Client(RewardClient):
         images_BCHW: FloatArray,
         prompts: Sequence[str],
         metadata: Sequence[Metadata] | None = None,
+        *,
+        again: bool = False,
     ) -> tuple[FloatArray, FloatArray]:
         assert list(prompts) == ["a dot", "two"]
         assert metadata == [{"count": 1}, {}]
         self._all_asked.wait(timeout=30)
         if self._factors[name] < 0:
-            raise RewardUnavailable(name, "refused", f"no {name}")
+            raise self._failure(name)
         factor = np.float32(self._factors[name])
         return factor * images_BCHW.sum(axis=(1, 2, 3)), np.full_like(images_BCHW, factor)
+
+    def ask_plainly(self, name: str, plain: PlainQuestion, *, url: str | None = None, gradient: bool = False) -> None:
+        assert (url, gradient) == ("http://server", True)
+
+
+def served_by(factors: dict[str, float], policy: OutagePolicy = "pause", pause: float = 5.0) -> ServedRewards:
+    guard = RewardGuard(Client(factors), dict.fromkeys(factors, Outage(policy, pause)))
+    return ServedRewards(guard, list(factors))
 
 
 def test_all_rewards_are_asked_at_once_with_metadata_and_carry_their_graph() -> None:
     images = torch.full((2, 3, 2, 2), 0.5, requires_grad=True)
-    served = ServedRewards(Client({"hps": 2.0, "bright": 0.5}), ["hps", "bright"])
+    served = served_by({"hps": 2.0, "bright": 0.5})
     rewards = served.differentiable(images, PROMPTS)
     assert list(rewards) == ["hps", "bright"]
     assert rewards["hps"].tolist() == [12.0, 12.0]
@@ -54,6 +77,34 @@ def test_all_rewards_are_asked_at_once_with_metadata_and_carry_their_graph() -> 
 
 
 def test_a_reward_that_fails_is_raised() -> None:
-    served = ServedRewards(Client({"hps": 2.0, "bright": -1.0}), ["hps", "bright"])
-    with pytest.raises(RewardUnavailable, match="no bright"):
+    served = served_by({"hps": 2.0, "bright": -1.0}, pause=0.0)
+    with pytest.raises(RewardOutage, match="no bright"):
         served.differentiable(torch.zeros(2, 3, 2, 2), PROMPTS)
+
+
+def test_a_reward_that_is_out_is_left_out_and_counted() -> None:
+    """Renormalised: the other stays. Dropped: the samples get no reward gradient at all."""
+    images = torch.full((2, 3, 2, 2), 0.5)
+    served = served_by({"hps": 2.0, "bright": -1.0}, "renormalise")
+    assert {name: values.tolist() for name, values in served.differentiable(images, PROMPTS).items()} == {
+        "hps": [12.0, 12.0]
+    }
+    assert served.left_out == {"bright:refused": 2}
+    dropping = served_by({"hps": 2.0, "bright": -1.0}, "drop_group")
+    assert dropping.differentiable(images, PROMPTS) == {}
+    assert dropping.left_out == {"bright:refused": 2}
+
+
+def test_samples_that_a_reward_fails_at_alone_do_not_end_a_run_that_would_wait_for_it() -> None:
+    client = Client({"hps": 2.0, "bright": -1.0}, raised)
+    outages = dict.fromkeys(("hps", "bright"), Outage("pause", 5.0))
+    guard = RewardGuard(client, outages, {"bright": PlainQuestion("a dot", {})})
+    served = ServedRewards(guard, ["hps", "bright"])
+    assert served.differentiable(torch.zeros(2, 3, 2, 2), PROMPTS) == {}
+    assert served.left_out == {"bright:scorer": 2}
+
+
+def test_with_every_reward_out_nothing_is_left() -> None:
+    served = served_by({"hps": -2.0, "bright": -1.0}, "renormalise")
+    assert served.differentiable(torch.zeros(2, 3, 2, 2), PROMPTS) == {}
+    assert served.left_out == {"hps:refused": 2, "bright:refused": 2}

@@ -106,6 +106,24 @@ def test_prometheus_sees_the_same(tracker: Tracker, registry: CollectorRegistry)
         assert registry.get_sample_value(name, labels) == value, name
 
 
+def test_what_was_trained_without_a_reward_is_counted(
+    tracker: Tracker, path: Path, registry: CollectorRegistry
+) -> None:
+    for iteration in range(2):
+        with tracker.iteration("alignment", iteration) as step:
+            collected = Collected([], renormalised=Counter({"hps:timeout": 3}))
+            step.record(collected, UpdateResult({"left_out_gradients/hps:nan": 16.0}, {}))
+    assert lines(path)[1]["metrics"] == {
+        "left_out_gradients/hps:nan": 16.0,
+        "dropped_groups": 0.0,
+        "renormalised_groups/hps:timeout": 3.0,
+    }
+    assert registry.get_sample_value(metrics.RENORMALISED_GROUPS_TOTAL, {"cause": "hps:timeout"}) == 6
+    assert registry.get_sample_value(metrics.LEFT_OUT_GRADIENTS_TOTAL, {"cause": "hps:nan"}) == 32
+    # Counts are no losses.
+    assert not [sample for family in registry.collect() for sample in family.samples if sample.name == metrics.LOSS]
+
+
 def test_only_stage_2_has_a_policy_version(tracker: Tracker, registry: CollectorRegistry) -> None:
     for stage, iteration in (("cold_start", 5), ("alignment", 3), ("cold_start", 6)):
         with tracker.iteration(stage, iteration) as step:

@@ -11,6 +11,9 @@ from common.errors import WireError
 from common.wire import (
     ARRAY_EXTENSION,
     MAX_DEPTH,
+    MAX_FIELDS,
+    MAX_ITEMS,
+    MAX_TEXT_BYTES,
     fingerprint,
     pack,
     tensor_hashes,
@@ -143,3 +146,82 @@ def test_a_fingerprint_ignores_order_but_not_names() -> None:
     assert fingerprint(hashes) == fingerprint(dict(reversed(hashes.items())))
     assert fingerprint(hashes) != fingerprint({"a": "2", "b": "1"})
     assert fingerprint({}) != fingerprint({"a": "1"})
+
+
+def test_bytes_stay_where_they_lie_in_a_body_and_wider_numbers_are_aligned() -> None:
+    body = bytearray(pack({"bytes": np.arange(9, dtype=np.uint8), "floats": np.arange(3, dtype=np.float32)}))
+    message = unpack(body)
+    body[body.index(b"\x00\x01\x02\x03")] = 77
+    assert message["bytes"][0] == 77
+    assert message["floats"].flags.aligned
+    assert message["floats"].tolist() == [0.0, 1.0, 2.0]
+
+
+def test_a_shape_can_be_refused_before_its_buffer_is_looked_at() -> None:
+    seen: list[tuple[str, tuple[int, ...]]] = []
+
+    def refuse(dtype: str, shape: tuple[int, ...]) -> None:
+        seen.append((dtype, shape))
+        raise WireError("too many pixels")
+
+    with pytest.raises(WireError, match="too many pixels"):
+        unpack(array_bytes("uint8", [1, 2**20, 2**20, 3], b""), check_array=refuse)
+    assert seen == [("uint8", (1, 2**20, 2**20, 3))]
+
+
+def test_text_is_bounded_on_its_own() -> None:
+    most = "x" * (MAX_TEXT_BYTES - 100)
+    assert unpack(pack({"a": most}))["a"] == most
+    with pytest.raises(WireError, match="what is no array"):
+        unpack(msgpack.packb({"a": most, "b": "y" * 200}))
+    with pytest.raises(WireError, match="what is no array"):
+        unpack(msgpack.packb({"n" * 300: 1}))
+
+
+def test_a_field_comes_once() -> None:
+    with pytest.raises(WireError, match="each once"):
+        unpack(b"\x82\xa1a\x01\xa1a\x02")
+
+
+@pytest.mark.parametrize(
+    "shape", [[2**63 - 1, 2**63 - 1, 0], [2**64 - 1, 0, 1, 3], [2**32, 0], [2**32 - 200] * 7 + [0]]
+)
+def test_an_empty_buffer_does_not_excuse_absurd_sizes(shape: list[int]) -> None:
+    """Their product is 0, which is what the buffer holds, but no array can have them."""
+    with pytest.raises(WireError, match="array shape"):
+        unpack(array_bytes("uint8", shape, b""))
+    assert unpack(array_bytes("uint8", [0] * 8, b""))["a"].shape == (0,) * 8
+
+
+def test_the_top_map_has_few_fields() -> None:
+    fields = {str(number): number for number in range(MAX_FIELDS)}
+    assert unpack(pack(fields)) == fields
+    with pytest.raises(WireError, match="17 fields cannot travel: at most 16"):
+        pack(fields | {"more": 1})
+    for count in (MAX_FIELDS + 1, 65_535, 65_536):
+        with pytest.raises(WireError, match="at most 16 fields"):
+            unpack(msgpack.packb(dict.fromkeys(map(str, range(count)))))
+
+
+def test_lists_and_maps_are_bounded_together_before_all_of_them_are_built() -> None:
+    half = [[] for _ in range(MAX_ITEMS // 8)]
+    accepted = {"a": half, "b": [half, half], "c": [{"d": 1}]}
+    assert unpack(msgpack.packb(accepted)) == accepted
+    crowds = [
+        {"a": [[[]] * 16_000] * 8},
+        {"a": [{"b": 1}] * 16_000, "c": [{"b": 1}] * 16_000, "d": [[]] * 16_000},
+    ]
+    for crowd in crowds:
+        with pytest.raises(WireError, match="more than 65536 items"):
+            unpack(msgpack.packb(crowd))
+
+
+def test_hostile_names_are_not_quoted_whole() -> None:
+    for data in (
+        msgpack.packb({"n" * 200: 1, "a": {b"k" * 200: 1}}),
+        b"\x82" + 2 * (msgpack.packb("n" * 200) + b"\x01"),
+        msgpack.packb({"n" * 200: {"m" * 200: [msgpack.Timestamp(0)]}}),
+    ):
+        with pytest.raises(WireError) as caught:
+            unpack(data)
+        assert len(str(caught.value)) < 200

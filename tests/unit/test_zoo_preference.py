@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from transformers import CLIPModel
 
 from reward_servers.scorers.base import Scorer
-from reward_servers.scorers.clip import OPENAI_MEAN, OPENAI_STD
 from reward_servers.scorers.hps import HpsScorer, from_open_clip
 from reward_servers.scorers.pickscore import PickScoreScorer
+from reward_servers.scorers.pixels import OPENAI_MEAN, OPENAI_STD
 from zoo.preference import new_model, save_hps, save_pickscore, to_open_clip
 from zoo.preference_pairs import (
     PAIR_KINDS,

@@ -1,0 +1,17 @@
+"""What every section of the run file is, and how one complains (see `common.config`)."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+from pydantic_core import PydanticCustomError
+
+
+class Section(BaseModel):
+    """A part of the run file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def problem(key: str, message: str) -> PydanticCustomError:
+    """A cross-field complaint about `key` (relative to the section that raises it), for `config_file` to word."""
+    return PydanticCustomError("cross_field", "{message}", {"key": key, "message": message})

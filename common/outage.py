@@ -1,0 +1,199 @@
+"""What a run does when a reward cannot be had: the policy of each reward, applied to every question.
+
+    pause         hold until it is back, bounded; then RewardOutage ends the run by name
+    drop_group    whoever asked drops its group whole
+    renormalise   go on with the other rewards, and say which one was left out
+
+Never a zero in its place. A request that the server rejects is no outage; nor is a question that a server keeps failing
+at while the same server answers a plain one: such a question fails by itself, whatever the policy.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Generic, Literal, TypeVar
+
+from common.errors import RewardError, RewardInvalid, RewardOutage, RewardOverloaded, RewardRejected
+from common.plain_question import PlainQuestion
+from common.retry_budget import Timing
+from common.reward_api import ByteArray, FloatArray, Metadata
+from common.reward_attempts import RETRY_AFTER_LIMIT_S
+from common.reward_client import RewardClient, ScoreQuestion
+
+OutagePolicy = Literal["pause", "drop_group", "renormalise"]
+Gradient = tuple[FloatArray, FloatArray]
+Value = TypeVar("Value")
+
+# Failures of a server that may be the question's doing: its scorer raised, or took too long.
+QUESTION_CAUSES = ("scorer", "deadline")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outage:
+    """What to do when a reward is out, and for how many seconds a pause may hold."""
+
+    policy: OutagePolicy
+    limit_s: float
+
+
+@dataclass(frozen=True)
+class Answers(Generic[Value]):
+    """What became of a question to several rewards.
+
+    Attributes:
+        values: reward -> its answer.
+        left_out: reward -> why it is not among the values, for rewards whose policy is to go on without.
+        failure: why the question as a whole must be dropped, if it must.
+        held_s: seconds spent waiting for rewards to come back.
+    """
+
+    values: dict[str, Value]
+    left_out: dict[str, RewardError] = field(default_factory=dict)
+    failure: RewardError | None = None
+    held_s: float = 0.0
+
+
+class RewardGuard:
+    """A reward client with the outage policies of its rewards; thread-safe.
+
+    Args:
+        plain: what each reward is known to answer; a reward without is out whenever it fails.
+    """
+
+    def __init__(
+        self,
+        client: RewardClient,
+        outages: Mapping[str, Outage],
+        plain: Mapping[str, PlainQuestion] | None = None,
+        timing: Timing | None = None,
+    ) -> None:
+        self._client = client
+        self._plain = dict(plain or {})
+        self._outages = dict(outages)
+        self._timing = timing or Timing()
+        self._threads = ThreadPoolExecutor(max(1, 4 * len(self._outages)), thread_name_prefix="reward-guard")
+
+    def score(
+        self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata], names: Iterable[str]
+    ) -> Answers[FloatArray]:
+        """Scores float32 [B] of each reward. RewardOutage when a pause came to its limit."""
+        return self._score(images_BHWC, prompts, metadata, {name: self._outages[name] for name in names})
+
+    def score_all(
+        self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]
+    ) -> dict[str, FloatArray]:
+        """Scores of every reward, each waited for as under `pause`; without those that fail at these images alone.
+
+        Raises:
+            RewardOutage: a pause came to its limit.
+            RewardRejected: a reward cannot be asked this at all.
+        """
+        outages = {name: Outage("pause", outage.limit_s) for name, outage in self._outages.items()}
+        answers = self._score(images_BHWC, prompts, metadata, outages)
+        if isinstance(answers.failure, RewardRejected):
+            raise answers.failure
+        return answers.values
+
+    def gradient(
+        self, images_BCHW: FloatArray, prompts: Sequence[str], metadata: Sequence[Metadata], names: Iterable[str]
+    ) -> Answers[Gradient]:
+        """Scores [B] and gradients [B, 3, H, W] of each reward; see `RewardClient.gradient`."""
+
+        def ask(name: str, again: bool) -> Gradient:
+            return self._client.gradient(name, images_BCHW, prompts, metadata, again=again)
+
+        return self._ask_all(ask, {name: self._outages[name] for name in names}, gradient=True)
+
+    def _score(
+        self,
+        images_BHWC: ByteArray,
+        prompts: Sequence[str],
+        metadata: Sequence[Metadata],
+        outages: Mapping[str, Outage],
+    ) -> Answers[FloatArray]:
+        question = ScoreQuestion.of(images_BHWC, prompts, metadata)
+
+        def ask(name: str, again: bool) -> FloatArray:
+            return self._client.score_one(name, question, again=again)
+
+        return self._ask_all(ask, outages, gradient=False)
+
+    def _ask_all(
+        self, ask: Callable[[str, bool], Value], outages: Mapping[str, Outage], *, gradient: bool
+    ) -> Answers[Value]:
+        futures = {
+            name: self._threads.submit(self._ask_one, name, ask, outage, gradient) for name, outage in outages.items()
+        }
+        errors = {name: future.exception() for name, future in futures.items()}
+        left_out: dict[str, RewardError] = {}
+        failure: RewardError | None = None
+        for name, error in errors.items():
+            if error is None:
+                continue
+            if isinstance(error, RewardOutage) or not isinstance(error, RewardError):
+                raise error
+            if outages[name].policy == "renormalise" and not isinstance(error, RewardRejected):
+                left_out[name] = error
+            else:
+                failure = failure or error
+        answered = {name: future.result() for name, future in futures.items() if errors[name] is None}
+        if not answered and left_out:
+            failure = failure or next(iter(left_out.values()))
+        held_s = max((held for _, held in answered.values()), default=0.0)
+        return Answers({name: value for name, (value, _) in answered.items()}, left_out, failure, held_s)
+
+    def _ask_one(
+        self, name: str, ask: Callable[[str, bool], Value], outage: Outage, gradient: bool
+    ) -> tuple[Value, float]:
+        """The answer and how many seconds it was held for."""
+        timing, started = self._timing, self._timing.clock()
+        tries = 0
+        while True:
+            asked = timing.clock()
+            try:
+                value = ask(name, tries > 0)
+            except RewardRejected:
+                raise
+            except RewardError as error:
+                if self._is_at_fault_alone(name, error, gradient) or outage.policy != "pause":
+                    raise
+                tries += 1
+                if tries == 1:
+                    logger.warning("reward %s is out (%s): holding for up to %g s", name, error.cause, outage.limit_s)
+                left_s = started + outage.limit_s - timing.clock()
+                if left_s <= 0:
+                    raise _limit_reached(name, outage, error) from error
+                timing.sleep(min(left_s, self._pause_s(name, error, tries)))
+            else:
+                return value, asked - started if tries else 0.0
+
+    def _pause_s(self, name: str, error: RewardError, tries: int) -> float:
+        soonest_s = self._client.seconds_to_probe(name)
+        if isinstance(error, RewardOverloaded):
+            soonest_s = max(soonest_s, min(error.retry_after, RETRY_AFTER_LIMIT_S))
+        return soonest_s + self._timing.backoff_s(tries)
+
+    def _is_at_fault_alone(self, name: str, error: RewardError, gradient: bool) -> bool:
+        """Whether the question is to blame: the very server that failed at it answers a plain one."""
+        may_be = isinstance(error, RewardInvalid) or error.cause in QUESTION_CAUSES
+        if not may_be or not error.url or name not in self._plain:
+            return False
+        try:
+            self._client.ask_plainly(name, self._plain[name], url=error.url, gradient=gradient)
+        except RewardError:
+            return False
+        logger.warning("reward %s fails at one question alone, which is given up: %s", name, error)
+        return True
+
+
+def _limit_reached(name: str, outage: Outage, error: RewardError) -> RewardOutage:
+    message = (
+        f"reward {name} was out for {outage.limit_s:g} s, as long as rewards.{name}.outage_limit_s allows; bring it "
+        f"back and --resume, or choose another rewards.{name}.outage; the last failure: {error}"
+    )
+    return RewardOutage(name, error.cause, message)

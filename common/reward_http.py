@@ -1,0 +1,241 @@
+"""One HTTP exchange with a reward server. Every failure is a RewardError of the reward that was asked for.
+
+caller's thread ──► event loop of the client, one thread ──► pooled connections
+                      one deadline for everything from the connection to the last byte, which closes the connection;
+                      a request that takes unusually long is counted, and its server asked whether it is there
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+import threading
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol, TypeVar
+
+import httpx
+
+from common.addresses import is_loopback
+from common.errors import (
+    RewardError,
+    RewardInvalid,
+    RewardOverloaded,
+    RewardRejected,
+    RewardUnavailable,
+    WireError,
+)
+from common.reward_api import CAUSES, DEADLINE_HEADER, INFO_PATH, MEDIA_TYPE, REQUEST_CAUSES
+from common.wire import DEFAULT_MAX_BYTES
+
+# Shorter than the servers keep an idle connection, so that none is used just as it is closed.
+KEEP_ALIVE_SECONDS = 30.0
+PROBE_TIMEOUT_S = 2.0
+"""To say who it is a server needs no model: one that takes longer is not there."""
+DEADLINE_SHARE = 0.95
+"""Of our deadline is the server told, so that its own word for being late comes before ours."""
+CLOSE_TIMEOUT_S = 5.0
+OVERLOADED = 429
+SERVER_ERRORS = 500
+REJECTIONS = (400, 413, 422)
+# What a server found wrong with its own scorer's answer: the same images would give it again.
+INVALID_ANSWERS = ("nan", "count", "shape", "dtype")
+DEFAULT_CAUSE_OF_STATUS = {401: "unauthorized", 404: "not_found", 429: "overloaded"}
+REMEDY_OF_CAUSE = {"unauthorized": ": set REWARD_SERVER_TOKEN, and for registered servers reward_client.trusted_hosts"}
+
+Answer = TypeVar("Answer")
+Received = tuple[int, Mapping[str, str], bytes]
+
+
+class Watcher(Protocol):
+    """Who wants to know of a request that takes unusually long."""
+
+    patience_s: float
+
+    def overdue(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Where a request goes: the reward asked for, the base URL of its server, the seconds it may take."""
+
+    name: str
+    url: str
+    timeout_s: float
+    watcher: Watcher | None = None
+
+    @property
+    def where(self) -> str:
+        return f"reward {self.name} at {self.url}"
+
+
+class RewardHttp:
+    """Pooled connections to any number of servers; thread-safe.
+
+    Args:
+        token: bearer token of the servers, if they want one.
+        trusted_hosts: who may have it, beside this machine: an address that was only heard of may not.
+    """
+
+    def __init__(self, token: str | None, trusted_hosts: Collection[str] = ()) -> None:
+        self._token = token
+        self._trusted_hosts = frozenset(host.lower() for host in trusted_hosts)
+        limits = httpx.Limits(keepalive_expiry=KEEP_ALIVE_SECONDS)
+        # Reward servers are named in full: a proxy set for the outside world is not asked.
+        self._http = httpx.AsyncClient(
+            headers={"accept-encoding": "identity"}, limits=limits, timeout=None, trust_env=False, verify=_tls()
+        )
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="reward-http", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends requests under way too: whoever waits for one gets a RewardError."""
+        if self._loop.is_closed():
+            return
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(CLOSE_TIMEOUT_S)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(CLOSE_TIMEOUT_S)
+        self._loop.close()
+
+    def get(self, exchange: Exchange, path: str, read: Callable[[bytes], Answer]) -> Answer:
+        return self._answer(exchange, self._supervised(exchange, "GET", path, None), read)
+
+    def post(self, exchange: Exchange, path: str, body: bytes, read: Callable[[bytes], Answer]) -> Answer:
+        return self._answer(exchange, self._supervised(exchange, "POST", path, body), read)
+
+    def _answer(
+        self, exchange: Exchange, request: Coroutine[Any, Any, Received], read: Callable[[bytes], Answer]
+    ) -> Answer:
+        try:
+            status, headers, content = asyncio.run_coroutine_threadsafe(request, self._loop).result()
+            if status != httpx.codes.OK:
+                raise _error_of_status(exchange, status, headers, content)
+            return _read(exchange, content, read)
+        except CancelledError as error:
+            raise RewardUnavailable(exchange.name, "disconnected", f"{exchange.where}: the client closed") from error
+
+    async def _supervised(self, exchange: Exchange, method: str, path: str, body: bytes | None) -> Received:
+        sending = asyncio.ensure_future(self._send(exchange, method, path, body))
+        try:
+            async with asyncio.timeout(exchange.timeout_s):
+                if exchange.watcher is not None:
+                    await self._watch(exchange, exchange.watcher, sending)
+                return await sending
+        except TimeoutError as error:
+            message = f"{exchange.where}: no answer within {exchange.timeout_s:g} s: raise reward_client.timeout_s?"
+            raise RewardUnavailable(exchange.name, "timeout", message) from error
+        finally:
+            # Whatever it was doing, dripping heads and slow intake included: its connection is closed.
+            sending.cancel()
+            with suppress(asyncio.CancelledError, RewardError):
+                await sending
+
+    async def _watch(self, exchange: Exchange, watcher: Watcher, sending: asyncio.Future[Received]) -> None:
+        """Returns when there is an answer; RewardUnavailable when the server is not there any more."""
+        while True:
+            await asyncio.wait({sending}, timeout=watcher.patience_s)
+            if sending.done():
+                return
+            watcher.overdue()
+            if not await self._is_there(exchange) and not sending.done():
+                message = f"{exchange.where}: no answer in {watcher.patience_s:.1f} s, nor to {INFO_PATH}: it hangs"
+                raise RewardUnavailable(exchange.name, "hung", message)
+
+    async def _is_there(self, exchange: Exchange) -> bool:
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                await self._send(exchange, "GET", INFO_PATH, None)
+        except (TimeoutError, RewardError):
+            return False
+        return True
+
+    async def _send(self, exchange: Exchange, method: str, path: str, body: bytes | None) -> Received:
+        name, content = exchange.name, bytearray()
+        try:
+            headers = self._headers(exchange, body)
+            async with self._http.stream(method, exchange.url + path, content=body, headers=headers) as response:
+                async for chunk in response.aiter_raw():
+                    content += chunk
+                    if len(content) > DEFAULT_MAX_BYTES:
+                        message = f"{exchange.where}: the answer exceeds {DEFAULT_MAX_BYTES} bytes"
+                        raise RewardInvalid(name, "answer", message)
+                return response.status_code, response.headers, bytes(content)
+        except httpx.ConnectError as error:
+            message = f"{exchange.where}: {error}: is the server running?"
+            raise RewardUnavailable(name, "refused", message) from error
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            message = f"{exchange.where}: the connection broke: {error!r}"
+            raise RewardUnavailable(name, "disconnected", message) from error
+
+    def _headers(self, exchange: Exchange, body: bytes | None) -> dict[str, str]:
+        headers = {DEADLINE_HEADER: f"{DEADLINE_SHARE * exchange.timeout_s:g}"}
+        if body is not None:
+            headers["content-type"] = MEDIA_TYPE
+        if self._token is not None:
+            # Read as it will be sent: two readers of URLs could take different parts for the host.
+            host = httpx.URL(exchange.url).host
+            if host in self._trusted_hosts or is_loopback(host):
+                headers["authorization"] = f"Bearer {self._token}"
+        return headers
+
+    async def _end(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._http.aclose()
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Made once: reading the world's certificates takes longer than many an answer."""
+    return httpx.create_ssl_context(trust_env=False)
+
+
+def _read(exchange: Exchange, content: bytes, read: Callable[[bytes], Answer]) -> Answer:
+    try:
+        return read(content)
+    except WireError as error:
+        raise RewardInvalid(exchange.name, "wire", f"{exchange.where}: {error}") from error
+    except RewardError as error:
+        raise RewardInvalid(exchange.name, error.cause, f"{exchange.where}: {error}") from error
+
+
+def _error_of_status(exchange: Exchange, status: int, headers: Mapping[str, str], content: bytes) -> RewardError:
+    """The error a server answered, with the cause it named if that is one we know.
+
+    Only what a reward server says of our request is the request's fault. Anything else, a stranger's page at that
+    address or a token it does not take, is this server's: another one may answer.
+    """
+    cause, detail = _error_body(content)
+    if cause not in CAUSES:
+        cause = DEFAULT_CAUSE_OF_STATUS.get(status, "answer")
+    message = f"{exchange.where} answered {status} ({cause}): {detail}{REMEDY_OF_CAUSE.get(cause, '')}"
+    if status == OVERLOADED:
+        return RewardOverloaded(exchange.name, cause, message, _retry_after(headers))
+    if status in REJECTIONS and cause in REQUEST_CAUSES:
+        return RewardRejected(exchange.name, cause, message)
+    if status >= SERVER_ERRORS and cause in INVALID_ANSWERS:
+        return RewardInvalid(exchange.name, cause, message)
+    # A scorer that raised may have been out of luck (memory, a batch mate): worth another try.
+    return RewardUnavailable(exchange.name, cause, message)
+
+
+def _error_body(content: bytes) -> tuple[str, str]:
+    try:
+        body = json.loads(content)
+        return str(body["error"]), str(body["message"])
+    except (ValueError, KeyError, TypeError):
+        return "", content[:200].decode(errors="replace")
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    try:
+        return max(0.0, float(headers.get("retry-after", "0")))
+    except ValueError:
+        return 0.0

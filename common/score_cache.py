@@ -1,0 +1,105 @@
+"""Scores known already, in Redis: one entry an image, by everything its score depends on.
+
+    rtdmd:score:KEY                 float32 score of one image; rtdmd:scores orders the keys by last use
+
+Bounded in entries, the least recently used forgotten first, and each forgotten after EXPIRES_S in any case. Exact hits
+only. A request is atomic: it is answered from here when all its images are known, and asked whole when one is not. A
+score may differ in its last bits from what the server would say now, for it was computed in other company.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import redis
+
+from common.reward_api import FloatArray, ScoreRequest, ServerInfo
+from common.store import RedisLink
+from common.wire import pack
+
+EXPIRES_S = 7 * 24 * 3600
+SCORE_BYTES = 4
+LARGEST_REQUEST = 4096
+"""Images of one request that are looked up or remembered: more would hold Redis up for others."""
+SCORE_ORDER = "rtdmd:scores"
+
+
+class ScoreCache:
+    """Scores by key (`score_keys`)."""
+
+    def __init__(self, link: RedisLink, max_entries: int) -> None:
+        self._link = link
+        self._max_entries = max_entries
+
+    def get(self, keys: Sequence[str]) -> FloatArray | None:
+        """Scores float32 [B], or None unless all are known; StoreError as in `RedisLink.call`."""
+        if not 0 < len(keys) <= LARGEST_REQUEST:
+            return None
+
+        def read(client: redis.Redis) -> list[bytes | None]:
+            now = time.time()
+            with client.pipeline() as pipeline:
+                pipeline.mget([_score(key) for key in keys])
+                pipeline.zadd(SCORE_ORDER, dict.fromkeys(keys, now), xx=True)
+                found: list[bytes | None] = pipeline.execute()[0]
+                return found
+
+        found = [content for content in self._link.call(read) if content is not None and len(content) == SCORE_BYTES]
+        if len(found) < len(keys):
+            return None
+        return np.frombuffer(b"".join(found), dtype="<f4").astype(np.float32)
+
+    def put(self, keys: Sequence[str], scores_B: FloatArray) -> None:
+        if len(keys) > LARGEST_REQUEST:
+            return
+        contents = [score.tobytes() for score in scores_B.astype("<f4")]
+
+        def write(client: redis.Redis) -> None:
+            now = time.time()
+            with client.pipeline() as pipeline:
+                for key, content in zip(keys, contents, strict=True):
+                    pipeline.set(_score(key), content, ex=EXPIRES_S)
+                pipeline.zadd(SCORE_ORDER, dict.fromkeys(keys, now))
+                pipeline.zcard(SCORE_ORDER)
+                entries: int = pipeline.execute()[-1]
+            if entries > self._max_entries:
+                oldest = cast("list[tuple[bytes, float]]", client.zpopmin(SCORE_ORDER, entries - self._max_entries))
+                client.delete(*(_score(entry.decode()) for entry, _ in oldest))
+
+        self._link.call(write)
+
+
+def image_digests(request: ScoreRequest) -> tuple[bytes, ...]:
+    """sha256 of each image of a request with its size, its prompt and its metadata."""
+    metadata = request.metadata or [{}] * len(request.prompts)
+    return tuple(
+        _digest(
+            repr(image_HWC.shape).encode(), np.ascontiguousarray(image_HWC).data, prompt.encode(), pack({"of": about})
+        )
+        for image_HWC, prompt, about in zip(request.images_BHWC, request.prompts, metadata, strict=True)
+    )
+
+
+def score_keys(digests: Sequence[bytes], info: ServerInfo) -> tuple[str, ...]:
+    """What scores are filed under: the image and all that scores it. Empty for weights without identity."""
+    if not info.weights_hash:
+        return ()
+    scored_by = info.to_json()
+    return tuple(_digest(digest, scored_by).hex() for digest in digests)
+
+
+def _digest(*parts: bytes | memoryview) -> bytes:
+    digest = hashlib.sha256()
+    for part in parts:
+        # Lengths keep ("ab", "c") and ("a", "bc") apart.
+        digest.update(memoryview(part).nbytes.to_bytes(8, "little"))
+        digest.update(part)
+    return digest.digest()
+
+
+def _score(key: str) -> str:
+    return f"rtdmd:score:{key}"

@@ -1,0 +1,219 @@
+"""Published checkpoints -> model directories: `python -m reward_servers.convert hps HPS_v2.1_compressed.pt ...`.
+
+Servers read safetensors only. This is the one place that opens a `.pt` or `.pth`: by hand, once, with
+`weights_only=True`, which refuses everything but tensors and plain containers. What it writes is loaded and made to
+score a picture before it gets its name, so a directory either is complete or does not exist.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import CLIPModel, CLIPVisionModelWithProjection
+
+from common.errors import ConfigError, ModelError, RtdmdError
+from reward_servers.convert_published import HPS_SETTINGS, IMAGE_REWARD_SETTINGS, image_reward_state
+from reward_servers.options import USAGE_ERROR
+from reward_servers.scorers import aesthetic, hps, image_reward
+from reward_servers.scorers.base import Scorer
+from reward_servers.scorers.model_directory import (
+    CONFIG_FILE,
+    State,
+    load_pretrained,
+    load_state,
+    read_settings,
+    shorten,
+)
+
+HPS_VERSIONS = ("2.0", "2.1")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Convert; 0 when the directory is there, 2 with one line on stderr when not."""
+    options = build_parser().parse_args(arguments)
+    try:
+        scorer = options.convert(options)
+    except RtdmdError as error:
+        print(f"convert: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    print(f"{options.out}: {scorer.name} {scorer.version}, weights {scorer.weights_hash}")
+    print(f"python -m reward_servers --scorer {scorer.name} --model {options.out}")
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m reward_servers.convert",
+        description="Turn a published checkpoint into a model directory that a reward server loads.",
+    )
+    kinds = parser.add_subparsers(required=True, metavar="SCORER")
+
+    def add(name: str, checkpoint: str, convert: Callable[[argparse.Namespace], Scorer]) -> argparse.ArgumentParser:
+        kind = kinds.add_parser(name, help=f"from {checkpoint}")
+        kind.add_argument("checkpoint", type=Path, help=checkpoint)
+        kind.add_argument("--out", type=Path, required=True, help="the model directory to make; must not exist")
+        kind.set_defaults(convert=convert)
+        return kind
+
+    kind = add("hps", "HPS_v2_compressed.pt or HPS_v2.1_compressed.pt of xswu/HPSv2", _from_hps_options)
+    kind.add_argument("--version", required=True, choices=HPS_VERSIONS, help="the release: the file does not say")
+    kind.add_argument("--tokenizer", type=Path, required=True, help="a directory with CLIP's vocab.json and merges.txt")
+    _add_architecture(kind, "ViT-H-14")
+    kind = add("aesthetic", "sac+logos+ava1-l14-linearMSE.pth of improved-aesthetic-predictor", _from_aesthetic_options)
+    kind.add_argument("--clip", type=Path, required=True, help="directory of openai/clip-vit-large-patch14")
+    kind = add("image_reward", "ImageReward.pt of THUDM/ImageReward", _from_image_reward_options)
+    kind.add_argument("--tokenizer", type=Path, required=True, help="a directory with bert-base-uncased's vocab.txt")
+    _add_architecture(kind, "ImageReward-v1.0")
+    return parser
+
+
+def convert_hps(checkpoint: Path, out: Path, version: str, tokenizer: Path, settings: dict[str, Any]) -> Scorer:
+    """HPSv2.0 or 2.1: a training checkpoint {"state_dict": open_clip's tensors, ...}, in its own float type."""
+    state = _tensors(_read_checkpoint(checkpoint).get("state_dict"), checkpoint, "an HPSv2 checkpoint")
+
+    def write(directory: Path) -> None:
+        _write_settings(directory, {"hps_version": version} | settings)
+        _write_weights(directory / hps.WEIGHTS_FILE, state)
+        _copy_tokenizer(tokenizer, directory)
+
+    return _publish(out, hps.HpsScorer, write)
+
+
+def convert_aesthetic(checkpoint: Path, out: Path, clip: Path) -> Scorer:
+    """The predictor's head, beside the image half of the CLIP it was trained on."""
+    state = _tensors(_read_checkpoint(checkpoint), checkpoint, "a head of the aesthetic predictor")
+    whole = load_pretrained(CLIPModel, clip)
+    config = whole.config.vision_config
+    config.projection_dim = whole.config.projection_dim
+    vision = CLIPVisionModelWithProjection(config)
+    parts = whole.state_dict()
+    load_state(vision, {name: parts[name] for name in parts if name.startswith(("vision_model.", "visual_"))}, clip)
+
+    def write(directory: Path) -> None:
+        vision.save_pretrained(directory)
+        _write_weights(directory / aesthetic.HEAD_FILE, state)
+
+    return _publish(out, aesthetic.AestheticScorer, write)
+
+
+def convert_image_reward(checkpoint: Path, out: Path, tokenizer: Path, settings: dict[str, Any]) -> Scorer:
+    """ImageReward-v1.0: one state dict, renamed to transformers' BLIP."""
+    published = _tensors(_read_checkpoint(checkpoint), checkpoint, "an ImageReward checkpoint")
+    state = image_reward_state(published, checkpoint)
+
+    def write(directory: Path) -> None:
+        _write_settings(directory, settings)
+        _write_weights(directory / image_reward.WEIGHTS_FILE, state)
+        _copy_tokenizer(tokenizer, directory)
+
+    return _publish(out, image_reward.ImageRewardScorer, write)
+
+
+def _from_hps_options(options: argparse.Namespace) -> Scorer:
+    settings = _architecture(options.architecture, HPS_SETTINGS)
+    return convert_hps(options.checkpoint, options.out, options.version, options.tokenizer, settings)
+
+
+def _from_aesthetic_options(options: argparse.Namespace) -> Scorer:
+    return convert_aesthetic(options.checkpoint, options.out, options.clip)
+
+
+def _from_image_reward_options(options: argparse.Namespace) -> Scorer:
+    settings = _architecture(options.architecture, IMAGE_REWARD_SETTINGS)
+    return convert_image_reward(options.checkpoint, options.out, options.tokenizer, settings)
+
+
+def _add_architecture(parser: argparse.ArgumentParser, published: str) -> None:
+    message = f"config.json of another size of this family; that of {published} when left out"
+    parser.add_argument("--architecture", type=Path, metavar="FILE", help=message)
+
+
+def _architecture(path: Path | None, published: dict[str, Any]) -> dict[str, Any]:
+    return published if path is None else read_settings(path)
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    """The dict that torch saved in `path`. Nothing in the file is executed."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    except Exception as error:  # torch raises half a dozen kinds for a file that is none of its own, or cut short
+        raise ModelError(
+            f"{path} is corrupt, or holds more than tensors, which could run code when opened; "
+            f"take the published file ({shorten(error)})"
+        ) from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} holds a {type(content).__name__}, not named tensors: take the published file")
+    return content
+
+
+def _tensors(state: object, checkpoint: Path, kind: str) -> State:
+    """`state` as contiguous tensors that share no memory, as safetensors wants them."""
+    if not isinstance(state, dict) or not state or not all(isinstance(part, torch.Tensor) for part in state.values()):
+        raise ModelError(f"{checkpoint} is not {kind}: it holds no named tensors where they should be")
+    return {str(name): tensor.detach().clone().contiguous() for name, tensor in state.items()}
+
+
+def _publish(out: Path, scorer_class: type[Scorer], write: Callable[[Path], None]) -> Scorer:
+    """Let `write` fill a directory; it becomes `out`, at once, if the scorer loads from it and scores a picture."""
+    if out.exists():
+        raise ConfigError(f"--out {out} exists: choose another directory, or remove it first")
+    directory = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        directory.mkdir(parents=True)
+        write(directory)
+        scorer = scorer_class.load(directory, "cpu")
+        _check(scorer)
+        directory.rename(out)
+    except OSError as error:
+        raise ModelError(f"{out} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    return scorer
+
+
+def _check(scorer: Scorer) -> None:
+    probe = scorer.probe_request()
+    score = float(scorer.score(probe.images_BHWC, probe.prompts, probe.metadata)[0])
+    if not math.isfinite(score):
+        raise ModelError(f"the converted {scorer.name} scores a grey picture {score}: its weights are damaged")
+
+
+def _write_settings(directory: Path, settings: dict[str, Any]) -> None:
+    (directory / CONFIG_FILE).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_weights(path: Path, state: State) -> None:
+    save_file(state, path, metadata={"format": "pt"})
+
+
+def _copy_tokenizer(source: Path, directory: Path) -> None:
+    found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
+    if not found:
+        raise ModelError(f"--tokenizer {source} holds none of {', '.join(TOKENIZER_FILES)}")
+    for path in found:
+        shutil.copyfile(path, directory / path.name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

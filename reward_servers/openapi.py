@@ -1,0 +1,175 @@
+"""The OpenAPI document of a process, written by hand: bodies are binary, and every status that can occur is listed.
+
+JSON Schema has no raw memory. The schema of a msgpack body describes the map it decodes to; an array in it is a msgpack
+extension of type 1 whose content is again msgpack: `[dtype name, shape, raw little-endian buffer]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from common.reward_api import (
+    ACCESS_CAUSES,
+    DEADLINE_HEADER,
+    GRADIENT_PATH,
+    HEALTH_PATH,
+    INFO_FLAGS,
+    INFO_PATH,
+    INFO_TEXTS,
+    MAX_ASPECT,
+    MAX_PROMPT_BYTES,
+    MEDIA_TYPE,
+    METRICS_PATH,
+    OPENAPI_PATH,
+    PLAIN_SCORE_PATH,
+    READY_PATH,
+    REQUEST_CAUSES,
+    SCORE_PATH,
+    SERVER_CAUSES,
+    ServerInfo,
+)
+from common.wire import MAX_LIST_ITEMS
+from reward_servers.limits import RequestLimits
+from reward_servers.plain_json import MAX_IMAGES
+
+Json = dict[str, Any]
+
+JSON_TYPE = "application/json"
+ARRAY_FORMAT = "msgpack-array"
+ERRORS = {
+    400: "No message: truncated, malformed, nested too deep.",
+    401: "The bearer token is missing or wrong.",
+    404: "This scorer has no gradient.",
+    413: "The body, or one of its images, exceeds the server's limit.",
+    422: "A message, but no valid request.",
+    429: "The queue is full; nothing was done. Come back after Retry-After seconds.",
+    500: "The scorer failed, or answered nonsense.",
+    503: "A model call has outlasted every request it was made for.",
+    504: "No answer within the deadline; the work was dropped if it had not begun.",
+}
+SCORE_ERRORS = (400, 413, 422, 429, 500, 504)
+TEXT = {"type": "string"}
+MAP = {"type": "object"}
+DEADLINE_PARAMETER = {
+    "name": DEADLINE_HEADER,
+    "in": "header",
+    "description": "For how many seconds the answer is of any use. The server's own limit caps it.",
+    "schema": {"type": "number", "exclusiveMinimum": 0},
+}
+
+
+def describe(scorers: Sequence[tuple[str, ServerInfo]], limits: RequestLimits) -> Json:
+    """The document of a process that serves these scorers, each under its prefix."""
+    guarded = limits.token is not None
+    paths = {prefix + path: item for prefix, info in scorers for path, item in _scorer_paths(info, guarded).items()}
+    components: Json = {"schemas": SCHEMAS}
+    if guarded:
+        components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+    description = (
+        f"Scores of images. A body has at most {limits.max_body_bytes} bytes, an image {limits.max_pixels} pixels and "
+        f"sides that differ by a factor of {MAX_ASPECT}, a text {MAX_PROMPT_BYTES} bytes; "
+        f"an answer comes within {limits.deadline_s:g} s. A failure is a status and a reason, never a score."
+    )
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "reward server", "version": "1", "description": description},
+        "paths": paths | PROCESS_PATHS,
+        "components": components,
+    }
+
+
+def _scorer_paths(info: ServerInfo, guarded: bool) -> Json:
+    name = info.scorer
+    gradient = (
+        _operation(f"Score and differentiate with {name}", "GradientRequest", "GradientResponse", SCORE_ERRORS, guarded)
+        if info.differentiable
+        else _operation(f"{name} has no gradient", None, None, (404, 422), guarded)
+    )
+    return {
+        SCORE_PATH: {"post": _operation(f"Score with {name}", "ScoreRequest", "ScoreResponse", SCORE_ERRORS, guarded)},
+        GRADIENT_PATH: {"post": gradient},
+        PLAIN_SCORE_PATH: {
+            "post": _operation(f"Score with {name}, in JSON", "PlainRequest", "PlainResponse", SCORE_ERRORS, guarded)
+        },
+        INFO_PATH: {"get": _operation(f"What {name} declares of itself", None, "ServerInfo", (422,), guarded)},
+    }
+
+
+def _operation(summary: str, request: str | None, response: str | None, errors: Sequence[int], guarded: bool) -> Json:
+    responses = {} if response is None else {"200": {"description": "Done."} | _content(response)}
+    for status in sorted({*errors, *((401,) if guarded else ())}):
+        responses[str(status)] = {"description": ERRORS[status]} | _content("Error")
+    if "429" in responses:
+        responses["429"]["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
+    operation: Json = {"summary": summary, "parameters": [DEADLINE_PARAMETER], "responses": responses}
+    if request is not None:
+        operation["requestBody"] = {"required": True} | _content(request)
+    if guarded:
+        operation["security"] = [{"bearer": []}]
+    return operation
+
+
+def _content(schema: str) -> Json:
+    kind = MEDIA_TYPE if schema in MSGPACK_SCHEMAS else JSON_TYPE
+    return {"content": {kind: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}}
+
+
+def _object(required: Json, optional: Json | None = None) -> Json:
+    properties = required | (optional or {})
+    return MAP | {"properties": properties, "required": list(required), "additionalProperties": False}
+
+
+def _array(of: str) -> Json:
+    return {"type": "string", "format": ARRAY_FORMAT, "description": f"msgpack extension 1: an array, {of}"}
+
+
+def _list(item: Json, most: int) -> Json:
+    return {"type": "array", "items": item, "minItems": 1, "maxItems": most}
+
+
+def _request(field: str, of: str) -> Json:
+    metadata = {"type": "array", "items": MAP, "description": "One map for each image, or none at all."}
+    return _object({field: _array(of), "prompts": _list(TEXT, MAX_LIST_ITEMS), "metadata": metadata})
+
+
+BASE64_IMAGE = {"type": "string", "contentEncoding": "base64", "description": "A PNG or JPEG file, 8 bits a channel."}
+BOUND = {"type": ["number", "null"]}
+FLAG = {"type": "boolean"}
+ANSWER = {"scorer": TEXT, "weights_hash": TEXT, "scores_B": _array("float32 [B], finite")}
+MANY_IMAGES = _object(
+    {"images": _list(BASE64_IMAGE, MAX_IMAGES), "prompts": _list(TEXT, MAX_IMAGES)},
+    {"metadata": {"anyOf": [MAP, {"type": "array", "items": MAP}, {"type": "null"}]}},
+)
+SCHEMAS: Json = {
+    "ScoreRequest": _request("images_BHWC", "uint8 [B, H, W, 3], RGB"),
+    "ScoreResponse": _object(ANSWER),
+    "GradientRequest": _request("images_BCHW", "float32 [B, 3, H, W], RGB in [0, 1]"),
+    "GradientResponse": _object(ANSWER | {"gradients_BCHW": _array("float32 [B, 3, H, W], d score_i / d image_i")}),
+    "PlainRequest": {"anyOf": [MANY_IMAGES, _object({"image_base64": BASE64_IMAGE, "prompt": TEXT})]},
+    "PlainResponse": {
+        "anyOf": [_object({"scores": _list({"type": "number"}, MAX_IMAGES)}), _object({"score": {"type": "number"}})]
+    },
+    "ServerInfo": _object(
+        dict.fromkeys(INFO_TEXTS, TEXT) | dict.fromkeys(INFO_FLAGS, FLAG) | {"low": BOUND, "high": BOUND}
+    ),
+    "Error": _object({"error": {"enum": [*REQUEST_CAUSES, *ACCESS_CAUSES, *SERVER_CAUSES]}, "message": TEXT}),
+    "Health": _object({"alive": {"const": True}}),
+    "Ready": _object({"ready": {"const": True}, "probe_scores": MAP | {"additionalProperties": {"type": "number"}}}),
+    "Document": MAP,
+}
+MSGPACK_SCHEMAS = ("ScoreRequest", "ScoreResponse", "GradientRequest", "GradientResponse")
+
+
+def _page(summary: str, content: Json, errors: Sequence[int] = ()) -> Json:
+    responses = {"200": {"description": "Done."} | content}
+    responses |= {str(status): {"description": ERRORS[status]} | _content("Error") for status in errors}
+    return {"get": {"summary": summary, "responses": responses}}
+
+
+PROCESS_PATHS: Json = {
+    HEALTH_PATH: _page("The process is alive", _content("Health")),
+    READY_PATH: _page("Every scorer has scored a probe, and no call is stuck", _content("Ready"), (503,)),
+    METRICS_PATH: _page("Prometheus metrics", {"content": {"text/plain": {"schema": TEXT}}}),
+    OPENAPI_PATH: _page("This document", _content("Document")),
+}

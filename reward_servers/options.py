@@ -1,0 +1,210 @@
+"""The command line of a reward server: scorers, each with its own `--model` and `--name`, and what they share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from redis.connection import parse_url
+
+from common.addresses import host_of, is_loopback, without_secrets
+from common.errors import ConfigError
+from common.reward_api import DEFAULT_MAX_PIXELS
+from reward_servers.batcher import BatchLimits
+from reward_servers.limits import RequestLimits
+
+TOKEN_VARIABLE = "REWARD_SERVER_TOKEN"
+# A name becomes a part of URLs.
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+# First parts of the routes of a process.
+RESERVED_NAMES = ("v1", "score", "healthz", "readyz", "metrics", "openapi.json")
+MEBIBYTE = 2**20
+# Every interface: good to listen on, no address to be reached at.
+ANY_ADDRESS = ("0.0.0.0", "::")
+# A plain request's body and its decoded images live side by side.
+COPIES_OF_A_BODY = 2
+# Exit status of every command here that could not do what its line asks for.
+USAGE_ERROR = 2
+
+
+@dataclass(frozen=True)
+class ScorerSettings:
+    """One scorer to serve: a built-in name or package.module:Class, its model directory, its name in answers."""
+
+    scorer: str
+    model: Path | None
+    name: str | None
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """The command line, checked. `queue_bytes` bounds the bytes each scorer's requests hold at once."""
+
+    scorers: tuple[ScorerSettings, ...]
+    host: str
+    port: int
+    device: str
+    batch: BatchLimits
+    limits: RequestLimits
+    queue_bytes: int
+    ready_file: Path | None
+    redis_url: str | None
+    advertise_url: str | None
+
+
+class _OfScorer(argparse.Action):
+    """Notes `--scorer`, `--model` and `--name` in the order in which they are given."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,  # noqa: ARG002
+        namespace: argparse.Namespace,
+        values: Any,
+        option: str | None = None,  # noqa: ARG002
+    ) -> None:
+        namespace.of_scorers = [*namespace.of_scorers, (self.dest, values)]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m reward_servers",
+        description="Serve rewards over HTTP. Repeat --scorer for several; --model and --name follow their own.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(of_scorers=[])
+    for option, explanation in (
+        ("scorer", "hps, pickscore, ..., or package.module:Class of your own"),
+        ("model", "the scorer's model directory"),
+        ("name", "name in answers, metrics and, of several, in URLs; the scorer's own when left out"),
+    ):
+        parser.add_argument(f"--{option}", action=_OfScorer, default=argparse.SUPPRESS, help=explanation)
+    parser.add_argument("--host", default="127.0.0.1", help=f"any other than loopback needs {TOKEN_VARIABLE} set")
+    parser.add_argument("--port", type=int, default=8000, help="0 picks a free one; see --ready-file")
+    parser.add_argument("--device", default="cpu", help="torch device of the models")
+    parser.add_argument("--threads", type=_positive, default=1, help="CPU threads of the models")
+    parser.add_argument("--max-batch", type=_positive, default=16, help="images per model call")
+    parser.add_argument(
+        "--reproducible", action="store_true", help="no two requests share a model call: slower, equal to the last bit"
+    )
+    parser.add_argument(
+        "--max-wait-ms", type=_duration, default=5.0, help="how long a request waits for company on an idle device"
+    )
+    parser.add_argument(
+        "--queue-items",
+        type=_positive,
+        default=256,
+        help="images that may wait, of a scorer; then 429; a larger request: 413",
+    )
+    parser.add_argument("--queue-mb", type=_positive, default=1024, help="MiB that may wait, of a scorer; then 429")
+    parser.add_argument("--max-body-mb", type=_positive, default=256, help="request body limit in MiB; then 413")
+    parser.add_argument("--max-pixels", type=_positive, default=DEFAULT_MAX_PIXELS, help="of an image; then 413")
+    parser.add_argument("--deadline-s", type=_some_time, default=60.0, help="seconds a request may take; then 504")
+    parser.add_argument("--ready-file", type=Path, help="written once ready: JSON with port and pid")
+    parser.add_argument("--redis-url", help="be listed there, so that runs find this server: redis://HOST:PORT/DB")
+    parser.add_argument("--advertise-url", help="base URL to be listed under; http://HOST:PORT when left out")
+    parser.add_argument("--parent-pid", type=int, help="stop when this process is no longer the parent")
+    return parser
+
+
+def check(options: argparse.Namespace) -> ServerSettings:
+    """ConfigError for a command line that cannot be served, or that could mean two things."""
+    token = os.environ.get(TOKEN_VARIABLE) or None
+    if not is_loopback(options.host) and token is None:
+        message = f"--host {options.host} is reachable from outside: set {TOKEN_VARIABLE}, or listen on 127.0.0.1"
+        raise ConfigError(message)
+    if token is not None and not token.isascii():
+        raise ConfigError(f"{TOKEN_VARIABLE} has characters that no HTTP header can carry: use ASCII alone")
+    if options.queue_mb < COPIES_OF_A_BODY * options.max_body_mb:
+        message = f"--queue-mb {options.queue_mb} is less than twice --max-body-mb {options.max_body_mb}"
+        raise ConfigError(f"{message}: the largest request could never be taken")
+    if options.redis_url is not None:
+        _check_reachable(options.redis_url, options.host, options.advertise_url)
+    return ServerSettings(
+        scorers=_pair(options.of_scorers),
+        host=options.host,
+        port=options.port,
+        device=options.device,
+        batch=BatchLimits(options.max_batch, options.max_wait_ms / 1000, options.queue_items, not options.reproducible),
+        limits=RequestLimits(options.max_body_mb * MEBIBYTE, options.max_pixels, options.deadline_s, token),
+        queue_bytes=options.queue_mb * MEBIBYTE,
+        ready_file=options.ready_file,
+        redis_url=options.redis_url,
+        advertise_url=None if options.advertise_url is None else options.advertise_url.rstrip("/"),
+    )
+
+
+def check_names(names: Sequence[str]) -> None:
+    """ConfigError for names that cannot stand in URLs beside each other."""
+    for name in names:
+        if not NAME_PATTERN.fullmatch(name) or name in RESERVED_NAMES:
+            message = f"--name {name}: letters, digits, '_', '.' and '-', and none of {', '.join(RESERVED_NAMES)}"
+            raise ConfigError(message)
+        if names.count(name) > 1:
+            raise ConfigError(f"two scorers are named {name}: give each its own --name, after its --scorer")
+
+
+def _pair(given: Sequence[tuple[str, str]]) -> tuple[ScorerSettings, ...]:
+    """Give each scorer what follows it. A single one may also have it before."""
+    count = sum(option == "scorer" for option, _ in given)
+    if count == 0:
+        raise ConfigError("--scorer is missing: hps, pickscore, ..., or package.module:Class")
+    if count == 1:
+        given = sorted(given, key=lambda pair: pair[0] != "scorer")
+    scorers: list[dict[str, str]] = []
+    for option, value in given:
+        if option == "scorer":
+            scorers.append({})
+        elif not scorers:
+            raise ConfigError(f"--{option} {value} stands before the first of {count} --scorer: put it after its own")
+        if option in scorers[-1]:
+            raise ConfigError(
+                f"--{option} {value}: {scorers[-1]['scorer']} has --{option} {scorers[-1][option]} already"
+            )
+        scorers[-1][option] = value
+    return tuple(
+        ScorerSettings(one["scorer"], Path(one["model"]) if "model" in one else None, one.get("name"))
+        for one in scorers
+    )
+
+
+def _check_reachable(redis_url: str, host: str, advertised: str | None) -> None:
+    """ConfigError when those who read this server's address in that Redis could not know it, or not reach it by it."""
+    shown = f"--redis-url {without_secrets(redis_url)}"
+    try:
+        redis_host = parse_url(redis_url).get("host", "localhost")
+    except ValueError as error:
+        raise ConfigError(f"{shown}: {error}") from error
+    listed = host if advertised is None else host_of(advertised)
+    unknown = advertised is None and host in ANY_ADDRESS
+    if unknown or (is_loopback(listed) and not is_loopback(redis_host)):
+        raise ConfigError(
+            f"{shown}: machines that find this server there cannot reach it as {listed}: say their URL of it with "
+            "--advertise-url http://HOST:PORT"
+        )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def _some_time(text: str) -> float:
+    value = _duration(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"{text} is no time at all")
+    return value
+
+
+def _duration(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
+    return value

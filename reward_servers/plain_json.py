@@ -1,0 +1,155 @@
+"""`POST /score`: the plain JSON that trainers without our client already speak. Off the main path, same limits.
+
+Two shapes, both found in the field, with images as base64 of a PNG or JPEG file:
+
+    {"images": [base64, ...], "prompts": [text, ...], "metadata": {} or [{}, ...]}  ->  {"scores": [number, ...]}
+    {"image_base64": base64, "prompt": text}                                        ->  {"score": number}
+
+The first has the fields of Flow-GRPO's reward servers (yifan123/flow_grpo, and verl-project/verl-omni
+docs/start/http_scorer.md), which send them as a pickle: here they come as JSON, because unpickling a request runs its
+sender's code. The second is what one-image reward servers take (yy01zz02/INPAINTING, reward_server/).
+
+An image file is small and its pixels are not: its size is read from its header, and refused, before it is decoded.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+from PIL import Image
+
+from common.errors import RewardRejected
+from common.reward_api import (
+    ANY_REWARD,
+    CHANNELS,
+    QUOTED_CHARACTERS,
+    Metadata,
+    ScoreRequest,
+    check_pixels,
+    check_text_lengths,
+)
+from reward_servers.limits import RequestLimits
+
+# WebP is left out: its decoder takes memory for the declared size before that can be refused.
+IMAGE_FORMATS = ("PNG", "JPEG")
+# Modes of 8 bits a channel: from others a conversion to RGB would silently clip.
+IMAGE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+MANY_FIELDS = {"images", "prompts", "metadata"}
+ONE_FIELDS = {"image_base64", "prompt"}
+# Commas and brackets of a body: base64 has none; without a bound a hostile body becomes 25 times its size in objects.
+MAX_JSON_ITEMS = 100_000
+MAX_IMAGES = 1024
+
+
+@dataclass(frozen=True)
+class PlainRequest:
+    """A request whose images are known by their headers only."""
+
+    files: Sequence[Image.Image]
+    prompts: Sequence[str]
+    metadata: Sequence[Metadata]
+    single: bool
+
+    @property
+    def decoded_bytes(self) -> int:
+        return sum(image.width * image.height for image in self.files) * CHANNELS
+
+    def decode(self) -> ScoreRequest:
+        """Decode the pixels; RewardRejected for a broken file or images of different sizes."""
+        sizes = {image.size for image in self.files}
+        if len(sizes) != 1:
+            _reject(f"images of {len(sizes)} sizes in one request: one size each request, and at least one image")
+        return ScoreRequest(np.stack([_pixels_HWC(image) for image in self.files]), self.prompts, self.metadata)
+
+    def answer(self, scores: Sequence[float]) -> bytes:
+        return json.dumps({"score": scores[0]} if self.single else {"scores": list(scores)}).encode()
+
+
+def parse(body: bytearray, limits: RequestLimits) -> PlainRequest:
+    """Read a body up to the headers of its images; RewardRejected for what is no such request."""
+    items = sum(body.count(mark) for mark in b",[{")
+    if items > MAX_JSON_ITEMS:
+        _reject(f"the body has {items} commas and brackets, at most {MAX_JSON_ITEMS} are read")
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise RewardRejected(ANY_REWARD, "wire", f"the body is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        _reject(f"the body is a {type(fields).__name__}, not an object")
+    request = _one(fields, limits) if set(fields) == ONE_FIELDS else _many(fields, limits)
+    if request.decoded_bytes > limits.max_body_bytes:
+        message = f"the images take {request.decoded_bytes} bytes once decoded, the limit is {limits.max_body_bytes}"
+        raise RewardRejected(ANY_REWARD, "too_large", f"{message}: send fewer at once or raise --max-body-mb")
+    return request
+
+
+def _one(fields: Mapping[str, Any], limits: RequestLimits) -> PlainRequest:
+    return PlainRequest([_open(fields["image_base64"], limits)], [_text(fields["prompt"])], (), single=True)
+
+
+def _many(fields: Mapping[str, Any], limits: RequestLimits) -> PlainRequest:
+    if not {"images", "prompts"} <= set(fields) <= MANY_FIELDS:
+        given = [name[:QUOTED_CHARACTERS] for name in sorted(fields)[:8]]
+        _reject(f"the body has the fields {given}, wanted are {sorted(MANY_FIELDS)} or {sorted(ONE_FIELDS)}")
+    images, prompts = _list("images", fields["images"]), _list("prompts", fields["prompts"])
+    if len(images) > MAX_IMAGES:
+        _reject(f"{len(images)} images in one request, at most {MAX_IMAGES} are read")
+    texts = [_text(prompt) for prompt in prompts]
+    metadata = _metadata(fields.get("metadata"), len(images))
+    # Before an image is opened: most of them are megabytes.
+    check_text_lengths(texts, metadata)
+    return PlainRequest([_open(image, limits) for image in images], texts, metadata, single=False)
+
+
+def _open(encoded: object, limits: RequestLimits) -> Image.Image:
+    if not isinstance(encoded, str):
+        _reject(f"an image is a {type(encoded).__name__}, not a base64 string")
+    try:
+        content = base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RewardRejected(ANY_REWARD, "request", f"an image is not base64 (no data: prefix): {error}") from error
+    try:
+        image = Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
+    except Exception as error:  # a decoder may raise anything about bytes made to hurt it
+        raise RewardRejected(ANY_REWARD, "request", f"an image is no {'/'.join(IMAGE_FORMATS)}: {error}") from error
+    check_pixels(image.height, image.width, limits.max_pixels)
+    if image.mode not in IMAGE_MODES:
+        _reject(f"an image has mode {image.mode}: send 8 bits a channel")
+    return image
+
+
+def _pixels_HWC(image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    try:
+        return np.asarray(image.convert("RGB"))
+    except Exception as error:  # see _open
+        raise RewardRejected(ANY_REWARD, "request", f"an image cannot be decoded: {error}") from error
+
+
+def _list(field: str, value: object) -> list[Any]:
+    return value if isinstance(value, list) else _reject(f"{field} is a {type(value).__name__}, not a list")
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        _reject(f"a prompt is a {type(value).__name__}, not a string")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        _reject("a prompt has half of a surrogate pair: no text")
+    return value
+
+
+def _metadata(value: object, count: int) -> Sequence[Metadata]:
+    """One map each; one map for all is repeated; absent or empty: none."""
+    if isinstance(value, Mapping):
+        return [value] * count if value else ()
+    return _list("metadata", value) if value is not None else ()
+
+
+def _reject(message: str) -> NoReturn:
+    raise RewardRejected(ANY_REWARD, "request", message)

@@ -1,0 +1,77 @@
+"""Print the scores of image files: `python -m reward_servers.score --url URL IMAGE... --prompt TEXT`.
+
+One line a file: the score and the path. Files may differ in size: each is a request of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import httpx
+import numpy as np
+from PIL import Image
+
+from common.errors import RewardRejected, RewardUnavailable, RtdmdError
+from common.reward_api import ANY_REWARD, MEDIA_TYPE, SCORE_PATH, ScoreRequest, ScoreResponse
+from reward_servers.options import TOKEN_VARIABLE, USAGE_ERROR
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 when every image was scored, 2 with one line on stderr when one could not be."""
+    options = _build_parser().parse_args(arguments)
+    try:
+        prompts = _one_prompt_each(options.prompt, len(options.images))
+        token = os.environ.get(TOKEN_VARIABLE)
+        headers = {"content-type": MEDIA_TYPE} | ({"authorization": f"Bearer {token}"} if token else {})
+        # No proxy of the environment: it would be given the token, and reward servers are on the same network.
+        with httpx.Client(headers=headers, timeout=options.timeout_s, trust_env=False) as http:
+            for path, prompt in zip(options.images, prompts, strict=True):
+                print(f"{score(http, options.url, path, prompt):.6f}  {path}")
+    except RtdmdError as error:
+        print(f"reward_servers.score: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    return 0
+
+
+def score(http: httpx.Client, url: str, path: Path, prompt: str) -> float:
+    """One image's score; RewardRejected when file or request are wrong, RewardUnavailable when nobody answers."""
+    try:
+        with Image.open(path) as image:
+            images_BHWC = np.asarray(image.convert("RGB"))[None]
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise RewardRejected(ANY_REWARD, "request", f"{path} is no image that can be read: {error}") from error
+    address = url.rstrip("/") + SCORE_PATH
+    try:
+        answer = http.post(address, content=ScoreRequest(images_BHWC, [prompt]).to_bytes())
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        message = f"{address} does not answer ({error}): is it the URL of a reward server?"
+        raise RewardUnavailable(ANY_REWARD, "refused", message) from error
+    if answer.status_code != httpx.codes.OK:
+        raise RewardRejected(ANY_REWARD, "answer", f"{path}: {address} answered {answer.status_code}: {answer.text}")
+    return float(ScoreResponse.from_bytes(answer.content).scores_B[0])
+
+
+def _one_prompt_each(prompts: list[str], count: int) -> list[str]:
+    if len(prompts) not in (1, count):
+        message = f"{len(prompts)} --prompt for {count} images: one for all, or one each in their order"
+        raise RewardRejected(ANY_REWARD, "request", message)
+    return prompts * count if len(prompts) == 1 else prompts
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m reward_servers.score",
+        description=f"Print the scores of image files. The bearer token is read from {TOKEN_VARIABLE}.",
+    )
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    parser.add_argument("--url", required=True, help="base URL of a scorer: http://host:port, or with /name")
+    parser.add_argument("--prompt", required=True, action="append", help="for all images, or once for each")
+    parser.add_argument("--timeout-s", type=float, default=60.0, help="seconds one image may take")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

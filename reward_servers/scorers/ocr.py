@@ -1,0 +1,143 @@
+"""OCR reward (Flow-GRPO, Liu et al. 2025, arXiv 2505.05470, "visual text rendering"): how well the demanded text reads.
+
+score = max(0, 1 - edits / length): Levenshtein distance between the text read in the image and the demanded one, over
+the length of the demanded one, both without whitespace and in lower case; 1 when the demanded text stands anywhere in
+what was read (github.com/yifan123/flow_grpo, flow_grpo/ocr.py). The demanded text is metadata["text"], else the first
+quoted part of the prompt.
+
+Departures: rapidocr (PP-OCR models as ONNX, inside its package: nothing is fetched) reads instead of PaddleOCR; curly
+double quotes count as quotes; a request that demands no text is rejected, where the published code raises; a reader
+that fails fails the request, where the published code scores 0. An image without legible text does score 0.
+The models run on the CPU, whatever device the other scorers of the process use.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import rapidocr
+from PIL import Image, ImageDraw, ImageFont
+from rapidocr import RapidOCR
+
+from common.errors import ModelError, RewardRejected
+from common.reward_api import ByteArray, FloatArray, Metadata
+from common.wire import fingerprint, tensor_hashes
+from reward_servers.scorers.base import Scorer
+
+TEXT_KEY = "text"
+# A curly quote opens anew what another has left open: a prompt of nothing but openers is then read once.
+QUOTED = re.compile(r'"([^"]*)"|“([^“”]*)”')
+# Far beyond what a picture holds that a generator can write. Comparing costs its length times that of what is read.
+MAX_TEXT_CHARACTERS = 1024
+MODELS = Path(rapidocr.__file__).parent / "models"
+# Words read once at start: both models are loaded, and known to work, before the server says that it is ready.
+CHECK_WORDS = "Ready 42"
+
+
+class OcrScorer(Scorer):
+    """score = 1 - normalised edit distance of the demanded text, in [0, 1]."""
+
+    name = "ocr"
+    score_range = (0.0, 1.0)
+    preprocess_version = "rapidocr-3.10.0-1"
+    probe_prompt = 'a sign that says "probe"'
+
+    def __init__(self, detector: Path, recogniser: Path, threads: int) -> None:
+        models = {path.name: np.frombuffer(path.read_bytes(), np.uint8) for path in (detector, recogniser)}
+        self.weights_hash = fingerprint(tensor_hashes(models))
+        self._reader = RapidOCR(
+            params={
+                "Global.log_level": "critical",
+                # As published: text that stands on its head is not turned round.
+                "Global.use_cls": False,
+                "Det.model_path": str(detector),
+                "Rec.model_path": str(recogniser),
+                "EngineConfig.onnxruntime.intra_op_num_threads": threads,
+                "EngineConfig.onnxruntime.inter_op_num_threads": 1,
+            }
+        )
+
+    @classmethod
+    def load(cls, model_dir: Path | None, device: str) -> Self:  # noqa: ARG003
+        if model_dir is not None:
+            raise ModelError(f"the ocr scorer brings its own models: leave out the model directory {model_dir}")
+        # onnxruntime does not read the variable by which the server sets the threads of the other stacks.
+        scorer = cls(_bundled("det"), _bundled("rec"), threads=int(os.environ.get("OMP_NUM_THREADS", "1")))
+        read = scorer.read(_render(CHECK_WORDS))
+        if normalise(read) != normalise(CHECK_WORDS):
+            raise ModelError(f"the models in {MODELS} read {read!r} where {CHECK_WORDS!r} stands: reinstall rapidocr")
+        return scorer
+
+    def score(self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]) -> FloatArray:
+        demanded = [demanded_text(prompt, item) for prompt, item in zip(prompts, metadata, strict=True)]
+        scores = [similarity(self.read(image), text) for image, text in zip(images_BHWC, demanded, strict=True)]
+        return np.array(scores, dtype=np.float32)
+
+    def read(self, image_HWC: ByteArray) -> str:
+        """The text of an RGB uint8 image, its lines joined in reading order; empty when none is legible."""
+        lines = self._reader(np.ascontiguousarray(image_HWC[..., ::-1])).txts
+        return "".join(lines or ())
+
+
+def demanded_text(prompt: str, metadata: Metadata) -> str:
+    """metadata["text"], else the first quoted part of the prompt; RewardRejected when neither holds a character."""
+    text = metadata.get(TEXT_KEY)
+    if text is None:
+        quoted = QUOTED.search(prompt)
+        text = next((part for part in quoted.groups() if part is not None), "") if quoted else ""
+    if not isinstance(text, str) or not normalise(text):
+        raise RewardRejected(
+            OcrScorer.name,
+            "request",
+            f"the prompt {prompt[:80]!r} demands no text: put it in double quotes, or as a string in "
+            f'metadata["{TEXT_KEY}"]',
+        )
+    if len(text) > MAX_TEXT_CHARACTERS:
+        message = (
+            f"the demanded text {text[:40]!r}... has {len(text)} characters, at most {MAX_TEXT_CHARACTERS} are read"
+        )
+        raise RewardRejected(OcrScorer.name, "request", f"{message}: demand less")
+    return text
+
+
+def similarity(read: str, demanded: str) -> float:
+    """1 - edits / length of the demanded text, at least 0; 1 when that text stands anywhere in what was read."""
+    read, demanded = normalise(read), normalise(demanded)
+    if demanded in read:
+        return 1.0
+    return 1.0 - min(edit_distance(read, demanded), len(demanded)) / len(demanded)
+
+
+def normalise(text: str) -> str:
+    """Without whitespace, in lower case."""
+    return "".join(text.split()).lower()
+
+
+def edit_distance(first: str, second: str) -> int:
+    """Insertions, deletions and substitutions from one to the other (Levenshtein 1966), row by row."""
+    letters = np.array([ord(letter) for letter in second], dtype=np.int64)
+    steps = np.arange(len(second) + 1)
+    row = steps
+    for index, letter in enumerate(first, start=1):
+        changed = np.minimum(row[1:] + 1, row[:-1] + (letters != ord(letter)))
+        # A letter more costs 1 from its left neighbour: the smallest of (value - column), carried to the right.
+        row = np.minimum.accumulate(np.concatenate([[index], changed]) - steps) + steps
+    return int(row[-1])
+
+
+def _bundled(kind: str) -> Path:
+    found = sorted(MODELS.glob(f"*_{kind}_*.onnx"))
+    if len(found) != 1:
+        raise ModelError(f"{MODELS} holds {len(found)} {kind} models where one is due: reinstall rapidocr")
+    return found[0]
+
+
+def _render(words: str) -> ByteArray:
+    image = Image.new("RGB", (320, 96), "white")
+    ImageDraw.Draw(image).text((24, 20), words, fill="black", font=ImageFont.load_default(48))
+    return np.asarray(image)

@@ -1,0 +1,62 @@
+"""OCR, GenEval and HPSv3 in servers of their own: real text over real sockets, refusals that blame the request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from common.reward_api import SCORE_PATH, ScoreRequest, ScoreResponse
+from learner.local_servers import LocalServers, LocalServerSpec
+from tests.tiny_rewards import random_images
+from tests.tiny_vision import write_geneval, write_hpsv3
+
+DEADLINE = 60.0
+DEMAND = {"tag": "single_object", "include": [{"class": "dog", "count": 1}]}
+
+
+@pytest.fixture(scope="module")
+def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    pytest.importorskip("rapidocr", reason="rapidocr is not installed: pip install -e '.[ocr]'")
+    folder: Path = tmp_path_factory.mktemp("models")
+    specs = [
+        LocalServerSpec("ocr", "ocr", None),
+        LocalServerSpec("geneval", "geneval", write_geneval(folder / "geneval")),
+        LocalServerSpec("hpsv3", "hpsv3", write_hpsv3(folder / "hpsv3")),
+    ]
+    with LocalServers(specs, tmp_path_factory.mktemp("logs")) as servers:
+        yield servers.urls
+        servers.check()
+
+
+def ask(url: str, request: ScoreRequest) -> httpx.Response:
+    return httpx.post(f"{url}{SCORE_PATH}", content=request.to_bytes(), timeout=DEADLINE)
+
+
+def test_text_is_read_over_http(urls: dict[str, str]) -> None:
+    image = Image.new("RGB", (192, 96), "white")
+    ImageDraw.Draw(image).text((16, 24), "OPEN", fill="black", font=ImageFont.load_default(40))
+    images = np.stack([np.asarray(image), np.full((96, 192, 3), 255, np.uint8)])
+    answer = ask(urls["ocr"], ScoreRequest(images, ['a door that says "Open"'] * 2))
+    assert ScoreResponse.from_bytes(answer.content).scores_B.tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("name", ["ocr", "geneval"])
+def test_a_request_that_cannot_be_scored_is_refused_not_zero(urls: dict[str, str], name: str) -> None:
+    answer = ask(urls[name], ScoreRequest(random_images(1), ["a cat"]))
+    assert answer.status_code == 422
+    assert answer.json()["error"] == "request"
+    assert "metadata" in answer.json()["message"]
+
+
+def test_the_models_with_metadata_and_long_prompts_answer(urls: dict[str, str]) -> None:
+    images = random_images(2, 12, 160)
+    answer = ask(urls["geneval"], ScoreRequest(images, ["a dog"] * 2, [DEMAND] * 2))
+    assert ScoreResponse.from_bytes(answer.content).scores_B.tolist() == [0.0, 0.0]
+    assert ask(urls["hpsv3"], ScoreRequest(images, ["x" * 9000] * 2)).status_code == 422
+    scores = ScoreResponse.from_bytes(ask(urls["hpsv3"], ScoreRequest(images, ["a dog", "a cat"])).content).scores_B
+    assert scores[0] != scores[1]

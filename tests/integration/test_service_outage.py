@@ -1,0 +1,74 @@
+"""A whole run whose reward falls ill and is well again, and which is then asked to stop, through its own Redis."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from common.store import RedisAddress, RedisLink, RunControl
+from tests.fickle_server import FickleServer
+from tests.running_service import Run, wait_until, write_config
+from tests.tiny_rewards import write_hps
+
+PROMPTS = ("red", "blue", "a dot", "two", "big", "small", "a line", "green")
+LEFT_OUT = "renormalised_groups/fickle:"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[FickleServer]:
+    started = FickleServer("fickle", tmp_path)
+    yield started
+    started.kill()
+
+
+@pytest.fixture
+def config(tiny_pipeline: Path, tmp_path: Path, server: FickleServer) -> Path:
+    path = write_config(tmp_path / "run.yaml", tiny_pipeline, write_hps(tmp_path / "hps"), PROMPTS)
+    values = yaml.safe_load(path.read_text())
+    values["rewards"][1] = {"name": "fickle", "url": [server.url], "outage": "renormalise"}
+    values["alignment"]["iterations"] = 5000
+    values["evaluation"] |= {"every": 10_000, "teacher": False}
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def aligned(run: Run) -> list[dict[str, Any]]:
+    return [line["metrics"] for line in run.lines() if line["stage"] == "alignment"]
+
+
+def left_out(metrics: dict[str, float]) -> bool:
+    return any(name.startswith(LEFT_OUT) for name in metrics)
+
+
+def test_a_run_goes_on_without_a_reward_and_stops_on_request(config: Path, server: FickleServer) -> None:
+    run = Run(config, config.parent / "run")
+    run.wait_for_lines(1, stage="alignment")
+    server.mode("nan")
+    wait_until(lambda: left_out(aligned(run)[-1]), "groups to be trained without the reward")
+    server.mode("well")
+    wait_until(lambda: not left_out(aligned(run)[-1]), "the reward to be trained on again")
+    redis = re.search(r"redis: embedded, at (\S+)", run.output)
+    assert redis is not None
+    settings = (run.run_dir / "logs" / "redis.conf").read_text()
+    password = re.search(r"^requirepass (\S+)$", settings, re.MULTILINE)
+    assert password is not None
+    link = RedisLink(RedisAddress(redis[1], password=password[1]))
+    RunControl(link, "tiny").ask("stop")
+    link.close()
+    run.finish(status=130)
+    lines = aligned(run)
+    assert f"stopped on request after {len(lines)} iterations of alignment; continue with --resume" in run.output
+    assert (run.run_dir / "checkpoints" / f"alignment-{len(lines):06d}").is_dir()
+    for metrics in lines:
+        assert all(math.isfinite(value) for value in metrics.values())
+        # Brightness of real images: a zero could only be made up.
+        assert metrics.get("reward/fickle", 1.0) > 0
+        assert metrics["dropped_groups"] == 0
+        missing = sum(count for name, count in metrics.items() if name.startswith(LEFT_OUT))
+        assert ("reward/fickle" in metrics) == (missing < 4)

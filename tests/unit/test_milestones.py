@@ -1,0 +1,90 @@
+"""What a run does when it is asked to pause or to stop; nothing here needs a learner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.config import Config
+from common.errors import RunStopped, StoreError
+from common.store import RunControl, RunRequest
+from learner import milestones
+from learner.checkpoint import Position
+from learner.milestones import RunMilestones
+
+POSITION = Position("alignment", 7)
+
+
+class Control(RunControl):
+    """Asks for `requests`, in turn; an error is raised."""
+
+    def __init__(self, *requests: RunRequest | StoreError | None) -> None:
+        self.requests = list(requests)
+        self.taken_back = False
+
+    def asked(self) -> RunRequest | None:
+        request = self.requests.pop(0)
+        if isinstance(request, StoreError):
+            raise request
+        return request
+
+    def ask(self, request: RunRequest | None) -> None:
+        self.taken_back = request is None
+
+
+class Messages:
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    slept: list[float] = []
+    monkeypatch.setattr(milestones.time, "sleep", slept.append)
+    return slept
+
+
+def asked(control: Control | None, run_dir: Path) -> list[str]:
+    """What the run says after an iteration on which nothing else is due and that has its checkpoint already."""
+    (run_dir / "checkpoints" / POSITION.directory).mkdir(parents=True)
+    sections: dict[str, Any] = {
+        "run": {"name": "test"},
+        "backbone": {"path": "model"},
+        "prompts": {"train": "a.txt", "evaluation": "b.txt"},
+        "rewards": [{"name": "a", "url": "http://x", "differentiable": True}],
+    }
+    tracker: Any = Messages()
+    learner: Any = None
+    pool: Any = None
+    RunMilestones(Config.model_validate(sections), run_dir, learner, pool, tracker, [], None, {}, control).after(
+        POSITION
+    )
+    return tracker.messages
+
+
+@pytest.mark.parametrize("control", [None, Control(None), Control(StoreError("away"))])
+def test_a_run_nobody_asks_anything_of_goes_on(control: Control | None, tmp_path: Path, pauses: list[float]) -> None:
+    assert asked(control, tmp_path) == []
+    assert pauses == []
+
+
+@pytest.mark.parametrize("end", [None, StoreError("away")])
+def test_a_pause_lasts_until_it_is_taken_back_or_redis_is_lost(
+    end: StoreError | None, tmp_path: Path, pauses: list[float]
+) -> None:
+    messages = asked(Control("pause", "pause", "pause", end), tmp_path)
+    assert messages == ["paused on request; delete rtdmd:run:test in Redis to go on", "going on"]
+    assert len(pauses) == 3
+
+
+@pytest.mark.parametrize("requests", [["stop"], ["pause", "stop"]])
+def test_a_stop_is_obeyed_once(requests: list[RunRequest], tmp_path: Path, pauses: list[float]) -> None:
+    control = Control(*requests)
+    with pytest.raises(RunStopped, match="stopped on request after 7 iterations of alignment"):
+        asked(control, tmp_path)
+    assert control.taken_back

@@ -1,0 +1,156 @@
+"""Text rendered here, read by the real models of rapidocr."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from common.errors import ModelError, RewardRejected
+from common.reward_api import MAX_ASPECT, ByteArray
+
+pytest.importorskip("rapidocr", reason="rapidocr is not installed: pip install -e '.[ocr]'")
+
+from reward_servers.scorers.ocr import MAX_TEXT_CHARACTERS, OcrScorer, demanded_text, edit_distance, similarity
+
+PROMPT = 'a poster with "Hello World" on it'
+
+
+def render(words: str, size: int = 40, side: int = 256, ink: str = "black", paper: str = "white") -> ByteArray:
+    image = Image.new("RGB", (side, side), paper)
+    ImageDraw.Draw(image).multiline_text((8, side // 3), words, fill=ink, font=ImageFont.load_default(size))
+    return np.asarray(image)
+
+
+@pytest.fixture(scope="module")
+def scorer() -> OcrScorer:
+    return OcrScorer.load(None, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("words", "size", "side"), [("Hello World", 12, 128), ("HELLO\nworld", 40, 256), ("Hello World", 60, 512)]
+)
+def test_rendered_text_of_any_size_is_read(scorer: OcrScorer, words: str, size: int, side: int) -> None:
+    assert scorer.score(render(words, size, side)[None], [PROMPT], [{}]).tolist() == [1.0]
+
+
+def test_small_coloured_text_is_read_from_metadata(scorer: OcrScorer) -> None:
+    image = render("cafe", 10, 48, ink="yellow", paper="navy")
+    assert scorer.score(image[None], ["no quotes"], [{"text": "Cafe"}]).tolist() == [1.0]
+
+
+def test_the_further_from_the_demanded_text_the_lower(scorer: OcrScorer) -> None:
+    images = np.stack([render(words) for words in ("Hello World", "Hallo Wald", "Jumps", "")])
+    scores = scorer.score(images, [PROMPT] * 4, [{}] * 4)
+    assert scores.dtype == np.float32
+    # "hallowald" is 3 edits from the 10 letters of "helloworld".
+    np.testing.assert_allclose(scores[:2], [1.0, 0.7], atol=1e-6)
+    assert scores[1] > scores[2]
+    # No text at all: a real score, not a failure.
+    assert scores[3] == 0.0
+
+
+def test_noise_and_slivers_have_no_text(scorer: OcrScorer) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    assert [scorer.read(image) for image in (noise, np.zeros((1, 1, 3), np.uint8))] == ["", ""]
+    for shape in ((1, MAX_ASPECT, 3), (MAX_ASPECT, 1, 3), (16, 16 * MAX_ASPECT, 3)):
+        assert scorer.read(np.zeros(shape, np.uint8)) == ""
+
+
+@pytest.mark.parametrize(
+    ("read", "demanded", "score"),
+    [
+        ("Open", "OPEN", 1.0),
+        ("o p\ne n", "open", 1.0),
+        ("now open daily", "Open", 1.0),  # the published rule: the text may stand among others
+        ("opem", "open", 0.75),
+        ("open", "opened", 4 / 6),
+        ("", "open", 0.0),
+        ("xyz", "open", 0.0),
+        ("a much longer text", "cd", 0.0),  # never below 0
+        ("開店", "開業", 0.5),
+    ],
+)
+def test_similarity_by_hand(read: str, demanded: str, score: float) -> None:
+    assert similarity(read, demanded) == pytest.approx(score)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "edits"),
+    [("", "", 0), ("", "abc", 3), ("abc", "", 3), ("kitten", "sitting", 3), ("flaw", "lawn", 2), ("ab", "ba", 2)],
+)
+def test_edit_distance_by_hand(first: str, second: str, edits: int) -> None:
+    assert edit_distance(first, second) == edits
+    assert edit_distance(second, first) == edits
+
+
+def test_edit_distance_is_the_textbook_recursion() -> None:
+    @functools.cache
+    def edits(first: str, second: str) -> int:
+        if not first or not second:
+            return len(first) + len(second)
+        changed = edits(first[1:], second[1:]) + (first[0] != second[0])
+        return min(edits(first[1:], second) + 1, edits(first, second[1:]) + 1, changed)
+
+    draw = random.Random(0)
+    for _ in range(50):
+        first, second = ("".join(draw.choices("ab開", k=draw.randint(0, 9))) for _ in range(2))
+        assert edit_distance(first, second) == edits(first, second)
+
+
+def test_a_text_that_no_picture_holds_is_rejected() -> None:
+    longest = "x" * MAX_TEXT_CHARACTERS
+    assert demanded_text("", {"text": longest}) == longest
+    for prompt, metadata in ((f'"{longest}x"', {}), ("", {"text": longest + "x"})):
+        with pytest.raises(RewardRejected, match="has 1025 characters, at most 1024 are read: demand less"):
+            demanded_text(prompt, metadata)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "metadata", "text"),
+    [
+        ('a "first" and a "second" sign', {}, "first"),
+        ("a sign “Grüße” there", {}, "Grüße"),
+        ("“unclosed, “closed”", {}, "closed"),
+        ('a "sign"', {"text": "another"}, "another"),
+        ("a sign", {"text": "STOP"}, "STOP"),
+    ],
+)
+def test_what_is_demanded(prompt: str, metadata: Mapping[str, Any], text: str) -> None:
+    assert demanded_text(prompt, metadata) == text
+
+
+@pytest.mark.parametrize(
+    ("prompt", "metadata"),
+    [
+        ("a cat", {}),
+        ('an unclosed "quote', {}),
+        ('empty ""', {}),
+        ('blank "  "', {}),
+        ('a "sign"', {"text": ""}),
+        ('a "sign"', {"text": 7}),
+        ("it's a 'sign'", {}),
+    ],
+)
+def test_a_request_that_demands_no_text_is_rejected(
+    scorer: OcrScorer, prompt: str, metadata: Mapping[str, Any]
+) -> None:
+    with pytest.raises(RewardRejected, match="demands no text") as caught:
+        scorer.score(np.stack([render("x"), render("y")]), [PROMPT, prompt], [{}, metadata])
+    assert (caught.value.reward, caught.value.cause) == ("ocr", "request")
+
+
+def test_the_weights_hash_names_the_bundled_models(scorer: OcrScorer) -> None:
+    assert len(scorer.weights_hash) == 32
+    assert (scorer.score_range, scorer.differentiable) == ((0.0, 1.0), False)
+
+
+def test_a_model_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="brings its own models"):
+        OcrScorer.load(tmp_path, "cpu")

@@ -1,0 +1,91 @@
+"""What a command line with several scorers means, and which ones are refused."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from common.errors import ConfigError
+from reward_servers.options import ScorerSettings, ServerSettings, build_parser, check, check_names
+
+
+def parse(*arguments: str) -> ServerSettings:
+    return check(build_parser().parse_args(list(arguments)))
+
+
+def test_model_and_name_belong_to_the_scorer_before_them() -> None:
+    line = "--scorer hps --model a --port 1 --scorer pickscore --name p --model b --scorer x:Y"
+    assert parse(*line.split()).scorers == (
+        ScorerSettings("hps", Path("a"), None),
+        ScorerSettings("pickscore", Path("b"), "p"),
+        ScorerSettings("x:Y", None, None),
+    )
+
+
+@pytest.mark.parametrize("line", ["--scorer hps --model a --name n", "--name n --model a --scorer hps"])
+def test_a_single_scorer_may_be_described_in_any_order(line: str) -> None:
+    assert parse(*line.split()).scorers == (ScorerSettings("hps", Path("a"), "n"),)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--port 1", "--scorer is missing"),
+        ("--model a --scorer hps --scorer pickscore --model b", "--model a stands before the first of 2"),
+        ("--scorer hps --model a --model b --scorer pickscore", "--model b: hps has --model a already"),
+        ("--scorer hps --name a --name b", "--name b: hps has --name a already"),
+        ("--scorer hps --queue-mb 3 --max-body-mb 2", "less than twice --max-body-mb 2: .* could never be taken"),
+        ("--scorer hps --redis-url redis://redis:6379/0", "say their URL of it with --advertise-url"),
+        ("--scorer hps --redis-url foo", "--redis-url foo: Redis URL must specify one of the following schemes"),
+        ("--scorer hps --redis-url redis://redis:port/0", "--redis-url redis://redis:port/0: "),
+        ("--scorer hps --host 0.0.0.0", "set REWARD_SERVER_TOKEN"),
+        ("--scorer hps --redis-url redis://:pw@shared:1/0", "redis://shared:1/0: .* as 127.0.0.1: say their URL"),
+        ("--scorer hps --redis-url redis://shared:1/0 --advertise-url http://localhost:2", "reach it as localhost"),
+    ],
+)
+def test_an_ambiguous_or_impossible_command_line_is_refused(line: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(*line.split())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--redis-url redis://127.0.0.1:6379/0",
+        "--redis-url redis://redis:6379/0 --advertise-url http://here:8000",
+        "--queue-mb 2 --max-body-mb 1",
+    ],
+)
+def test_what_others_can_reach_and_what_fits_is_taken(line: str) -> None:
+    assert parse("--scorer", "hps", *line.split()).scorers[0].scorer == "hps"
+
+
+def test_a_token_no_header_can_carry_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REWARD_SERVER_TOKEN", "sésame")
+    with pytest.raises(ConfigError, match="use ASCII alone"):
+        parse("--scorer", "hps")
+
+
+@pytest.mark.parametrize(
+    "option", ["--mod a", "--max-batch 0", "--deadline-s -1", "--deadline-s inf", "--deadline-s 0"]
+)
+def test_a_value_out_of_range_or_half_an_option_is_no_option(option: str) -> None:
+    with pytest.raises((SystemExit, argparse.ArgumentError)):
+        parse("--scorer", "hps", *option.split())
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["hps", "hps"], "two scorers are named hps"),
+        (["a/b"], "letters, digits"),
+        (["metrics"], "none of"),
+        (["..", "x"], "letters, digits"),
+        ([""], "letters, digits"),
+    ],
+)
+def test_names_can_stand_in_urls(names: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_names(names)

@@ -1,0 +1,31 @@
+"""The teacher's recipe: which optimizer trains what, and how the learning rate runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from zoo.teacher import CONSTANT_FRACTION, WARMUP_STEPS, _new_optimizers, _rate_factor, new_transformer
+
+
+def test_every_parameter_belongs_to_one_optimizer_and_muon_gets_matrices_alone() -> None:
+    model = new_transformer()
+    muon, adamw = ([p for group in o.param_groups for p in group["params"]] for o in _new_optimizers(model))
+    assert {id(p) for p in muon}.isdisjoint(id(p) for p in adamw)
+    assert len(muon) + len(adamw) == len(list(model.parameters()))
+    assert all(parameter.ndim == 2 for parameter in muon)
+    assert sum(p.numel() for p in muon) > sum(p.numel() for p in adamw)
+
+
+@pytest.mark.parametrize(
+    ("step", "factor"),
+    [
+        (0, 1 / WARMUP_STEPS),
+        (WARMUP_STEPS - 1, 1.0),
+        (int(1000 * CONSTANT_FRACTION) - 1, 1.0),
+        (int(1000 * CONSTANT_FRACTION), 1.0),
+        (1000 - int(1000 * (1 - CONSTANT_FRACTION) / 2), 0.5),
+        (1000, 0.0),
+    ],
+)
+def test_the_rate_rises_stays_and_falls_to_nothing(step: int, factor: float) -> None:
+    assert _rate_factor(1000)(step) == pytest.approx(factor)
