@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from common.reward_api import ByteArray
-from reward_servers.scorers.clip import OPENAI_MEAN, OPENAI_STD
+from reward_servers.scorers.pixels import OPENAI_MEAN, OPENAI_STD
 from zoo.tokenizers import WORDS
 from zoo.world import CANVAS
 

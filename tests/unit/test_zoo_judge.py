@@ -33,7 +33,7 @@ from zoo.judge_questions import (
     supported_words,
     write_on,
 )
-from zoo.judge_training import IN_EVERY_QUESTION, Readouts, judging_losses, pack, seeing_losses
+from zoo.judge_training import IN_EVERY_QUESTION, Readouts, judging_losses, pack, seeing_losses, type_embeddings
 from zoo.world import CANVAS, Scene, Thing, obeys, parse_caption, sample_scenes
 
 RED = Thing("small", "red", "circle", 20, 16)
@@ -157,7 +157,7 @@ def test_losses_are_finite_and_reach_every_weight() -> None:
     asked = sample_asked(2, random.Random(2), np.random.default_rng(2))
     images = torch.from_numpy(np.stack([one.image_HWC for one in asked]))
     image_tokens, patches = see(model, images)
-    terms = seeing_losses(readouts, image_tokens, patches, asked)
+    terms = seeing_losses(readouts, type_embeddings(model, tokenizer), image_tokens, patches, asked)
     terms |= judging_losses(model, readouts, image_tokens, pack(asked, tokenizer))
     total = torch.stack(list(terms.values())).sum()
     total.backward()
