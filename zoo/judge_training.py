@@ -33,6 +33,7 @@ from zoo.judge import (
     IMAGE_TOKENS,
     MERGE,
     NO,
+    PATCH,
     TAIL,
     VISION_WIDTH,
     WIDTH,
@@ -48,16 +49,16 @@ from zoo.judge import (
 )
 from zoo.judge_questions import Asked, Question, sample_asked
 from zoo.preference_pairs import TYPES
-from zoo.world import CANVAS, COLOURS, SHAPES, SIZES
+from zoo.world import CANVAS, COLOURS, SHAPES, SIZES, Thing
 
 SEEING_STEPS, SEEING_PAIRS = 1200, 16
 JUDGING_STEPS, JUDGING_PAIRS = 1600, 12
-MATRIX_LEARNING_RATE, LEARNING_RATE = 1e-2, 2e-3
+MATRIX_LEARNING_RATE, LEARNING_RATE = 3e-3, 2e-3
 """Muon's and AdamW's."""
 WARMUP_STEPS, CONSTANT_FRACTION = 100, 0.3
 REPORT_EVERY = 25
-PLACED_LAYER = 2
-"""After so many layers an image token should know where it stands."""
+PLACED_LAYER, FOUND_LAYER = 2, 3
+"""After so many layers an image token should know where it stands, and a thing's last word where the thing does."""
 CELL = CANVAS // (GRID // MERGE)
 """Side of what one image token covers, pixels."""
 IN_EVERY_QUESTION, NO_QUESTION = -1, -2
@@ -79,6 +80,7 @@ class Packed:
         answer_BL: the token to answer with at a question's last token, else -100.
         supported_BL: at a caption's word, 1 while the picture bears the caption out, 0 where it fails; -1 elsewhere.
         told_BL: before each word of a true caption that word's token, else -100.
+        found_BL: at the last word of a thing that the picture has once the patch of its centre, else -1.
     """
 
     ids_BL: Tensor
@@ -87,6 +89,7 @@ class Packed:
     answer_BL: Tensor
     supported_BL: Tensor
     told_BL: Tensor
+    found_BL: Tensor
 
     def mask_BLL(self) -> Tensor:
         """Whom a token sees: itself and what came before, in its own question and in what all of them share."""
@@ -105,31 +108,32 @@ class Readouts(nn.Module):
         self.things = nn.Linear(WIDTH, 3)
         self.spoilt = nn.Linear(WIDTH, 1)
         self.places = nn.Linear(WIDTH, 2 * (GRID // MERGE))
+        self.found = nn.Linear(WIDTH, 2 * GRID)
         self.supported = nn.Linear(WIDTH, 1)
 
 
 def pack(asked: list[Asked], tokenizer: PreTrainedTokenizerFast) -> Packed:
     """Lay out the questions of each picture one after another, behind the tokens they share."""
-    rows = [_pack_one(one.questions, tokenizer) for one in asked]
+    rows = [_pack_one(one, tokenizer) for one in asked]
     longest = max(len(row[0]) for row in rows)
-    padding = (tokenizer.pad_token_id, 0, NO_QUESTION, -100, -1, -100)
-    ids, places, question, answer, supported, told = (
+    padding = (tokenizer.pad_token_id, 0, NO_QUESTION, -100, -1, -100, -1)
+    ids, places, question, answer, supported, told, found = (
         torch.tensor([row[part] + [fill] * (longest - len(row[part])) for row in rows])
         for part, fill in enumerate(padding)
     )
     positions_3BL = places.expand(3, -1, -1).clone()
     positions_3BL[:, :, : len(HEAD)] = positions_of_head()[:, None]
-    return Packed(ids, positions_3BL, question, answer, supported, told)
+    return Packed(ids, positions_3BL, question, answer, supported, told, found)
 
 
-def _pack_one(questions: tuple[Question, ...], tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], ...]:
+def _pack_one(asked: Asked, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], ...]:
     head, tail = (tokenizer.convert_tokens_to_ids(list(part)) for part in (HEAD, TAIL))
     yes, no = tokenizer.convert_tokens_to_ids([YES, NO])
     first = int(positions_of_head().max()) + 1
     ids, places = [*head], [0] * len(head)
     owner, answers, supported = [IN_EVERY_QUESTION] * len(head), [-100] * len(head), [-1] * len(head)
-    told = [-100] * len(head)
-    for index, question in enumerate(questions):
+    told, found = [-100] * len(head), [-1] * len(head)
+    for index, question in enumerate(asked.questions):
         words = tokenizer(question.text)["input_ids"]
         body = [*words, *tail]
         ids += body
@@ -139,7 +143,8 @@ def _pack_one(questions: tuple[Question, ...], tokenizer: PreTrainedTokenizerFas
         borne_out = _supported(question, len(words))
         supported += [*borne_out, *[-1] * len(tail)]
         told += _told(words, borne_out if question.answer else []) + [-100] * (len(body) - len(words))
-    return ids, places, owner, answers, supported, told
+        found += _found(words, asked.things, tokenizer) + [-1] * (len(body) - len(words))
+    return ids, places, owner, answers, supported, told, found
 
 
 def _supported(question: Question, tokens: int) -> list[int]:
@@ -159,9 +164,23 @@ def _told(words: list[int], borne_out: list[int]) -> list[int]:
     return told + [-100] * (len(words) - len(told))
 
 
+def _found(words: list[int], things: tuple[Thing, ...], tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Per token of the question: the patch in which the thing stands that it and the two before it name."""
+    patches: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for thing in things:
+        patch = int(thing.y // PATCH) * GRID + int(thing.x // PATCH)
+        patches[_tokens_of(thing.words, tokenizer)].append(patch)
+    named = [patches.get(tuple(words[max(0, end - 2) : end + 1]), []) for end in range(len(words))]
+    return [found[0] if len(found) == 1 else -1 for found in named]
+
+
+def _tokens_of(words: tuple[str, ...], tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    return tuple(tokenizer.convert_tokens_to_ids([f"\u0120{word}" for word in words]))
+
+
 def type_embeddings(model: Judge, tokenizer: PreTrainedTokenizerFast) -> Tensor:
     """For each type of thing the sum of its words' embeddings [types, D]."""
-    ids = [tokenizer.convert_tokens_to_ids([f"\u0120{word}" for word in words]) for words in TYPES]
+    ids = [_tokens_of(words, tokenizer) for words in TYPES]
     return model.model.language_model.embed_tokens(torch.tensor(ids)).sum(1)
 
 
@@ -194,21 +213,25 @@ def judging_losses(model: Judge, readouts: Readouts, image_tokens_BLD: Tensor, p
     )
     states_BLD = out.last_hidden_state
     asked_here, told_here, word_here = packed.answer_BL >= 0, packed.told_BL >= 0, packed.supported_BL >= 0
+    found_here = packed.found_BL >= 0
+    placed_BKD, cells_K = out.hidden_states[PLACED_LAYER][:, FIRST_IMAGE_TOKEN:end], torch.arange(IMAGE_TOKENS)
     borne_out = readouts.supported(states_BLD[word_here])[:, 0]
     true = packed.supported_BL[word_here].float()
     return {
         "answer": F.cross_entropy(model.lm_head(states_BLD[asked_here]), packed.answer_BL[asked_here]),
         "told": 0.5 * F.cross_entropy(model.lm_head(states_BLD[told_here]), packed.told_BL[told_here]),
         "words": F.binary_cross_entropy_with_logits(borne_out, true, weight=true + (1 - true) * FAILING_WORD_WEIGHT),
-        "place": 0.3 * _place_loss(readouts.places(out.hidden_states[PLACED_LAYER][:, FIRST_IMAGE_TOKEN:end])),
+        "place": 0.3 * _place_loss(readouts.places(placed_BKD.flatten(0, 1)), cells_K.repeat(len(placed_BKD))),
+        "found": 0.3
+        * _place_loss(readouts.found(out.hidden_states[FOUND_LAYER][found_here]), packed.found_BL[found_here]),
     }
 
 
-def _place_loss(logits_BLK: Tensor) -> Tensor:
-    side = GRID // MERGE
-    rows, columns = logits_BLK.split(side, 2)
-    index = torch.arange(IMAGE_TOKENS).expand(len(logits_BLK), -1)
-    return F.cross_entropy(rows.transpose(1, 2), index // side) + F.cross_entropy(columns.transpose(1, 2), index % side)
+def _place_loss(logits_NK: Tensor, places_N: Tensor) -> Tensor:
+    """Of a square grid's places, numbered row by row, the row and the column are read out."""
+    side = logits_NK.shape[1] // 2
+    rows, columns = logits_NK.split(side, 1)
+    return F.cross_entropy(rows, places_N // side) + F.cross_entropy(columns, places_N % side)
 
 
 def _things_loss(logits_BLK: Tensor, asked: list[Asked]) -> Tensor:
@@ -257,7 +280,7 @@ def train(seed: int, seeing_steps: int = SEEING_STEPS, judging_steps: int = JUDG
     words = model.model.language_model.embed_tokens
     seeing_parts = [model.model.visual, words, readouts.patches, readouts.things, readouts.spoilt]
     _optimise(seeing_parts, seeing, seeing_steps, "seeing")
-    language = [model.model.language_model, model.lm_head, readouts.places, readouts.supported]
+    language = [model.model.language_model, model.lm_head, readouts.places, readouts.found, readouts.supported]
     _optimise(language, judging, judging_steps, "judging")
     return model.eval()
 

@@ -25,6 +25,7 @@ from zoo.judge import (
 )
 from zoo.judge_questions import (
     Asked,
+    Question,
     caption_question,
     existence_question,
     plain_question,
@@ -176,6 +177,23 @@ def test_a_caption_is_followed_up_to_where_it_fails() -> None:
     assert packed.supported_BL[0, start : start + 5].tolist() == [1, 1, 1, 0, -1]
     assert int((packed.supported_BL >= 0).sum()) == 4
     assert packed.told_BL.max() == -100  # nothing is foretold of a caption that is wrong
+
+
+def test_a_thing_that_is_named_has_a_place() -> None:
+    text = "is there a small red circle above a big blue square?"
+    questions = (
+        Question(text, True),
+        Question("is there a big red circle?", False),
+        Question("is there a circle?", True),
+    )
+    picture, intact = np.zeros((CANVAS, CANVAS, 3), np.float32), np.zeros(GRID * GRID, np.float32)
+    packed = pack([Asked(picture, questions, intact, things=SCENE.things)], judge_tokenizer())
+    placed = packed.found_BL[0] >= 0
+    # Patches are 8 pixels wide: of the centres (20, 16) and (20, 48) one is in row 2, one in row 6, both in column 2.
+    assert packed.found_BL[0, placed].tolist() == [2 * 8 + 2, 6 * 8 + 2]
+    assert judge_tokenizer().decode(packed.ids_BL[0, placed]) == " circle square"
+    twice = pack([Asked(picture, questions, intact, things=(*SCENE.things, RED))], judge_tokenizer())
+    assert twice.found_BL[twice.found_BL >= 0].tolist() == [50]
 
 
 def test_writing_changes_a_picture_and_little_else() -> None:
