@@ -57,8 +57,9 @@ MATRIX_LEARNING_RATE, LEARNING_RATE = 3e-3, 2e-3
 """Muon's and AdamW's."""
 WARMUP_STEPS, CONSTANT_FRACTION = 100, 0.3
 REPORT_EVERY = 25
-PLACED_LAYER, FOUND_LAYER = 2, 3
-"""After so many layers an image token should know where it stands, and a thing's last word where the thing does."""
+PLACED_LAYER, FOUND_LAYER, APART_LAYER = 2, 3, 4
+"""After so many layers an image token should know where it stands, a thing's last word where the thing does, and where
+that is seen from the first thing of the question. Without these steps relations stay at chance."""
 CELL = CANVAS // (GRID // MERGE)
 """Side of what one image token covers, pixels."""
 IN_EVERY_QUESTION, NO_QUESTION = -1, -2
@@ -81,6 +82,7 @@ class Packed:
         supported_BL: at a caption's word, 1 while the picture bears the caption out, 0 where it fails; -1 elsewhere.
         told_BL: before each word of a true caption that word's token, else -100.
         found_BL: at the last word of a thing that the picture has once the patch of its centre, else -1.
+        apart_BL: there, where it stands seen from the first thing of the question (`_direction`), if that is found too.
     """
 
     ids_BL: Tensor
@@ -90,6 +92,7 @@ class Packed:
     supported_BL: Tensor
     told_BL: Tensor
     found_BL: Tensor
+    apart_BL: Tensor
 
     def mask_BLL(self) -> Tensor:
         """Whom a token sees: itself and what came before, in its own question and in what all of them share."""
@@ -110,20 +113,21 @@ class Readouts(nn.Module):
         self.places = nn.Linear(WIDTH, 2 * (GRID // MERGE))
         self.found = nn.Linear(WIDTH, 2 * GRID)
         self.supported = nn.Linear(WIDTH, 1)
+        self.apart = nn.Linear(WIDTH, 2 * 3)
 
 
 def pack(asked: list[Asked], tokenizer: PreTrainedTokenizerFast) -> Packed:
     """Lay out the questions of each picture one after another, behind the tokens they share."""
     rows = [_pack_one(one, tokenizer) for one in asked]
     longest = max(len(row[0]) for row in rows)
-    padding = (tokenizer.pad_token_id, 0, NO_QUESTION, -100, -1, -100, -1)
-    ids, places, question, answer, supported, told, found = (
+    padding = (tokenizer.pad_token_id, 0, NO_QUESTION, -100, -1, -100, -1, -1)
+    ids, places, question, answer, supported, told, found, apart = (
         torch.tensor([row[part] + [fill] * (longest - len(row[part])) for row in rows])
         for part, fill in enumerate(padding)
     )
     positions_3BL = places.expand(3, -1, -1).clone()
     positions_3BL[:, :, : len(HEAD)] = positions_of_head()[:, None]
-    return Packed(ids, positions_3BL, question, answer, supported, told, found)
+    return Packed(ids, positions_3BL, question, answer, supported, told, found, apart)
 
 
 def _pack_one(asked: Asked, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], ...]:
@@ -132,7 +136,7 @@ def _pack_one(asked: Asked, tokenizer: PreTrainedTokenizerFast) -> tuple[list[in
     first = int(positions_of_head().max()) + 1
     ids, places = [*head], [0] * len(head)
     owner, answers, supported = [IN_EVERY_QUESTION] * len(head), [-100] * len(head), [-1] * len(head)
-    told, found = [-100] * len(head), [-1] * len(head)
+    told, found, apart = [-100] * len(head), [-1] * len(head), [-1] * len(head)
     for index, question in enumerate(asked.questions):
         words = tokenizer(question.text)["input_ids"]
         body = [*words, *tail]
@@ -143,8 +147,10 @@ def _pack_one(asked: Asked, tokenizer: PreTrainedTokenizerFast) -> tuple[list[in
         borne_out = _supported(question, len(words))
         supported += [*borne_out, *[-1] * len(tail)]
         told += _told(words, borne_out if question.answer else []) + [-100] * (len(body) - len(words))
-        found += _found(words, asked.things, tokenizer) + [-1] * (len(body) - len(words))
-    return ids, places, owner, answers, supported, told, found
+        found_here, apart_here = _found_and_apart(question, asked.things)
+        found += found_here + [-1] * len(tail)
+        apart += apart_here + [-1] * len(tail)
+    return ids, places, owner, answers, supported, told, found, apart
 
 
 def _supported(question: Question, tokens: int) -> list[int]:
@@ -164,23 +170,32 @@ def _told(words: list[int], borne_out: list[int]) -> list[int]:
     return told + [-100] * (len(words) - len(told))
 
 
-def _found(words: list[int], things: tuple[Thing, ...], tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """Per token of the question: the patch in which the thing stands that it and the two before it name."""
-    patches: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for thing in things:
-        patch = int(thing.y // PATCH) * GRID + int(thing.x // PATCH)
-        patches[_tokens_of(thing.words, tokenizer)].append(patch)
-    named = [patches.get(tuple(words[max(0, end - 2) : end + 1]), []) for end in range(len(words))]
-    return [found[0] if len(found) == 1 else -1 for found in named]
+def _found_and_apart(question: Question, things: tuple[Thing, ...]) -> tuple[list[int], list[int]]:
+    """Per token of the question, a word each and the question mark; a thing is named by three words."""
+    words = question.text.removesuffix("?").split()
+    found: list[int] = []
+    apart: list[int] = []
+    first: int | None = None
+    for end in range(len(words) + 1):
+        name = tuple(words[max(0, end - 2) : end + 1])
+        patches = [int(thing.y // PATCH) * GRID + int(thing.x // PATCH) for thing in things if thing.words == name]
+        patch = patches[0] if len(patches) == 1 else -1
+        found.append(patch)
+        apart.append(_direction(first, patch) if first is not None and min(first, patch) >= 0 else -1)
+        if first is None and name in TYPES:
+            first = patch
+    return found, apart
 
 
-def _tokens_of(words: tuple[str, ...], tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
-    return tuple(tokenizer.convert_tokens_to_ids([f"\u0120{word}" for word in words]))
+def _direction(start: int, end: int) -> int:
+    """Where patch `end` stands seen from `start`: 0 above left, 1 above, ... 4 in the same place, ... 8 below right."""
+    (row, column), (to_row, to_column) = divmod(start, GRID), divmod(end, GRID)
+    return 3 * (1 + (to_row > row) - (to_row < row)) + 1 + (to_column > column) - (to_column < column)
 
 
 def type_embeddings(model: Judge, tokenizer: PreTrainedTokenizerFast) -> Tensor:
     """For each type of thing the sum of its words' embeddings [types, D]."""
-    ids = [_tokens_of(words, tokenizer) for words in TYPES]
+    ids = [tokenizer.convert_tokens_to_ids([f"\u0120{word}" for word in words]) for words in TYPES]
     return model.model.language_model.embed_tokens(torch.tensor(ids)).sum(1)
 
 
@@ -213,17 +228,24 @@ def judging_losses(model: Judge, readouts: Readouts, image_tokens_BLD: Tensor, p
     )
     states_BLD = out.last_hidden_state
     asked_here, told_here, word_here = packed.answer_BL >= 0, packed.told_BL >= 0, packed.supported_BL >= 0
-    found_here = packed.found_BL >= 0
-    placed_BKD, cells_K = out.hidden_states[PLACED_LAYER][:, FIRST_IMAGE_TOKEN:end], torch.arange(IMAGE_TOKENS)
     borne_out = readouts.supported(states_BLD[word_here])[:, 0]
     true = packed.supported_BL[word_here].float()
     return {
         "answer": F.cross_entropy(model.lm_head(states_BLD[asked_here]), packed.answer_BL[asked_here]),
         "told": 0.5 * F.cross_entropy(model.lm_head(states_BLD[told_here]), packed.told_BL[told_here]),
         "words": F.binary_cross_entropy_with_logits(borne_out, true, weight=true + (1 - true) * FAILING_WORD_WEIGHT),
-        "place": 0.3 * _place_loss(readouts.places(placed_BKD.flatten(0, 1)), cells_K.repeat(len(placed_BKD))),
-        "found": 0.3
-        * _place_loss(readouts.found(out.hidden_states[FOUND_LAYER][found_here]), packed.found_BL[found_here]),
+    } | _whereabouts_losses(readouts, out.hidden_states, packed)
+
+
+def _whereabouts_losses(readouts: Readouts, states: tuple[Tensor, ...], packed: Packed) -> Terms:
+    """What the layers' states [B, L, D] tell wrongly of where image tokens and things are."""
+    placed_BKD = states[PLACED_LAYER][:, FIRST_IMAGE_TOKEN : FIRST_IMAGE_TOKEN + IMAGE_TOKENS]
+    cells = torch.arange(IMAGE_TOKENS).repeat(len(placed_BKD))
+    found, apart = packed.found_BL >= 0, packed.apart_BL >= 0
+    return {
+        "place": 0.3 * _place_loss(readouts.places(placed_BKD.flatten(0, 1)), cells),
+        "found": 0.3 * _place_loss(readouts.found(states[FOUND_LAYER][found]), packed.found_BL[found]),
+        "apart": 0.3 * _place_loss(readouts.apart(states[APART_LAYER][apart]), packed.apart_BL[apart]),
     }
 
 
@@ -280,7 +302,14 @@ def train(seed: int, seeing_steps: int = SEEING_STEPS, judging_steps: int = JUDG
     words = model.model.language_model.embed_tokens
     seeing_parts = [model.model.visual, words, readouts.patches, readouts.things, readouts.spoilt]
     _optimise(seeing_parts, seeing, seeing_steps, "seeing")
-    language = [model.model.language_model, model.lm_head, readouts.places, readouts.found, readouts.supported]
+    language = [
+        model.model.language_model,
+        model.lm_head,
+        readouts.places,
+        readouts.found,
+        readouts.apart,
+        readouts.supported,
+    ]
     _optimise(language, judging, judging_steps, "judging")
     return model.eval()
 

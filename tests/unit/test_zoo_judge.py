@@ -192,8 +192,11 @@ def test_a_thing_that_is_named_has_a_place() -> None:
     # Patches are 8 pixels wide: of the centres (20, 16) and (20, 48) one is in row 2, one in row 6, both in column 2.
     assert packed.found_BL[0, placed].tolist() == [2 * 8 + 2, 6 * 8 + 2]
     assert judge_tokenizer().decode(packed.ids_BL[0, placed]) == " circle square"
+    # Three rows of three directions: the square is right below the circle, and only it comes after another thing.
+    assert packed.apart_BL[packed.apart_BL >= 0].tolist() == [7]
     twice = pack([Asked(picture, questions, intact, things=(*SCENE.things, RED))], judge_tokenizer())
     assert twice.found_BL[twice.found_BL >= 0].tolist() == [50]
+    assert twice.apart_BL.max() == -1
 
 
 def test_writing_changes_a_picture_and_little_else() -> None:
