@@ -6,6 +6,7 @@ open whatever key it is given (FINDINGS), so nobody else may reach it.
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import socket
@@ -22,7 +23,7 @@ SERVED_MODEL = "judge"
 GUARDIAN = Path(__file__).with_name("vlm_judge_guardian.py")
 LOG_LINES_QUOTED = 12
 LOG_BYTES_READ = 2**14
-STOP_SECONDS = 15.0
+STOP_SECONDS = 60.0
 POLL_SECONDS = 0.1
 # Ours, and not for vLLM: the server's secrets, and a search path on which our packages would hide others.
 WITHHELD_VARIABLES = ("REWARD_SERVER_TOKEN", "JUDGE_API_KEY", "PYTHONPATH")
@@ -77,6 +78,8 @@ class VllmProcess:
                 # A session of its own: a signal to our group must not end vLLM before our last request is answered.
                 start_new_session=True,
             )
+        # A guardian whose vLLM died leaves the folder, for its log.
+        atexit.register(self.stop)
 
     def wait(self, timeout_s: float) -> None:
         """Until it listens; ModelError when it died, or does not within `timeout_s` seconds."""
@@ -113,7 +116,8 @@ class VllmProcess:
         return "\n".join(f"    {line}" for line in lines)
 
     def stop(self) -> None:
-        """End it, and remove its folder."""
+        """End it, and remove its folder. The end of this process does the same."""
+        atexit.unregister(self.stop)
         if self._process.stdin is not None:
             self._process.stdin.close()
         self._process.wait(STOP_SECONDS)

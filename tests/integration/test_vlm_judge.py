@@ -70,7 +70,8 @@ def test_a_local_judge_scores_and_ends_with_the_run(tmp_path: Path) -> None:
     wait_until(lambda: not alive(vllm))
 
 
-def test_a_judge_that_loses_its_vllm_says_so(tmp_path: Path) -> None:
+def test_a_judge_that_loses_its_vllm_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     with (
         LocalServers([LocalServerSpec("judge", "vlm_judge", write_judge(tmp_path))], tmp_path / "logs") as servers,
         RewardClient([RewardEndpoint("judge", servers.urls["judge"])], DEADLINE, 1) as client,
@@ -78,6 +79,7 @@ def test_a_judge_that_loses_its_vllm_says_so(tmp_path: Path) -> None:
         for prompt in ("die", "a cat"):
             with pytest.raises(RewardUnavailable, match=r"(?s)vLLM server of .*status 3.*out of memory, says the fake"):
                 client.score(grey(100), [prompt])
+    assert not list(tmp_path.glob("judge_*")), "the folder with its log outlives the server"
 
 
 def test_vllm_ends_when_its_reward_server_is_killed(tmp_path: Path) -> None:
