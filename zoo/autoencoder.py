@@ -16,7 +16,7 @@ from torch.nn import functional
 from zoo.world import CANVAS, render_scenes, sample_grid_scenes, sample_scenes
 
 LATENT_CHANNELS = 4
-STEPS = 2000
+STEPS = 4500
 BATCH = 16
 IMAGES = 12_000
 LATENT_NOISE = 0.5
