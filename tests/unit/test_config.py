@@ -222,8 +222,12 @@ def test_a_dumped_config_loads_back_equal(tmp_path: Path) -> None:
     assert load_config(path) == config
 
 
-def test_the_shipped_run_file_is_valid_with_and_without_its_quick_block() -> None:
-    path = REPOSITORY / "deploy/runs/shapes.yaml"
+@pytest.mark.parametrize(
+    ("name", "rewards"),
+    [("shapes", ["hps", "pickscore", "detector", "gold"]), ("shapes_judge", ["hps", "judge", "gold"])],
+)
+def test_a_shipped_run_file_is_valid_with_and_without_its_quick_block(name: str, rewards: list[str]) -> None:
+    path = REPOSITORY / f"deploy/runs/{name}.yaml"
     values = read_run_file(path)
     quick = values.pop("quick")
     draft = Draft(str(path))
@@ -231,7 +235,7 @@ def test_the_shipped_run_file_is_valid_with_and_without_its_quick_block() -> Non
     full = draft.build()
     draft.lay(quick, "quick")
     assert draft.build().alignment.iterations < full.alignment.iterations
-    assert [reward.name for reward in full.rewards] == ["hps", "pickscore", "detector", "gold"]
+    assert [reward.name for reward in full.rewards] == rewards
 
 
 @pytest.mark.parametrize(
