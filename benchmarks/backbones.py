@@ -21,7 +21,7 @@ import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,9 @@ from common.types import PolicyVersion, Prompt, ScoredGroup, StepPlan, Trajector
 from common.weights import publish
 from learner.alignment_trainer import AlignmentTrainer
 from learner.matching import MatchingSettings
-from learner.networks import Networks, OptimizerSettings
+from learner.networks import ALIGNED, COLD_START, FAKE_SCORE, Networks, OptimizerSettings
 from learner.plan import DEVICES, Device, predict, this_cpu
+from learner.served_rewards import ServedRewards
 from rollout_workers.sampler import SampledGroup, decode_to_uint8, sample_group
 from rollout_workers.weight_receiver import PROBE_TOLERANCE, WeightReceiver
 
@@ -45,15 +46,15 @@ STEPS = 4
 PROMPT = Prompt(0, "red circle")
 
 
-class MeanPixel:
+class MeanPixel(ServedRewards):
     """A differentiable reward that costs nothing, where a server would be asked."""
 
-    names = ("bright",)
-
     def __init__(self) -> None:
-        self.left_out: Counter[str] = Counter()
+        self.names = ("bright",)
+        self.left_out = Counter()
 
-    def differentiable(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> Mapping[str, Tensor]:
+    def differentiable(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        assert len(prompts) == len(images_BCHW)
         return {"bright": images_BCHW.mean(dim=(1, 2, 3))}
 
 
@@ -120,9 +121,8 @@ def _measure(backbone: Backbone, config: Config, device: torch.device) -> dict[s
     peak = this_cpu(torch.get_num_threads()) if device.type == "cpu" else _device(_name(device))
     passes = predict(config, sizes, peak).seconds
     ideal = (passes["fake_score"] + passes["student"]) * 0.4
-    adapters = sum(
-        weight.numel() for name in ("cold_start", "aligned", "fake_score") for weight in _weights(backbone, name)
-    )
+    names = (COLD_START, ALIGNED, FAKE_SCORE)
+    adapters = sum(weight.numel() for name in names for weight in backbone.adapters.parameters(name).values())
     return {
         "images_per_s": round(size / ours, 3),
         "pipeline_images_per_s": round(size / theirs, 3),
@@ -134,10 +134,6 @@ def _measure(backbone: Backbone, config: Config, device: torch.device) -> dict[s
         "surrogate_gap": totals.values()["surrogate_gap"],
         "shared_over_copies": round((sizes.transformer + adapters) / (3 * sizes.transformer), 3),
     }
-
-
-def _weights(backbone: Backbone, name: str) -> Sequence[Tensor]:
-    return list(backbone.adapters.parameters(name).values())
 
 
 def _sample_and_decode(backbone: Backbone, plan: StepPlan, size: int) -> None:
@@ -163,7 +159,7 @@ def _pipeline(backbone: Backbone, size: int, config: Config) -> None:
 
 def _trainer(networks: Networks, config: Config) -> AlignmentTrainer:
     matching = MatchingSettings.of(config.cold_start, config.sampling, config.backbone.guidance_scale)
-    return AlignmentTrainer(networks, config.alignment, matching, {"bright": 1.0}, MeanPixel(), seed=0)  # type: ignore[arg-type]
+    return AlignmentTrainer(networks, config.alignment, matching, {"bright": 1.0}, MeanPixel(), seed=0)
 
 
 def _scored(sampled: SampledGroup, plan: StepPlan) -> ScoredGroup:
