@@ -37,7 +37,7 @@ class Invocation:
     run_dir: Path
     dry_run: bool
     resume: bool
-    plan: str | None
+    plan: str | None = None
     """The device whose memory and speed `--plan` reckons with; None is no plan."""
 
 

@@ -63,14 +63,14 @@ def test_both_stages_train_and_a_restored_run_goes_on_bit_by_bit(
     networks = networks_of(family, directory)
     trainer, before = cold_start_trainer(networks), snapshot(networks.backbone)
     for iteration in range(2):
-        assert all(math.isfinite(value) for value in trainer.update(iteration).values())
+        assert all(math.isfinite(value) for value in trainer.update(iteration).values().values())
     assert_changed(networks, family, before, COLD_START)
 
     networks.begin_alignment(OptimizerSettings.of(alignment_settings()))
     aligner, before = alignment_trainer(networks), snapshot(networks.backbone)
     metrics = []
     for iteration in range(2):
-        metrics.append(aligner.update(scored_groups(networks.backbone, iteration))[0])
+        metrics.append(aligner.update(scored_groups(networks.backbone, iteration))[0].values())
         assert all(math.isfinite(value) for value in metrics[-1].values())
         assert metrics[-1]["surrogate_gap"] < 1e-5
         if iteration == 0:
@@ -80,7 +80,7 @@ def test_both_stages_train_and_a_restored_run_goes_on_bit_by_bit(
     restored = networks_of(family, directory)
     restored.begin_alignment(OptimizerSettings.of(alignment_settings()))
     restored.load(read_checkpoint(saved)[1])
-    again, _ = alignment_trainer(restored).update(scored_groups(restored.backbone, 1))
+    again = alignment_trainer(restored).update(scored_groups(restored.backbone, 1))[0].values()
     assert again == metrics[1]
     after, wanted = restored.state(), networks.state()
     assert after.keys() == wanted.keys()
