@@ -36,7 +36,7 @@ def started_learner(
         ConfigError: the cluster has no room for the ranks.
     """
     settings = config.learner
-    actor = ray.remote(Learner).options(num_cpus=settings.num_cpus, num_gpus=settings.num_gpus)
+    actor = ray.remote(num_cpus=settings.num_cpus, num_gpus=settings.num_gpus)(Learner)
     if settings.ranks == 1:
         yield actor.remote(config, prompts, access, device, None)
         return
