@@ -31,6 +31,7 @@ START_SECONDS = 300
 STOP_SECONDS = 60
 OK = 200
 REFUSED = 429
+TOO_MANY_CONNECTIONS = 503
 READ_BYTES = 2**16
 
 
@@ -137,8 +138,16 @@ def open_loop(target: Target, request: bytes, rate: float, seconds: float, seed:
 
     async def ask_once(arrival: float) -> None:
         connection = free.pop() if free else await Connection.open(target.port)
-        outcome.add(await connection.ask(request), time.perf_counter() - arrival)
-        free.append(connection)
+        try:
+            status = await connection.ask(request)
+        except ConnectionError:
+            # More connections than the server holds: it closes them with a 503, which may be lost on the way.
+            status = TOO_MANY_CONNECTIONS
+        outcome.add(status, time.perf_counter() - arrival)
+        if status == TOO_MANY_CONNECTIONS:
+            connection.close()
+        else:
+            free.append(connection)
 
     async def run() -> None:
         started = arrival = time.perf_counter()
@@ -166,6 +175,9 @@ class Connection:
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await asyncio.get_running_loop().sock_connect(connected, ("127.0.0.1", port))
         return cls(connected)
+
+    def close(self) -> None:
+        self._socket.close()
 
     async def ask(self, request: bytes) -> int:
         """Send, read the whole answer, return its status."""
