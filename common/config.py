@@ -13,6 +13,7 @@ from typing import Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
+from common.config_backbones import BackboneConfig
 from common.config_rewards import RedisConfig, RewardClientConfig, RewardConfig, check_rewards
 from common.config_section import Section, problem
 
@@ -27,34 +28,16 @@ class RunIdentity(Section):
     seed: NonNegativeInt = Field(0, description="Every random draw is a function of it: equal seeds, equal runs.")
 
 
-class Sd3Backbone(Section):
-    """A diffusers StableDiffusion3Pipeline: the frozen base that is teacher, student and fake score at once."""
-
-    family: Literal["sd3"] = Field("sd3", description="Model family; picks the file in common/backbones.")
-    path: Path = Field(description="Pipeline directory (model_index.json and its parts).")
-    max_sequence_length: PositiveInt = Field(256, description="T5 tokens a prompt is padded or cut to.")
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "bfloat16", description="Model arithmetic; sigmas, means, densities and advantages are float32 in any case."
-    )
-    guidance_scale: float = Field(
-        7.0, ge=1, description="Classifier-free guidance c of the teacher inside the losses; 1 is none."
-    )
-
-
-# With a second family this becomes a union tagged by `family`.
-BackboneConfig = Sd3Backbone
-
-
 class LoraConfig(Section):
     """The adapters of student and fake score."""
 
     rank: PositiveInt = Field(32, description="Rank of each low-rank update.")
     alpha: PositiveInt = Field(64, description="Scale: an update is multiplied by alpha / rank.")
-    targets: tuple[str, ...] = Field(
-        ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    targets: tuple[str, ...] | None = Field(
+        None,
         min_length=1,
-        description="Module-name suffixes that get an adapter: SD3's attention projections. Small models need the "
-        "feed-forward layers too.",
+        description="Module-name suffixes that get an adapter; null: the family's attention projections. Small models "
+        "need the feed-forward layers too.",
     )
 
 

@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from common.config import Config
+from common.config_backbones import BACKBONE_SECTIONS, BACKBONE_TAGS
 from common.config_rewards import RewardConfig
 from common.config_section import Section
 from common.errors import ConfigError
@@ -35,10 +36,14 @@ REWARD_PLACEHOLDER = "NAME"
 
 @dataclass(frozen=True)
 class Knob:
-    """One field of the schema; a reward's fields stand under ("rewards", "NAME", field)."""
+    """One field of a section of the schema; a reward's fields stand under ("rewards", "NAME", field).
+
+    Every model family has a section of its own under ("backbone",), so their common fields come once for each.
+    """
 
     key: Key
     field: FieldInfo
+    section: type[Section]
 
     @property
     def dotted(self) -> str:
@@ -50,10 +55,13 @@ def knobs(section: type[Section] = Config, prefix: Key = ()) -> Iterator[Knob]:
     for name, field in section.model_fields.items():
         if name == "rewards":
             yield from knobs(RewardConfig, (*prefix, name, REWARD_PLACEHOLDER))
+        elif name == "backbone":
+            for family in BACKBONE_SECTIONS:
+                yield from knobs(family, (*prefix, name))
         elif isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             yield from knobs(field.annotation, (*prefix, name))
         else:
-            yield Knob((*prefix, name), field)
+            yield Knob((*prefix, name), field, section)
 
 
 def load_config(path: Path) -> Config:
@@ -176,6 +184,11 @@ class Draft:
     def _complaint(self, detail: Any) -> str:
         key = self._named(detail["loc"])
         kind, context = detail["type"], detail.get("ctx", {})
+        if kind == "union_tag_invalid":
+            key = (*key, "family")
+            return (
+                f'{self._origin(key)}: {".".join(key)} = "{context["tag"]}": input should be {context["expected_tags"]}'
+            )
         if kind == "cross_field":
             key = (*key, *str(context["key"]).split("."))
             return f"{self._origin(key)}: {'.'.join(key)}: {context['message']}"
@@ -193,6 +206,8 @@ class Draft:
         key: list[str] = []
         value: Any = self._values
         for part in location:
+            if key == ["backbone"] and part in BACKBONE_TAGS:
+                continue  # pydantic's own: which of the union's sections complains
             try:
                 value = value[part]
             except (KeyError, IndexError, TypeError):

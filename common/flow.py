@@ -267,3 +267,11 @@ def flux2_mu(image_tokens: int, num_steps: int) -> float:
         return mu_200_steps
     mu_10_steps = 8.73809524e-05 * image_tokens + 1.89833333
     return mu_10_steps + (mu_200_steps - mu_10_steps) * (num_steps - 10) / 190
+
+
+def linear_mu(image_tokens: int, *, tokens: tuple[int, int], shifts: tuple[float, float]) -> float:
+    """mu of FLUX.1's shift: the line through (tokens[0], shifts[0]) and (tokens[1], shifts[1]).
+
+    Its published points are 256 -> 0.5 and 4096 -> 1.15.
+    """
+    return shifts[0] + (shifts[1] - shifts[0]) * (image_tokens - tokens[0]) / (tokens[1] - tokens[0])

@@ -21,8 +21,6 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from common.config import Config
 from common.config_file import REWARD_PLACEHOLDER, Draft, Key, Knob, knobs, parse_yaml, read_run_file
-from common.config_rewards import RewardConfig
-from common.config_section import Section
 from common.errors import ConfigError
 
 DEFAULT_RUN_FILE = Path("deploy/runs/shapes.yaml")
@@ -153,26 +151,14 @@ def _nested(key: Key, value: Any) -> dict[str, Any]:
 def _knobs_help() -> str:
     """Every knob with type, default and reason, a paragraph a section."""
     lines = ["Knobs, with the schema's defaults (a run file sets its own):"]
-    for prefix, group in groupby(knobs(), key=lambda knob: knob.key[:-1]):
-        lines += ["", f"{'.'.join(prefix)}: {_section_title(prefix)}"]
+    for (prefix, section), group in groupby(knobs(), key=lambda knob: (knob.key[:-1], knob.section)):
+        lines += ["", f"{'.'.join(prefix)}: {(section.__doc__ or '').strip().splitlines()[0]}"]
         for knob in group:
             lines.append(f"  --{knob.dotted} {_type_name(knob.field.annotation)}  ({_default_text(knob)})")
             lines += textwrap.wrap(
                 knob.field.description or "", HELP_WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6
             )
     return "\n".join(lines)
-
-
-def _section_title(prefix: Key) -> str:
-    section: type[Section] = RewardConfig if prefix[0] == "rewards" else _section_class(prefix[0])
-    return (section.__doc__ or "").strip().splitlines()[0]
-
-
-def _section_class(name: str) -> type[Section]:
-    annotation = Config.model_fields[name].annotation
-    assert isinstance(annotation, type)
-    assert issubclass(annotation, Section)
-    return annotation
 
 
 def _type_name(annotation: Any) -> str:

@@ -1,4 +1,4 @@
-"""Teacher, student and fake score on one frozen base: which adapters they are made of, and which of them train.
+"""Teacher, student and fake score on their frozen bases: which adapters they are made of, and which of them train.
 
     stage 1   student = base + cold_start (trains)                        fake score = base + fake_score (trains)
     stage 2   student = base + cold_start (frozen) + aligned (trains)     fake score = base + fake_score (trains)
@@ -49,7 +49,7 @@ class Networks:
         self.backbone = backbone
         self._seed = seed
         backbone.adapters.add(COLD_START, seed=seed, trainable=True)
-        backbone.adapters.add(FAKE_SCORE, seed=seed, trainable=True)
+        backbone.adapters.add(FAKE_SCORE, seed=seed, trainable=True, network=Network.FAKE_SCORE)
         backbone.adapters.define(Network.STUDENT, (COLD_START,))
         backbone.adapters.define(Network.FAKE_SCORE, (FAKE_SCORE,))
         self._start_optimizing(COLD_START, settings)

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from common.backbones import load_backbone
 from common.backbones.base import Network
-from common.config import BackboneConfig, LoraConfig
+from common.config import LoraConfig
+from common.config_backbones import BackboneConfig
 from common.errors import RewardError, WeightUpdateError
 from common.reward_access import RewardAccess
 from common.types import FloatArray, PolicyVersion, Prompt, ScoredGroup, StepPlan, TrajectoryGroup
@@ -28,9 +29,6 @@ from common.weights import PublishedWeights
 from rollout_workers.diversity import mean_pairwise_distance
 from rollout_workers.sampler import SamplingSpec, sample_for_evaluation, sample_group
 from rollout_workers.weight_receiver import PROBE_TOLERANCE, WeightReceiver
-
-DECODE_CHUNK = 16
-"""Images decoded at once: bounds the VAE's memory, changes pixels by float rounding at most."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +177,6 @@ class RolloutWorker:
 
     @torch.no_grad()
     def _decode_to_uint8(self, latents_Bchw: Tensor) -> npt.NDArray[np.uint8]:
-        parts = [self._backbone.decode(part) for part in latents_Bchw.split(DECODE_CHUNK)]
-        images_BHWC: npt.NDArray[np.uint8] = (torch.cat(parts) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        images_BCHW = (self._backbone.decode(latents_Bchw) * 255).round().byte()
+        images_BHWC: npt.NDArray[np.uint8] = images_BCHW.permute(0, 2, 3, 1).cpu().numpy()
         return np.ascontiguousarray(images_BHWC)

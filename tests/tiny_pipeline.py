@@ -16,8 +16,10 @@ from transformers import (
     T5EncoderModel,
 )
 
+from common.backbones.base import Backbone
 from common.backbones.sd3 import StableDiffusion3
-from common.config import LoraConfig, Sd3Backbone
+from common.config import LoraConfig
+from common.config_backbones import Sd3Backbone
 from tests.tiny_rewards import write_tokenizer
 
 CLIP_TOKENS = 12
@@ -30,23 +32,24 @@ UNUSED_MODULE = "transformer_blocks.1.attn.add_q_proj"
 """The last block drops what its text tokens become, so what makes their queries never has a gradient."""
 
 
-def write_tiny_pipeline(directory: Path, seed: int = 0) -> Path:
-    """Save the pipeline into `directory`; every weight is a function of `seed`."""
+def write_tiny_pipeline(directory: Path, seed: int = 0, *, dual_attention: tuple[int, ...] = ()) -> Path:
+    """Save the pipeline into `directory`; every weight is a function of `seed`.
+
+    SD3.5-M has blocks with a second attention, of the image tokens alone; SD3-M and SD3.5-L have none.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        clip_tokens = _clip_tokenizer(directory / "clip_vocabulary")
-        t5_tokens = _t5_tokenizer()
+        clip_tokens = clip_tokenizer(directory / "clip_vocabulary")
+        t5_tokens = t5_tokenizer()
         pipeline = StableDiffusion3Pipeline(
-            transformer=_transformer(),
+            transformer=_transformer(dual_attention),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-            vae=_autoencoder(),
+            vae=autoencoder(),
             text_encoder=_clip(clip_tokens),
             tokenizer=clip_tokens,
             text_encoder_2=_clip(clip_tokens),
             tokenizer_2=clip_tokens,
-            text_encoder_3=T5EncoderModel(
-                T5Config(vocab_size=len(t5_tokens), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-            ),
+            text_encoder_3=t5_encoder(t5_tokens),
             tokenizer_3=t5_tokens,
         )
         pipeline.save_pretrained(directory)
@@ -63,7 +66,7 @@ def tiny_lora(targets: tuple[str, ...] = TARGETS) -> LoraConfig:
     return LoraConfig(rank=2, alpha=4, targets=targets)
 
 
-def randomise(backbone: StableDiffusion3, adapter: str, seed: int, scale: float = 0.1) -> None:
+def randomise(backbone: Backbone, adapter: str, seed: int, scale: float = 0.1) -> None:
     """Give an adapter weights that change something: freshly added, its B is zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -71,7 +74,7 @@ def randomise(backbone: StableDiffusion3, adapter: str, seed: int, scale: float 
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
 
 
-def _transformer() -> SD3Transformer2DModel:
+def _transformer(dual_attention: tuple[int, ...]) -> SD3Transformer2DModel:
     model = SD3Transformer2DModel(
         sample_size=LATENT_SIDE,
         patch_size=2,
@@ -85,6 +88,7 @@ def _transformer() -> SD3Transformer2DModel:
         pooled_projection_dim=32,
         pos_embed_max_size=LATENT_SIDE // 2,
         qk_norm="rms_norm",
+        dual_attention_layers=dual_attention,
     )
     for parameter in model.parameters():
         # The default initialisation of so small a network hardly listens to its prompt.
@@ -93,7 +97,7 @@ def _transformer() -> SD3Transformer2DModel:
     return model
 
 
-def _autoencoder() -> AutoencoderKL:
+def autoencoder() -> AutoencoderKL:
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -110,6 +114,10 @@ def _autoencoder() -> AutoencoderKL:
         shift_factor=0.06,
         scaling_factor=1.5,
     )
+
+
+def t5_encoder(tokenizer: PreTrainedTokenizerFast) -> T5EncoderModel:
+    return T5EncoderModel(T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
 
 
 def _clip(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
@@ -129,13 +137,13 @@ def _clip(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
     )
 
 
-def _clip_tokenizer(directory: Path) -> CLIPTokenizer:
+def clip_tokenizer(directory: Path) -> CLIPTokenizer:
     directory.mkdir(parents=True)
     write_tokenizer(directory)
     return CLIPTokenizer.from_pretrained(directory, model_max_length=CLIP_TOKENS)
 
 
-def _t5_tokenizer() -> PreTrainedTokenizerFast:
+def t5_tokenizer() -> PreTrainedTokenizerFast:
     letters = "▁abcdefghijklmnopqrstuvwxyz0123456789<>/|,.'-"
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -3.0) for letter in letters)]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from common import seeding
-from common.backbones.sd3 import StableDiffusion3
+from common.backbones.base import Backbone
 from common.config import AlignmentConfig, ColdStartConfig, SamplingConfig
 from common.types import PolicyVersion, Prompt, ScoredGroup, StepPlan, TrajectoryGroup
 from learner.alignment_trainer import AlignmentTrainer
@@ -82,9 +83,7 @@ def alignment_trainer(
 
 
 @torch.no_grad()
-def scored_groups(
-    backbone: StableDiffusion3, iteration: int, settings: AlignmentConfig | None = None
-) -> list[ScoredGroup]:
+def scored_groups(backbone: Backbone, iteration: int, settings: AlignmentConfig | None = None) -> list[ScoredGroup]:
     """An iteration's groups, sampled by the rollout workers' own sampler with the student as it is."""
     settings = settings or alignment_settings()
     selected = (0, 1, 2)
@@ -108,15 +107,21 @@ def scored_groups(
     return groups
 
 
-def snapshot(backbone: StableDiffusion3) -> dict[str, Tensor]:
-    """A copy of every parameter of the transformer, adapters included."""
-    return {name: parameter.detach().clone() for name, parameter in backbone._transformer.named_parameters()}
+def snapshot(backbone: Backbone) -> dict[str, Tensor]:
+    """A copy of every parameter of the transformers, adapters included."""
+    return {name: parameter.detach().clone() for name, parameter in _parameters(backbone)}
 
 
-def changed(backbone: StableDiffusion3, before: Mapping[str, Tensor]) -> set[str]:
+def changed(backbone: Backbone, before: Mapping[str, Tensor]) -> set[str]:
     after = snapshot(backbone)
     return {name for name in after if not torch.equal(after[name], before[name])}
 
 
-def trainable(backbone: StableDiffusion3) -> set[str]:
-    return {name for name, parameter in backbone._transformer.named_parameters() if parameter.requires_grad}
+def trainable(backbone: Backbone) -> set[str]:
+    return {name for name, parameter in _parameters(backbone) if parameter.requires_grad}
+
+
+def _parameters(backbone: Backbone) -> Iterator[tuple[str, Parameter]]:
+    """`base.path` of each parameter of each base."""
+    for base, module in enumerate(backbone.adapters.modules()):
+        yield from ((f"{base}.{name}", parameter) for name, parameter in module.named_parameters())

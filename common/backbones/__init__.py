@@ -1,22 +1,35 @@
-"""Model families behind one protocol. A new family is one file here and one line in `_FAMILIES`."""
+"""Model families behind one protocol. A new family is one file; docs/backbones.md is the guide."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
 
 import torch
 
 from common.backbones.base import Backbone
-from common.backbones.sd3 import StableDiffusion3
-from common.config import BackboneConfig, LoraConfig
+from common.config import LoraConfig
+from common.config_backbones import BackboneConfig
+from common.errors import ModelError
 
-_FAMILIES: dict[str, Callable[[BackboneConfig, LoraConfig, torch.device], Backbone]] = {"sd3": StableDiffusion3}
+_FAMILIES = {
+    "sd3": "common.backbones.sd3:StableDiffusion3",
+    "flux2": "common.backbones.flux2:Flux2",
+    "flux1": "common.backbones.flux1:Flux1",
+}
+"""Imported when they are asked for: each takes its pipeline's whole stack."""
 
 
 def load_backbone(settings: BackboneConfig, lora: LoraConfig, device: torch.device) -> Backbone:
-    """Load the family that the run file names.
+    """Load the family that the run file names: one of ours, or any class by its import path module:Class.
 
     Raises:
-        ModelError: see the family's own file.
+        ModelError: there is no such class; or see the family's own file.
     """
-    return _FAMILIES[settings.family](settings, lora, device)
+    path = _FAMILIES.get(settings.family, settings.family)
+    module, _, name = path.partition(":")
+    try:
+        family = vars(import_module(module))[name]
+    except (ImportError, KeyError) as error:
+        raise ModelError(f"backbone.family = {settings.family}: cannot import {name} from {module}: {error}") from error
+    backbone: Backbone = family(settings, lora, device)
+    return backbone

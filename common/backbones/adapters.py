@@ -1,4 +1,4 @@
-"""LoRA adapters on one frozen transformer, and two mistakes made impossible.
+"""LoRA adapters on frozen transformers, and two mistakes made impossible.
 
 A peft layer keeps "the active adapter" as state, and setting it also switches `requires_grad`. So a forward pass can
 silently run through the wrong network, an optimizer can silently hold frozen parameters, and an activation that is
@@ -28,33 +28,46 @@ from common.errors import ModelError, WeightUpdateError
 
 
 class AdapterBank:
-    """Named LoRA adapters of one module. A network is a stack of them: their updates add."""
+    """Named LoRA adapters. A network is a base and a stack of adapters on it: their updates add."""
 
-    def __init__(self, module: nn.Module, *, rank: int, alpha: int, targets: Sequence[str]) -> None:
-        """Freeze `module`; adapters will bind to its submodules whose name ends in one of `targets`."""
-        self._module = module.requires_grad_(False)
+    def __init__(self, bases: Mapping[str, nn.Module], *, rank: int, alpha: int, targets: Sequence[str]) -> None:
+        """Freeze the base of each network, often one module for all.
+
+        Adapters will bind to its submodules whose name ends in one of `targets`.
+        """
+        self._bases = {network: base.requires_grad_(False) for network, base in bases.items()}
         self._rank, self._alpha, self._targets = rank, alpha, tuple(targets)
         self.scale = alpha / rank
-        self._layers: dict[str, LoraLayer] = {}
+        self._base_of: dict[str, nn.Module] = {}
+        self._layers: list[tuple[str, LoraLayer]] = []
         self._networks: dict[str, tuple[str, ...]] = {}
         self._trainable: set[str] = set()
         self._active: tuple[str, ...] = ()
 
-    def add(self, name: str, *, seed: int, trainable: bool) -> None:
+    def add(self, name: str, *, seed: int, trainable: bool, network: str = "student") -> None:
         """Add a float32 adapter that changes nothing yet (A Gaussian and a function of `seed` and the name, B zero).
+
+        It binds to the base of `network`.
 
         Raises:
             ModelError: one of the targets binds to no module; nothing is changed then.
         """
-        self._require_bound_targets()
+        base = self._bases[network]
+        self._require_bound_targets(base)
         settings = LoraConfig(
             r=self._rank, lora_alpha=self._alpha, target_modules=list(self._targets), init_lora_weights="gaussian"
         )
         with warnings.catch_warnings():
             # Several adapters on one module are what this class is for.
             warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
-            inject_adapter_in_model(settings, self._module, adapter_name=name)
-        self._layers = {path: layer for path, layer in self._module.named_modules() if isinstance(layer, LoraLayer)}
+            inject_adapter_in_model(settings, base, adapter_name=name)
+        self._base_of[name] = base
+        self._layers = [
+            (path, layer)
+            for module in self.modules()
+            for path, layer in module.named_modules()
+            if isinstance(layer, LoraLayer)
+        ]
         if trainable:
             self._trainable.add(name)
         for key, parameter in self.parameters(name).items():
@@ -65,9 +78,13 @@ class AdapterBank:
                 parameter.data.copy_(noise / self._rank)
         self._activate(())
 
-    def _require_bound_targets(self) -> None:
+    def modules(self) -> list[nn.Module]:
+        """The bases, each once."""
+        return list({id(base): base for base in self._bases.values()}.values())
+
+    def _require_bound_targets(self, base: nn.Module) -> None:
         """A target that binds to nothing is a misspelling that peft would pass over if another one binds."""
-        names = [f".{path}" for path, part in self._module.named_modules() if isinstance(part, nn.Linear | LoraLayer)]
+        names = [f".{path}" for path, part in base.named_modules() if isinstance(part, nn.Linear | LoraLayer)]
         unbound = [target for target in self._targets if not any(name.endswith(f".{target}") for name in names)]
         if unbound:
             raise ModelError(f"lora.targets {unbound} bind to no module: no linear layer's name ends so")
@@ -78,19 +95,26 @@ class AdapterBank:
         self._activate(self._active)
 
     def define(self, network: str, stack: Sequence[str]) -> None:
-        """Say which adapters a network is made of; an empty stack is the bare base."""
+        """Say which adapters a network is made of; an empty stack is the bare base.
+
+        Raises:
+            ModelError: one of them is bound to the base of another network.
+        """
+        foreign = [name for name in stack if name in self._base_of and self._base_of[name] is not self._bases[network]]
+        if foreign:
+            raise ModelError(f"{network} has a base of its own, but adapter {foreign[0]!r} was added to another one")
         self._networks[network] = tuple(stack)
 
     def stack(self, network: str) -> tuple[str, ...]:
         return self._networks[network]
 
     @contextmanager
-    def active(self, network: str) -> Iterator[None]:
-        """Run forward passes through `network` inside this block."""
+    def active(self, network: str) -> Iterator[nn.Module]:
+        """The base of `network`; inside this block a forward pass through it is one through the network."""
         before = self._active
         self._activate(self._networks[network])
         try:
-            yield
+            yield self._bases[network]
         finally:
             self._activate(before)
 
@@ -111,7 +135,7 @@ class AdapterBank:
     def parameters(self, name: str) -> dict[str, Parameter]:
         """The adapter's parameters by path, e.g. `transformer_blocks.0.attn.to_q.lora_A.weight`."""
         found = {}
-        for path, layer in self._layers.items():
+        for path, layer in self._layers:
             for kind, weights in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
                 if name in weights:
                     found[f"{path}.{kind}.weight"] = weights[name].weight
@@ -148,14 +172,14 @@ class AdapterBank:
                 parameter.copy_(state[key])
 
     def _activate(self, stack: tuple[str, ...]) -> None:
-        for layer in self._layers.values():
+        for _, layer in self._layers:
             if stack:
                 layer.enable_adapters(enabled=True)
                 layer.set_adapter(list(stack))
             else:
                 layer.enable_adapters(enabled=False)
         self._active = stack
-        for layer in self._layers.values():
+        for _, layer in self._layers:
             for weights in (layer.lora_A, layer.lora_B):
                 for name, linear in weights.items():
                     linear.requires_grad_(name in self._trainable)

@@ -1,8 +1,8 @@
 """What a model family must offer. Everything else in the project sees a backbone only through this protocol.
 
-Three networks share one frozen transformer: the teacher is the bare base; student and fake score are stacks of LoRA
-adapters on it (see `adapters.py`). Which network a forward pass runs through is an argument of that pass, never a state
-somebody has to remember.
+The teacher is a frozen transformer; student and fake score are stacks of LoRA adapters (see `adapters.py`), usually on
+that same transformer; a student that starts elsewhere has a base of its own. Which network a forward pass runs through
+is an argument of that pass, never a state somebody has to remember.
 
 Shape suffixes: see `common/types.py`. L is the length of a token sequence.
 """
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from common.backbones.adapters import AdapterBank
+from common.errors import ModelError
 
 
 class Network(StrEnum):
@@ -27,6 +28,14 @@ class Network(StrEnum):
     TEACHER = "teacher"
     STUDENT = "student"
     FAKE_SCORE = "fake_score"
+
+
+class Guidance(StrEnum):
+    """How a family takes guidance: by a second pass without prompt, as an input of its networks, or not at all."""
+
+    CLASSIFIER_FREE = "classifier_free"
+    INPUT = "input"
+    NONE = "none"
 
 
 @dataclass(frozen=True)
@@ -60,18 +69,29 @@ class Backbone(Protocol):
     latent_shape: tuple[int, int, int]
     """[c, h, w] of one sample's latents."""
     device: torch.device
+    guidance: Guidance
     adapters: AdapterBank
 
     def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
         """Encode prompts; special tokens written in a prompt are plain text."""
         ...
 
-    def velocity(self, network: Network, latents_Bchw: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
-        """v = eps - x0 as float32 [B, c, h, w], with the graph of the network's trainable adapters."""
+    def velocity(
+        self,
+        network: Network,
+        latents_Bchw: Tensor,
+        sigma_B: Tensor,
+        conditioning: Conditioning,
+        guidance_input: float | None = None,
+    ) -> Tensor:
+        """v = eps - x0 as float32 [B, c, h, w], with the graph of the network's trainable adapters.
+
+        `guidance_input` is for families with Guidance.INPUT; None is the run's own guidance_scale.
+        """
         ...
 
     def decode(self, latents_Bchw: Tensor) -> Tensor:
-        """Images float32 [B, C, H, W] in [0, 1], with graph."""
+        """Images float32 [B, C, H, W] in [0, 1], with graph where the latents have one."""
         ...
 
     def image_features(self, images_BCHW: Tensor) -> list[Tensor]:
@@ -83,7 +103,11 @@ class Backbone(Protocol):
         ...
 
     def base_fingerprint(self) -> str:
-        """Hash of every frozen weight of the transformer: an adapter belongs to one base."""
+        """Hash of every frozen weight of student and teacher: adapters belong to one base."""
+        ...
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass, through the network of the forward pass."""
         ...
 
     def save_lora(self, directory: Path, state: dict[str, Tensor], scale: float) -> None:
@@ -100,9 +124,22 @@ def guided_velocity(
     empty: Conditioning,
     scale: float,
 ) -> Tensor:
-    """Classifier-free guidance: v_empty + scale (v - v_empty); both halves in one forward pass. Scale 1 is none."""
+    """The velocity under guidance of this scale. Scale 1 is none: the network as it trains.
+
+    Classifier-free: v_empty + scale (v - v_empty), both halves in one forward pass.
+
+    Raises:
+        ModelError: guidance for a family that takes none.
+    """
     if scale == 1.0:
         return backbone.velocity(network, latents_Bchw, sigma_B, conditioning)
+    if backbone.guidance is Guidance.NONE:
+        raise ModelError(
+            f"guidance {scale:g} given to a model that takes none: set backbone.guidance_scale and "
+            "evaluation.teacher_guidance to 1, or for a step-distilled FLUX.2 backbone.teacher_path to its base model"
+        )
+    if backbone.guidance is Guidance.INPUT:
+        return backbone.velocity(network, latents_Bchw, sigma_B, conditioning, guidance_input=scale)
     count = len(latents_Bchw)
     both = Conditioning.concatenate([conditioning, empty.expand_to(count)])
     velocity = backbone.velocity(network, latents_Bchw.repeat(2, 1, 1, 1), sigma_B.repeat(2), both)

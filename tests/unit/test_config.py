@@ -52,6 +52,22 @@ def test_defaults_are_the_published_setting() -> None:
     assert (config.alignment.ema_decay, config.alignment.ema_every, config.alignment.weight_decay) == (0.9, 8, 1e-4)
 
 
+@pytest.mark.parametrize(
+    ("family", "expected"), [("sd3", 7.0), ("flux2", 4.0), ("flux1", 3.5), ("my.module:MyFamily", 1.0)]
+)
+def test_every_family_has_its_own_section(family: str, expected: float) -> None:
+    backbone = build(backbone={"family": family}).backbone
+    assert (backbone.family, backbone.guidance_scale) == (family, expected)
+
+
+def test_a_family_that_is_not_named_is_sd3() -> None:
+    values = minimal()
+    del values["backbone"]["family"]
+    draft = Draft("run.yaml")
+    draft.lay(values, "run.yaml")
+    assert draft.build().backbone.family == "sd3"
+
+
 def test_every_knob_has_a_description() -> None:
     undescribed = [knob.dotted for knob in knobs() if not knob.field.description]
     assert undescribed == []
@@ -89,7 +105,12 @@ def test_a_config_is_frozen() -> None:
         ({"alignment": {"advantage_clip": float("inf")}}, "alignment.advantage_clip = Infinity"),
         ({"alignment": None}, "run.yaml: alignment = null"),
         ({"sampling": {"eta": 0}}, "sampling.eta: 0 makes every step deterministic"),
-        ({"backbone": {"family": "sd4"}}, "backbone.family = \"sd4\": input should be 'sd3'"),
+        ({"backbone": {"family": "sd4"}}, "backbone.family = \"sd4\": input should be 'sd3', 'flux2', 'flux1'"),
+        ({"backbone": {"family": "flux2", "teacher": "x"}}, "run.yaml: backbone.teacher: unknown key; did you mean"),
+        ({"backbone": {"family": "flux1", "teacher_path": "x"}}, "run.yaml: backbone.teacher_path: unknown key"),
+        ({"backbone": {"family": "flux1", "height": 0}}, "run.yaml: backbone.height = 0: input should be greater"),
+        ({"backbone": {"family": "my.module:"}}, 'run.yaml: backbone.family = "my.module:": string should match'),
+        ({"backbone": None}, "run.yaml: backbone = null"),
         ({"metrics": {"port": 70_000}}, "metrics.port = 70000"),
         ({"rewards": []}, "rewards = []"),
         ({"rewards": [{"name": "hps"}]}, 'rewards.hps.scorer: url is "local" but no scorer is named'),

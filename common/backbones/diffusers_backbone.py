@@ -1,0 +1,215 @@
+"""What families that are diffusers pipelines share: loading, decoding, features, fingerprint, LoRA files.
+
+A family says what its pipeline is, checks and plans by the small files alone (`_plan`), and gives its own text
+encoding, forward pass and schedule.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint as recompute
+
+from common.backbones.adapters import AdapterBank
+from common.backbones.base import Conditioning, Guidance, Network
+from common.backbones.pipeline_files import PipelineFiles, find_pipeline, first_line
+from common.config import LoraConfig
+from common.config_backbones import BackboneSection
+from common.errors import ModelError
+from common.wire import fingerprint, tensor_hashes
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+"""The attention projections of image and text tokens, as diffusers names them."""
+
+
+Settings = TypeVar("Settings", bound=BackboneSection)
+
+
+class DiffusersBackbone(ABC, Generic[Settings]):
+    """The `Backbone` protocol over a diffusers pipeline. All but the adapters is frozen."""
+
+    family: ClassVar[str]
+    kinds: ClassVar[Mapping[str, type[Any]]]
+    """The family's pipeline classes by name."""
+    lora_targets: ClassVar[tuple[str, ...]] = ATTENTION
+    """Where adapters bind when the run file does not say."""
+
+    latent_shape: tuple[int, int, int]
+    guidance: Guidance
+
+    def __init__(self, settings: Settings, lora: LoraConfig, device: torch.device) -> None:
+        """Load the pipeline.
+
+        Raises:
+            ModelError: the directory is missing, incomplete, corrupt, holds another kind of pipeline, or cannot do what
+                the settings ask for.
+        """
+        self.device = device
+        self._settings = settings
+        self._dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
+        self._files = find_pipeline(settings.path, self.family, list(self.kinds))
+        self._plan()
+        if self.guidance is Guidance.NONE and settings.guidance_scale != 1:
+            raise ModelError(
+                f"backbone.guidance_scale = {settings.guidance_scale:g}: the teacher takes no guidance: set it to 1, "
+                "or for a step-distilled FLUX.2 set backbone.teacher_path to its base model"
+            )
+        self._pipeline = self._load_pipeline().to(device)
+        self._transformer = self._pipeline.transformer.eval()
+        self._teacher = self._load_teacher()
+        self._vae = self._pipeline.vae.eval().requires_grad_(False)
+        self._base_fingerprint = self._fingerprint()
+        self.adapters = AdapterBank(
+            {Network.STUDENT: self._transformer, Network.FAKE_SCORE: self._teacher, Network.TEACHER: self._teacher},
+            rank=lora.rank,
+            alpha=lora.alpha,
+            targets=lora.targets or self.lora_targets,
+        )
+        self.adapters.define(Network.TEACHER, ())
+
+    @abstractmethod
+    def _plan(self) -> None:
+        """Set `latent_shape` and `guidance`; raise ModelError for what the small files show to be impossible."""
+
+    @abstractmethod
+    def encode_prompts(self, texts: Sequence[str]) -> Conditioning: ...
+
+    @abstractmethod
+    def sigmas(self, num_steps: int) -> tuple[float, ...]: ...
+
+    @abstractmethod
+    def _predict(
+        self,
+        transformer: torch.nn.Module,
+        latents_Bchw: Tensor,
+        sigma_B: Tensor,
+        conditioning: Conditioning,
+        guidance_input: float | None,
+    ) -> Tensor:
+        """The transformer's velocity for latents in its own dtype, [B, c, h, w]."""
+
+    def _parts_at_hand(self) -> dict[str, Any]:
+        """Parts of the pipeline that the family loads itself."""
+        return {}
+
+    def _prepare(self, pipeline: DiffusionPipeline) -> None:
+        """Change the loaded pipeline before it goes to its device."""
+
+    def _load_teacher(self) -> torch.nn.Module:
+        """The base of teacher and fake score, unless it is the student's."""
+        module: torch.nn.Module = self._transformer
+        return module
+
+    def _vae_latents(self, latents_Bchw: Tensor) -> Tensor:
+        """The latents as the decoder takes them."""
+        scaled: Tensor = latents_Bchw / self._vae.config.scaling_factor + self._vae.config.shift_factor
+        return scaled
+
+    def velocity(
+        self,
+        network: Network,
+        latents_Bchw: Tensor,
+        sigma_B: Tensor,
+        conditioning: Conditioning,
+        guidance_input: float | None = None,
+    ) -> Tensor:
+        with self.adapters.active(network) as transformer:
+            latents_Bchw, sigma_B = latents_Bchw.to(self.device, self._dtype), sigma_B.to(self.device)
+            return self._predict(transformer, latents_Bchw, sigma_B, conditioning, guidance_input).float()
+
+    def decode(self, latents_Bchw: Tensor) -> Tensor:
+        parts: tuple[Tensor, ...] = torch.split(latents_Bchw, self._settings.decode_chunk)
+        if len(parts) > 1 and torch.is_grad_enabled() and latents_Bchw.requires_grad:
+            # Or the activations of all chunks would be kept for the backward pass.
+            return torch.cat([recompute(self._decode_part, part, use_reentrant=False) for part in parts])
+        return torch.cat([self._decode_part(part) for part in parts])
+
+    def _decode_part(self, latents_Bchw: Tensor) -> Tensor:
+        latents_Bchw = self._vae_latents(latents_Bchw).to(self._dtype)
+        images_BCHW: Tensor = self._vae.decode(latents_Bchw, return_dict=False)[0].float()
+        return (images_BCHW / 2 + 0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def image_features(self, images_BCHW: Tensor) -> list[Tensor]:
+        encoder = self._vae.encoder
+        hidden = encoder.conv_in((images_BCHW * 2 - 1).to(self.device, self._dtype))
+        features = []
+        for block in encoder.down_blocks:
+            hidden = block(hidden)
+            features.append(hidden.float())
+        return features
+
+    def base_fingerprint(self) -> str:
+        return self._base_fingerprint
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass, through the network of the forward pass."""
+        transformers: list[Any] = [*self.adapters.modules()]
+        for transformer in transformers:
+            transformer.enable_gradient_checkpointing(self.adapters.checkpoint)
+
+    def save_lora(self, directory: Path, state: dict[str, Tensor], scale: float) -> None:
+        """Write an adapter as diffusers' own LoRA file, for `load_lora_weights` of the family's pipeline."""
+        rank = next(value.shape[0] for key, value in state.items() if ".lora_A." in key)
+        metadata = {
+            "r": rank,
+            "lora_alpha": scale * rank,
+            "target_modules": sorted({key.rsplit(".lora_", 1)[0] for key in state}),
+        }
+        self._pipeline.save_lora_weights(
+            directory, transformer_lora_layers=state, transformer_lora_adapter_metadata=metadata
+        )
+
+    def _load_pipeline(self) -> DiffusionPipeline:
+        try:
+            pipeline = self.kinds[self._files.kind].from_pretrained(
+                self._files.directory, dtype=self._dtype, local_files_only=True, **self._parts_at_hand()
+            )
+        except Exception as error:  # diffusers raises a different class for every way a directory can be broken
+            raise self._files.broken(first_line(error)) from error
+        pipeline.set_progress_bar_config(disable=True)
+        self._prepare(pipeline)
+        return pipeline
+
+    def _fingerprint(self) -> str:
+        if self._teacher is self._transformer:
+            return module_fingerprint(self._transformer)
+        return fingerprint(
+            {"student": module_fingerprint(self._transformer), "teacher": module_fingerprint(self._teacher)}
+        )
+
+
+def image_sides(settings: BackboneSection, default: int, multiple: int) -> tuple[int, int]:
+    """Height and width in pixels.
+
+    Raises:
+        ModelError: one is not a multiple of `multiple`, the pixels of a transformer's token.
+    """
+    sides = {"height": settings.height or default, "width": settings.width or default}
+    for name, side in sides.items():
+        if side % multiple:
+            below = side // multiple * multiple
+            choice = f"{below} or {below + multiple}" if below else str(multiple)
+            raise ModelError(f"backbone.{name} = {side}: this model's images are multiples of {multiple}: use {choice}")
+    return sides["height"], sides["width"]
+
+
+def vae_factor(files: PipelineFiles) -> int:
+    """Pixels a latent, along a side."""
+    return int(2 ** (len(files.config("vae").get("block_out_channels", (0,))) - 1))
+
+
+def module_fingerprint(module: torch.nn.Module) -> str:
+    """Hash of a module's weights, taken one by one: a copy of them all would be as large as the model."""
+    hashes: dict[str, str] = {}
+    for name, value in module.state_dict().items():
+        # numpy has no bfloat16: its bits are what counts.
+        bits = value.detach().cpu().view(torch.int16) if value.dtype == torch.bfloat16 else value.detach().cpu()
+        hashes |= tensor_hashes({name: bits.numpy()})
+    return fingerprint(hashes)

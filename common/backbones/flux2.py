@@ -1,0 +1,172 @@
+"""FLUX.2: klein (4B, 9B; a `Flux2KleinPipeline`) and dev (a `Flux2Pipeline`).
+
+Latents here are those of the transformer: 2 x 2 patches of the VAE's, normalised by the VAE's batch statistics, so a
+token is a pixel of [128, h, w]. Standard normal noise is standard normal noise in either form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, Flux2KleinPipeline, Flux2Pipeline
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from common.backbones.base import Conditioning, Guidance
+from common.backbones.diffusers_backbone import ATTENTION, DiffusersBackbone, image_sides, vae_factor
+from common.backbones.pipeline_files import PipelineFiles, find_pipeline, first_line
+from common.backbones.plain_text import spell_out_special_tokens
+from common.backbones.schedules import pipeline_sigmas, scheduler_config
+from common.config_backbones import Flux2Backbone
+from common.errors import ModelError
+from common.flow import flux2_mu
+
+KLEIN, DEV = "Flux2KleinPipeline", "Flux2Pipeline"
+TEXT_LAYERS = {KLEIN: (9, 18, 27), DEV: (10, 20, 30)}
+"""Layers of the text encoder whose outputs, side by side, are the prompt's encoding: as published."""
+PATCH = 2
+DEFAULT_LATENT_SIDE = 128
+"""VAE latents a side when the run file names no resolution: the pipelines' own default, 1024 pixels."""
+
+
+class Flux2(DiffusersBackbone[Flux2Backbone]):
+    """FLUX.2. Where the teacher has a path of its own, teacher and fake score stand on its transformer."""
+
+    family = "flux2"
+    kinds = MappingProxyType({KLEIN: Flux2KleinPipeline, DEV: Flux2Pipeline})
+    lora_targets = (*ATTENTION, "to_qkv_mlp_proj")
+
+    def _plan(self) -> None:
+        transformer, factor = self._files.config("transformer"), vae_factor(self._files)
+        pixels = PATCH * factor  # a token
+        height, width = image_sides(self._settings, DEFAULT_LATENT_SIDE * factor, pixels)
+        self.latent_shape = (transformer["in_channels"], height // pixels, width // pixels)
+        self._scheduler = scheduler_config(self._files)
+        self._text_layers = self._settings.text_encoder_layers or TEXT_LAYERS[self._files.kind]
+        self._check_text_encoder(transformer["joint_attention_dim"])
+        self._teacher_files = self._find_teacher(transformer)
+        if transformer.get("guidance_embeds", True):
+            self.guidance = Guidance.INPUT
+        else:
+            distilled = self._teacher_files.index.get("is_distilled", False)
+            self.guidance = Guidance.NONE if distilled else Guidance.CLASSIFIER_FREE
+
+    def _check_text_encoder(self, joint_width: int) -> None:
+        config = self._files.config("text_encoder")
+        config = config.get("text_config", config)  # dev's encoder reads images too
+        chosen = f"backbone.text_encoder_layers = {list(self._text_layers)}"
+        layers, width = config["num_hidden_layers"], len(self._text_layers) * config["hidden_size"]
+        if max(self._text_layers) > layers:
+            raise ModelError(f"{chosen}: the text encoder at {self._files.path} has {layers} layers")
+        if width != joint_width:
+            raise ModelError(
+                f"{chosen}: a text token is {width} numbers then, but the transformer at {self._files.path} takes "
+                f"{joint_width}"
+            )
+
+    def _find_teacher(self, transformer: dict[str, Any]) -> PipelineFiles:
+        if self._settings.teacher_path is None:
+            return self._files
+        files = find_pipeline(self._settings.teacher_path, self.family, [self._files.kind], only="transformer")
+        other = files.config("transformer")
+        names = sorted(name for name in transformer.keys() | other.keys() if not name.startswith("_"))
+        for name in names:
+            if transformer.get(name) != other.get(name):
+                raise ModelError(
+                    f"backbone.teacher_path {files.path} is no teacher for the student at {self._files.path}: its "
+                    f"transformer has {name} = {other.get(name)}, the student's {transformer.get(name)}"
+                )
+        return files
+
+    def _load_teacher(self) -> torch.nn.Module:
+        if self._teacher_files is self._files:
+            return super()._load_teacher()
+        try:
+            teacher: torch.nn.Module = type(self._transformer).from_pretrained(
+                self._teacher_files.directory / "transformer", dtype=self._dtype, local_files_only=True
+            )
+        except Exception as error:  # see DiffusersBackbone._load_pipeline
+            raise self._teacher_files.broken(first_line(error)) from error
+        return teacher.to(self.device).eval()
+
+    def _parts_at_hand(self) -> dict[str, Any]:
+        if self._files.kind == KLEIN:
+            return {}
+        # Its processor would need torchvision for images that no prompt of ours has.
+        return {"tokenizer": AutoTokenizer.from_pretrained(self._files.directory / "tokenizer", local_files_only=True)}
+
+    def _prepare(self, pipeline: DiffusionPipeline) -> None:
+        """Leave of the text encoder what a prompt's encoding needs: no head, no eyes, no layer above the last."""
+        encoder = pipeline.text_encoder.model
+        if self._files.kind == DEV:
+            encoder = encoder.language_model
+        last = max(self._text_layers)
+        if last < len(encoder.layers):
+            encoder.layers = encoder.layers[:last]
+            encoder.norm = torch.nn.Identity()  # belongs to the output of all layers
+        pipeline.text_encoder = encoder
+
+    @torch.no_grad()
+    def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
+        tokens, _ = self._pipeline.encode_prompt(
+            prompt=[spell_out_special_tokens(text, self._pipeline.tokenizer) for text in texts],
+            device=self.device,
+            max_sequence_length=self._settings.max_sequence_length,
+            text_encoder_out_layers=self._text_layers,
+        )
+        return Conditioning({"tokens_BLd": tokens})
+
+    def _predict(
+        self,
+        transformer: torch.nn.Module,
+        latents_Bchw: Tensor,
+        sigma_B: Tensor,
+        conditioning: Conditioning,
+        guidance_input: float | None,
+    ) -> Tensor:
+        height, width = latents_Bchw.shape[2:]
+        tokens_BLd = conditioning.tensors["tokens_BLd"]
+        guidance_B = None
+        if self.guidance is Guidance.INPUT:
+            scale = self._settings.guidance_scale if guidance_input is None else guidance_input
+            guidance_B = torch.full_like(sigma_B, scale)
+        velocity_BLc: Tensor = transformer(
+            hidden_states=latents_Bchw.flatten(2).transpose(1, 2),
+            timestep=sigma_B,
+            guidance=guidance_B,
+            encoder_hidden_states=tokens_BLd,
+            img_ids=image_positions(height, width).to(self.device),
+            txt_ids=text_positions(tokens_BLd.shape[1]).to(self.device),
+            return_dict=False,
+        )[0]
+        return velocity_BLc.transpose(1, 2).reshape(latents_Bchw.shape)
+
+    def _vae_latents(self, latents_Bchw: Tensor) -> Tensor:
+        statistics = self._vae.bn
+        std_c = (statistics.running_var.float() + self._vae.config.batch_norm_eps).sqrt()
+        raw = latents_Bchw * std_c.view(-1, 1, 1) + statistics.running_mean.float().view(-1, 1, 1)
+        return unpatchify(raw)
+
+    def sigmas(self, num_steps: int) -> tuple[float, ...]:
+        _, height, width = self.latent_shape
+        return pipeline_sigmas(self._scheduler, num_steps, flux2_mu(height * width, num_steps))
+
+
+def image_positions(height: int, width: int) -> Tensor:
+    """Positions (time, row, column, word) of image tokens, row by row: [height * width, 4]."""
+    return torch.cartesian_prod(torch.arange(1), torch.arange(height), torch.arange(width), torch.arange(1))
+
+
+def text_positions(length: int) -> Tensor:
+    """Positions of text tokens: [length, 4]."""
+    return torch.cartesian_prod(torch.arange(1), torch.arange(1), torch.arange(1), torch.arange(length))
+
+
+def unpatchify(patches_Bchw: Tensor) -> Tensor:
+    """2 x 2 patches, whose channels are (channel, row, column), as an image: [B, 4c, h, w] -> [B, c, 2h, 2w]."""
+    batch, channels, height, width = patches_Bchw.shape
+    patches = patches_Bchw.reshape(batch, channels // PATCH**2, PATCH, PATCH, height, width)
+    return patches.permute(0, 1, 4, 2, 5, 3).reshape(batch, channels // PATCH**2, height * PATCH, width * PATCH)

@@ -1,0 +1,43 @@
+"""A pipeline's noise levels, as its scheduler's configuration has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from common.backbones.pipeline_files import PipelineFiles
+from common.flow import exponential_shift_sigmas, linear_mu, static_shift_sigmas
+
+UNSUPPORTED = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas", "shift_terminal")
+"""Other schedules of the scheduler's class, which no supported family uses."""
+
+
+def scheduler_config(files: PipelineFiles) -> Mapping[str, Any]:
+    """The scheduler's configuration.
+
+    Raises:
+        ModelError: it asks for a schedule that is none of ours.
+    """
+    config = files.config("scheduler")
+    for name in UNSUPPORTED:
+        if config.get(name):
+            raise files.broken(f"its scheduler has {name} = {config[name]}, which is not supported")
+    if config.get("time_shift_type", "exponential") != "exponential":
+        raise files.broken(f"its scheduler has time_shift_type = {config['time_shift_type']}, not exponential")
+    return config
+
+
+def pipeline_sigmas(config: Mapping[str, Any], num_steps: int, mu: float) -> tuple[float, ...]:
+    """num_steps + 1 levels from 1 to 0; `mu` counts where the shift depends on the resolution."""
+    if config.get("use_dynamic_shifting"):
+        return exponential_shift_sigmas(num_steps, mu)
+    return static_shift_sigmas(num_steps, config.get("shift", 1.0))
+
+
+def linear_mu_of(config: Mapping[str, Any], image_tokens: int) -> float:
+    """mu of SD3's and FLUX.1's resolution-dependent shift."""
+    return linear_mu(
+        image_tokens,
+        tokens=(config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)),
+        shifts=(config.get("base_shift", 0.5), config.get("max_shift", 1.15)),
+    )

@@ -1,0 +1,106 @@
+"""The sections of the run file about the model: one class a family, told apart by `backbone.family`.
+
+Defaults are each family's published setting (arXiv 2605.26108). A family of one's own is named by its import path, see
+docs/backbones.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, JsonValue, NonNegativeInt, PositiveInt, Tag
+
+from common.config_section import Section
+
+IMPORT_PATH = r"^[\w.]+:\w+$"
+IMPORTED = "module:Class"
+"""The tag of a family that is named by its import path."""
+
+
+class BackboneSection(Section):
+    """What every family has."""
+
+    path: Path = Field(
+        description="A diffusers pipeline: its directory (model_index.json and its parts), or an ORGANISATION/NAME of "
+        "the Hugging Face hub."
+    )
+    height: PositiveInt | None = Field(None, description="Image height in pixels; null is the family's own.")
+    width: PositiveInt | None = Field(None, description="Image width in pixels; null is the family's own.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="Model arithmetic; sigmas, means, densities and advantages are float32 in any case."
+    )
+    guidance_scale: float = Field(1.0, ge=1, description="Guidance c of the teacher inside the losses; 1 is none.")
+    decode_chunk: PositiveInt = Field(
+        16, description="Images the VAE decodes at once: bounds its memory, changes pixels by float rounding at most."
+    )
+
+
+class Sd3Backbone(BackboneSection):
+    """SD3-M, SD3.5-M, SD3.5-L: the frozen base is teacher, student and fake score at once."""
+
+    family: Literal["sd3"] = Field("sd3", description="Model family: a StableDiffusion3Pipeline.")
+    max_sequence_length: PositiveInt = Field(256, description="T5 tokens a prompt is padded or cut to.")
+    guidance_scale: float = Field(
+        7.0, ge=1, description="Classifier-free guidance c of the teacher inside the losses; 1 is none."
+    )
+
+
+class Flux2Backbone(BackboneSection):
+    """FLUX.2 klein (4B, 9B) and dev. The klein student starts from the 4-step model, its teacher is the base model."""
+
+    family: Literal["flux2"] = Field(description="Model family: a Flux2KleinPipeline or Flux2Pipeline.")
+    teacher_path: Path | None = Field(
+        None,
+        description="Pipeline whose transformer is teacher and starts the fake score, where they do not start from the "
+        "student's: a second frozen base. null: all three share the one at path.",
+    )
+    max_sequence_length: PositiveInt = Field(512, description="Text tokens a prompt is padded or cut to.")
+    text_encoder_layers: tuple[NonNegativeInt, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Layers of the text encoder whose outputs are the prompt's encoding; those above the last never "
+        "run. null: klein 9, 18, 27; dev 10, 20, 30.",
+    )
+    guidance_scale: float = Field(
+        4.0,
+        ge=1,
+        description="Guidance c of the teacher inside the losses: classifier-free for klein, where 1 is none; for dev "
+        "the guidance input of all three networks.",
+    )
+
+
+class Flux1Backbone(BackboneSection):
+    """FLUX.1-dev: guidance is an input of the model, and all three networks share one base."""
+
+    family: Literal["flux1"] = Field(description="Model family: a FluxPipeline.")
+    max_sequence_length: PositiveInt = Field(512, description="T5 tokens a prompt is padded or cut to.")
+    guidance_scale: float = Field(3.5, ge=1, description="The guidance input of all three networks.")
+
+
+class ImportedBackbone(BackboneSection):
+    """A family of your own: a class that takes (settings, lora, device) and offers common.backbones.base.Backbone."""
+
+    family: str = Field(pattern=IMPORT_PATH, description="Import path module:Class of the family.")
+    options: dict[str, JsonValue] = Field({}, description="Whatever the family needs to know besides.")
+
+
+def _family_of(section: Any) -> str | None:
+    """The tag of a section, be it a mapping that is to become one."""
+    if isinstance(section, BackboneSection):
+        return IMPORTED if isinstance(section, ImportedBackbone) else str(section.model_dump()["family"])
+    if not isinstance(section, dict):
+        return None
+    family = str(section.get("family", "sd3"))
+    return IMPORTED if ":" in family else family
+
+
+BackboneConfig = Annotated[
+    Annotated[Sd3Backbone, Tag("sd3")]
+    | Annotated[Flux2Backbone, Tag("flux2")]
+    | Annotated[Flux1Backbone, Tag("flux1")]
+    | Annotated[ImportedBackbone, Tag(IMPORTED)],
+    Discriminator(_family_of),
+]
+BACKBONE_SECTIONS = (Sd3Backbone, Flux2Backbone, Flux1Backbone, ImportedBackbone)
+BACKBONE_TAGS = ("sd3", "flux2", "flux1", IMPORTED)

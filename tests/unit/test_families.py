@@ -1,0 +1,134 @@
+"""What must hold for every model family: both stages train it, and nothing else of it; diffusers takes its LoRA."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from common import seeding
+from common.backbones.adapters import stacked_state
+from common.backbones.base import Network
+from common.types import Prompt
+from learner.checkpoint import Position, read_checkpoint, write_checkpoint
+from learner.networks import ALIGNED, COLD_START, FAKE_SCORE, Networks, OptimizerSettings
+from rollout_workers.sampler import EVALUATION, SamplingSpec, sample_for_evaluation
+from tests.tiny_families import FAMILIES, STEPS, TinyFamily
+from tests.tiny_pipeline import randomise
+from tests.tiny_training import (
+    alignment_settings,
+    alignment_trainer,
+    changed,
+    cold_start_settings,
+    cold_start_trainer,
+    scored_groups,
+    snapshot,
+    trainable,
+)
+
+PROMPT = Prompt(7, "a red circle")
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
+def family(request: pytest.FixtureRequest) -> TinyFamily:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def directory(family: TinyFamily, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The family's pipelines; nobody writes to them."""
+    directory = tmp_path_factory.mktemp(family.name)
+    family.write(directory)
+    return directory
+
+
+def networks_of(family: TinyFamily, directory: Path) -> Networks:
+    return Networks(family.load(directory), OptimizerSettings.of(cold_start_settings()), seed=0)
+
+
+def assert_changed(networks: Networks, family: TinyFamily, before: dict[str, torch.Tensor], student: str) -> None:
+    """Every parameter of the two trained adapters that a loss can reach, and no other."""
+    found = changed(networks.backbone, before)
+    expected = trainable(networks.backbone)
+    assert found == {name for name in expected if not any(part in name for part in family.unused)}
+    assert {name.split(".")[-2] for name in found} == {student, FAKE_SCORE}
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_both_stages_train_and_a_restored_run_goes_on_bit_by_bit(
+    family: TinyFamily, directory: Path, tmp_path: Path
+) -> None:
+    networks = networks_of(family, directory)
+    trainer, before = cold_start_trainer(networks), snapshot(networks.backbone)
+    for iteration in range(2):
+        assert all(math.isfinite(value) for value in trainer.update(iteration).values())
+    assert_changed(networks, family, before, COLD_START)
+
+    networks.begin_alignment(OptimizerSettings.of(alignment_settings()))
+    aligner, before = alignment_trainer(networks), snapshot(networks.backbone)
+    metrics = []
+    for iteration in range(2):
+        metrics.append(aligner.update(scored_groups(networks.backbone, iteration))[0])
+        assert all(math.isfinite(value) for value in metrics[-1].values())
+        assert metrics[-1]["surrogate_gap"] < 1e-5
+        if iteration == 0:
+            saved = write_checkpoint(tmp_path, Position("alignment", 1), networks.state(), {})
+    assert_changed(networks, family, before, ALIGNED)
+
+    restored = networks_of(family, directory)
+    restored.begin_alignment(OptimizerSettings.of(alignment_settings()))
+    restored.load(read_checkpoint(saved)[1])
+    again, _ = alignment_trainer(restored).update(scored_groups(restored.backbone, 1))
+    assert again == metrics[1]
+    after, wanted = restored.state(), networks.state()
+    assert after.keys() == wanted.keys()
+    assert all(torch.equal(after[key], wanted[key]) for key in wanted)
+
+
+def test_diffusers_loads_the_exported_student_and_draws_the_same_images(
+    family: TinyFamily, directory: Path, tmp_path: Path
+) -> None:
+    """A stack of two adapters, exported as one; the sampler without noise against the pipeline itself."""
+    backbone = family.load(directory)
+    for seed, name in enumerate(("first", "second")):
+        backbone.adapters.add(name, seed=seed, trainable=False)
+        randomise(backbone, name, seed)
+    backbone.adapters.define(Network.STUDENT, ("first", "second"))
+    spec, empty = SamplingSpec(Network.STUDENT, STEPS, 1.0, eta=0.0), backbone.encode_prompts([""])
+    with torch.no_grad():
+        images = backbone.decode(sample_for_evaluation(backbone, PROMPT, spec, seed=4, count=2, empty=empty))
+    states = [backbone.adapters.state(name) for name in ("first", "second")]
+    backbone.save_lora(tmp_path, stacked_state(states), backbone.adapters.scale)
+
+    pipeline = family.pipeline.from_pretrained(family.pipeline_at(directory))
+    pipeline.set_progress_bar_config(disable=True)
+
+    def drawn() -> torch.Tensor:
+        noise = seeding.initial_noise_Gchw(4, EVALUATION, PROMPT.index, 2, backbone.latent_shape)
+        drawn = pipeline(
+            prompt=PROMPT.text, num_images_per_prompt=2, latents=family.pack(noise), output_type="pt", **family.call
+        )
+        return drawn.images
+
+    without = drawn()
+    pipeline.load_lora_weights(tmp_path)
+    assert (drawn() - images).abs().max() <= 1e-4
+    assert (without - images).abs().max() > 1e-2
+
+
+def test_images_of_a_chunked_decoder_and_their_gradients_are_the_same(
+    family: TinyFamily, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = family.load(directory)
+    latents = torch.randn(5, *backbone.latent_shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    results = []
+    for chunk in (16, 2):
+        monkeypatch.setattr(backbone, "_settings", backbone._settings.model_copy(update={"decode_chunk": chunk}))
+        images = backbone.decode(latents)
+        (gradient,) = torch.autograd.grad((images * torch.linspace(0, 1, images.shape[-1])).sum(), latents)
+        results.append((images.detach(), gradient))
+    assert torch.allclose(results[0][0], results[1][0], atol=1e-6)
+    assert torch.allclose(results[0][1], results[1][1], atol=1e-5)
+    assert results[0][1].abs().max() > 1e-3
