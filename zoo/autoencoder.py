@@ -65,25 +65,49 @@ def train_autoencoder(seed: int, new_model: Callable[[], Model], steps: int = ST
     """
     torch.manual_seed(seed)
     images = torch.from_numpy(training_images(seed))
-    model = new_model().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.05)
+    model = new_model()
+    _fit(model, images, lambda batch: _standardise(latent_mean(model, batch)), steps, 3e-3, LATENT_NOISE)
+    return _fold_standardisation(model.eval().requires_grad_(False), images)
+
+
+def refine_decoder(model: Model, seed: int, steps: int, noise: float) -> None:
+    """Train the decoder alone, on latents that stay what they are but for noise of this deviation; in place."""
+    torch.manual_seed(seed)
+    model.decoder.train().requires_grad_(True)
+    _fit(model, torch.from_numpy(training_images(seed)), lambda batch: latent_mean(model, batch), steps, 1e-3, noise)
+    model.eval().requires_grad_(False)
+
+
+def latent_mean(model: Model, images_BCHW: Tensor) -> Tensor:
+    """Means of the posterior, float32 [B, c, h, w], of images in [-1, 1]."""
+    mean: Tensor = model.encode(images_BCHW).latent_dist.mean
+    return mean.float()
+
+
+def _fit(
+    model: Model, images: Tensor, latents_of: Callable[[Tensor], Tensor], steps: int, rate: float, noise: float
+) -> None:
+    """Restore images from their noisy latents, at a rate that rises to `rate` and falls to nothing."""
+    model.to(memory_format=torch.channels_last)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05)
     started = time.monotonic()
     for step in range(steps):
         batch = to_tensor(images[torch.randint(len(images), (BATCH,))].numpy())
         batch = batch.to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
-            latents = _standardise(model.encode(batch).latent_dist.mean.float())
-            restored = model.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample.float()
+            latents = latents_of(batch)
+            restored = model.decode(latents + noise * torch.randn_like(latents)).sample.float()
         loss = functional.mse_loss(restored, batch) * 4 + functional.l1_loss(restored, batch)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         schedule.step()
         if step % 200 == 0:
             print(f"autoencoder {step} loss {loss.item():.4f} {time.monotonic() - started:.0f} s", flush=True)
-    return _fold_standardisation(model.to(memory_format=torch.contiguous_format).eval().requires_grad_(False), images)
+    model.to(memory_format=torch.contiguous_format)
 
 
 def training_images(seed: int) -> npt.NDArray[np.uint8]:
@@ -116,7 +140,7 @@ def _fold_standardisation(model: Model, images: Tensor) -> Model:
 def latent_means(model: Model, images_BHWC: npt.NDArray[np.uint8]) -> Tensor:
     """Means of the posterior, float32 [B, c, h, w], of uint8 images."""
     parts = torch.from_numpy(images_BHWC).split(256)
-    return torch.cat([model.encode(to_tensor(part.numpy())).latent_dist.mean for part in parts])
+    return torch.cat([latent_mean(model, to_tensor(part.numpy())) for part in parts])
 
 
 def encode_images(model: AutoencoderKL, images_BHWC: npt.NDArray[np.uint8]) -> Tensor:

@@ -26,8 +26,8 @@ from zoo.world import sample_grid_scene
 
 STUDENT_STEPS = 4
 STRIDE = TEACHER_STEPS // STUDENT_STEPS
-TRAJECTORIES = 4_096
-STEPS = 1_500
+TRAJECTORIES = 3_072
+STEPS = 1_200
 RATES = Rates(matrices=2e-3, others=4e-4, ema_decay=0.99)
 SIGMAS = exponential_shift_sigmas(TEACHER_STEPS, flux2_mu(SIDE**2, STUDENT_STEPS))
 """The teacher's levels under the shift of 4 steps, so that every seventh is one of the student's."""

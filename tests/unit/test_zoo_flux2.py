@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import Flux2KleinPipeline
+from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline
 from torch import Tensor, nn
 
 from zoo.autoencoder import latent_means, new_autoencoder
+from zoo.checker import GoldChecker
 from zoo.flux2_autoencoder import (
     PATCH_CHANNELS,
     SIDE,
@@ -22,9 +24,11 @@ from zoo.flux2_autoencoder import (
 from zoo.flux2_student import SIGMAS, STUDENT_STEPS, guided_walk, walking_loss
 from zoo.flux2_teacher import new_flux2_pipeline, new_flux2_transformer, velocity
 from zoo.flux2_text_encoder import OUT_LAYERS, PROMPT_WIDTH, encode_captions, new_text_encoder
+from zoo.measuring import Exam, to_pixels
 from zoo.tokenizers import MAX_PHRASES, qwen_tokenizer
 from zoo.world import CANVAS, render_scenes, sample_grid_scenes
 
+WEIGHTS = Path(__file__).parents[2] / "zoo" / "weights"
 LONGEST = "small red circle above big blue square and left of small green triangle on white"
 
 
@@ -131,3 +135,22 @@ def test_a_guided_walk_visits_the_student_levels_and_is_what_the_student_learns(
         torch.testing.assert_close(visited[:, place], visited[:, 0] + 5 * (level - 1), rtol=0, atol=1e-4)
     assert walking_loss(Steady(), visited, 4 * captions).item() == pytest.approx(0, abs=1e-6)
     assert walking_loss(Steady(), visited, captions).item() == pytest.approx(9, abs=1e-4)
+
+
+def test_the_shipped_autoencoder_keeps_what_captions_tell_and_standardises_its_patches() -> None:
+    vae = AutoencoderKLFlux2.from_pretrained(WEIGHTS / "flux2" / "base" / "vae", torch_dtype=torch.float32).eval()
+    exam = Exam(GoldChecker.load(WEIGHTS / "checker"), count=128)
+    patches = encode_patches(vae, exam.renders)
+    assert patches.mean((0, 2, 3)).abs().max() < 0.15
+    assert (patches.std((0, 2, 3)) - 1).abs().max() < 0.1
+    assert exam.gold(to_pixels(decode_patches(vae, patches))) >= 0.96
+
+
+def test_base_and_start_differ_in_their_transformers_alone() -> None:
+    files = sorted(path.relative_to(WEIGHTS / "flux2" / "base") for path in (WEIGHTS / "flux2" / "base").rglob("*.*"))
+    differing = [
+        str(file)
+        for file in files
+        if (WEIGHTS / "flux2" / "base" / file).read_bytes() != (WEIGHTS / "flux2" / "klein" / file).read_bytes()
+    ]
+    assert differing == ["model_index.json", "transformer/diffusion_pytorch_model.safetensors"]
