@@ -1,15 +1,20 @@
-"""The shapes world's VAE: 64 px images to 4 x 16 x 16 latents, an `AutoencoderKL` a hundredth of the usual size."""
+"""The shapes world's VAE: 64 px images to 4 x 16 x 16 latents, an `AutoencoderKL` a hundredth of the usual size.
+
+The recipe is one for every family; `flux2_autoencoder.py` has the other model.
+"""
 
 from __future__ import annotations
 
 import math
 import random
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderKLFlux2
 from torch import Tensor
 from torch.nn import functional
 
@@ -26,6 +31,8 @@ Instead of a KL term, which left two of four channels unused: the noise spreads 
 that what a generator gets slightly wrong still decodes to a clean image.
 """
 
+Model = TypeVar("Model", AutoencoderKL, AutoencoderKLFlux2)
+
 
 def new_autoencoder() -> AutoencoderKL:
     return AutoencoderKL(
@@ -41,6 +48,8 @@ def new_autoencoder() -> AutoencoderKL:
         mid_block_add_attention=False,
         use_quant_conv=False,
         use_post_quant_conv=False,
+        shift_factor=0.0,
+        scaling_factor=1.0,
     )
 
 
@@ -49,32 +58,59 @@ def to_tensor(images_BHWC: npt.NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def train_autoencoder(seed: int, steps: int = STEPS) -> AutoencoderKL:
-    """Train on renders with squared and absolute error, convolutions in bfloat16."""
+def train_autoencoder(seed: int, new_model: Callable[[], Model], steps: int = STEPS) -> Model:
+    """Train on renders with squared and absolute error, convolutions in bfloat16.
+
+    The encoder's means then have mean 0 and deviation 1 in every channel, and its posterior the training noise.
+    """
     torch.manual_seed(seed)
-    images = torch.from_numpy(_training_images(seed))
-    model = new_autoencoder().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.05)
+    images = torch.from_numpy(training_images(seed))
+    model = new_model()
+    _fit(model, images, lambda batch: _standardise(latent_mean(model, batch)), steps, 3e-3, LATENT_NOISE)
+    return _fold_standardisation(model.eval().requires_grad_(False), images)
+
+
+def refine_decoder(model: Model, seed: int, steps: int, noise: float) -> None:
+    """Train the decoder alone, on latents that stay what they are but for noise of this deviation; in place."""
+    torch.manual_seed(seed)
+    model.decoder.train().requires_grad_(True)
+    _fit(model, torch.from_numpy(training_images(seed)), lambda batch: latent_mean(model, batch), steps, 1e-3, noise)
+    model.eval().requires_grad_(False)
+
+
+def latent_mean(model: Model, images_BCHW: Tensor) -> Tensor:
+    """Means of the posterior, float32 [B, c, h, w], of images in [-1, 1]."""
+    mean: Tensor = model.encode(images_BCHW).latent_dist.mean
+    return mean.float()
+
+
+def _fit(
+    model: Model, images: Tensor, latents_of: Callable[[Tensor], Tensor], steps: int, rate: float, noise: float
+) -> None:
+    """Restore images from their noisy latents, at a rate that rises to `rate` and falls to nothing."""
+    model.to(memory_format=torch.channels_last)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05)
     started = time.monotonic()
     for step in range(steps):
         batch = to_tensor(images[torch.randint(len(images), (BATCH,))].numpy())
         batch = batch.to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
-            latents = _standardise(model.encode(batch).latent_dist.mean.float())
-            restored = model.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample.float()
+            latents = latents_of(batch)
+            restored = model.decode(latents + noise * torch.randn_like(latents)).sample.float()
         loss = functional.mse_loss(restored, batch) * 4 + functional.l1_loss(restored, batch)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         schedule.step()
         if step % 200 == 0:
             print(f"autoencoder {step} loss {loss.item():.4f} {time.monotonic() - started:.0f} s", flush=True)
-    return _fold_standardisation(model.to(memory_format=torch.contiguous_format).eval().requires_grad_(False), images)
+    model.to(memory_format=torch.contiguous_format)
 
 
-def _training_images(seed: int) -> npt.NDArray[np.uint8]:
+def training_images(seed: int) -> npt.NDArray[np.uint8]:
     """Scenes of the generator's world and of the scorers' freer one, half and half, in random order."""
     scenes = [*sample_scenes(IMAGES // 2, seed + 1), *sample_grid_scenes(IMAGES // 2, seed + 2)]
     random.Random(seed).shuffle(scenes)
@@ -88,23 +124,25 @@ def _standardise(latents_Bchw: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _fold_standardisation(model: AutoencoderKL, images: Tensor) -> AutoencoderKL:
+def _fold_standardisation(model: Model, images: Tensor) -> Model:
     """Let the encoder's last convolution standardise over the world instead of over a batch; in place."""
-    latents = torch.cat([model.encode(to_tensor(part.numpy())).latent_dist.mean for part in images[:2048].split(256)])
+    latents = latent_means(model, images[:2048].numpy())
     mean, spread = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
-    last = model.encoder.conv_out
-    last.weight[:LATENT_CHANNELS] /= spread[:, None, None, None]
-    last.bias[:LATENT_CHANNELS] = (last.bias[:LATENT_CHANNELS] - mean) / spread
-    last.weight[LATENT_CHANNELS:] = 0
-    last.bias[LATENT_CHANNELS:] = 2 * math.log(LATENT_NOISE)
-    model.register_to_config(shift_factor=0.0, scaling_factor=1.0)
+    last, channels = model.encoder.conv_out, latents.shape[1]
+    last.weight[:channels] /= spread[:, None, None, None]
+    last.bias[:channels] = (last.bias[:channels] - mean) / spread
+    last.weight[channels:] = 0
+    last.bias[channels:] = 2 * math.log(LATENT_NOISE)
     return model
 
 
 @torch.no_grad()
+def latent_means(model: Model, images_BHWC: npt.NDArray[np.uint8]) -> Tensor:
+    """Means of the posterior, float32 [B, c, h, w], of uint8 images."""
+    parts = torch.from_numpy(images_BHWC).split(256)
+    return torch.cat([latent_mean(model, to_tensor(part.numpy())) for part in parts])
+
+
 def encode_images(model: AutoencoderKL, images_BHWC: npt.NDArray[np.uint8]) -> Tensor:
     """Normalised latents float32 [B, 4, 16, 16] of uint8 images."""
-    parts = [
-        model.encode(to_tensor(part.numpy())).latent_dist.mean for part in torch.from_numpy(images_BHWC).split(256)
-    ]
-    return (torch.cat(parts) - model.config.shift_factor) * model.config.scaling_factor
+    return (latent_means(model, images_BHWC) - model.config.shift_factor) * model.config.scaling_factor

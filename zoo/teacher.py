@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-import time
-from collections.abc import Callable
-
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from common.flow import add_noise
 from zoo.autoencoder import LATENT_CHANNELS, encode_images
+from zoo.flow_training import CAPTION_DROPOUT, Rates, half_precision, train_averaged, training_sigma
 from zoo.text_encoders import CLIP_WIDTH, T5_WIDTH, TextEncoders
 from zoo.tokenizers import MAX_PHRASES
 from zoo.world import CANVAS, render_scenes, sample_grid_scenes
@@ -26,16 +22,6 @@ HEAD = 32
 SCENES = 40_000
 STEPS = 8_500
 BATCH = 64
-MATRIX_LEARNING_RATE = 1e-2
-"""Muon's, for the matrices of the transformer blocks: it needs about a third fewer steps than AdamW."""
-LEARNING_RATE = 2e-3
-"""AdamW's, for everything else."""
-WARMUP_STEPS = 100
-CONSTANT_FRACTION = 0.3
-"""Part of the training at the full learning rate, which then falls linearly to zero."""
-CAPTION_DROPOUT = 0.1
-"""Fraction of samples trained without a caption, for classifier-free guidance."""
-EMA_DECAY = 0.998
 
 
 def new_transformer() -> SD3Transformer2DModel:
@@ -93,60 +79,14 @@ def train_teacher(vae: AutoencoderKL, text: TextEncoders, seed: int, steps: int 
     latents = encode_images(vae, render_scenes(scenes, seed + 10)).half()
     captions = encode_captions(pipeline, [scene.caption for scene in scenes])
     empty = encode_captions(pipeline, [""])
-    average = _train(pipeline.transformer, latents, captions, empty, steps)
-    pipeline.register_modules(transformer=average.eval().requires_grad_(False))
+    average = train_averaged(
+        pipeline.transformer,
+        lambda: flow_matching_loss(pipeline.transformer, latents, captions, empty),
+        steps,
+        Rates(),
+    )
+    pipeline.register_modules(transformer=average)
     return pipeline
-
-
-def _train(
-    model: SD3Transformer2DModel,
-    latents_Nchw: Tensor,
-    captions: tuple[Tensor, Tensor],
-    empty: tuple[Tensor, Tensor],
-    steps: int,
-) -> SD3Transformer2DModel:
-    """Returns a copy of the model with the moving average of its weights."""
-    average = copy.deepcopy(model)
-    optimizers = _new_optimizers(model)
-    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, _rate_factor(steps)) for optimizer in optimizers]
-    started, running = time.monotonic(), None
-    for step in range(steps):
-        loss = flow_matching_loss(model, latents_Nchw, captions, empty)
-        model.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
-            optimizer.step()
-            schedule.step()
-        # Follows closely at first, so that the untrained weights are soon forgotten.
-        decay = min(EMA_DECAY, (step + 1) / (step + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-        running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
-        if step % 250 == 0:
-            print(f"teacher {step} loss {running:.4f} {time.monotonic() - started:.0f} s", flush=True)
-    return average
-
-
-def _new_optimizers(model: SD3Transformer2DModel) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of attention and feed-forward layers, AdamW for all else."""
-    matrices, others = [], []
-    for name, parameter in model.named_parameters():
-        hidden = parameter.ndim == 2 and "transformer_blocks" in name and "norm" not in name
-        (matrices if hidden else others).append(parameter)
-    return [
-        torch.optim.Muon(matrices, MATRIX_LEARNING_RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.98), fused=True),
-    ]
-
-
-def _rate_factor(steps: int) -> Callable[[int], float]:
-    def factor(step: int) -> float:
-        if step < steps * CONSTANT_FRACTION:
-            return min(1.0, (step + 1) / WARMUP_STEPS)
-        return (steps - step) / (steps * (1 - CONSTANT_FRACTION))
-
-    return factor
 
 
 def flow_matching_loss(
@@ -161,10 +101,9 @@ def flow_matching_loss(
     dropped = torch.rand(BATCH) < CAPTION_DROPOUT
     tokens = torch.where(dropped[:, None, None], empty[0], captions[0][rows]).float()
     pooled = torch.where(dropped[:, None], empty[1], captions[1][rows]).float()
-    sigma = _training_sigma(BATCH)
+    sigma = training_sigma(BATCH, SHIFT)
     noise = torch.randn_like(clean)
-    # The fused attention's backward pass in bfloat16 takes six times as long as the plain one on a CPU, half of a step.
-    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+    with half_precision():
         velocity = model(
             hidden_states=add_noise(clean, noise, sigma),
             timestep=sigma * 1000,
@@ -173,10 +112,3 @@ def flow_matching_loss(
             return_dict=False,
         )[0]
     return functional.mse_loss(velocity.float(), noise - clean)
-
-
-def _training_sigma(count: int) -> Tensor:
-    """Half the noise levels logit-normal (as SD3), half uniform in the shifted schedule that sampling walks along."""
-    uniform = torch.rand(count - count // 2)
-    shifted = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
-    return torch.cat([torch.sigmoid(torch.randn(count // 2)), shifted])

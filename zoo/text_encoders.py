@@ -2,14 +2,14 @@
 
 SD3 conditions its transformer on the tokens of all three and on the pooled outputs of the two CLIP models. Here each is
 trained, on text alone, to tell at every token that names a thing what it is and how it relates to the first one; the
-pooled CLIP outputs must tell the whole scene.
+pooled CLIP outputs must tell the whole scene. `flux2_text_encoder.py` teaches FLUX.2's with the same readers.
 """
 
 from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,13 +85,24 @@ def train_text_encoders(seed: int, steps: int = STEPS) -> tuple[TextEncoders, fl
     """Train all three together; returns them frozen, and the fraction of held-out facts read right from the tokens."""
     torch.manual_seed(seed)
     encoders = new_text_encoders()
-    readers = nn.ModuleList([_Reader(2 * CLIP_WIDTH), _Reader(T5_WIDTH), _SceneReader(2 * CLIP_WIDTH)])
+    readers = nn.ModuleList([ThingReader(2 * CLIP_WIDTH), ThingReader(T5_WIDTH), _SceneReader(2 * CLIP_WIDTH)])
     modules = nn.ModuleList([encoders.clip_1, encoders.clip_2, encoders.t5, readers])
+    accuracy = train_readers(modules, lambda captions: _read(encoders, readers, captions), seed, steps)
+    return encoders, accuracy
+
+
+def train_readers(
+    modules: nn.Module, read: Callable[[list[str]], tuple[Tensor, float]], seed: int, steps: int = STEPS
+) -> float:
+    """Train `modules`, then freeze them; `read` gives the loss and the share of facts read right for some captions.
+
+    Returns that share for held-out captions.
+    """
     optimizer = torch.optim.AdamW(modules.parameters(), 2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.1)
     rng = random.Random(seed)
     for step in range(steps):
-        loss, right = _read(encoders, readers, [sample_scene(rng).caption for _ in range(BATCH)])
+        loss, right = read([sample_scene(rng).caption for _ in range(BATCH)])
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
@@ -101,11 +112,10 @@ def train_text_encoders(seed: int, steps: int = STEPS) -> tuple[TextEncoders, fl
             print(f"text encoders {step} loss {loss.item():.3f} facts right {right:.3f}", flush=True)
     modules.eval().requires_grad_(False)
     held_out = random.Random(seed + 1)
-    _, accuracy = _read(encoders, readers, [sample_scene(held_out).caption for _ in range(512)])
-    return encoders, accuracy
+    return read([sample_scene(held_out).caption for _ in range(512)])[1]
 
 
-class _Reader(nn.Module):
+class ThingReader(nn.Module):
     """Tells the facts of a thing from the token that names it."""
 
     def __init__(self, width: int) -> None:
@@ -128,7 +138,7 @@ class _SceneReader(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.things = nn.ModuleList([_Reader(width) for _ in range(MAX_THINGS)])
+        self.things = nn.ModuleList([ThingReader(width) for _ in range(MAX_THINGS)])
         self.background = nn.Linear(width, len(BACKGROUNDS))
 
     def forward(
@@ -147,32 +157,33 @@ class _SceneReader(nn.Module):
 def _read(encoders: TextEncoders, readers: nn.ModuleList, captions: list[str]) -> tuple[Tensor, float]:
     """Loss over all readers, and the share of facts read right from CLIP's and T5's tokens."""
     requests = [parse_caption(caption) for caption in captions]
-    clip_ids = _token_ids(encoders.clip_tokenizer, captions, MAX_TOKENS)
-    t5_ids = _token_ids(encoders.t5_tokenizer, captions, MAX_PHRASES)
+    clip_ids = token_ids(encoders.clip_tokenizer, captions, MAX_TOKENS)
+    t5_ids = token_ids(encoders.t5_tokenizer, captions, MAX_PHRASES)
     clips = [model(clip_ids, output_hidden_states=True) for model in (encoders.clip_1, encoders.clip_2)]
     clip_tokens = torch.cat([output.hidden_states[-2] for output in clips], -1)
     pooled = torch.cat([output.text_embeds for output in clips], -1)
     t5_tokens = encoders.t5(t5_ids)[0]
-    facts, slots = _facts(requests)
+    facts, slots = facts_of(requests)
     grounds = torch.tensor([list(BACKGROUNDS).index(request.background) for request in requests])
-    clip_places = _places_of(SHAPES, encoders.clip_tokenizer, clip_ids)
-    t5_places = _places_of(THINGS, encoders.t5_tokenizer, t5_ids)
+    clip_places = places_of(SHAPES, encoders.clip_tokenizer, clip_ids)
+    t5_places = places_of(THINGS, encoders.t5_tokenizer, t5_ids)
     clip_loss, clip_right = readers[0](clip_tokens, clip_places, facts, slots)
     t5_loss, t5_right = readers[1](t5_tokens, t5_places, facts, slots)
     return clip_loss + t5_loss + readers[2](pooled, clip_places, facts, slots, grounds), (clip_right + t5_right) / 2
 
 
-def _token_ids(tokenizer: PreTrainedTokenizerFast, captions: list[str], length: int) -> Tensor:
+def token_ids(tokenizer: PreTrainedTokenizerFast, captions: list[str], length: int) -> Tensor:
+    """Token numbers [B, length], padded."""
     return tokenizer(captions, padding="max_length", max_length=length, return_tensors="pt").input_ids
 
 
-def _places_of(phrases: Sequence[str], tokenizer: PreTrainedTokenizerFast, ids: Tensor) -> Tensor:
+def places_of(phrases: Sequence[str], tokenizer: PreTrainedTokenizerFast, ids: Tensor) -> Tensor:
     """(row, column) of every token that names a thing, in reading order."""
     naming = [tokenizer(phrase, add_special_tokens=False).input_ids[-1] for phrase in phrases]
     return torch.isin(ids, torch.tensor(naming)).nonzero()
 
 
-def _facts(requests: list[Request]) -> tuple[dict[str, Tensor], Tensor]:
+def facts_of(requests: list[Request]) -> tuple[dict[str, Tensor], Tensor]:
     """The true answers for every thing, in reading order, and its place in its caption."""
     rows, slots = [], []
     for request in requests:

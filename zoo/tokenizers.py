@@ -1,13 +1,14 @@
 """Tokenizers whose vocabulary is the shapes world's; bytes or letters stand in for every other text.
 
-CLIP's has one token a word. T5's has one token a phrase ("small red circle", "and left of", "on white"): fewer tokens
-make a cheaper transformer.
+CLIP's has one token a word. T5's and Qwen's have one token a phrase ("small red circle", "and left of", "on white"):
+fewer tokens make a cheaper transformer.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -18,7 +19,7 @@ from zoo.world import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES
 MAX_TOKENS = 18
 """The longest caption has 16 words; its start and end tokens make 18."""
 MAX_PHRASES = 8
-"""Three things, two relations, the background and the end token make 7."""
+"""Three things, two relations, the background and the end token make 7, and with Qwen's start token 8."""
 WORDS: tuple[str, ...] = tuple(
     sorted({*SIZES, *COLOURS, *SHAPES, *BACKGROUNDS, "and", "on", *(w for r in RELATIONS for w in r.split())})
 )
@@ -64,15 +65,8 @@ def clip_tokenizer(directory: Path, max_length: int = MAX_TOKENS) -> CLIPTokeniz
 
 
 def t5_tokenizer(max_length: int = MAX_PHRASES) -> PreTrainedTokenizerFast:
-    """A unigram tokenizer in the form of T5's: a phrase is one piece, other text falls apart into words and letters."""
-    letters = "▁abcdefghijklmnopqrstuvwxyz0123456789,.'-"
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    pieces += [("▁" + phrase.replace(" ", "▁"), -2.0) for phrase in PHRASES]
-    pieces += [(f"▁{word}", -4.0) for word in WORDS if word not in PHRASES]
-    pieces += [(letter, -8.0) for letter in letters]
-    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
-    tokenizer.decoder = decoders.Metaspace()
+    """A tokenizer in the form of T5's: a phrase is one piece."""
+    tokenizer = _phrase_tokenizer(["<pad>", "</s>", "<unk>"])
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -81,3 +75,29 @@ def t5_tokenizer(max_length: int = MAX_PHRASES) -> PreTrainedTokenizerFast:
         pad_token="<pad>",
         model_max_length=max_length,
     )
+
+
+def qwen_tokenizer(max_length: int = MAX_PHRASES) -> PreTrainedTokenizerFast:
+    """A tokenizer with the special tokens of Qwen's, where a phrase is one piece, and a chat template of two tokens."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=_phrase_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>"]),
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        unk_token="<unk>",
+        pad_token="<|endoftext|>",
+        model_max_length=max_length,
+        chat_template="{% for message in messages %}<|im_start|>{{ message['content'] }}<|im_end|>{% endfor %}",
+    )
+
+
+def _phrase_tokenizer(special: Sequence[str]) -> Tokenizer:
+    """A unigram tokenizer: a phrase is one piece, other text falls apart into words and letters; `<unk>` is special."""
+    letters = "▁abcdefghijklmnopqrstuvwxyz0123456789,.'-"
+    pieces = [(token, 0.0) for token in special]
+    pieces += [("▁" + phrase.replace(" ", "▁"), -2.0) for phrase in PHRASES]
+    pieces += [(f"▁{word}", -4.0) for word in WORDS if word not in PHRASES]
+    pieces += [(letter, -8.0) for letter in letters]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=special.index("<unk>")))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
+    tokenizer.decoder = decoders.Metaspace()
+    return tokenizer

@@ -17,7 +17,6 @@ from tests.running_service import PROJECT_ROOT, Process, Run, wait_until, write_
 from tests.tiny_rewards import write_hps
 
 PROMPTS = ("red", "blue", "a dot", "two", "big", "small", "a line", "green")
-GOLDEN = PROJECT_ROOT / "tests/data/golden_shapes_run.json"
 
 
 @pytest.fixture(scope="module")
@@ -187,25 +186,32 @@ SHORT = {
 }
 
 
-def test_the_shapes_world_runs_as_recorded(tmp_path: Path) -> None:
-    """A few steps of both stages on the shipped weights, two workers, against a golden file.
+SCORERS = ("checker", "detector", "hps", "pickscore")
+
+
+@pytest.mark.parametrize(("name", "pipelines"), [("shapes", "pipeline"), ("shapes_flux2", "flux2")])
+def test_the_shapes_world_runs_as_recorded(name: str, pipelines: str, tmp_path: Path) -> None:
+    """A few steps of both stages on the shipped weights of either family, two workers, against a golden file.
 
     After a change of the weights or of the numbers, record it anew with RECORD_GOLDEN=1 in the environment.
     """
     options = [word for pair in SHORT.items() for word in pair]
-    run = Run(PROJECT_ROOT / "deploy/runs/shapes.yaml", tmp_path / "run", "--quick", *options)
+    run = Run(PROJECT_ROOT / f"deploy/runs/{name}.yaml", tmp_path / "run", "--quick", *options)
     run.finish()
     summary = run.summary()
     assert list(summary["policies"]) == ["teacher_6", "teacher_4", "cold_start", "rtdmd"]
-    weights = sorted((PROJECT_ROOT / "zoo/weights").rglob("*.safetensors"))
+    zoo, golden_file = PROJECT_ROOT / "zoo/weights", PROJECT_ROOT / f"tests/data/golden_{name}_run.json"
+    weights = sorted(path for part in (*SCORERS, pipelines) for path in (zoo / part).rglob("*.safetensors"))
     found = {
-        "weights": {path.parent.name: xxhash.xxh3_128_hexdigest(path.read_bytes()) for path in weights},
+        "weights": {
+            str(path.parent.relative_to(zoo)): xxhash.xxh3_128_hexdigest(path.read_bytes()) for path in weights
+        },
         "lines": run.metrics(),
         "policies": summary["policies"],
     }
     if "RECORD_GOLDEN" in os.environ:
-        GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
-    golden = json.loads(GOLDEN.read_text())
+        golden_file.write_text(json.dumps(found, indent=1) + "\n")
+    golden = json.loads(golden_file.read_text())
     assert golden["weights"] == found["weights"], "the shipped weights have changed: record the golden file anew"
     assert [line[:3] for line in golden["lines"]] == [list(line[:3]) for line in found["lines"]]
     for (*_, expected), (*place, metrics) in zip(golden["lines"], found["lines"], strict=True):

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+from torch import nn
 
-from zoo.teacher import CONSTANT_FRACTION, WARMUP_STEPS, _new_optimizers, _rate_factor, new_transformer
+from zoo.flow_training import CONSTANT_FRACTION, WARMUP_STEPS, Rates, new_optimizers, rate_factor
+from zoo.flux2_teacher import new_flux2_transformer
+from zoo.teacher import new_transformer
 
 
-def test_every_parameter_belongs_to_one_optimizer_and_muon_gets_matrices_alone() -> None:
-    model = new_transformer()
-    muon, adamw = ([p for group in o.param_groups for p in group["params"]] for o in _new_optimizers(model))
+@pytest.mark.parametrize("new_model", [new_transformer, new_flux2_transformer])
+def test_every_parameter_has_one_optimizer_and_muon_gets_matrices_alone(
+    new_model: Callable[[], nn.Module],
+) -> None:
+    model = new_model()
+    muon, adamw = ([p for group in o.param_groups for p in group["params"]] for o in new_optimizers(model, Rates()))
     assert {id(p) for p in muon}.isdisjoint(id(p) for p in adamw)
     assert len(muon) + len(adamw) == len(list(model.parameters()))
     assert all(parameter.ndim == 2 for parameter in muon)
@@ -28,4 +36,4 @@ def test_every_parameter_belongs_to_one_optimizer_and_muon_gets_matrices_alone()
     ],
 )
 def test_the_rate_rises_stays_and_falls_to_nothing(step: int, factor: float) -> None:
-    assert _rate_factor(1000)(step) == pytest.approx(factor)
+    assert rate_factor(1000)(step) == pytest.approx(factor)
