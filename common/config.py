@@ -229,11 +229,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _every_rank_has_work(self) -> Self:
-        ranks = self.learner.ranks
-        samples = self.alignment.prompts_per_iteration * self.alignment.group_size
-        for key, rows in (("cold_start.batch_size", self.cold_start.batch_size), ("alignment's samples", samples)):
-            if rows < ranks:
-                raise problem("learner.ranks", f"{ranks}, but {key} are {rows} an iteration: use fewer ranks")
+        # A group, since an outage may leave no more of an iteration.
+        sizes = {"cold_start.batch_size": self.cold_start.batch_size, "alignment.group_size": self.alignment.group_size}
+        for key, rows in sizes.items():
+            if rows < self.learner.ranks:
+                raise problem("learner.ranks", f"{self.learner.ranks}, more than {key} = {rows}: use fewer ranks")
         return self
 
     @model_validator(mode="after")

@@ -67,7 +67,7 @@ class Learner:
         self._config = config
         seed, sampling, cold_start = config.run.seed, config.sampling, config.cold_start
         self._backbone = load_backbone(config.backbone, config.lora, torch.device(device))
-        ranks = ALONE if meeting is None else meeting.join(device)
+        ranks = ALONE if meeting is None else meeting.join()
         self._networks = Networks(self._backbone, OptimizerSettings.of(cold_start), seed, ranks)
         self._cold_start = ColdStartTrainer(
             self._networks, cold_start, sampling, config.backbone.guidance_scale, prompts, seed
@@ -171,7 +171,8 @@ class Learner:
         pending = [other.restore.remote(directory, settings) for other in self._others]
         position, state = read_checkpoint(directory, settings, self.base_fingerprint())
         if position.stage == "alignment":
-            self.begin_alignment()
+            # Its own networks alone: the other ranks restore themselves.
+            self._networks.begin_alignment(OptimizerSettings.of(self._config.alignment))
         self._networks.load(state)
         ray.get(pending)
         return position

@@ -89,13 +89,16 @@ class AlignmentTrainer:
             TrainingError, RankError: a gradient is not finite, or another rank failed; that network has not changed.
         """
         self._seconds.clear()
-        with self._timed("prepare"):
-            batch = self._assemble(groups)
         totals = Totals()
+        # Inside, so that the other ranks hear of whatever fails.
+        with self._networks.fake_optimizer.gathering():
+            with self._timed("prepare"):
+                batch = self._assemble(groups)
+            with self._timed("fake_score"):
+                self._fake_score_gradient(batch, totals)
+        norm = self._networks.fake_optimizer.step(batch.plan.iteration)
         # The groups are the same on every rank.
-        totals.add(reward_metrics(groups), len(batch) / batch.total)
-        with self._timed("fake_score"):
-            self._update_fake_score(batch, totals)
+        totals.add(reward_metrics(groups) | {"fake_gradient_norm": norm}, len(batch) / batch.total)
         with self._timed("student"):
             self._update_student(batch, totals)
         self._seconds["student"] -= self._seconds["reward_gradient"]
@@ -128,16 +131,13 @@ class AlignmentTrainer:
             advantages_B=advantages_PG.flatten()[rows.start : rows.stop].to(device),
         )
 
-    def _update_fake_score(self, batch: Batch, totals: Totals) -> None:
-        with self._networks.fake_optimizer.gathering():
-            for rows, share, key in self._parts(batch, "fake"):
-                renoised = renoise_samples(batch.latents_SBchw[-1, rows], 0.0, key)
-                conditioning = batch.conditioning.rows(rows)
-                loss = fake_score_objective(self._backbone, renoised, conditioning, self._matching, key)
-                (loss.value * share).backward()
-                totals.add(as_floats(loss.metrics), share)
-        norm = self._networks.fake_optimizer.step(batch.plan.iteration)
-        totals.add({"fake_gradient_norm": norm}, len(batch) / batch.total)
+    def _fake_score_gradient(self, batch: Batch, totals: Totals) -> None:
+        for rows, share, key in self._parts(batch, "fake"):
+            renoised = renoise_samples(batch.latents_SBchw[-1, rows], 0.0, key)
+            conditioning = batch.conditioning.rows(rows)
+            loss = fake_score_objective(self._backbone, renoised, conditioning, self._matching, key)
+            (loss.value * share).backward()
+            totals.add(as_floats(loss.metrics), share)
 
     def _update_student(self, batch: Batch, totals: Totals) -> None:
         trained_steps = () if self._settings.policy_gradient == "none" else batch.plan.selected

@@ -56,13 +56,14 @@ class ColdStartTrainer:
         rows = range(batch)[networks.ranks.share(batch)]
         share = len(rows) / batch
         chosen = seeding.prompt_indices(self._seed, iteration, batch, len(self._prompts))[rows.start : rows.stop]
-        conditioning = self._backbone.encode_prompts([self._prompts[index].text for index in chosen])
         last = len(self._sigmas) - 2
         step = seeding.sample_indices(last + 1, 1, seed=self._seed, purpose=f"{PURPOSE}/step", iteration=iteration)[0]
         train_student = (iteration + 1) % self._settings.student_every == 0
         key = DrawKey(self._seed, PURPOSE, iteration, rows, batch)
         totals = Totals()
+        # All inside, so that the other ranks hear of whatever fails.
         with networks.fake_optimizer.gathering():
+            conditioning = self._backbone.encode_prompts([self._prompts[index].text for index in chosen])
             sample = self._roll_to(step, conditioning, key, with_graph=train_student)
             renoised = renoise_samples(sample, self._sigmas[step + 1], key)
             fake = fake_score_objective(self._backbone, renoised, conditioning, self._matching, key)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -107,7 +108,9 @@ def _plan(config: Config, device_name: str) -> str:
 
 
 def _prediction(config: Config) -> Prediction | None:
-    """What the run is compared with at its end."""
+    """What the run is compared with at its end; None where this machine does not hold the model."""
+    if not config.backbone.path.is_dir():
+        return None
     sizes = model_sizes(config.backbone, config.lora)
     return None if sizes is None else predict(config, sizes, choose_device("auto", config))
 
@@ -145,16 +148,16 @@ def started_service(
         require_same_rewards(start, access.infos)
         stack.enter_context(ray_cluster(config))
         device = _device(config.learner.num_gpus)
-        learner = stack.enter_context(started_learner(config, train_prompts, access, device))
+        ranks = stack.enter_context(started_learner(config, train_prompts, access, device))
         workers = _start_workers(config, access)
-        sigmas = _wait_until_loaded(config, learner, workers)
+        sigmas = _wait_until_loaded(config, ranks, workers)
         check_schedule(config, sigmas)
         if not invocation.dry_run:
             begin(invocation, start)
         yield Service(
             config,
             run_dir,
-            learner,
+            ranks[0],
             sigmas,
             WorkerPool(workers, CALL_TIMEOUT_S, lambda: servers.check(_waited_for(config))),
             stack.enter_context(_tracker(config, run_dir)),
@@ -298,21 +301,25 @@ def _start_workers(config: Config, access: RewardAccess) -> list[ActorHandle]:
     return [worker_class.remote(settings) for _ in range(config.workers.count)]
 
 
-def _wait_until_loaded(config: Config, learner: ActorHandle, workers: list[ActorHandle]) -> tuple[float, ...]:
+def _wait_until_loaded(config: Config, ranks: list[ActorHandle], workers: list[ActorHandle]) -> tuple[float, ...]:
     """The student's noise levels, once everybody has loaded the same base model."""
-    loaded = [learner.base_fingerprint.remote(), *(worker.ready.remote() for worker in workers)]
+    pending = [*(rank.base_fingerprint.remote() for rank in ranks), *(worker.ready.remote() for worker in workers)]
+    fingerprints, until = set(), time.monotonic() + CALL_TIMEOUT_S
     try:
-        fingerprints = ray.get(loaded, timeout=CALL_TIMEOUT_S)
-    except ray.exceptions.GetTimeoutError as error:
-        raise ConfigError(
-            f"learner and workers did not start in {CALL_TIMEOUT_S:.0f} s: does the cluster have the CPUs and GPUs "
-            "that learner.* and workers.* ask for?"
-        ) from error
+        while pending:
+            # One at a time: a rank that fails is not to be hidden behind those that wait for it.
+            done, pending = ray.wait(pending, timeout=max(0.0, until - time.monotonic()))
+            if not done:
+                raise ConfigError(
+                    f"learner and workers did not start in {CALL_TIMEOUT_S:.0f} s: does the cluster have the CPUs and "
+                    "GPUs that learner.* and workers.* ask for?"
+                )
+            fingerprints |= set(ray.get(done))
     except ray.exceptions.RayActorError as error:
         raise ModelError(f"learner or workers could not start: {last_line(error)}") from error
-    if len(set(fingerprints)) > 1:
+    if len(fingerprints) > 1:
         raise ModelError(f"learner and workers found different models at {config.backbone.path}: give all the same")
-    sigmas: tuple[float, ...] = answer(learner.sigmas.remote(config.sampling.steps))
+    sigmas: tuple[float, ...] = answer(ranks[0].sigmas.remote(config.sampling.steps))
     return sigmas
 
 

@@ -93,8 +93,7 @@ def predict(config: Config, sizes: ModelSizes, device: Device) -> Prediction:
     # Stage 2: the cold start's adapter frozen, the aligned one and the fake score's trained.
     learner = PROCESS_GIB[kind] + frozen + adapter * (1 + 2 * TRAINED_COPIES) + _activations_gib(config, sizes)
     one_sample = sizes.tokens * sizes.width * BLOCK_ACTIVATIONS * number / GIB
-    bases = sizes.transformer * (sizes.bases - 1) * number / GIB
-    worker = PROCESS_GIB[kind] + frozen - bases + 2 * adapter + config.alignment.group_size * one_sample
+    worker = PROCESS_GIB[kind] + frozen + 2 * adapter + config.alignment.group_size * one_sample
     return Prediction(learner, worker, _seconds(config, sizes, device))
 
 
@@ -109,24 +108,45 @@ def _frozen_gib(config: Config, sizes: ModelSizes) -> float:
 def _activations_gib(config: Config, sizes: ModelSizes) -> float:
     settings = config.backbone
     number = 4 if settings.dtype == "float32" else 2
-    samples = min(config.alignment.micro_batch, config.alignment.prompts_per_iteration * config.alignment.group_size)
+    samples = _samples_at_once(config)
     block = sizes.tokens * sizes.width * number
     layers = sizes.layers + BLOCK_ACTIVATIONS if settings.gradient_checkpointing else sizes.layers * BLOCK_ACTIVATIONS
     transformer = samples * block * layers
     vae = 0.0
-    if config.alignment.reward_gradient_weight > 0:
+    if config.alignment.reward_gradient_weight > 0 and config.alignment.iterations > 0:
         vae = min(settings.decode_chunk, samples) * sizes.pixels * sizes.vae_width * VAE_ACTIVATIONS * number
     return (transformer + vae) / GIB
 
 
+def _samples_at_once(config: Config) -> int:
+    """In a rank's largest pass: stage 1 takes its share of a batch whole, stage 2 in micro-batches."""
+    alignment, cold_start = config.alignment, config.cold_start
+    at_once = [0]
+    if cold_start.iterations > 0 and cold_start.from_checkpoint is None:
+        at_once.append(math.ceil(cold_start.batch_size / config.learner.ranks))
+    if alignment.iterations > 0:
+        share = math.ceil(alignment.prompts_per_iteration * alignment.group_size / config.learner.ranks)
+        at_once.append(min(alignment.micro_batch, share))
+    return max(at_once)
+
+
 def _seconds(config: Config, sizes: ModelSizes, device: Device) -> dict[str, float]:
-    """Passes of the transformer, each sample: a backward pass through a frozen base costs as much as a forward one."""
+    """Passes of the transformer, each sample: a backward pass through a frozen base costs as much as a forward one.
+
+    Of an alignment iteration; where there is none, of the cold start's.
+    """
     alignment, cold_start = config.alignment, config.cold_start
     trained = 3 if config.backbone.gradient_checkpointing else 2
     regularised = 2 * trained * cold_start.consistency_fraction if cold_start.consistency_weight > 0 else 0
+    speed = UTILISATION * device.peak_flops
+    if alignment.iterations == 0:
+        one_pass = cold_start.batch_size * sizes.forward_flops / speed / config.learner.ranks
+        # Rolled to a step in the middle on average, that step's graph included.
+        rolled = (config.sampling.steps + 1) / 2
+        student = (trained - 1 + 1 + sizes.guided_passes) / cold_start.student_every
+        return {"fake_score": one_pass * (rolled + trained + regularised), "student": one_pass * student}
     steps = 0 if alignment.policy_gradient == "none" else alignment.selected_steps
     matching = 1 + sizes.guided_passes if alignment.matching_weight > 0 else 0
-    speed = UTILISATION * device.peak_flops
     one_pass = alignment.prompts_per_iteration * alignment.group_size * sizes.forward_flops / speed
     return {
         "rollouts": one_pass * config.sampling.steps / config.workers.count,
@@ -156,7 +176,8 @@ def requirements_text(config: Config, sizes: ModelSizes, prediction: Prediction,
         lines.append("to need less: a smaller alignment.micro_batch, group_size or backbone.decode_chunk; backbone.")
         lines[-1] += "gradient_checkpointing, idle_on_cpu, text_encoder_int8"
     parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in prediction.seconds.items())
-    lines += ["", f"an iteration of alignment: {prediction.iteration_s:.2f} s ({parts}), without VAE and rewards"]
+    stage = "alignment" if config.alignment.iterations > 0 else "the cold start"
+    lines += ["", f"an iteration of {stage}: {prediction.iteration_s:.2f} s ({parts}), without VAE and rewards"]
     lines.append(f"estimated at {UTILISATION:.0%} of {device.peak_flops / 1e12:,.2f} TFLOP/s; a run measures it")
     return "\n".join(lines)
 

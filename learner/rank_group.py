@@ -29,8 +29,8 @@ from learner.ranks import Meeting
 @contextmanager
 def started_learner(
     config: Config, prompts: Sequence[Prompt], access: RewardAccess, device: str
-) -> Iterator[ActorHandle]:
-    """The learner's rank 0, loading still; its calls wait.
+) -> Iterator[list[ActorHandle]]:
+    """The learner's ranks, loading still; their calls wait. The first is the one to talk to.
 
     Raises:
         ConfigError: the cluster has no room for the ranks.
@@ -38,7 +38,7 @@ def started_learner(
     settings = config.learner
     actor = ray.remote(num_cpus=settings.num_cpus, num_gpus=settings.num_gpus)(Learner)
     if settings.ranks == 1:
-        yield actor.remote(config, prompts, access, device, None)
+        yield [actor.remote(config, prompts, access, device, None)]
         return
     with _placed(settings.ranks, {"CPU": settings.num_cpus, "GPU": settings.num_gpus}) as group, _meeting(group) as at:
         ranks = [
@@ -48,7 +48,7 @@ def started_learner(
             for index in range(settings.ranks)
         ]
         ranks[0].lead.remote(ranks[1:])
-        yield ranks[0]
+        yield ranks
 
 
 @contextmanager
@@ -70,14 +70,15 @@ def _placed(count: int, resources: dict[str, float]) -> Iterator[PlacementGroup]
 
 @contextmanager
 def _meeting(group: PlacementGroup) -> Iterator[str]:
-    """Where the ranks meet: a file if they are all on one machine, else a port of the machine of rank 0."""
+    """Where the ranks meet: a file if they and the driver are on one machine, else a port of rank 0's machine."""
     where = PlacementGroupSchedulingStrategy
     asked = [
         ray.remote(num_cpus=0)(_address).options(scheduling_strategy=where(group, index)).remote()
         for index in range(group.bundle_count)
     ]
     addresses = ray.get(asked, timeout=CALL_TIMEOUT_S)
-    if len({host for host, _ in addresses}) > 1:
+    # The file would be on the driver's machine.
+    if len({ray.util.get_node_ip_address(), *(host for host, _ in addresses)}) > 1:
         yield "tcp://{}:{}".format(*addresses[0])
         return
     folder = Path(tempfile.mkdtemp(prefix="rtdmd-ranks-"))

@@ -3,7 +3,8 @@
     rank r:  rows r/N .. (r+1)/N of the batch ──► gradients, weighted by the rows' share ──► sum over ranks ──► step
 
 Every rank holds all weights and starts from the same ones; the sum is the same on all to the bit, so they stay equal.
-Only gradients of adapters travel: a few megabytes, once per network and iteration.
+Only gradients of adapters travel, once per network and iteration: few enough for gloo, by way of the CPU. It notices a
+dead rank at once, where a GPU's collective would wait for its watchdog, and several ranks may share a GPU.
 
 Plain torch.distributed, without Ray. Nothing here pickles: a rank is named by numbers, and tensors travel as they are.
 """
@@ -56,10 +57,12 @@ class Ranks:
 
     def _sum(self, network: str, parameters: Collection[Parameter], *, failed: bool) -> bool:
         """Whether any rank failed; the gradients are left as they are then."""
+        found = any(parameter.grad is not None for parameter in parameters)
         own = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flag = torch.tensor([float(failed)], device=own[0].device)
         # One message; a failed rank's gradients may be half done, which nobody will use.
-        message = torch.cat([flag, *(gradient.flatten().float() for gradient in own)])
+        message = torch.cat(
+            [torch.tensor([float(failed), float(found)]), *(part.flatten().float().cpu() for part in own)]
+        )
         try:
             distributed.all_reduce(message)
         except RuntimeError as error:
@@ -67,15 +70,17 @@ class Ranks:
                 f"a rank of the learner is gone ({str(error).splitlines()[0]}) in the update of the {network}: "
                 "continue with --resume"
             ) from error
-        if message[0] > 0:
+        failures, gradients = message[:2].tolist()
+        if failures > 0:
             return True
-        _write_gradients(parameters, message[1:])
+        if gradients > 0:
+            _write_gradients(parameters, message[2:])
         return False
 
 
 def _write_gradients(parameters: Collection[Parameter], flat: Tensor) -> None:
     for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad = part.view_as(parameter).to(parameter.dtype)
+        parameter.grad = part.view_as(parameter).to(parameter)
 
 
 ALONE = Ranks()
@@ -95,13 +100,13 @@ class Meeting:
     point: str
     patience_s: float
 
-    def join(self, device: str) -> Ranks:
-        """Wait until all ranks are there; they talk through NCCL on "cuda", and gloo on "cpu"."""
+    def join(self) -> Ranks:
+        """Wait until all ranks are there."""
         if self.point.startswith("file:"):
             # Ranks that meet on one machine talk on loopback: gloo has no password.
             os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         distributed.init_process_group(
-            "nccl" if device == "cuda" else "gloo",
+            "gloo",
             init_method=self.point,
             rank=self.index,
             world_size=self.count,

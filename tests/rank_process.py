@@ -52,7 +52,7 @@ class Faulty(Brightness):
 
 def main(pipeline: Path, out: Path, index: int, count: int, fault: str = "") -> None:
     torch.set_num_threads(1)
-    ranks = ALONE if count == 1 else Meeting(index, count, (out / "meeting").as_uri(), 120.0).join("cpu")
+    ranks = ALONE if count == 1 else Meeting(index, count, (out / "meeting").as_uri(), 120.0).join()
     settings = cold_start_settings(batch_size=BATCH, consistency_fraction=0.5)
     networks = new_networks(pipeline, settings, ranks)
     trainer = cold_start_trainer(networks, settings)

@@ -14,7 +14,7 @@ from common.errors import ModelError
 
 INDEX = "model_index.json"
 HUB_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
-HUB_VARIANTS = ("*.fp16.*", "*.non_ema.*")
+HUB_VARIANTS = ("*.fp16.*", "*.fp16-*", "*.non_ema.*")
 """Weights that a repository holds a second time."""
 
 

@@ -146,7 +146,8 @@ def _identity(settings: JudgeSettings, rubric: dict[str, str], served: str, laun
     answers = {"positive": settings.positive_answer, "negative": settings.negative_answer}
     asked = {f"question {name}": text for name, text in rubric.items()} | answers
     model = {"served": served} if launch is None else {path.name: _file_hash(path) for path in _files(launch.model)}
-    return fingerprint(asked | model)
+    how = {} if launch is None else {"arguments": repr(launch.arguments), "environment": repr(launch.environment)}
+    return fingerprint(asked | model | how)
 
 
 def _files(model: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """A vLLM server of our own: started, watched, and ended with us.
 
 It listens on a socket file in a folder that only this user can enter, on no port: vLLM leaves several of its routes
-open whatever key it is given (FINDINGS), so nobody else may reach it.
+open whatever key it is given, so nobody else may reach it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LOG_BYTES_READ = 2**14
 STOP_SECONDS = 60.0
 POLL_SECONDS = 0.1
 # Ours, and not for vLLM: the server's secrets, and a search path on which our packages would hide others.
-WITHHELD_VARIABLES = ("REWARD_SERVER_TOKEN", "JUDGE_API_KEY", "PYTHONPATH")
+WITHHELD_VARIABLES = ("REWARD_SERVER_TOKEN", "JUDGE_API_KEY", "REDIS_USERNAME", "REDIS_PASSWORD", "PYTHONPATH")
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",

@@ -113,24 +113,32 @@ def test_neither_number_nor_death_of_workers_changes_anything(finished: Run, con
     assert_equal_runs(run, finished)
 
 
-def test_a_learner_of_two_ranks_trains_as_one_does(finished: Run, config: Path) -> None:
-    run = Run(config, config.parent / "two_ranks", "--learner.ranks", "2")
-    run.finish()
+def assert_nearly_equal_runs(run: Run, finished: Run) -> None:
     assert len(run.metrics()) == len(finished.metrics())
     for (*place, found), (*expected_place, expected) in zip(run.metrics(), finished.metrics(), strict=True):
         assert place == expected_place
         assert found == pytest.approx(expected, rel=1e-3, abs=1e-5), place
 
 
-def test_a_rank_that_is_killed_ends_the_run_by_name(config: Path) -> None:
-    run = Run(config, config.parent / "dead_rank", "--learner.ranks", "2", "--alignment.iterations", "500")
-    run.wait_for_lines(2, stage="alignment")
+def test_a_learner_of_two_ranks_trains_as_one_does(finished: Run, config: Path) -> None:
+    run = Run(config, config.parent / "two_ranks", "--learner.ranks", "2")
+    run.finish()
+    assert_nearly_equal_runs(run, finished)
+
+
+def test_a_killed_rank_ends_the_run_by_name_and_it_resumes_on_two(finished: Run, config: Path) -> None:
+    options = ("--learner.ranks", "2")
+    run = Run(config, config.parent / "dead_rank", *options)
+    run.wait_for_lines(3, stage="alignment")
     ranks = run.processes("ray::Learner")
     assert len(ranks) == 2
     os.kill(max(rank.pid for rank in ranks), signal.SIGKILL)
     run.finish(status=1)
     assert "continue with --resume" in run.output.rpartition("error: ")[2]
     assert "Traceback" not in run.output
+    resumed = Run(config, run.run_dir, "--resume", *options)
+    resumed.finish()
+    assert_nearly_equal_runs(resumed, finished)
 
 
 def test_a_reward_server_that_dies_ends_the_run_by_name(config: Path) -> None:

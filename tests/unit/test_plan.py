@@ -58,7 +58,7 @@ def test_sizes_are_those_of_the_loaded_model(tiny_pipeline: Path) -> None:
 def test_memory_by_hand() -> None:
     lean = {"gradient_checkpointing": True, "idle_on_cpu": True, "decode_chunk": 1}
     alignment = {"micro_batch": 2, "reward_gradient_weight": 0.0}
-    prediction = predict(config(backbone=lean, alignment=alignment), SIZES, H100)
+    prediction = predict(config(backbone=lean, alignment=alignment, cold_start={"iterations": 0}), SIZES, H100)
     frozen = 2 * (10**9 + 10**8)
     adapters = 10**7 * FLOAT32 * (1 + 2 * 5)
     activations = 2 * 1000 * 1000 * 2 * (20 + 40)
@@ -88,6 +88,19 @@ def test_seconds_by_hand() -> None:
     assert seconds["fake_score"] == pytest.approx(one_pass * 2 / 2)
     # Three trained passes forth and back; the fake score's and the teacher's two for matching.
     assert seconds["student"] == pytest.approx(one_pass * (2 * 3 + 3) / 2)
+
+
+def test_a_cold_start_alone_by_hand() -> None:
+    cold_start = {"batch_size": 8, "student_every": 5, "consistency_weight": 0.0}
+    lean = {"gradient_checkpointing": True, "idle_on_cpu": True}
+    run = config(backbone=lean, cold_start=cold_start, alignment={"iterations": 0}, learner={"ranks": 2})
+    prediction = predict(run, SIZES, H100)
+    one_pass = 8 * (2e9 * 1000 + 4 * 20 * 1000**2 * 1000) / (0.4 * H100.peak_flops) / 2
+    # 2.5 steps on the way and three of the fake score; every fifth time the student's five passes.
+    assert prediction.seconds == pytest.approx({"fake_score": one_pass * 5.5, "student": one_pass * 5 / 5})
+    activations = 4 * 1000 * 1000 * 2 * (20 + 40)
+    weights = 2 * (10**9 + 10**8) + 10**7 * FLOAT32 * 11
+    assert prediction.learner_gib == pytest.approx(PROCESS_GIB["cuda"] + (weights + activations) / GIB)
 
 
 def test_what_does_not_fit_is_said_with_the_remedy() -> None:
