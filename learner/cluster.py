@@ -34,7 +34,8 @@ def ray_cluster(config: Config) -> Iterator[None]:
             _start(config)
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ConfigError(f"no Ray cluster to run in: {reason}") from error
+        remedy = ": is it up, and RAY_AUTH_MODE=token set if it asks for a token?" if ADDRESS in os.environ else ""
+        raise ConfigError(f"no Ray cluster to run in: {reason}{remedy}") from error
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -70,10 +71,14 @@ sys.stdin.read()
 """
 
 
+RAY = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
+"""Of cluster and drivers."""
+
+
 @contextmanager
 def process(*command: str) -> Iterator[subprocess.Popen[str]]:
     """Lives as long as the block; its standard input stays open as long."""
-    environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = os.environ | RAY | {"PYTHONPATH": str(PROJECT_ROOT)}
     pipe = subprocess.PIPE
     with subprocess.Popen(
         [sys.executable, *command], cwd=PROJECT_ROOT, env=environment, stdin=pipe, stdout=pipe, text=True
@@ -136,7 +141,7 @@ def test_a_dry_run_passes(stage: str, model: str, tmp_path: Path, cluster: str, 
     done = subprocess.run(
         [sys.executable, "learner/main.py", "--config", str(run_file), "--dry-run", *options],
         cwd=PROJECT_ROOT,
-        env=os.environ | {"RAY_ADDRESS": cluster, "RAY_USAGE_STATS_ENABLED": "0"},
+        env=os.environ | RAY | {"RAY_ADDRESS": cluster},
         capture_output=True,
         text=True,
         timeout=DEADLINE,
