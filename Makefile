@@ -30,8 +30,10 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Unit tests side by side; the others start real processes, of which each wants a machine of its own.
 test: lint
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest tests/unit -n 2
+	$(BIN)/python -m pytest tests/integration -m "not slow"
 
 # The environment of the published hpsv2 package, which `hps` is compared with; test-slow makes it as well.
 hps-parity-env: $(STAMP)

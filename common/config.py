@@ -164,6 +164,9 @@ class LearnerConfig(Section):
     threads: PositiveInt = Field(1, description="CPU threads of each rank.")
     num_cpus: NonNegativeFloat = Field(1.0, description="CPUs Ray reserves for each rank.")
     num_gpus: NonNegativeFloat = Field(0.0, description="GPUs Ray reserves for each rank.")
+    shard_base: bool = Field(
+        False, description="Spread the frozen weights over the ranks (FSDP2), where they do not fit a rank's GPU."
+    )
 
 
 class EvaluationConfig(Section):
@@ -234,6 +237,26 @@ class Config(Section):
         for key, rows in sizes.items():
             if rows < self.learner.ranks:
                 raise problem("learner.ranks", f"{self.learner.ranks}, more than {key} = {rows}: use fewer ranks")
+        return self
+
+    @model_validator(mode="after")
+    def _base_can_be_sharded(self) -> Self:
+        """Ranks that gather each other's weights must make the same passes."""
+        ranks, cold_start, alignment = self.learner.ranks, self.cold_start, self.alignment
+        if not self.learner.shard_base:
+            return self
+        if ranks == 1:
+            raise problem("learner.shard_base", "true, with one rank: there is nobody to share the weights with")
+        if 0 < self.learner.num_gpus < 1:
+            raise problem("learner.shard_base", "true, with a part of a GPU a rank: give each rank a whole one")
+        sizes = {"cold_start.batch_size": cold_start.batch_size, "alignment.group_size": alignment.group_size}
+        for key, rows in sizes.items():
+            if rows % ranks:
+                raise problem(key, f"{rows}, not a multiple of learner.ranks = {ranks}, as learner.shard_base needs")
+        if alignment.iterations > 0 and alignment.matching_weight == 0:
+            raise problem(
+                "alignment.matching_weight", "0: with learner.shard_base every rank must always have a gradient"
+            )
         return self
 
     @model_validator(mode="after")

@@ -8,7 +8,9 @@ driver.
 
 from __future__ import annotations
 
+import os
 import resource
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -27,7 +29,7 @@ from common.config import Config
 from common.errors import AttestationError, RankError
 from common.reward_access import RewardAccess
 from common.types import Prompt, ScoredGroup
-from common.weights import PublishedWeights, publish
+from common.weights import PublishedWeights, probe_velocity, publish
 from common.wire import fingerprint, tensor_hashes
 from learner.alignment_trainer import AlignmentTrainer
 from learner.attestation import PublishedPolicies
@@ -36,9 +38,11 @@ from learner.cold_start_trainer import ColdStartTrainer
 from learner.export import write_lora
 from learner.matching import MatchingSettings
 from learner.networks import Networks, OptimizerSettings
-from learner.ranks import ALONE, Meeting
+from learner.ranks import ALONE, Meeting, lost_ranks_named
 from learner.served_rewards import ServedRewards
 from learner.totals import Totals
+
+LAST_WORDS_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,11 @@ class Learner:
         self._published = PublishedPolicies(config.alignment.max_staleness)
         self._config = config
         seed, sampling, cold_start = config.run.seed, config.sampling, config.cold_start
-        self._backbone = load_backbone(config.backbone, config.lora, torch.device(device))
-        ranks = ALONE if meeting is None else meeting.join()
-        self._networks = Networks(self._backbone, OptimizerSettings.of(cold_start), seed, ranks)
+        self._ranks = ALONE if meeting is None else meeting.join()
+        self._backbone = load_backbone(
+            config.backbone, config.lora, torch.device(device), sharded=config.learner.shard_base
+        )
+        self._networks = Networks(self._backbone, OptimizerSettings.of(cold_start), seed, self._ranks)
         self._cold_start = ColdStartTrainer(
             self._networks, cold_start, sampling, config.backbone.guidance_scale, prompts, seed
         )
@@ -105,7 +111,8 @@ class Learner:
 
     def cold_start_share(self, iteration: int) -> Totals:
         """This rank's part of it."""
-        return self._cold_start.update(iteration)
+        with self._last_words():
+            return self._cold_start.update(iteration)
 
     def begin_alignment(self) -> None:
         """Freeze stage 1's averaged student and put a fresh adapter on it."""
@@ -130,18 +137,42 @@ class Learner:
 
     def align_share(self, groups: Sequence[ray.ObjectRef[ScoredGroup]]) -> Totals:
         """This rank's part of it; rank 0 has attested the groups."""
-        totals, _ = self._alignment.update(ray.get(list(groups)))
+        with self._last_words():
+            totals, _ = self._alignment.update(ray.get(list(groups)))
         return totals
+
+    @contextmanager
+    def _last_words(self) -> Iterator[None]:
+        """Ranks of a sharded base that wait for this one's part of it only hear of a failure by its process' end."""
+        try:
+            yield
+        except BaseException:
+            if self._ranks.sharded:
+                # Once Ray has taken the error to rank 0.
+                threading.Timer(LAST_WORDS_S, os._exit, [1]).start()
+            raise
 
     def publish(self, number: int, *, averaged: bool) -> PublishedWeights:
         """The student's weights as version `number`: as they train, or their moving average for evaluation."""
         started = time.perf_counter()
-        with self._networks.averaged_student() if averaged else nullcontext():
+        pending = [other.publish_share.remote(averaged=averaged) for other in self._others if self._ranks.sharded]
+        with self._published_student(averaged=averaged):
             published = publish(self._backbone, number)
+        ray.get(pending)
         if not averaged:
             self._published.remember(published.manifest.version)
         self._publish_seconds = time.perf_counter() - started
         return published
+
+    def publish_share(self, *, averaged: bool) -> None:
+        """This rank's part of the probe, where the base is sharded."""
+        with self._last_words(), self._published_student(averaged=averaged):
+            probe_velocity(self._backbone)
+
+    @contextmanager
+    def _published_student(self, *, averaged: bool) -> Iterator[None]:
+        with lost_ranks_named("a publication"), self._networks.averaged_student() if averaged else nullcontext():
+            yield
 
     def save(self, root: Path, position: Position, settings: dict[str, Any]) -> Path:
         """Write a checkpoint.

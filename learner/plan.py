@@ -87,21 +87,27 @@ class Prediction:
 
 def predict(config: Config, sizes: ModelSizes, device: Device) -> Prediction:
     """What a run will need on such devices."""
-    frozen, adapter = _frozen_gib(config, sizes), sizes.adapter * FLOAT32 / GIB
+    adapter = sizes.adapter * FLOAT32 / GIB
     kind = "cpu" if device.name == "cpu" else "cuda"
     number = 4 if config.backbone.dtype == "float32" else 2
     # Stage 2: the cold start's adapter frozen, the aligned one and the fake score's trained.
-    learner = PROCESS_GIB[kind] + frozen + adapter * (1 + 2 * TRAINED_COPIES) + _activations_gib(config, sizes)
+    learner = PROCESS_GIB[kind] + _frozen_gib(config, sizes, config.learner.shard_base)
+    learner += adapter * (1 + 2 * TRAINED_COPIES) + _activations_gib(config, sizes)
     one_sample = sizes.tokens * sizes.width * BLOCK_ACTIVATIONS * number / GIB
-    worker = PROCESS_GIB[kind] + frozen + 2 * adapter + config.alignment.group_size * one_sample
+    worker = PROCESS_GIB[kind] + _frozen_gib(config, sizes, False) + 2 * adapter
+    worker += config.alignment.group_size * one_sample
     return Prediction(learner, worker, _seconds(config, sizes, device))
 
 
-def _frozen_gib(config: Config, sizes: ModelSizes) -> float:
+def _frozen_gib(config: Config, sizes: ModelSizes, sharded: bool) -> float:
     settings = config.backbone
     number = 4 if settings.dtype == "float32" else 2
     encoders = sizes.text_encoders * (1 if settings.text_encoder_int8 else number)
-    parts = sizes.transformer * sizes.bases * number + sizes.vae * number
+    bases = float(sizes.transformer * sizes.bases)
+    if sharded:
+        # Its own part, and two blocks whole: one that computes, one on its way.
+        bases = bases / config.learner.ranks + 2 * sizes.transformer / sizes.layers
+    parts = bases * number + sizes.vae * number
     return (parts if settings.idle_on_cpu else parts + encoders) / GIB
 
 
@@ -174,7 +180,7 @@ def requirements_text(config: Config, sizes: ModelSizes, prediction: Prediction,
         lines.append(f"{name:16}{number:>6}{gpus:>11g}{gib:>10.1f}   {fits}")
     if any(gib > device.memory_gib for *_, gib in rows):
         lines.append("to need less: a smaller alignment.micro_batch, group_size or backbone.decode_chunk; backbone.")
-        lines[-1] += "gradient_checkpointing, idle_on_cpu, text_encoder_int8"
+        lines[-1] += "gradient_checkpointing, idle_on_cpu, text_encoder_int8; learner.shard_base"
     parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in prediction.seconds.items())
     stage = "alignment" if config.alignment.iterations > 0 else "the cold start"
     lines += ["", f"an iteration of {stage}: {prediction.iteration_s:.2f} s ({parts}), without VAE and rewards"]

@@ -43,7 +43,7 @@ def started_learner(
     with _placed(settings.ranks, {"CPU": settings.num_cpus, "GPU": settings.num_gpus}) as group, _meeting(group) as at:
         ranks = [
             actor.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group, index)).remote(
-                config, prompts, access, device, Meeting(index, settings.ranks, at, CALL_TIMEOUT_S)
+                config, prompts, access, device, Meeting(index, settings.ranks, at, CALL_TIMEOUT_S, settings.shard_base)
             )
             for index in range(settings.ranks)
         ]

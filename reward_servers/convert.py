@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from transformers import CLIPModel, CLIPVisionModelWithProjection
+from transformers.utils import logging as transformers_logging
 
 from common.errors import ConfigError, ModelError, RtdmdError
 from reward_servers.convert_published import HPS_SETTINGS, IMAGE_REWARD_SETTINGS, image_reward_state
@@ -50,6 +51,7 @@ TOKENIZER_FILES = (
 def main(arguments: list[str] | None = None) -> int:
     """Convert; 0 when the directory is there, 2 with one line on stderr when not."""
     options = build_parser().parse_args(arguments)
+    transformers_logging.disable_progress_bar()
     try:
         scorer = options.convert(options)
     except RtdmdError as error:

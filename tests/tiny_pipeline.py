@@ -56,11 +56,13 @@ def write_tiny_pipeline(directory: Path, seed: int = 0, *, dual_attention: tuple
     return directory
 
 
-def load_tiny_backbone(directory: Path, lora: LoraConfig | None = None, **changes: object) -> StableDiffusion3:
+def load_tiny_backbone(
+    directory: Path, lora: LoraConfig | None = None, *, sharded: bool = False, **changes: object
+) -> StableDiffusion3:
     """A backbone of its own on the saved pipeline, as learner and worker load it."""
     values = {"path": directory, "max_sequence_length": T5_TOKENS, "dtype": "float32", "guidance_scale": 3.0}
     settings = Sd3Backbone.model_validate(values | changes)
-    return StableDiffusion3(settings, lora or tiny_lora(), torch.device("cpu"))
+    return StableDiffusion3(settings, lora or tiny_lora(), torch.device("cpu"), sharded=sharded)
 
 
 def tiny_lora(targets: tuple[str, ...] = TARGETS) -> LoraConfig:

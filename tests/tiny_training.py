@@ -51,7 +51,7 @@ def alignment_settings(**changes: object) -> AlignmentConfig:
 
 
 def new_networks(pipeline: Path, settings: ColdStartConfig | None = None, ranks: Ranks = ALONE) -> Networks:
-    backbone = load_tiny_backbone(pipeline)
+    backbone = load_tiny_backbone(pipeline, sharded=ranks.sharded)
     return Networks(backbone, OptimizerSettings.of(settings or cold_start_settings()), 0, ranks)
 
 

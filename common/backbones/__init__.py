@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from importlib import import_module
 from typing import Any
 
@@ -33,13 +34,20 @@ def model_sizes(settings: BackboneConfig, lora: LoraConfig) -> ModelSizes | None
     return sizes
 
 
-def load_backbone(settings: BackboneConfig, lora: LoraConfig, device: torch.device) -> Backbone:
+def load_backbone(
+    settings: BackboneConfig, lora: LoraConfig, device: torch.device, *, sharded: bool = False
+) -> Backbone:
     """Load the family that the run file names: one of ours, or any class by its import path module:Class.
 
+    `sharded` spreads its frozen base over the ranks of torch.distributed, see `common/backbones/sharding.py`.
+
     Raises:
-        ModelError: there is no such class; or see the family's own file.
+        ModelError: there is no such class, or it cannot be sharded; or see the family's own file.
     """
-    backbone: Backbone = _family(settings)(settings, lora, device)
+    family, options = _family(settings), {"sharded": True} if sharded else {}
+    if options.keys() - inspect.signature(family).parameters.keys():
+        raise ModelError(f"backbone.family = {settings.family}: it takes no `sharded`: set learner.shard_base to false")
+    backbone: Backbone = family(settings, lora, device, **options)
     return backbone
 
 

@@ -23,6 +23,7 @@ from common.backbones.base import Conditioning, Guidance, Network
 from common.backbones.int8 import quantise_linears
 from common.backbones.pipeline_files import PipelineFiles, find_pipeline, first_line
 from common.backbones.precision import arithmetic
+from common.backbones.sharding import shard
 from common.backbones.sizes import ModelSizes, model_sizes
 from common.config import LoraConfig
 from common.config_backbones import BackboneSection
@@ -50,8 +51,8 @@ class DiffusersBackbone(ABC, Generic[Settings]):
     latent_shape: tuple[int, int, int]
     guidance: Guidance
 
-    def __init__(self, settings: Settings, lora: LoraConfig, device: torch.device) -> None:
-        """Load the pipeline.
+    def __init__(self, settings: Settings, lora: LoraConfig, device: torch.device, *, sharded: bool = False) -> None:
+        """Load the pipeline; with `sharded` its transformers are spread, see `common/backbones/sharding.py`.
 
         Raises:
             ModelError: the directory is missing, incomplete, corrupt, holds another kind of pipeline, or cannot do what
@@ -71,14 +72,11 @@ class DiffusersBackbone(ABC, Generic[Settings]):
         if settings.text_encoder_int8:
             for encoder in self._text_encoders():
                 quantise_linears(encoder)
-        if settings.idle_on_cpu:
-            self._pipeline.transformer.to(device)
-        else:
-            self._pipeline.to(device)
         self._transformer = self._pipeline.transformer.eval()
         self._teacher = self._load_teacher()
         self._vae = self._pipeline.vae.eval().requires_grad_(False)
         self._base_fingerprint = self._fingerprint()
+        self._place(sharded)
         self.adapters = AdapterBank(
             {Network.STUDENT: self._transformer, Network.FAKE_SCORE: self._teacher, Network.TEACHER: self._teacher},
             rank=lora.rank,
@@ -135,6 +133,17 @@ class DiffusersBackbone(ABC, Generic[Settings]):
         """The base of teacher and fake score, unless it is the student's."""
         module: torch.nn.Module = self._transformer
         return module
+
+    def _place(self, sharded: bool) -> None:
+        """Put every part where it works."""
+        for base in dict.fromkeys((self._transformer, self._teacher)):
+            if sharded:
+                shard(base, self.device)
+            else:
+                base.to(self.device)
+        if not self._settings.idle_on_cpu:
+            for part in (*self._text_encoders(), self._vae):
+                part.to(self.device)
 
     def _vae_latents(self, latents_Bchw: Tensor) -> Tensor:
         """The latents as the decoder takes them."""

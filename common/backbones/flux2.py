@@ -92,7 +92,7 @@ class Flux2(DiffusersBackbone[Flux2Backbone]):
             )
         except Exception as error:  # see DiffusersBackbone._load_pipeline
             raise self._teacher_files.broken(first_line(error)) from error
-        return teacher.to(self.device).eval()
+        return teacher.eval()
 
     def _load_tokenizer(self) -> PreTrainedTokenizerFast:
         try:

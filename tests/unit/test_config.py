@@ -111,6 +111,20 @@ def test_a_config_is_frozen() -> None:
         ({"backbone": {"family": "flux1", "height": 0}}, "run.yaml: backbone.height = 0: input should be greater"),
         ({"backbone": {"family": "my.module:"}}, 'run.yaml: backbone.family = "my.module:": string should match'),
         ({"backbone": None}, "run.yaml: backbone = null"),
+        ({"learner": {"ranks": 17}}, "learner.ranks: 17, more than alignment.group_size = 16: use fewer ranks"),
+        ({"learner": {"shard_base": True}}, "learner.shard_base: true, with one rank"),
+        (
+            {"learner": {"shard_base": True, "ranks": 2, "num_gpus": 0.5}},
+            "learner.shard_base: true, with a part of a GPU a rank",
+        ),
+        (
+            {"learner": {"shard_base": True, "ranks": 3}},
+            "alignment.group_size: 16, not a multiple of learner.ranks = 3, as learner.shard_base needs",
+        ),
+        (
+            {"learner": {"shard_base": True, "ranks": 2}, "alignment": {"matching_weight": 0}},
+            "alignment.matching_weight: 0: with learner.shard_base every rank must always have a gradient",
+        ),
         ({"metrics": {"port": 70_000}}, "metrics.port = 70000"),
         ({"rewards": []}, "rewards = []"),
         ({"rewards": [{"name": "hps"}]}, 'rewards.hps.scorer: url is "local" but no scorer is named'),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -107,12 +105,3 @@ def test_what_cannot_be_sampled_is_refused_in_a_line(
 ) -> None:
     assert generate.main(["--run", str(run), *options, "--out", str(tmp_path)]) == status
     assert capsys.readouterr().err.startswith(message)
-
-
-def test_no_ray_is_needed() -> None:
-    """Neither to sample, nor to export, nor to evaluate."""
-    code = (
-        "import sys; sys.modules['ray'] = None; import learner.generate, learner.export, learner.evaluate; print('ok')"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=250, check=False)
-    assert result.stdout == "ok\n", result.stderr

@@ -80,6 +80,15 @@ def test_what_needs_less_memory_is_predicted_to(change: dict[str, object], sign:
     assert (after - before) * sign > 0
 
 
+def test_a_sharded_base_costs_a_rank_its_part_and_two_blocks() -> None:
+    learner = {"ranks": 4}
+    whole = predict(config(learner=learner), SIZES, H100)
+    sharded = predict(config(learner=learner | {"shard_base": True}), SIZES, H100)
+    saved = 2 * (10**9 - 10**9 / 4 - 2 * 10**9 / 20)
+    assert whole.learner_gib - sharded.learner_gib == pytest.approx(saved / GIB)
+    assert whole.worker_gib == sharded.worker_gib
+
+
 def test_seconds_by_hand() -> None:
     run = config(cold_start={"consistency_weight": 0.0}, learner={"ranks": 2}, workers={"count": 4})
     one_pass = 32 * 16 * (2e9 * 1000 + 4 * 20 * 1000**2 * 1000) / (0.4 * H100.peak_flops)

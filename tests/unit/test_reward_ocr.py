@@ -17,7 +17,7 @@ from common.reward_api import MAX_ASPECT, ByteArray
 
 pytest.importorskip("rapidocr", reason="rapidocr is not installed: pip install -e '.[ocr]'")
 
-from reward_servers.scorers.ocr import MAX_TEXT_CHARACTERS, OcrScorer, demanded_text, edit_distance, similarity
+from reward_servers.scorers.ocr import MAX_TEXT_CHARACTERS, OcrScorer, demanded_text, edit_distance, similarity, widened
 
 PROMPT = 'a poster with "Hello World" on it'
 
@@ -54,6 +54,15 @@ def test_the_further_from_the_demanded_text_the_lower(scorer: OcrScorer) -> None
     assert scores[1] > scores[2]
     # No text at all: a real score, not a failure.
     assert scores[3] == 0.0
+
+
+def test_a_tall_picture_is_read_at_the_cost_of_a_small_one(scorer: OcrScorer) -> None:
+    assert widened(np.zeros((MAX_ASPECT, 1, 3), np.uint8)).shape == (MAX_ASPECT, MAX_ASPECT // 4, 3)
+    wide = render("Hello", 30, 128)
+    assert np.array_equal(widened(wide), wide)
+    tall = np.full((128 * 6, 128, 3), 255, np.uint8)
+    tall[:128] = wide
+    assert scorer.read(tall).strip() == "Hello"
 
 
 def test_noise_and_slivers_have_no_text(scorer: OcrScorer) -> None:
