@@ -67,6 +67,8 @@ def main() -> None:
         section |= {"height": arguments.side, "width": arguments.side, "dtype": "bfloat16"}
         config = _config(section | {"gradient_checkpointing": arguments.checkpointing}, arguments)
         backbone = load_backbone(config.backbone, config.lora, device)
+        if config.workers.compiled:
+            backbone.compile_blocks()
         figures = _measure(backbone, config, device)
     conditions = {"device": _name(device), "side": arguments.side, "group_size": arguments.group_size}
     print(json.dumps({"benchmark": f"backbones.{arguments.model}"} | figures | conditions, indent=1))
@@ -80,6 +82,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--micro-batch", type=int, default=8)
     parser.add_argument("--layers", type=int, help="blocks of the transformer, where not as many as published")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
+    parser.add_argument(
+        "--compiled", action="store_true", help="of the sampler, as workers.compiled"
+    )
     return parser.parse_args()
 
 
@@ -97,6 +102,7 @@ def _config(section: dict[str, Any], arguments: argparse.Namespace) -> Config:
             "prompts": {"train": "none", "evaluation": "none"},
             "sampling": {"steps": STEPS},
             "alignment": alignment,
+            "workers": {"compiled": arguments.compiled},
             "rewards": [{"name": "bright", "url": "http://127.0.0.1:1", "differentiable": True}],
         }
     )
@@ -109,13 +115,13 @@ def _measure(backbone: Backbone, config: Config, device: torch.device) -> dict[s
     plan = StepPlan(0, backbone.sigmas(STEPS), SamplingConfig().eta, (0, 1))
     sampled = sample_group(backbone, PROMPT, plan, seed=0, group_size=size)
     ours = _seconds(lambda: _sample_and_decode(backbone, plan, size), device)
-    theirs = _seconds(lambda: _pipeline(backbone, size, config), device)
-
-    trainer = _trainer(networks, config)
-    group = _scored(sampled, plan)
-    totals, _ = trainer.update([group])
-    _reset_peak(device)
-    step = _seconds(lambda: trainer.update([group]), device)
+    trainer, group = _trainer(networks, config), _scored(sampled, plan)
+    # The plain pipeline and the learner are not compiled.
+    with torch.compiler.set_stance("force_eager"):
+        theirs = _seconds(lambda: _pipeline(backbone, size, config), device)
+        totals, _ = trainer.update([group])
+        _reset_peak(device)
+        step = _seconds(lambda: trainer.update([group]), device)
     sizes = model_sizes(config.backbone, config.lora)
     assert sizes is not None
     peak = this_cpu(torch.get_num_threads()) if device.type == "cpu" else _device(_name(device))

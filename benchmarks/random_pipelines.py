@@ -91,7 +91,7 @@ def write_sd35_medium(directory: Path, layers: int) -> dict[str, Any]:
 
 
 def write_klein_4b(directory: Path, layers: int) -> dict[str, Any]:
-    """As `write_sd35_medium`; teacher and student share one base, which is what one GPU holds at the least."""
+    """As `write_sd35_medium`; the teacher has a base of its own, of the same random weights."""
     words = _tokenizer()
     config = KLEIN_4B | {"num_single_layers": layers}
     Flux2KleinPipeline(
@@ -114,8 +114,8 @@ def write_klein_4b(directory: Path, layers: int) -> dict[str, Any]:
         tokenizer=words,
         is_distilled=False,
     ).save_pretrained(directory)
-    layers_used = {"text_encoder_layers": (1, 2, 3), "max_sequence_length": 512}
-    return {"family": "flux2", "path": directory, "guidance_scale": 4.0, **layers_used}
+    text = {"text_encoder_layers": (1, 2, 3), "max_sequence_length": 512}
+    return {"family": "flux2", "path": directory, "teacher_path": directory, "guidance_scale": 4.0, **text}
 
 
 MODELS: dict[str, tuple[Callable[[Path, int], dict[str, Any]], int]] = {

@@ -152,6 +152,9 @@ class WorkersConfig(Section):
     threads: PositiveInt = Field(1, description="CPU threads of each.")
     num_cpus: NonNegativeFloat = Field(1.0, description="CPUs Ray reserves for each.")
     num_gpus: NonNegativeFloat = Field(0.0, description="GPUs Ray reserves for each.")
+    compiled: bool = Field(
+        False, description="Compile the transformer's blocks (torch.compile): minutes at the start, faster samples."
+    )
     restarts: NonNegativeInt = Field(3, description="Times a dead worker is brought back before the run stops.")
 
 

@@ -291,6 +291,7 @@ def _start_workers(config: Config, access: RewardAccess) -> list[ActorHandle]:
         seed=config.run.seed,
         threads=config.workers.threads,
         device=_device(config.workers.num_gpus),
+        compiled=config.workers.compiled,
     )
     worker_class = ray.remote(RolloutWorker).options(
         num_cpus=config.workers.num_cpus,

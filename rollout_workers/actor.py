@@ -41,6 +41,7 @@ class WorkerSettings:
     seed: int
     threads: int
     device: str
+    compiled: bool
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ class RolloutWorker:
         self._settings = settings
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._backbone = load_backbone(settings.backbone, settings.lora, torch.device(settings.device))
+        if settings.compiled:
+            self._backbone.compile_blocks()
         tolerance = PROBE_TOLERANCE[settings.backbone.dtype]
         self._receiver = WeightReceiver(self._backbone, tolerance)
         self._empty = self._backbone.encode_prompts([""])

@@ -94,5 +94,8 @@ class ToyFlow:
     def enable_gradient_checkpointing(self) -> None:
         """Two layers have no activations worth it."""
 
+    def compile_blocks(self) -> None:
+        """It has none."""
+
     def save_lora(self, directory: Path, state: dict[str, Tensor], scale: float) -> None:
         save_file({**state, "scale": torch.tensor(scale)}, directory / "toy_lora.safetensors")

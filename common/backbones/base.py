@@ -110,6 +110,10 @@ class Backbone(Protocol):
         """Recompute activations in the backward pass, through the network of the forward pass."""
         ...
 
+    def compile_blocks(self) -> None:
+        """Compile what sampling repeats, when it is first met."""
+        ...
+
     def save_lora(self, directory: Path, state: dict[str, Tensor], scale: float) -> None:
         """Write an adapter, whose update is `scale` B A, in the family's own format."""
         ...

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from common.backbones.adapters import AdapterBank
 from common.backbones.base import Conditioning, Guidance, Network
+from common.backbones.blocks import compile_blocks
 from common.backbones.int8 import quantise_linears
 from common.backbones.pipeline_files import PipelineFiles, find_pipeline, first_line
 from common.backbones.precision import arithmetic
@@ -217,6 +218,10 @@ class DiffusersBackbone(ABC, Generic[Settings]):
         transformers: list[Any] = [*self.adapters.modules()]
         for transformer in transformers:
             transformer.enable_gradient_checkpointing(self._checkpoint)
+
+    def compile_blocks(self) -> None:
+        """Compile what sampling repeats, when it is first met."""
+        compile_blocks(self.adapters.modules())
 
     def _checkpoint(self, function: Callable[..., Any], *inputs: Any) -> Any:
         def in_same_arithmetic(*inputs: Any) -> Any:

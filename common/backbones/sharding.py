@@ -11,6 +11,8 @@ from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from common.backbones.blocks import blocks
+
 
 def shard(base: nn.Module, device: torch.device) -> None:
     """Spread the weights over all processes of torch.distributed, and put this one's part on its device.
@@ -18,9 +20,7 @@ def shard(base: nn.Module, device: torch.device) -> None:
     Block by block, from the CPU: the device never holds all of them.
     """
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
-    for part in base.children():
-        if isinstance(part, nn.ModuleList):
-            for block in part:
-                fully_shard(block, mesh=mesh)
+    for block in blocks(base):
+        fully_shard(block, mesh=mesh)
     # Embeddings, and what else is in no block.
     fully_shard(base, mesh=mesh)
