@@ -9,7 +9,7 @@ utilisation         of the device's peak by one RTDMD update, by the passes that
 peak_gib            of such an update, the VAE's gradient included
 publish_ms          from the learner's weights to a sampler that computes with them, attested
 surrogate_gap       largest difference between the sampler's surrogate of a step and the learner's
-shared_over_copies  weights that student, fake score and teacher hold on one base, over three copies of it
+shared_over_copies  weights that student, fake score and teacher hold together, over those of three models
 
 Needs torch, diffusers, transformers, peft and safetensors; not Ray.
 """
@@ -82,9 +82,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--micro-batch", type=int, default=8)
     parser.add_argument("--layers", type=int, help="blocks of the transformer, where not as many as published")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
-    parser.add_argument(
-        "--compiled", action="store_true", help="of the sampler, as workers.compiled"
-    )
+    parser.add_argument("--compiled", action="store_true", help="of the sampler, as workers.compiled")
     return parser.parse_args()
 
 
@@ -138,7 +136,7 @@ def _measure(backbone: Backbone, config: Config, device: torch.device) -> dict[s
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if device.type == "cuda" else None,
         "publish_ms": round(_seconds(lambda: _publish(backbone, config), device) * 1000, 1),
         "surrogate_gap": totals.values()["surrogate_gap"],
-        "shared_over_copies": round((sizes.transformer + adapters) / (3 * sizes.transformer), 3),
+        "shared_over_copies": round((sizes.bases * sizes.transformer + adapters) / (3 * sizes.transformer), 3),
     }
 
 

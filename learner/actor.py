@@ -25,6 +25,7 @@ from ray.exceptions import RayActorError
 from torch import Tensor
 
 from common.backbones import load_backbone
+from common.backbones.base import Guidance
 from common.config import Config
 from common.errors import AttestationError, RankError
 from common.reward_access import RewardAccess
@@ -94,6 +95,10 @@ class Learner:
     def sigmas(self, num_steps: int) -> tuple[float, ...]:
         """The backbone's schedule; answered once the backbone is loaded."""
         return self._backbone.sigmas(num_steps)
+
+    def guidance(self) -> Guidance:
+        """How the backbone takes guidance."""
+        return self._backbone.guidance
 
     def base_fingerprint(self) -> str:
         return self._backbone.base_fingerprint()

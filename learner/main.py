@@ -32,6 +32,7 @@ from prometheus_client import CollectorRegistry
 from ray.actor import ActorHandle
 
 from common.backbones import model_sizes
+from common.backbones.base import Guidance
 from common.config import Config
 from common.config_rewards import RewardConfig
 from common.embedded_redis import embedded_redis
@@ -152,6 +153,7 @@ def started_service(
         workers = _start_workers(config, access)
         sigmas = _wait_until_loaded(config, ranks, workers)
         check_schedule(config, sigmas)
+        check_guidance(config, answer(ranks[0].guidance.remote()))
         if not invocation.dry_run:
             begin(invocation, start)
         yield Service(
@@ -322,6 +324,16 @@ def _wait_until_loaded(config: Config, ranks: list[ActorHandle], workers: list[A
         raise ModelError(f"learner and workers found different models at {config.backbone.path}: give all the same")
     sigmas: tuple[float, ...] = answer(ranks[0].sigmas.remote(config.sampling.steps))
     return sigmas
+
+
+def check_guidance(config: Config, guidance: Guidance) -> None:
+    """The evaluated teacher is guided; a model that takes no guidance would fail there, after the first stage."""
+    evaluation = config.evaluation
+    if guidance is Guidance.NONE and evaluation.teacher and evaluation.teacher_guidance != 1:
+        raise ConfigError(
+            f"evaluation.teacher_guidance = {evaluation.teacher_guidance:g}: the teacher at {config.backbone.path} "
+            "takes no guidance: set it to 1"
+        )
 
 
 def check_schedule(config: Config, sigmas: tuple[float, ...]) -> None:

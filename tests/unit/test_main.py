@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from ray.exceptions import ObjectLostError, RayTaskError
 
+from common.backbones.base import Guidance
 from common.config import Config
 from common.errors import AttestationError, ConfigError, RewardRejected, RewardUnavailable, RtdmdError
 from common.flow import static_shift_sigmas
@@ -16,7 +17,15 @@ from common.reward_api import ScoreRequest, ScoreResponse
 from common.types import Prompt
 from learner.cli import Invocation
 from learner.cluster import ray_cluster
-from learner.main import _check_rewards, _errors_from_ray, _plain_questions, _redis, _reward_access, check_schedule
+from learner.main import (
+    _check_rewards,
+    _errors_from_ray,
+    _plain_questions,
+    _redis,
+    _reward_access,
+    check_guidance,
+    check_schedule,
+)
 from tests.fake_reward_server import INFO, SCORES, error_body, fake_server
 
 PLAIN = {"unasked": PlainQuestion("a dot", {})}
@@ -87,6 +96,15 @@ def test_a_schedule_without_room_to_renoise_is_refused(steps: int) -> None:
     with pytest.raises(ConfigError, match=rf"sampling\.steps = {steps}: .* is {1 - 1 / steps:.3f}, .* at most 0\.97"):
         check_schedule(chosen, sigmas)
     check_schedule(config(sampling={"steps": steps}, cold_start={"iterations": 0}), sigmas)
+
+
+def test_guidance_for_a_teacher_that_takes_none_is_refused_before_training() -> None:
+    guided = config(evaluation={"teacher_guidance": 4})
+    with pytest.raises(ConfigError, match=r"evaluation\.teacher_guidance = 4: the teacher at model takes no guidance"):
+        check_guidance(guided, Guidance.NONE)
+    check_guidance(guided, Guidance.INPUT)
+    check_guidance(config(evaluation={"teacher_guidance": 1}), Guidance.NONE)
+    check_guidance(config(evaluation={"teacher_guidance": 4, "teacher": False}), Guidance.NONE)
 
 
 def invocation(run_dir: Path, *, dry_run: bool = False) -> Invocation:
