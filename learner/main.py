@@ -32,17 +32,13 @@ from prometheus_client import CollectorRegistry
 from ray.actor import ActorHandle
 
 from common.backbones import model_sizes
-from common.backbones.base import Guidance
 from common.config import Config
 from common.config_rewards import RewardConfig
 from common.embedded_redis import embedded_redis
 from common.errors import ConfigError, ModelError, RtdmdError, RunStopped
-from common.flow import RENOISE_MARGIN, RENOISE_MAX
 from common.metrics import DriverMetrics, LearnerMetrics, serve
 from common.outage import Outage
-from common.plain_question import PlainQuestion
 from common.reward_access import REWARD_TOKEN, RewardAccess
-from common.reward_api import ServerInfo
 from common.reward_client import RewardEndpoint
 from common.store import RedisAddress, RedisLink, RunControl
 from common.types import Prompt
@@ -56,6 +52,7 @@ from learner.policies import PolicyRecords
 from learner.rank_group import started_learner
 from learner.run_directory import Start, begin, claimed, continuity, require_same_rewards
 from learner.service import PolicySpecs, Service
+from learner.start_checks import check_enough_prompts, check_guidance, check_rewards, check_schedule, plain_questions
 from learner.tracker import Tracker
 from learner.worker_pool import WorkerPool
 from rollout_workers.actor import RolloutWorker, WorkerSettings
@@ -119,7 +116,7 @@ def _prediction(config: Config) -> Prediction | None:
 def _run(invocation: Invocation) -> None:
     train_prompts = load_prompts(invocation.config.prompts.train)
     evaluation_prompts = load_prompts(invocation.config.prompts.evaluation)
-    _check_enough_prompts(invocation.config, len(train_prompts))
+    check_enough_prompts(invocation.config, len(train_prompts))
     with (
         claimed(invocation) as (run_dir, start),
         started_service(invocation, run_dir, start, train_prompts, evaluation_prompts) as service,
@@ -144,8 +141,8 @@ def started_service(
         redis = stack.enter_context(_redis(config, run_dir))
         servers = stack.enter_context(LocalServers(_local_servers(config), run_dir / "logs"))
         access = _reward_access(config, servers.urls, redis)
-        plain = _plain_questions(config, train_prompts[0], evaluation_prompts[0])
-        access = replace(access, infos=_check_rewards(config, access, plain), plain=plain)
+        plain = plain_questions(config, train_prompts[0], evaluation_prompts[0])
+        access = replace(access, infos=check_rewards(config, access, plain), plain=plain)
         require_same_rewards(start, access.infos)
         stack.enter_context(ray_cluster(config))
         device = _device(config.learner.num_gpus)
@@ -218,15 +215,6 @@ def _tracker(config: Config, run_dir: Path) -> Iterator[Tracker]:
         yield tracker
 
 
-def _check_enough_prompts(config: Config, available: int) -> None:
-    for key, needed in (
-        ("cold_start.batch_size", config.cold_start.batch_size),
-        ("alignment.prompts_per_iteration", config.alignment.prompts_per_iteration),
-    ):
-        if needed > available:
-            raise ConfigError(f"{key} = {needed}, but {config.prompts.train} has only {available} prompts")
-
-
 def _local_servers(config: Config) -> list[LocalServerSpec]:
     return [
         LocalServerSpec(reward.name, reward.scorer, reward.model, reward.threads, reward.max_batch)
@@ -247,35 +235,6 @@ def _reward_access(config: Config, local_urls: dict[str, str], redis: RedisAddre
         redis=redis,
         cached_scores=config.redis.cached_scores,
     )
-
-
-def _plain_questions(config: Config, train: Prompt, evaluation: Prompt) -> dict[str, PlainQuestion]:
-    """What every reward can answer, with a prompt of those that it is asked about."""
-    chosen = {reward.name: train if reward.trained else evaluation for reward in config.rewards}
-    return {name: PlainQuestion(prompt.text, dict(prompt.metadata)) for name, prompt in chosen.items()}
-
-
-def _check_rewards(config: Config, access: RewardAccess, plain: dict[str, PlainQuestion]) -> dict[str, ServerInfo]:
-    """Ask every server who it is, and every reward a plain question, before anything expensive starts.
-
-    Returns:
-        What each reward is in this run.
-
-    Raises:
-        RewardError: no server of a reward answers, or one answers not as a reward server or not as the others.
-        ConfigError: a server cannot do what the run asks of it.
-    """
-    with access.client() as client:
-        infos = {reward.name: client.verify(reward.name) for reward in config.rewards}
-        for reward in config.rewards:
-            if reward.differentiable and not infos[reward.name].differentiable:
-                raise ConfigError(
-                    f"rewards.{reward.name}.differentiable is true, but its server has no gradient: set it to false"
-                )
-            client.ask_plainly(reward.name, plain[reward.name])
-            if reward.differentiable:
-                client.ask_plainly(reward.name, plain[reward.name], gradient=True)
-    return infos
 
 
 def _waited_for(config: Config) -> set[str]:
@@ -324,27 +283,6 @@ def _wait_until_loaded(config: Config, ranks: list[ActorHandle], workers: list[A
         raise ModelError(f"learner and workers found different models at {config.backbone.path}: give all the same")
     sigmas: tuple[float, ...] = answer(ranks[0].sigmas.remote(config.sampling.steps))
     return sigmas
-
-
-def check_guidance(config: Config, guidance: Guidance) -> None:
-    """The evaluated teacher is guided; a model that takes no guidance would fail there, after the first stage."""
-    evaluation = config.evaluation
-    if guidance is Guidance.NONE and evaluation.teacher and evaluation.teacher_guidance != 1:
-        raise ConfigError(
-            f"evaluation.teacher_guidance = {evaluation.teacher_guidance:g}: the teacher at {config.backbone.path} "
-            "takes no guidance: set it to 1"
-        )
-
-
-def check_schedule(config: Config, sigmas: tuple[float, ...]) -> None:
-    """Stage 1 renoises from every level but the first: above the second there must be room."""
-    highest = RENOISE_MAX - RENOISE_MARGIN
-    distils = config.cold_start.iterations > 0 and config.cold_start.from_checkpoint is None
-    if distils and sigmas[1] > highest:
-        raise ConfigError(
-            f"sampling.steps = {config.sampling.steps}: the second noise level is {sigmas[1]:.3f}, and the cold start "
-            f"needs it to be at most {highest:.2f}: use fewer steps"
-        )
 
 
 def plan_text(invocation: Invocation, start: Start) -> str:

@@ -17,15 +17,8 @@ from common.reward_api import ScoreRequest, ScoreResponse
 from common.types import Prompt
 from learner.cli import Invocation
 from learner.cluster import ray_cluster
-from learner.main import (
-    _check_rewards,
-    _errors_from_ray,
-    _plain_questions,
-    _redis,
-    _reward_access,
-    check_guidance,
-    check_schedule,
-)
+from learner.main import _errors_from_ray, _redis, _reward_access
+from learner.start_checks import check_guidance, check_rewards, check_schedule, plain_questions
 from tests.fake_reward_server import INFO, SCORES, error_body, fake_server
 
 PLAIN = {"unasked": PlainQuestion("a dot", {})}
@@ -54,13 +47,13 @@ def closed_port() -> int:
 def test_every_reward_server_is_asked_before_the_run(closed_port: int) -> None:
     chosen = config(rewards=[{"name": "unasked", "url": f"http://127.0.0.1:{closed_port}"}])
     with pytest.raises(RewardUnavailable, match=rf"reward unasked at http://127\.0\.0\.1:{closed_port}"):
-        _check_rewards(chosen, _reward_access(chosen, {}, None), PLAIN)
+        check_rewards(chosen, _reward_access(chosen, {}, None), PLAIN)
 
 
 def test_a_reward_nobody_serves_is_refused_before_the_run() -> None:
     chosen = config(rewards=[{"name": "unasked", "url": "redis"}], redis={"url": "redis://host:1/0"})
     with pytest.raises(RewardUnavailable, match="reward unasked: no server of that name is registered"):
-        _check_rewards(chosen, _reward_access(chosen, {}, None), PLAIN)
+        check_rewards(chosen, _reward_access(chosen, {}, None), PLAIN)
 
 
 def test_every_reward_answers_a_plain_question_before_the_run() -> None:
@@ -68,13 +61,13 @@ def test_every_reward_answers_a_plain_question_before_the_run() -> None:
     with fake_server() as server:
         chosen = config(rewards=[{"name": "unasked", "url": server.url}])
         server.replies = [(200, ScoreResponse("fake", "hash", SCORES[:1]).to_bytes())]
-        plain = _plain_questions(chosen, Prompt(0, "a train", {"count": 1}), Prompt(1, "evaluation"))
+        plain = plain_questions(chosen, Prompt(0, "a train", {"count": 1}), Prompt(1, "evaluation"))
         assert plain == {"unasked": PlainQuestion("a train", {"count": 1})}
-        assert _check_rewards(chosen, _reward_access(chosen, {}, None), plain) == {"unasked": INFO}
+        assert check_rewards(chosen, _reward_access(chosen, {}, None), plain) == {"unasked": INFO}
         assert ScoreRequest.from_bytes(server.bodies[0]).metadata == [{"count": 1}]
         server.replies = [(422, error_body("request"))]
         with pytest.raises(RewardRejected):
-            _check_rewards(chosen, _reward_access(chosen, {}, None), plain)
+            check_rewards(chosen, _reward_access(chosen, {}, None), plain)
 
 
 @pytest.mark.parametrize("url", ["redis://127.0.0.1:{port}/0?password=sesame", "redis://127.0.0.1:port/0"])

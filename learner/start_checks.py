@@ -1,0 +1,72 @@
+"""What must hold before a run begins, beyond what its file alone tells: prompts, rewards, and the loaded model."""
+
+from __future__ import annotations
+
+from common.backbones.base import Guidance
+from common.config import Config
+from common.errors import ConfigError
+from common.flow import RENOISE_MARGIN, RENOISE_MAX
+from common.plain_question import PlainQuestion
+from common.reward_access import RewardAccess
+from common.reward_api import ServerInfo
+from common.types import Prompt
+
+
+def check_enough_prompts(config: Config, available: int) -> None:
+    """A batch never repeats a prompt."""
+    for key, needed in (
+        ("cold_start.batch_size", config.cold_start.batch_size),
+        ("alignment.prompts_per_iteration", config.alignment.prompts_per_iteration),
+    ):
+        if needed > available:
+            raise ConfigError(f"{key} = {needed}, but {config.prompts.train} has only {available} prompts")
+
+
+def check_schedule(config: Config, sigmas: tuple[float, ...]) -> None:
+    """Stage 1 renoises from every level but the first: above the second there must be room."""
+    highest = RENOISE_MAX - RENOISE_MARGIN
+    distils = config.cold_start.iterations > 0 and config.cold_start.from_checkpoint is None
+    if distils and sigmas[1] > highest:
+        raise ConfigError(
+            f"sampling.steps = {config.sampling.steps}: the second noise level is {sigmas[1]:.3f}, and the cold start "
+            f"needs it to be at most {highest:.2f}: use fewer steps"
+        )
+
+
+def check_guidance(config: Config, guidance: Guidance) -> None:
+    """The evaluated teacher is guided; a model that takes no guidance would fail there, after the first stage."""
+    evaluation = config.evaluation
+    if guidance is Guidance.NONE and evaluation.teacher and evaluation.teacher_guidance != 1:
+        raise ConfigError(
+            f"evaluation.teacher_guidance = {evaluation.teacher_guidance:g}: the teacher at {config.backbone.path} "
+            "takes no guidance: set it to 1"
+        )
+
+
+def plain_questions(config: Config, train: Prompt, evaluation: Prompt) -> dict[str, PlainQuestion]:
+    """What every reward can answer, with a prompt of those that it is asked about."""
+    chosen = {reward.name: train if reward.trained else evaluation for reward in config.rewards}
+    return {name: PlainQuestion(prompt.text, dict(prompt.metadata)) for name, prompt in chosen.items()}
+
+
+def check_rewards(config: Config, access: RewardAccess, plain: dict[str, PlainQuestion]) -> dict[str, ServerInfo]:
+    """Ask every server who it is, and every reward a plain question, before anything expensive starts.
+
+    Returns:
+        What each reward is in this run.
+
+    Raises:
+        RewardError: no server of a reward answers, or one answers not as a reward server or not as the others.
+        ConfigError: a server cannot do what the run asks of it.
+    """
+    with access.client() as client:
+        infos = {reward.name: client.verify(reward.name) for reward in config.rewards}
+        for reward in config.rewards:
+            if reward.differentiable and not infos[reward.name].differentiable:
+                raise ConfigError(
+                    f"rewards.{reward.name}.differentiable is true, but its server has no gradient: set it to false"
+                )
+            client.ask_plainly(reward.name, plain[reward.name])
+            if reward.differentiable:
+                client.ask_plainly(reward.name, plain[reward.name], gradient=True)
+    return infos
