@@ -57,6 +57,8 @@ CLIENT_GONE = 499
 LENGTH_DIGITS = 18
 # Few, because they take cores and memory bandwidth from the model.
 READERS = 2
+# Bytes of a body that is read sooner than a thread could take it over.
+READ_AT_ONCE = 65_536
 # A gradient request's body, its pixels, their gradient, and the answer that is packed from it.
 GRADIENT_COPIES = 4
 BEARER = "bearer"
@@ -217,7 +219,11 @@ class RewardService:
         self, kind: type[ScoreRequest | GradientRequest], body: bytearray, holding: Holding
     ) -> Awaitable[ScoreRequest | GradientRequest]:
         limits = self._limits
-        return self._in_thread(lambda: kind.from_bytes(body, limits.max_body_bytes, limits.max_pixels), holding)
+
+        def read() -> ScoreRequest | GradientRequest:
+            return kind.from_bytes(body, limits.max_body_bytes, limits.max_pixels)
+
+        return self._in_thread(read, holding) if len(body) > READ_AT_ONCE else _at_once(read)
 
     async def _in_thread(self, call: Callable[[], Result], holding: Holding) -> Result:
         """What `call` returns. The request's bytes stay held until the thread is done, also when nobody waits."""
@@ -296,6 +302,10 @@ class RewardService:
         if cause == "unauthorized":
             headers["www-authenticate"] = "Bearer"
         return _json({"error": cause, "message": str(error)}, STATUS_OF_CAUSE.get(cause, 500), headers)
+
+
+async def _at_once(call: Callable[[], Result]) -> Result:
+    return call()
 
 
 def _declared_length(request: Request) -> int:

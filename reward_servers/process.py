@@ -53,7 +53,8 @@ async def serve_http(
         app,
         http=BoundedConnection,
         limit_concurrency=MAX_CONNECTIONS,
-        log_level="warning",
+        # A warning for each connection beyond the limit would be a second flood.
+        log_level="error",
         access_log=False,
         lifespan="off",
         server_header=False,
