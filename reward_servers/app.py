@@ -305,6 +305,8 @@ class RewardService:
 
 
 async def _at_once(call: Callable[[], Result]) -> Result:
+    """What `call` returns, once it is known whether the client is still there."""
+    await asyncio.sleep(0)
     return call()
 
 

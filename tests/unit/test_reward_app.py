@@ -28,6 +28,7 @@ from common.reward_api import (
     ScoreResponse,
 )
 from common.wire import pack
+from reward_servers import app
 from reward_servers.batcher import BatchLimits
 from tests.serving_app import LIMITS, serving_app
 from tests.toy_scorers import BrightnessScorer, RecordingScorer
@@ -286,6 +287,7 @@ def test_bytes_are_held_until_the_thread_that_reads_them_is_done(monkeypatch: py
         return parse(*arguments)
 
     monkeypatch.setattr(ScoreRequest, "from_bytes", slow)
+    monkeypatch.setattr(app, "READ_AT_ONCE", 0)
     size = len(body())
     scorer = RecordingScorer()
 
