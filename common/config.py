@@ -153,7 +153,7 @@ class WorkersConfig(Section):
     num_cpus: NonNegativeFloat = Field(1.0, description="CPUs Ray reserves for each.")
     num_gpus: NonNegativeFloat = Field(0.0, description="GPUs Ray reserves for each.")
     compiled: bool = Field(
-        False, description="Compile the transformer's blocks (torch.compile): minutes at the start, faster samples."
+        False, description="Compile the transformer's blocks: slow to start, and workers may differ by rounding."
     )
     restarts: NonNegativeInt = Field(3, description="Times a dead worker is brought back before the run stops.")
 
@@ -233,11 +233,18 @@ class Config(Section):
         check_rewards(self.rewards, self.reward_client, self.redis)
         return self
 
+    def _least_rows(self) -> dict[str, int]:
+        """Of an update of the stages that run; of a group, since an outage may leave no more of an iteration."""
+        cold_start, alignment, sizes = self.cold_start, self.alignment, {}
+        if cold_start.iterations > 0 and cold_start.from_checkpoint is None:
+            sizes["cold_start.batch_size"] = cold_start.batch_size
+        if alignment.iterations > 0:
+            sizes["alignment.group_size"] = alignment.group_size
+        return sizes
+
     @model_validator(mode="after")
     def _every_rank_has_work(self) -> Self:
-        # A group, since an outage may leave no more of an iteration.
-        sizes = {"cold_start.batch_size": self.cold_start.batch_size, "alignment.group_size": self.alignment.group_size}
-        for key, rows in sizes.items():
+        for key, rows in self._least_rows().items():
             if rows < self.learner.ranks:
                 raise problem("learner.ranks", f"{self.learner.ranks}, more than {key} = {rows}: use fewer ranks")
         return self
@@ -252,11 +259,15 @@ class Config(Section):
             raise problem("learner.shard_base", "true, with one rank: there is nobody to share the weights with")
         if 0 < self.learner.num_gpus < 1:
             raise problem("learner.shard_base", "true, with a part of a GPU a rank: give each rank a whole one")
-        sizes = {"cold_start.batch_size": cold_start.batch_size, "alignment.group_size": alignment.group_size}
-        for key, rows in sizes.items():
+        for key, rows in self._least_rows().items():
             if rows % ranks:
                 raise problem(key, f"{rows}, not a multiple of learner.ranks = {ranks}, as learner.shard_base needs")
-        if alignment.iterations > 0 and alignment.matching_weight == 0:
+        if cold_start.consistency_weight > 0 and cold_start.consistency_fraction < 1:
+            raise problem(
+                "cold_start.consistency_fraction",
+                f"{cold_start.consistency_fraction:g}, which gives ranks unequal work: learner.shard_base needs 1",
+            )
+        if alignment.iterations > 0 and alignment.reward_gradient_weight > 0 and alignment.matching_weight == 0:
             raise problem(
                 "alignment.matching_weight", "0: with learner.shard_base every rank must always have a gradient"
             )

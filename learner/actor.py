@@ -21,7 +21,7 @@ from typing import Any
 import ray
 import torch
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 from torch import Tensor
 
 from common.backbones import load_backbone
@@ -143,7 +143,13 @@ class Learner:
     def align_share(self, groups: Sequence[ray.ObjectRef[ScoredGroup]]) -> Totals:
         """This rank's part of it; rank 0 has attested the groups."""
         with self._last_words():
-            totals, _ = self._alignment.update(ray.get(list(groups)))
+            try:
+                scored = ray.get(list(groups))
+            except RayError:
+                # The others wait for this rank in the sum.
+                with self._networks.fake_optimizer.gathering():
+                    raise
+            totals, _ = self._alignment.update(scored)
         return totals
 
     @contextmanager
@@ -161,7 +167,7 @@ class Learner:
         """The student's weights as version `number`: as they train, or their moving average for evaluation."""
         started = time.perf_counter()
         pending = [other.publish_share.remote(averaged=averaged) for other in self._others if self._ranks.sharded]
-        with self._published_student(averaged=averaged):
+        with _cause_of_failure(pending), self._published_student(averaged=averaged):
             published = publish(self._backbone, number)
         ray.get(pending)
         if not averaged:
@@ -226,7 +232,7 @@ class Learner:
 
 
 @contextmanager
-def _cause_of_failure(pending: Sequence[ray.ObjectRef[Totals]]) -> Iterator[None]:
+def _cause_of_failure(pending: Sequence[ray.ObjectRef[Any]]) -> Iterator[None]:
     """Where this rank fails because another did, what the other one says takes the place of that."""
     try:
         yield

@@ -114,10 +114,10 @@ def _frozen_gib(config: Config, sizes: ModelSizes, sharded: bool) -> float:
 def _activations_gib(config: Config, sizes: ModelSizes) -> float:
     settings = config.backbone
     number = 4 if settings.dtype == "float32" else 2
-    samples = _samples_at_once(config)
+    samples, graphs = _samples_at_once(config), _graphs(config)
     block = sizes.tokens * sizes.width * number
     layers = sizes.layers + BLOCK_ACTIVATIONS if settings.gradient_checkpointing else sizes.layers * BLOCK_ACTIVATIONS
-    transformer = samples * block * layers
+    transformer = samples * graphs * block * layers
     vae = 0.0
     if config.alignment.reward_gradient_weight > 0 and config.alignment.iterations > 0:
         vae = min(settings.decode_chunk, samples) * sizes.pixels * sizes.vae_width * VAE_ACTIVATIONS * number
@@ -134,6 +134,14 @@ def _samples_at_once(config: Config) -> int:
         share = math.ceil(alignment.prompts_per_iteration * alignment.group_size / config.learner.ranks)
         at_once.append(min(alignment.micro_batch, share))
     return max(at_once)
+
+
+def _graphs(config: Config) -> float:
+    """Passes of a sample whose activations are kept at once: the fake score's, and in stage 1 the student's too."""
+    cold_start = config.cold_start
+    fake_score = 1 + (2 * cold_start.consistency_fraction if cold_start.consistency_weight > 0 else 0)
+    distils = cold_start.iterations > 0 and cold_start.from_checkpoint is None
+    return fake_score + (1 if distils else 0)
 
 
 def _seconds(config: Config, sizes: ModelSizes, device: Device) -> dict[str, float]:

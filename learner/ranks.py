@@ -120,8 +120,8 @@ class Meeting:
     def join(self) -> Ranks:
         """Wait until all ranks are there."""
         if self.point.startswith("file:"):
-            # Ranks that meet on one machine talk on loopback: gloo has no password.
-            os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+            # Ranks that meet on one machine talk on loopback: neither has a password.
+            os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if self.sharded and torch.cuda.is_available() else "gloo",
             init_method=self.point,

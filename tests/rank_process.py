@@ -56,6 +56,7 @@ def main(pipeline: Path, out: Path, index: int, count: int, base: str, fault: st
     sharded = count > 1 and base != "whole"
     ranks = ALONE if count == 1 else Meeting(index, count, (out / "meeting").as_uri(), 120.0, sharded).join()
     # Whole, it does not divide by two.
+    # Of 4, each rank and micro-batch has as many regularised rows as any other.
     settings = cold_start_settings(batch_size=5 if base == "whole" else 4, consistency_fraction=0.5)
     networks = new_networks(pipeline, settings, ranks)
     if base == "recomputed":

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import torch
+import torch._inductor.config
 from torch import nn
 
-COMPILED_VARIANTS = 64
-"""Of a kind of block: networks times shapes. Beyond that torch would go on uncompiled."""
+COMPILED_VARIANTS = 256
+"""Kinds of block, times networks, times shapes, of a process. Beyond that torch would go on uncompiled."""
 
 
 def blocks(transformer: nn.Module) -> Iterator[nn.Module]:
@@ -24,6 +25,8 @@ def compile_blocks(transformers: Iterable[nn.Module]) -> None:
     Weights may change afterwards, and which adapters are active.
     """
     torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
+    # Rounded after every operation, as without compiling: the learner attests what the workers compute.
+    torch._inductor.config.emulate_precision_casts = True
     for transformer in transformers:
         for block in blocks(transformer):
             block.compile()

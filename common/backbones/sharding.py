@@ -19,6 +19,10 @@ def shard(base: nn.Module, device: torch.device) -> None:
 
     Block by block, from the CPU: the device never holds all of them.
     """
+    if device.type == "cuda":
+        # Or the mesh would choose one by the rank's number; Ray shows each rank its own alone.
+        torch.cuda.set_device(device.index or 0)
+        torch.cuda.current_stream()  # initialises CUDA
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
     for block in blocks(base):
         fully_shard(block, mesh=mesh)

@@ -125,6 +125,10 @@ def test_a_config_is_frozen() -> None:
             {"learner": {"shard_base": True, "ranks": 2}, "alignment": {"matching_weight": 0}},
             "alignment.matching_weight: 0: with learner.shard_base every rank must always have a gradient",
         ),
+        (
+            {"learner": {"shard_base": True, "ranks": 2}, "cold_start": {"consistency_fraction": 0.5}},
+            "cold_start.consistency_fraction: 0.5, which gives ranks unequal work",
+        ),
         ({"metrics": {"port": 70_000}}, "metrics.port = 70000"),
         ({"rewards": []}, "rewards = []"),
         ({"rewards": [{"name": "hps"}]}, 'rewards.hps.scorer: url is "local" but no scorer is named'),
