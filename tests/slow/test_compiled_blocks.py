@@ -6,33 +6,39 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from common.backbones.base import Network
 from common.weights import publish
 from learner.networks import ALIGNED, COLD_START, FAKE_SCORE, Networks, OptimizerSettings
-from rollout_workers.weight_receiver import WeightReceiver
+from rollout_workers.weight_receiver import PROBE_TOLERANCE, WeightReceiver
 from tests.tiny_pipeline import load_tiny_backbone, randomise
-from tests.tiny_training import alignment_settings, new_networks
+from tests.tiny_training import alignment_settings, cold_start_settings
 
 SIGMA = 0.4
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # torch's own inductor still imports a module that uses it.
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
+]
 
 
-def learner(pipeline: Path) -> Networks:
-    networks = new_networks(pipeline)
-    networks.begin_alignment(OptimizerSettings.of(alignment_settings()))
-    for seed, name in enumerate((COLD_START, ALIGNED, FAKE_SCORE)):
-        randomise(networks.backbone, name, seed)
-    return networks
-
-
+@pytest.mark.parametrize("dtype", list(PROBE_TOLERANCE))
 @torch.no_grad()
-def test_a_compiled_worker_attests_samples_as_the_learner_and_follows_its_weights(tiny_pipeline: Path) -> None:
-    trained = learner(tiny_pipeline).backbone
-    worker = load_tiny_backbone(tiny_pipeline)
+def test_a_compiled_worker_attests_samples_as_the_learner_and_follows_its_weights(
+    dtype: str, tiny_pipeline: Path
+) -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    trained, worker = (load_tiny_backbone(tiny_pipeline, dtype=dtype) for _ in range(2))
+    Networks(trained, OptimizerSettings.of(cold_start_settings()), 0).begin_alignment(
+        OptimizerSettings.of(alignment_settings())
+    )
+    for seed, name in enumerate((COLD_START, ALIGNED, FAKE_SCORE)):
+        randomise(trained, name, seed)
     worker.compile_blocks()
-    receiver = WeightReceiver(worker)
+    receiver = WeightReceiver(worker, PROBE_TOLERANCE[dtype])
     latents_Bchw = torch.randn(3, *worker.latent_shape, generator=torch.Generator().manual_seed(0))
     conditioning, sigma_B = trained.encode_prompts(["red", "blue", "a dot"]), torch.full((3,), SIGMA)
     for version in (1, 2):
@@ -41,7 +47,8 @@ def test_a_compiled_worker_attests_samples_as_the_learner_and_follows_its_weight
             compiled, plain = (
                 backbone.velocity(network, latents_Bchw, sigma_B, conditioning) for backbone in (worker, trained)
             )
-            torch.testing.assert_close(compiled, plain, atol=1e-5, rtol=0)
+            torch.testing.assert_close(compiled, plain, atol=PROBE_TOLERANCE[dtype], rtol=0)
         randomise(trained, ALIGNED, seed=9)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
-    assert not torch._dynamo.utils.counters["graph_break"]
+    # Two kinds of block, for the student's shapes and the teacher's; nothing fell back.
+    assert counters["stats"]["unique_graphs"] >= 4
+    assert not counters["graph_break"]
