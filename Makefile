@@ -62,7 +62,7 @@ zoo: $(STAMP)
 # What the service costs. Whole runs of hours, to be started by hand: benchmarks/ablation.py, benchmarks/seeds.py.
 bench: $(STAMP)
 	@$(BIN)/python benchmarks/throughput.py
-	@for part in null model "overload --seconds 60" consolidated; do \
+	@for part in "null --images 1" null model groups "overload --seconds 60" consolidated; do \
 		$(BIN)/python -m benchmarks.reward_serving $$part || exit 1; \
 	done
 

@@ -91,9 +91,9 @@ def write_sd35_medium(directory: Path, layers: int) -> dict[str, Any]:
 
 
 def write_klein_4b(directory: Path, layers: int) -> dict[str, Any]:
-    """As `write_sd35_medium`; the teacher has a base of its own, of the same random weights."""
+    """As `write_sd35_medium`, `layers` of each kind of block; the teacher has a base of its own, of equal weights."""
     words = _tokenizer()
-    config = KLEIN_4B | {"num_single_layers": layers}
+    config = KLEIN_4B | {"num_layers": min(layers, KLEIN_4B["num_layers"]), "num_single_layers": layers}
     Flux2KleinPipeline(
         transformer=_random(lambda: Flux2Transformer2DModel(**config)),
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type="exponential"),

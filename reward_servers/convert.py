@@ -187,6 +187,11 @@ def _publish(out: Path, scorer_class: type[Scorer], write: Callable[[Path], None
         scorer = scorer_class.load(directory, "cpu")
         _check(scorer)
         directory.rename(out)
+    except ModelError as error:
+        reason = str(error).replace(f"{directory}{os.sep}", "")
+        raise ModelError(
+            f"what was converted cannot be served: {reason}; is it of another size than published?"
+        ) from error
     except OSError as error:
         raise ModelError(f"{out} cannot be written: {error}") from error
     finally:

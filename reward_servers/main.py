@@ -61,6 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = check(options)
         with bind(settings.host, settings.port) as listener:
+            print(f"loading {', '.join(one.scorer for one in settings.scorers)}", flush=True)
             asyncio.run(serve(settings, load_scorers(settings), listener))
     except RtdmdError as error:
         print(f"reward_servers: {error}", file=sys.stderr)
@@ -125,7 +126,10 @@ async def open_for_requests(settings: ServerSettings, port: int, served: Sequenc
         write_atomically(settings.ready_file, json.dumps({"port": port, "pid": os.getpid()}))
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     base = settings.advertise_url or f"http://{host}:{port}"
-    async with registered(settings.redis_url, {one.info.scorer: base + one.prefix for one in served}):
+    addresses = {one.info.scorer: base + one.prefix for one in served}
+    async with registered(settings.redis_url, addresses):
+        for name, url in addresses.items():
+            print(f"{name} is ready at {url}", flush=True)
         yield
 
 

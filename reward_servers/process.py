@@ -103,7 +103,9 @@ def follow_parent(parent_pid: int) -> None:
 
 
 def _port_error(host: str, port: int, error: Exception) -> ConfigError:
-    return ConfigError(f"cannot listen on {host} port {port}: {error}; choose another --port or stop what holds it")
+    return ConfigError(
+        f"cannot listen on {host} port {port}: {error}; choose another --port or --host, or stop what holds it"
+    )
 
 
 def _ignore_signal(number: int, frame: object) -> None:

@@ -1,14 +1,17 @@
 """Print the scores of image files: `python -m reward_servers.score --url URL IMAGE... --prompt TEXT`.
 
-One line a file: the score and the path. Files may differ in size: each is a request of its own.
+One line a file: the score and the path. Files may differ in size: each is a request of its own. `--metadata` is for
+scorers that want more than a prompt, such as GenEval's.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
+from typing import Any, TypeVar
 
 import httpx
 import numpy as np
@@ -18,25 +21,28 @@ from common.errors import RewardRejected, RewardUnavailable, RtdmdError
 from common.reward_api import ANY_REWARD, MEDIA_TYPE, SCORE_PATH, ScoreRequest, ScoreResponse
 from reward_servers.options import TOKEN_VARIABLE, USAGE_ERROR
 
+Each = TypeVar("Each")
+
 
 def main(arguments: list[str] | None = None) -> int:
     """0 when every image was scored, 2 with one line on stderr when one could not be."""
     options = _build_parser().parse_args(arguments)
     try:
-        prompts = _one_prompt_each(options.prompt, len(options.images))
+        prompts = _one_each("--prompt", options.prompt, len(options.images))
+        metadata = _one_each("--metadata", options.metadata or [{}], len(options.images))
         token = os.environ.get(TOKEN_VARIABLE)
         headers = {"content-type": MEDIA_TYPE} | ({"authorization": f"Bearer {token}"} if token else {})
         # No proxy of the environment: it would be given the token, and reward servers are on the same network.
         with httpx.Client(headers=headers, timeout=options.timeout_s, trust_env=False) as http:
-            for path, prompt in zip(options.images, prompts, strict=True):
-                print(f"{score(http, options.url, path, prompt):.6f}  {path}")
+            for path, prompt, about in zip(options.images, prompts, metadata, strict=True):
+                print(f"{score(http, options.url, path, prompt, about):.6f}  {path}")
     except RtdmdError as error:
         print(f"reward_servers.score: {error}", file=sys.stderr)
         return USAGE_ERROR
     return 0
 
 
-def score(http: httpx.Client, url: str, path: Path, prompt: str) -> float:
+def score(http: httpx.Client, url: str, path: Path, prompt: str, metadata: dict[str, Any]) -> float:
     """One image's score; RewardRejected when file or request are wrong, RewardUnavailable when nobody answers."""
     try:
         with Image.open(path) as image:
@@ -45,20 +51,30 @@ def score(http: httpx.Client, url: str, path: Path, prompt: str) -> float:
         raise RewardRejected(ANY_REWARD, "request", f"{path} is no image that can be read: {error}") from error
     address = url.rstrip("/") + SCORE_PATH
     try:
-        answer = http.post(address, content=ScoreRequest(images_BHWC, [prompt]).to_bytes())
+        answer = http.post(address, content=ScoreRequest(images_BHWC, [prompt], [metadata]).to_bytes())
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        message = f"{address} does not answer ({error}): is it the URL of a reward server?"
+        message = f"{address} does not answer ({error}): is a reward server there, and is it ready?"
         raise RewardUnavailable(ANY_REWARD, "refused", message) from error
     if answer.status_code != httpx.codes.OK:
         raise RewardRejected(ANY_REWARD, "answer", f"{path}: {address} answered {answer.status_code}: {answer.text}")
     return float(ScoreResponse.from_bytes(answer.content).scores_B[0])
 
 
-def _one_prompt_each(prompts: list[str], count: int) -> list[str]:
-    if len(prompts) not in (1, count):
-        message = f"{len(prompts)} --prompt for {count} images: one for all, or one each in their order"
+def _one_each(option: str, given: list[Each], count: int) -> list[Each]:
+    if len(given) not in (1, count):
+        message = f"{len(given)} {option} for {count} images: one for all, or one each in their order"
         raise RewardRejected(ANY_REWARD, "request", message)
-    return prompts * count if len(prompts) == 1 else prompts
+    return given * count if len(given) == 1 else given
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text} is not a JSON object")
+    return value
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -69,6 +85,13 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     parser.add_argument("--url", required=True, help="base URL of a scorer: http://host:port, or with /name")
     parser.add_argument("--prompt", required=True, action="append", help="for all images, or once for each")
+    parser.add_argument(
+        "--metadata",
+        type=_json_object,
+        action="append",
+        metavar="JSON",
+        help="an object: for all images, or once for each",
+    )
     parser.add_argument("--timeout-s", type=float, default=60.0, help="seconds one image may take")
     return parser
 

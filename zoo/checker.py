@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.errors import ModelError
+from common.errors import ModelError, RewardRejected
 from common.reward_api import ByteArray, FloatArray, Metadata
 from common.wire import fingerprint, tensor_hashes
 from reward_servers.scorers.base import Scorer
@@ -203,8 +203,10 @@ class GoldScorer(Scorer):
         return cls(GoldChecker.load(model_dir))
 
     def score(self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]) -> FloatArray:  # noqa: ARG002
-        """ValueError for a prompt that is no caption of the shapes world."""
-        return self._checker.verdict(images_BHWC, prompts).astype(np.float32)
+        try:
+            return self._checker.verdict(images_BHWC, prompts).astype(np.float32)
+        except ValueError as error:
+            raise RewardRejected(self.name, "request", str(error)) from error
 
 
 def to_pixels(images_BHWC: npt.NDArray[np.generic]) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.errors import ModelError
+from common.errors import ModelError, RewardRejected
 from common.reward_api import ByteArray, FloatArray, Metadata
 from common.wire import fingerprint, tensor_hashes
 from reward_servers.scorers.base import Scorer
@@ -239,7 +239,9 @@ class DetectorScorer(Scorer):
         return cls(Detector.load(model_dir))
 
     def score(self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]) -> FloatArray:  # noqa: ARG002
-        """ValueError for a prompt that is no caption of the shapes world."""
-        requests = [parse_caption(prompt) for prompt in prompts]
+        try:
+            requests = [parse_caption(prompt) for prompt in prompts]
+        except ValueError as error:
+            raise RewardRejected(self.name, "request", str(error)) from error
         pairs = zip(requests, self._detector.read(images_BHWC), strict=True)
         return np.array([partial_credit(request, reading) for request, reading in pairs], np.float32)

@@ -58,9 +58,10 @@ class AestheticScorer(TorchScorer):
     @classmethod
     def load(cls, model_dir: Path | None, device: str) -> Self:
         directory = require_directory(model_dir, cls.name)
+        published = read_weights(directory / HEAD_FILE)
         clip = load_pretrained(CLIPVisionModelWithProjection, directory)
         head = LinearHead(clip.config.projection_dim)
-        load_state(head, read_weights(directory / HEAD_FILE), directory / HEAD_FILE)
+        load_state(head, published, directory / HEAD_FILE)
         return cls(AestheticModel(clip, head), ImageRecipe(clip.config.image_size, eight_bit=True), device)
 
     def _scores_B(self, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:  # noqa: ARG002

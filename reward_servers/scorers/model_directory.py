@@ -48,7 +48,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ModelError(f"{path} is missing: is {path.parent} the model directory of this scorer?") from error
+        raise _not_of_this_scorer(path) from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from error
     if not isinstance(settings, dict):
@@ -61,9 +61,13 @@ def read_weights(path: Path) -> State:
     try:
         return load_file(path)
     except FileNotFoundError as error:
-        raise ModelError(f"{path} is missing: is {path.parent} the model directory of this scorer?") from error
+        raise _not_of_this_scorer(path) from error
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path} is truncated or corrupt ({error}): copy it again") from error
+
+
+def _not_of_this_scorer(missing: Path) -> ModelError:
+    return ModelError(f"{missing} is missing: is {missing.parent} the model directory of this scorer?")
 
 
 def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], source: Path) -> None:
@@ -76,13 +80,25 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], source: Path
 
 def load_pretrained(kind: type[Model], directory: Path) -> Model:
     """A transformers model in float32, from safetensors, with every weight it has and no other."""
+    if not (directory / CONFIG_FILE).is_file():
+        raise _not_of_this_scorer(directory / CONFIG_FILE)
     transformers_logging.disable_progress_bar()
+    before = transformers_logging.get_verbosity()
+    # Its report of a directory that does not fit fills screens; the part of it that matters is in ours.
+    transformers_logging.set_verbosity_error()
     try:
         loaded: tuple[Model, dict[str, set[str]]] = kind.from_pretrained(
-            directory, local_files_only=True, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            directory,
+            local_files_only=True,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{directory} holds no readable {kind.__name__}: {shorten(error)}") from error
+    finally:
+        transformers_logging.set_verbosity(before)
     model, report = loaded
     require_complete(report, directory)
     return model

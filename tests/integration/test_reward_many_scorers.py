@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -70,18 +72,30 @@ def test_the_command_prints_one_score_a_file(url: str, files: list[str]) -> None
     assert done.stdout.splitlines() == [f"{score:.6f}  {path}" for score, path in zip(EXPECTED, files, strict=True)]
 
 
+def test_the_command_sends_metadata(url: str, files: list[str], tmp_path: Path) -> None:
+    seen = [tmp_path / name for name in ("first", "second", "third")]
+    metadata = [item for path in seen for item in ("--metadata", json.dumps({"started": str(path), "until": files[0]}))]
+    done = command("-m", "reward_servers.score", "--url", f"{url}/second", *files, "--prompt", "wait", *metadata)
+    assert done.stderr == ""
+    assert [path.exists() for path in seen] == [True] * 3
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--url", "http://127.0.0.1:1", "--prompt", "a"), "does not answer"),
         (("--url", "{url}", "--prompt", "a"), "answered 404"),
         (("--url", "{url}/second", "--prompt", "a", "--prompt", "b"), "2 --prompt for 3 images"),
+        (
+            ("--url", "{url}/second", "--prompt", "a", "--metadata", "{}", "--metadata", "{}"),
+            "2 --metadata for 3 images",
+        ),
     ],
 )
 def test_the_command_says_what_is_wrong_in_one_line(
     url: str, files: list[str], options: tuple[str, ...], message: str
 ) -> None:
-    done = command("-m", "reward_servers.score", *files, *(option.format(url=url) for option in options))
+    done = command("-m", "reward_servers.score", *files, *(option.replace("{url}", url) for option in options))
     assert (done.returncode, message in done.stderr, len(done.stderr.splitlines())) == (2, True, 1)
 
 

@@ -35,11 +35,14 @@ MISCHIEF = "tests.toy_scorers:MischiefScorer"
 PROMPTS = ["a red cat", "two dogs", "a red cat"]
 
 
-def launch(*options: str, cwd: Path = PROJECT_ROOT, **variables: str) -> subprocess.Popen[str]:
+def launch(
+    *options: str, cwd: Path = PROJECT_ROOT, stdout: int | None = None, **variables: str
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "reward_servers", *options],
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(PROJECT_ROOT)} | variables,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -297,6 +300,17 @@ def test_what_cannot_start_says_why_in_one_line(options: tuple[str, ...], messag
     assert process.returncode == 2
     assert message in errors
     assert len(errors.splitlines()) == 1
+
+
+def test_a_server_says_what_it_loads_and_where_it_listens() -> None:
+    process = launch("--scorer", BRIGHTNESS, "--port", "0", stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    loading, ready = process.stdout.readline(), process.stdout.readline()
+    address = ready.removeprefix("brightness is ready at ").strip()
+    answer = httpx.get(address + READY_PATH, timeout=DEADLINE)
+    process.terminate()
+    process.communicate(timeout=DEADLINE)
+    assert (loading, answer.status_code) == (f"loading {BRIGHTNESS}\n", 200)
 
 
 def test_a_taken_port_says_so_in_one_line() -> None:

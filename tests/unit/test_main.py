@@ -52,7 +52,9 @@ def test_every_reward_server_is_asked_before_the_run(closed_port: int) -> None:
 
 def test_a_reward_nobody_serves_is_refused_before_the_run() -> None:
     chosen = config(rewards=[{"name": "unasked", "url": "redis"}], redis={"url": "redis://host:1/0"})
-    with pytest.raises(RewardUnavailable, match="reward unasked: no server of that name is registered"):
+    with pytest.raises(
+        RewardUnavailable, match="reward unasked: no server of that name is registered that may be asked"
+    ):
         check_rewards(chosen, _reward_access(chosen, {}, None), PLAIN)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.errors import ModelError
+from common.errors import ModelError, RewardRejected
 from zoo.checker import STRIDE, CheckerNet, GoldChecker, GoldScorer, Thresholds, to_pixels
 from zoo.checker_training import checker_loss, targets_of
 from zoo.corruptions import Picture, broken_picture, clean_picture, gaussian_blur, soften
@@ -113,8 +113,10 @@ def test_the_scorer_follows_the_contract(checker: GoldChecker) -> None:
     assert scores.tolist() == checker.verdict(images, captions).astype(float).tolist()
     assert scorer.weights_hash == GoldScorer.load(WEIGHTS, "cpu").weights_hash != ""
     assert scorer.score(images[:1], [scorer.probe_prompt], ()).shape == (1,)
-    with pytest.raises(ValueError, match="a cat on a mat"):
+    with pytest.raises(RewardRejected, match="a cat on a mat"):
         scorer.score(images[:1], ["a cat on a mat"], ())
+    with pytest.raises(RewardRejected, match=r"\[1, 32, 32, 3\]"):
+        scorer.score(images[:1, :32, :32], captions[:1], ())
     with pytest.raises(ModelError, match="--model"):
         GoldScorer.load(None, "cpu")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.errors import ModelError
+from common.errors import ModelError, RewardRejected
 from zoo.detector import (
     COLOUR_CLASSES,
     SHAPE_CLASSES,
@@ -109,7 +109,7 @@ def test_a_score_does_not_depend_on_its_batch(scorer: DetectorScorer) -> None:
 
 
 def test_a_prompt_that_is_no_caption_is_named(scorer: DetectorScorer) -> None:
-    with pytest.raises(ValueError, match="a cat on a mat"):
+    with pytest.raises(RewardRejected, match="a cat on a mat"):
         scorer.score(np.zeros((1, 64, 64, 3), np.uint8), ["a cat on a mat"], ())
 
 
