@@ -5,7 +5,7 @@
     python -m benchmarks.backbones sd35_medium --layers 2 --side 128 --group-size 2     # anywhere: does it run?
 
 rollout_ratio       images/s of our sampler and decoder over those of the diffusers pipeline, both 4 steps at one batch
-utilisation         of the device's peak by one RTDMD update, by the passes that `learner/plan.py` counts
+utilisation         of the device's peak by the transformer's passes of one RTDMD update; nothing computed twice counts
 peak_gib            of such an update, the VAE's gradient included
 publish_ms          from the learner's weights to a sampler that computes with them, attested
 surrogate_gap       largest difference between the sampler's surrogate of a step and the learner's
@@ -37,7 +37,7 @@ from common.weights import publish
 from learner.alignment_trainer import AlignmentTrainer
 from learner.matching import MatchingSettings
 from learner.networks import ALIGNED, COLD_START, FAKE_SCORE, Networks, OptimizerSettings
-from learner.plan import DEVICES, Device, predict, this_cpu
+from learner.plan import DEVICES, UTILISATION, Device, predict, this_cpu
 from learner.served_rewards import ServedRewards
 from rollout_workers.sampler import SampledGroup, decode_to_uint8, sample_group
 from rollout_workers.weight_receiver import PROBE_TOLERANCE, WeightReceiver
@@ -126,8 +126,10 @@ def _measure(backbone: Backbone, config: Config, device: torch.device) -> dict[s
     sizes = model_sizes(config.backbone, config.lora)
     assert sizes is not None
     peak = this_cpu(torch.get_num_threads()) if device.type == "cpu" else _device(_name(device))
-    passes = predict(config, sizes, peak).seconds
-    ideal = (passes["fake_score"] + passes["student"]) * 0.4
+    # What checkpointing computes a second time is no use.
+    section = config.backbone.model_copy(update={"gradient_checkpointing": False})
+    passes = predict(config.model_copy(update={"backbone": section}), sizes, peak).seconds
+    ideal = (passes["fake_score"] + passes["student"]) * UTILISATION
     names = (COLD_START, ALIGNED, FAKE_SCORE)
     adapters = sum(weight.numel() for name in names for weight in backbone.adapters.parameters(name).values())
     return {

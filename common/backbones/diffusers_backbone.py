@@ -102,12 +102,23 @@ class DiffusersBackbone(ABC, Generic[Settings]):
         doubled = planned.guidance is Guidance.CLASSIFIER_FREE and settings.guidance_scale != 1
         targets = lora.targets or cls.lora_targets
         return model_sizes(
-            planned._files, settings, planned.latent_shape, targets, lora.rank, guided_passes=2 if doubled else 1
+            planned._files,
+            settings,
+            planned.latent_shape,
+            planned._text_tokens(),
+            targets,
+            lora.rank,
+            guided_passes=2 if doubled else 1,
         )
 
     @abstractmethod
     def _plan(self) -> None:
         """Set `latent_shape` and `guidance`; raise ModelError for what the small files show to be impossible."""
+
+    def _text_tokens(self) -> int:
+        """Tokens of a prompt in the transformer, once `_plan` has found it possible."""
+        tokens: int = self._settings.model_dump().get("max_sequence_length", 0)
+        return tokens
 
     @abstractmethod
     def _encode(self, texts: Sequence[str]) -> Conditioning:

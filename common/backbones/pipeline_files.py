@@ -51,7 +51,8 @@ class PipelineFiles:
         Raises:
             ModelError: it is missing or damaged.
         """
-        file = self.directory / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+        kind = part.rstrip("_0123456789")
+        file = self.directory / part / (f"{kind}_config.json" if kind in ("scheduler", "tokenizer") else "config.json")
         try:
             return PartConfig(dict(json.loads(file.read_text(encoding="utf-8"))), str(file))
         except (OSError, ValueError, TypeError) as error:

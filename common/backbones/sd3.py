@@ -40,6 +40,11 @@ class StableDiffusion3(DiffusersBackbone[Sd3Backbone]):
         self._scheduler = scheduler_config(self._files)
         self.guidance = Guidance.CLASSIFIER_FREE
 
+    def _text_tokens(self) -> int:
+        # CLIP's two encoders share theirs; T5's stand behind them.
+        clip: int = self._files.config("tokenizer")["model_max_length"]
+        return clip + self._settings.max_sequence_length
+
     def _prepare(self, pipeline: DiffusionPipeline) -> None:
         for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2, pipeline.tokenizer_3):
             if tokenizer is not None:

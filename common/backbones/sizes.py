@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.backbones.flops import forward_flops
 from common.backbones.pipeline_files import PipelineFiles
 from common.config_backbones import BackboneSection
 
@@ -23,7 +24,8 @@ class ModelSizes:
         bases: frozen transformers: 2 where the teacher is not the student's.
         adapter: weights of one adapter.
         layers, width: blocks of the transformer, and numbers a token.
-        image_tokens, text_tokens: of one sample; the tokens of CLIP encoders are left out.
+        image_tokens, text_tokens: of one sample.
+        forward_flops: of one sample through the transformer, see `common/backbones/flops.py`.
         pixels: of one image.
         vae_width: channels of the decoder at full resolution.
         guided_passes: of the transformer for one guided sample of the teacher.
@@ -38,6 +40,7 @@ class ModelSizes:
     width: int
     image_tokens: int
     text_tokens: int
+    forward_flops: float
     pixels: int
     vae_width: int
     guided_passes: int
@@ -46,16 +49,12 @@ class ModelSizes:
     def tokens(self) -> int:
         return self.image_tokens + self.text_tokens
 
-    @property
-    def forward_flops(self) -> float:
-        """Of one sample through the transformer: two for each weight and token, and those of attention."""
-        return 2.0 * self.transformer * self.tokens + 4.0 * self.layers * self.tokens**2 * self.width
-
 
 def model_sizes(
     files: PipelineFiles,
     settings: BackboneSection,
     latent_shape: tuple[int, int, int],
+    text_tokens: int,
     lora_targets: Sequence[str],
     lora_rank: int,
     guided_passes: int,
@@ -69,16 +68,20 @@ def model_sizes(
     packed_inside = transformer["in_channels"] // channels * (transformer.get("patch_size") or 1) ** 2
     packed_before = channels // vae["latent_channels"]
     side = 2 ** (len(vae["block_out_channels"]) - 1)
+    layers = transformer["num_layers"] + transformer.get("num_single_layers", 0)
+    hidden = transformer["num_attention_heads"] * transformer["attention_head_dim"]
+    image_tokens = height * width // packed_inside
     return ModelSizes(
         transformer=weights(shapes),
         text_encoders=sum(weights(weight_shapes(files, name)) for name in encoders),
         vae=weights(weight_shapes(files, "vae")),
         bases=1 if options.get("teacher_path") is None else 2,
         adapter=adapter_weights(shapes, lora_targets, lora_rank),
-        layers=transformer["num_layers"] + transformer.get("num_single_layers", 0),
-        width=transformer["num_attention_heads"] * transformer["attention_head_dim"],
-        image_tokens=height * width // packed_inside,
-        text_tokens=options.get("max_sequence_length", 0),
+        layers=layers,
+        width=hidden,
+        image_tokens=image_tokens,
+        text_tokens=text_tokens,
+        forward_flops=forward_flops(shapes, layers, hidden, image_tokens, text_tokens),
         pixels=height * width * packed_before * side**2,
         vae_width=vae["block_out_channels"][0],
         guided_passes=guided_passes,

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from common import seeding
 from common.backbones.adapters import stacked_state
@@ -16,7 +18,7 @@ from learner.checkpoint import Position, read_checkpoint, write_checkpoint
 from learner.networks import ALIGNED, COLD_START, FAKE_SCORE, Networks, OptimizerSettings
 from rollout_workers.sampler import EVALUATION, SamplingSpec, sample_for_evaluation
 from tests.tiny_families import FAMILIES, STEPS, TinyFamily
-from tests.tiny_pipeline import randomise
+from tests.tiny_pipeline import randomise, tiny_lora
 from tests.tiny_training import (
     alignment_settings,
     alignment_trainer,
@@ -54,6 +56,17 @@ def assert_changed(networks: Networks, family: TinyFamily, before: dict[str, tor
     expected = trainable(networks.backbone)
     assert found == {name for name in expected if not any(part in name for part in family.unused)}
     assert {name.split(".")[-2] for name in found} == {student, FAKE_SCORE}
+
+
+@torch.no_grad()
+def test_the_planned_operations_of_a_pass_are_those_that_torch_counts(family: TinyFamily, directory: Path) -> None:
+    backbone = family.load(directory)
+    conditioning, latents_Bchw = backbone.encode_prompts(["red"]), torch.randn(1, *backbone.latent_shape)
+    # Its counter knows attention by the products it is made of.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        backbone.velocity(Network.TEACHER, latents_Bchw, torch.full((1,), 0.5), conditioning)
+    sizes = type(backbone).sizes(backbone._settings, tiny_lora(("to_q",)))
+    assert sizes.forward_flops == counter.get_total_flops()
 
 
 @pytest.mark.usefixtures("one_thread")

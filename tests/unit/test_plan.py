@@ -24,6 +24,7 @@ SIZES = ModelSizes(
     width=1000,
     image_tokens=900,
     text_tokens=100,
+    forward_flops=2e12,
     pixels=10**6,
     vae_width=100,
     guided_passes=2,
@@ -92,7 +93,7 @@ def test_a_sharded_base_costs_a_rank_its_part_and_two_blocks() -> None:
 
 def test_seconds_by_hand() -> None:
     run = config(cold_start={"consistency_weight": 0.0}, learner={"ranks": 2}, workers={"count": 4})
-    one_pass = 32 * 16 * (2e9 * 1000 + 4 * 20 * 1000**2 * 1000) / (0.4 * H100.peak_flops)
+    one_pass = 32 * 16 * 2e12 / (0.4 * H100.peak_flops)
     seconds = predict(run, SIZES, H100).seconds
     assert seconds["rollouts"] == pytest.approx(one_pass * 4 / 4)
     assert seconds["fake_score"] == pytest.approx(one_pass * 2 / 2)
@@ -105,7 +106,7 @@ def test_a_cold_start_alone_by_hand() -> None:
     lean = {"gradient_checkpointing": True, "idle_on_cpu": True}
     run = config(backbone=lean, cold_start=cold_start, alignment={"iterations": 0}, learner={"ranks": 2})
     prediction = predict(run, SIZES, H100)
-    one_pass = 8 * (2e9 * 1000 + 4 * 20 * 1000**2 * 1000) / (0.4 * H100.peak_flops) / 2
+    one_pass = 8 * 2e12 / (0.4 * H100.peak_flops) / 2
     # 2.5 steps on the way and three of the fake score; every fifth time the student's five passes.
     assert prediction.seconds == pytest.approx({"fake_score": one_pass * 5.5, "student": one_pass * 5 / 5})
     activations = 2 * 4 * 1000 * 1000 * 2 * (20 + 40)  # the fake score's pass and the student's
