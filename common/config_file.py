@@ -194,7 +194,7 @@ class Draft:
             return f"{self._origin(key)}: {'.'.join(key)}: {context['message']}"
         dotted = ".".join(key)
         if kind == "extra_forbidden":
-            return f"{self._origin(key)}: {dotted}: unknown key{_suggestion(key)}"
+            return f"{self._origin(key)}: {dotted}: unknown key{self._suggestion(key)}"
         if kind == "missing":
             return f"{self._default_origin}: {dotted}: required, but not set"
         return (
@@ -216,6 +216,13 @@ class Draft:
             key.append(str(value["name"] if named else part))
         return tuple(key)
 
+    def _suggestion(self, key: Key) -> str:
+        if key[0] == "backbone" and key in {knob.key for knob in knobs()}:
+            family = str(self._values["backbone"].get("family", "sd3"))
+            own = "; what it needs goes into backbone.options" if ":" in family else ""
+            return f" for backbone.family = {family}{own}"
+        return _nearest(key)
+
     def _origin(self, key: Key) -> str:
         for length in range(len(key), 0, -1):
             if key[:length] in self._origins:
@@ -223,7 +230,7 @@ class Draft:
         return self._default_origin
 
 
-def _suggestion(key: Key) -> str:
+def _nearest(key: Key) -> str:
     """The nearest valid key: a sibling spelt alike, else the same word in another section."""
     pattern = (key[0], REWARD_PLACEHOLDER, *key[2:]) if key[0] == "rewards" and len(key) > 2 else key
     known = [knob.key for knob in knobs()]

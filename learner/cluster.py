@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import ray
 
 from common.config import Config
 from common.errors import ConfigError
+from learner.start_checks import gpus_wanted
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 ADDRESS = "RAY_ADDRESS"
@@ -30,6 +32,7 @@ def ray_cluster(config: Config) -> Iterator[None]:
         if ADDRESS in os.environ:
             _require_reachable(os.environ[ADDRESS])
             ray.init(log_to_driver=False)
+            _say_what_is_waited_for(config)
         else:
             _start(config)
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
@@ -46,13 +49,22 @@ def _start(config: Config) -> None:
     # Ray makes its workers yield to every other process; here they are what the machine is for.
     os.environ.setdefault("RAY_worker_niceness", "0")
     needed = config.learner.ranks * config.learner.num_cpus + config.workers.count * config.workers.num_cpus
+    # Families and scorers of one's own are found where they were by the command.
+    paths = [str(PROJECT_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     ray.init(
         address="local",
         num_cpus=max(os.cpu_count() or 1, 1 + int(needed)),
         include_dashboard=False,
         log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": str(PROJECT_ROOT)}},
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}},
     )
+
+
+def _say_what_is_waited_for(config: Config) -> None:
+    """GPUs may still join a cluster, so their lack is no error yet."""
+    wanted, found = gpus_wanted(config), ray.cluster_resources().get("GPU", 0.0)
+    if wanted > found:
+        print(f"waiting for GPUs: the run asks for {wanted:g}, the cluster has {found:g} so far", file=sys.stderr)
 
 
 def _require_reachable(address: str) -> None:

@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from common.backbones.adapters import stacked_state
-from common.backbones.base import Backbone, Network
+from common.backbones.base import Backbone, Guidance, Network
 from common.errors import ConfigError, ModelError
 from learner.command import exit_status
 from learner.trained_run import ABOUT_LORA, ALIGNED_POLICY, COLD_START_POLICY, LORA_PREFIX, TrainedRun
@@ -122,11 +122,13 @@ def _export(arguments: argparse.Namespace) -> Iterator[str]:
         yield f'    pipeline.load_lora_weights("{out}", weight_name="{path.name}")'
     else:
         write_pipeline(state, scale, run.config.backbone.path, out)
-        yield f'{out}\n\n    pipeline = DiffusionPipeline.from_pretrained("{out}")'
+        # Else diffusers takes each part as it was saved, and parts need not match.
+        dtype = run.config.backbone.dtype
+        yield f'{out}\n\n    pipeline = DiffusionPipeline.from_pretrained("{out}", dtype=torch.{dtype})'
     sigmas = ", ".join(f"{1 - step / steps:g}" for step in range(steps))
-    yield f"    pipeline(prompt, sigmas=[{sigmas}], guidance_scale=1.0)"
-    yield "\nA model whose guidance is an input (FLUX dev) keeps the one it was trained with: "
-    yield f"guidance_scale={run.config.backbone.guidance_scale:g}."
+    # A guidance that is an input stays what the student was trained with.
+    guidance = run.config.backbone.guidance_scale if backbone.guidance is Guidance.INPUT else 1.0
+    yield f"    pipeline(prompt, sigmas=[{sigmas}], guidance_scale={guidance})"
 
 
 def main(argv: Sequence[str]) -> int:

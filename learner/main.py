@@ -43,7 +43,7 @@ from common.reward_client import RewardEndpoint
 from common.store import RedisAddress, RedisLink, RunControl
 from common.types import Prompt
 from learner.cli import Invocation, parse
-from learner.cluster import ray_cluster
+from learner.cluster import ADDRESS, ray_cluster
 from learner.console import Console
 from learner.learner_calls import CALL_TIMEOUT_S, answer, last_line
 from learner.local_servers import LocalServers, LocalServerSpec
@@ -52,7 +52,15 @@ from learner.policies import PolicyRecords
 from learner.rank_group import started_learner
 from learner.run_directory import Start, begin, claimed, continuity, require_same_rewards
 from learner.service import PolicySpecs, Service
-from learner.start_checks import check_enough_prompts, check_guidance, check_rewards, check_schedule, plain_questions
+from learner.start_checks import (
+    check_enough_prompts,
+    check_files,
+    check_gpus,
+    check_guidance,
+    check_rewards,
+    check_schedule,
+    plain_questions,
+)
 from learner.tracker import Tracker
 from learner.worker_pool import WorkerPool
 from rollout_workers.actor import RolloutWorker, WorkerSettings
@@ -102,24 +110,35 @@ def _plan(config: Config, device_name: str) -> str:
     sizes, device = model_sizes(config.backbone, config.lora), choose_device(device_name, config)
     if sizes is None:
         raise ConfigError(f"--plan knows the sizes of our own families alone, not of {config.backbone.family}")
+    check_guidance(config, sizes.guidance)
     return requirements_text(config, sizes, predict(config, sizes, device), device)
 
 
-def _prediction(config: Config) -> Prediction | None:
-    """What the run is compared with at its end; None where this machine does not hold the model."""
-    if not config.backbone.path.is_dir():
+def _checked_prediction(config: Config) -> Prediction | None:
+    """What the run is compared with at its end; None where only other machines hold the model, or a family has no plan.
+
+    Raises:
+        ConfigError, ModelError: the model's small files show that the run cannot be.
+    """
+    elsewhere = ADDRESS in os.environ and not config.backbone.path.is_dir()
+    sizes = None if elsewhere else model_sizes(config.backbone, config.lora)
+    if sizes is None:
         return None
-    sizes = model_sizes(config.backbone, config.lora)
-    return None if sizes is None else predict(config, sizes, choose_device("auto", config))
+    check_guidance(config, sizes.guidance)
+    return predict(config, sizes, choose_device("auto", config))
 
 
 def _run(invocation: Invocation) -> None:
-    train_prompts = load_prompts(invocation.config.prompts.train)
-    evaluation_prompts = load_prompts(invocation.config.prompts.evaluation)
-    check_enough_prompts(invocation.config, len(train_prompts))
+    config = invocation.config
+    check_files(config)
+    if ADDRESS not in os.environ:
+        check_gpus(config)
+    train_prompts, evaluation_prompts = load_prompts(config.prompts.train), load_prompts(config.prompts.evaluation)
+    check_enough_prompts(config, len(train_prompts))
+    prediction = _checked_prediction(config)
     with (
         claimed(invocation) as (run_dir, start),
-        started_service(invocation, run_dir, start, train_prompts, evaluation_prompts) as service,
+        started_service(invocation, run_dir, start, train_prompts, evaluation_prompts, prediction) as service,
     ):
         if invocation.dry_run:
             print(plan_text(invocation, start))
@@ -134,6 +153,7 @@ def started_service(
     start: Start,
     train_prompts: Sequence[Prompt],
     evaluation_prompts: Sequence[Prompt],
+    prediction: Prediction | None,
 ) -> Iterator[Service]:
     """Everything a run needs, started in order and stopped in reverse, on every way out."""
     config = invocation.config
@@ -166,7 +186,7 @@ def started_service(
             PolicySpecs(teacher_spec(config), few_step_teacher_spec(config), student_spec(config)),
             servers.check,
             stack.enter_context(_run_control(config, redis)),
-            _prediction(config),
+            prediction,
             continuity(config, access.infos),
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from common.backbones.base import Guidance
 from common.config import Config
 from common.errors import ConfigError
@@ -20,6 +22,31 @@ def check_enough_prompts(config: Config, available: int) -> None:
     ):
         if needed > available:
             raise ConfigError(f"{key} = {needed}, but {config.prompts.train} has only {available} prompts")
+
+
+def check_files(config: Config) -> None:
+    """All at once: told one by one, each would cost another start."""
+    named = {"prompts.train": config.prompts.train, "prompts.evaluation": config.prompts.evaluation}
+    named |= {f"rewards.{one.name}.model": one.model for one in config.rewards if one.url == "local" and one.model}
+    missing = [f"{key} = {path}" for key, path in named.items() if not path.exists()]
+    if missing:
+        raise ConfigError(f"not there: {', '.join(missing)}: paths are relative to the working directory")
+
+
+def gpus_wanted(config: Config) -> float:
+    """By learner and workers together."""
+    learner, workers = config.learner, config.workers
+    return learner.ranks * learner.num_gpus + workers.count * workers.num_gpus
+
+
+def check_gpus(config: Config) -> None:
+    """A cluster may grow; this machine does not."""
+    wanted, found = gpus_wanted(config), torch.cuda.device_count()
+    if wanted > found:
+        raise ConfigError(
+            f"learner.ranks x learner.num_gpus + workers.count x workers.num_gpus = {wanted:g}, and this machine has "
+            f"{found} GPUs: ask for fewer (they may be shares, 0 is the CPU), or submit the run to a Ray cluster"
+        )
 
 
 def check_schedule(config: Config, sigmas: tuple[float, ...]) -> None:

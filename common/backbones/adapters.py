@@ -24,6 +24,7 @@ from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint as recompute
 
 from common import seeding
+from common.backbones.lora_targets import require_bound
 from common.errors import ModelError, WeightUpdateError
 
 
@@ -83,11 +84,8 @@ class AdapterBank:
         return list({id(base): base for base in self._bases.values()}.values())
 
     def _require_bound_targets(self, base: nn.Module) -> None:
-        """A target that binds to nothing is a misspelling that peft would pass over if another one binds."""
-        names = [f".{path}" for path, part in base.named_modules() if isinstance(part, nn.Linear | LoraLayer)]
-        unbound = [target for target in self._targets if not any(name.endswith(f".{target}") for name in names)]
-        if unbound:
-            raise ModelError(f"lora.targets {unbound} bind to no module: no linear layer's name ends so")
+        layers = [path for path, part in base.named_modules() if isinstance(part, nn.Linear | LoraLayer)]
+        require_bound(self._targets, layers)
 
     def freeze(self, name: str) -> None:
         """Stop training an adapter; it still takes part in the networks it belongs to."""

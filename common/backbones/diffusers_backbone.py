@@ -62,13 +62,9 @@ class DiffusersBackbone(ABC, Generic[Settings]):
         self.device = device
         self._settings = settings
         self._dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
-        self._files = find_pipeline(settings.path, self.family, list(self.kinds))
-        self._plan()
-        if self.guidance is Guidance.NONE and settings.guidance_scale != 1:
-            raise ModelError(
-                f"backbone.guidance_scale = {settings.guidance_scale:g}: the teacher takes no guidance: set it to 1, "
-                "or for a step-distilled FLUX.2 set backbone.teacher_path to its base model"
-            )
+        self._plan_from_small_files()
+        for files in self._all_files():
+            files.fetch_weights()
         self._pipeline = self._load_pipeline()
         if settings.text_encoder_int8:
             for encoder in self._text_encoders():
@@ -97,8 +93,7 @@ class DiffusersBackbone(ABC, Generic[Settings]):
         """
         planned = cls.__new__(cls)
         planned._settings = settings
-        planned._files = find_pipeline(settings.path, cls.family, list(cls.kinds))
-        planned._plan()
+        planned._plan_from_small_files()
         doubled = planned.guidance is Guidance.CLASSIFIER_FREE and settings.guidance_scale != 1
         targets = lora.targets or cls.lora_targets
         return model_sizes(
@@ -109,7 +104,22 @@ class DiffusersBackbone(ABC, Generic[Settings]):
             targets,
             lora.rank,
             guided_passes=2 if doubled else 1,
+            guidance=planned.guidance,
         )
+
+    def _plan_from_small_files(self) -> None:
+        self._files = find_pipeline(self._settings.path, self.family, list(self.kinds))
+        self._plan()
+        scale = self._settings.guidance_scale
+        if self.guidance is Guidance.NONE and scale != 1:
+            raise ModelError(
+                f"backbone.guidance_scale = {scale:g}: the teacher takes no guidance: set it to 1, or for a "
+                "step-distilled FLUX.2 set backbone.teacher_path to its base model"
+            )
+
+    def _all_files(self) -> tuple[PipelineFiles, ...]:
+        """The pipelines that weights are loaded from."""
+        return (self._files,)
 
     @abstractmethod
     def _plan(self) -> None:

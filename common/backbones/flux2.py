@@ -56,6 +56,9 @@ class Flux2(DiffusersBackbone[Flux2Backbone]):
             distilled = self._teacher_files.index.get("is_distilled", False)
             self.guidance = Guidance.NONE if distilled else Guidance.CLASSIFIER_FREE
 
+    def _all_files(self) -> tuple[PipelineFiles, ...]:
+        return self._files, self._teacher_files
+
     def _check_text_encoder(self, joint_width: int) -> None:
         config = self._files.config("text_encoder")
         config = config.get("text_config", config)  # dev's encoder reads images too

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
 from common.errors import ModelError
 
 INDEX = "model_index.json"
-HUB_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+WEIGHT_FILES = "*.safetensors"
+WEIGHTED_PARTS = ("transformer", "text_encoder", "vae")
 HUB_VARIANTS = ("*.fp16.*", "*.fp16-*", "*.non_ema.*")
 """Weights that a repository holds a second time."""
 
@@ -38,12 +41,42 @@ class PipelineFiles:
         directory: where its files are.
         kind: the pipeline's class.
         index: its model_index.json.
+        parts: the folders that are needed of it.
     """
 
     path: Path
     directory: Path
     kind: str
     index: dict[str, Any]
+    parts: tuple[str, ...]
+
+    @property
+    def of_hub(self) -> bool:
+        return self.directory != self.path
+
+    def fetch_weights(self) -> None:
+        """Download the weights, where they are not at hand.
+
+        Raises:
+            ModelError: the hub does not give them, or a file is missing or cut short.
+        """
+        if self.of_hub:
+            _fetch(self.path, [f"{part}/{WEIGHT_FILES}" for part in self.parts])
+        for part in self.parts:
+            _require_whole_weights(self, part)
+
+    def weight_shapes(self, part: str) -> dict[str, tuple[int, ...]]:
+        """Shape of every weight of a part, from the headers of its files: those on the hub, if they are there only.
+
+        Raises:
+            ModelError: the hub does not give them, or a file is missing or cut short.
+        """
+        if self.of_hub and not _has_weights(self, part):
+            return _shapes_on_hub(self.path, part)
+        shapes: dict[str, tuple[int, ...]] = {}
+        for file in (self.directory / part).glob(WEIGHT_FILES):
+            shapes |= _shapes_in_header(file)
+        return shapes
 
     def config(self, part: str) -> PartConfig:
         """The configuration of a part.
@@ -63,35 +96,35 @@ class PipelineFiles:
 
 
 def find_pipeline(path: Path, family: str, kinds: Sequence[str], only: str | None = None) -> PipelineFiles:
-    """A local directory, or ORGANISATION/NAME of the hub, whose files are fetched where they are not at hand.
+    """A local directory, or ORGANISATION/NAME of the hub, whose small files are fetched where they are not at hand.
 
     `only` names the one part that is needed, if not all are.
 
     Raises:
-        ModelError: there is none, its kind is none of `kinds`, or a file is missing or cut short.
+        ModelError: there is none, its kind is none of `kinds`, or a file is missing or, of a directory, cut short.
     """
     directory = path if path.exists() else _fetch(path, (INDEX,))
-    files = _read_index(path, directory)
+    files = _read_index(path, directory, only)
     if files.kind not in kinds:
         raise ModelError(f"{path} holds a {files.kind}, but family {family} needs a {' or '.join(kinds)}")
-    parts = [only] if only else [name for name, value in files.index.items() if _is_part(value)]
-    if directory != path:
-        _fetch(path, [f"{part}/{pattern}" for part in parts for pattern in HUB_PATTERNS])
-    missing = [part for part in parts if not (directory / part).is_dir()]
+    if files.of_hub:
+        _fetch(path, [f"{part}/{pattern}" for part in files.parts for pattern in SMALL_FILES])
+    missing = [part for part in files.parts if not (directory / part).is_dir()]
     if missing:
         raise files.broken(f"there is no {', '.join(missing)} in it")
-    for part in parts:
-        _require_whole_weights(files, part)
+    if not files.of_hub:
+        files.fetch_weights()
     return files
 
 
-def _read_index(path: Path, directory: Path) -> PipelineFiles:
+def _read_index(path: Path, directory: Path, only: str | None) -> PipelineFiles:
     try:
         index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
-        return PipelineFiles(path, directory, index["_class_name"], index)
+        parts = (only,) if only else tuple(name for name, value in index.items() if _is_part(value))
+        return PipelineFiles(path, directory, index["_class_name"], index, parts)
     except OSError as error:
         raise ModelError(f"no pipeline at {path}: expected a diffusers directory with a {INDEX}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"cannot load the pipeline at {path}: {INDEX} is damaged: {error!r}") from error
 
 
@@ -104,10 +137,27 @@ def _fetch(path: Path, patterns: Sequence[str]) -> Path:
             return Path(hf_hub_download(str(path), INDEX)).parent
         return Path(snapshot_download(str(path), allow_patterns=list(patterns), ignore_patterns=list(HUB_VARIANTS)))
     except Exception as error:  # the hub's client raises a different class for every way a download can fail
-        raise ModelError(
-            f"no pipeline at {path}: there is no such directory, and the hub does not give it: {first_line(error)}; "
-            "check the name, log in where it is gated, or set backbone.path to a directory"
-        ) from error
+        raise _not_given(path, error) from error
+
+
+def _not_given(path: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"no pipeline at {path}: there is no such directory, and the hub does not give it: {first_line(error)}; "
+        "check the name, log in where it is gated, or set backbone.path to a directory"
+    )
+
+
+def _shapes_on_hub(path: Path, part: str) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    hub = HfApi()
+    try:
+        for name in hub.list_repo_files(str(path)):
+            if fnmatch(name, f"{part}/{WEIGHT_FILES}") and not any(fnmatch(name, variant) for variant in HUB_VARIANTS):
+                header = hub.parse_safetensors_file_metadata(str(path), name)
+                shapes |= {key: tuple(tensor.shape) for key, tensor in header.tensors.items()}
+    except Exception as error:  # see _fetch
+        raise _not_given(path, error) from error
+    return shapes
 
 
 def _is_part(value: object) -> bool:
@@ -115,9 +165,19 @@ def _is_part(value: object) -> bool:
     return isinstance(value, list) and None not in value
 
 
+def _has_weights(files: PipelineFiles, part: str) -> bool:
+    try:
+        _require_whole_weights(files, part)
+    except ModelError:
+        return False
+    return True
+
+
 def _require_whole_weights(files: PipelineFiles, part: str) -> None:
-    """Every shard that an index names is there, and every weight file as long as its header says."""
+    """Weights are there, every shard that an index names, and every file as long as its header says."""
     folder = files.directory / part
+    if part.startswith(WEIGHTED_PARTS) and not any(folder.glob(WEIGHT_FILES)):
+        raise files.broken(f"there is no {part}/{WEIGHT_FILES} in it")
     for index in folder.glob("*.safetensors.index.json"):
         try:
             shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -126,7 +186,7 @@ def _require_whole_weights(files: PipelineFiles, part: str) -> None:
         missing = [shard for shard in shards if not (folder / shard).exists()]
         if missing:
             raise files.broken(f"there is no {part}/{missing[0]} in it, which {index.name} names")
-    for file in folder.glob("*.safetensors"):
+    for file in folder.glob(WEIGHT_FILES):
         size = file.stat().st_size
         if size != _declared_size(file):
             raise files.broken(f"{part}/{file.name} is damaged: {size} bytes, not what its header says")
@@ -144,6 +204,12 @@ def _declared_size(file: Path) -> int:
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             return -1
     return 8 + length + max(ends, default=0)
+
+
+def _shapes_in_header(file: Path) -> dict[str, tuple[int, ...]]:
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
 
 
 def first_line(error: Exception) -> str:

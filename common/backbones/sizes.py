@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from common.backbones.base import Guidance
 from common.backbones.flops import forward_flops
+from common.backbones.lora_targets import binds, require_bound
 from common.backbones.pipeline_files import PipelineFiles
 from common.config_backbones import BackboneSection
 
@@ -29,6 +29,7 @@ class ModelSizes:
         pixels: of one image.
         vae_width: channels of the decoder at full resolution.
         guided_passes: of the transformer for one guided sample of the teacher.
+        guidance: how the teacher takes it.
     """
 
     transformer: int
@@ -44,6 +45,7 @@ class ModelSizes:
     pixels: int
     vae_width: int
     guided_passes: int
+    guidance: Guidance
 
     @property
     def tokens(self) -> int:
@@ -58,10 +60,11 @@ def model_sizes(
     lora_targets: Sequence[str],
     lora_rank: int,
     guided_passes: int,
+    guidance: Guidance,
 ) -> ModelSizes:
     """The sizes of a diffusers pipeline whose backbone has these latents [c, h, w]."""
     transformer, vae, options = files.config("transformer"), files.config("vae"), settings.model_dump()
-    shapes = weight_shapes(files, "transformer")
+    shapes = files.weight_shapes("transformer")
     encoders = [name for name, entry in files.index.items() if name.startswith("text_encoder") and entry[0]]
     channels, height, width = latent_shape
     # FLUX packs patches into channels, before the backbone sees them or after; SD3 takes patches in its first layer.
@@ -73,8 +76,8 @@ def model_sizes(
     image_tokens = height * width // packed_inside
     return ModelSizes(
         transformer=weights(shapes),
-        text_encoders=sum(weights(weight_shapes(files, name)) for name in encoders),
-        vae=weights(weight_shapes(files, "vae")),
+        text_encoders=sum(weights(files.weight_shapes(name)) for name in encoders),
+        vae=weights(files.weight_shapes("vae")),
         bases=1 if options.get("teacher_path") is None else 2,
         adapter=adapter_weights(shapes, lora_targets, lora_rank),
         layers=layers,
@@ -85,21 +88,8 @@ def model_sizes(
         pixels=height * width * packed_before * side**2,
         vae_width=vae["block_out_channels"][0],
         guided_passes=guided_passes,
+        guidance=guidance,
     )
-
-
-def weight_shapes(files: PipelineFiles, part: str) -> Shapes:
-    """Shape of every weight of a part."""
-    shapes: Shapes = {}
-    for file in (files.directory / part).glob("*.safetensors"):
-        shapes |= _shapes_in_header(file)
-    return shapes
-
-
-def _shapes_in_header(file: Path) -> Shapes:
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
 
 
 def weights(shapes: Shapes) -> int:
@@ -107,6 +97,12 @@ def weights(shapes: Shapes) -> int:
 
 
 def adapter_weights(shapes: Shapes, targets: Sequence[str], rank: int) -> int:
-    """Weights of a LoRA of this rank on the matrices [out, in] whose layer's name ends in one of the targets."""
-    endings = tuple(f".{target}.weight" for target in targets)
-    return sum(rank * sum(shape) for name, shape in shapes.items() if f".{name}".endswith(endings) and len(shape) == 2)
+    """Weights of a LoRA of this rank on the matrices [out, in] whose layer's name ends in one of the targets.
+
+    Raises:
+        ModelError: there is a target that no name ends in.
+    """
+    matrices = {name.removesuffix(".weight"): shape for name, shape in shapes.items() if len(shape) == 2}
+    require_bound(targets, matrices)
+    bound = (shape for name, shape in matrices.items() if any(binds(target, name) for target in targets))
+    return sum(rank * sum(shape) for shape in bound)

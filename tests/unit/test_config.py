@@ -107,7 +107,14 @@ def test_a_config_is_frozen() -> None:
         ({"sampling": {"eta": 0}}, "sampling.eta: 0 makes every step deterministic"),
         ({"backbone": {"family": "sd4"}}, "backbone.family = \"sd4\": input should be 'sd3', 'flux2', 'flux1'"),
         ({"backbone": {"family": "flux2", "teacher": "x"}}, "run.yaml: backbone.teacher: unknown key; did you mean"),
-        ({"backbone": {"family": "flux1", "teacher_path": "x"}}, "run.yaml: backbone.teacher_path: unknown key"),
+        (
+            {"backbone": {"family": "flux1", "teacher_path": "x"}},
+            "run.yaml: backbone.teacher_path: unknown key for backbone.family = flux1",
+        ),
+        (
+            {"backbone": {"family": "my.module:Family", "max_sequence_length": 8}},
+            "unknown key for backbone.family = my.module:Family; what it needs goes into backbone.options",
+        ),
         ({"backbone": {"family": "flux1", "height": 0}}, "run.yaml: backbone.height = 0: input should be greater"),
         ({"backbone": {"family": "my.module:"}}, 'run.yaml: backbone.family = "my.module:": string should match'),
         ({"backbone": None}, "run.yaml: backbone = null"),

@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
+import torch
 from ray.exceptions import ObjectLostError, RayTaskError
 
 from common.backbones.base import Guidance
@@ -18,7 +19,14 @@ from common.types import Prompt
 from learner.cli import Invocation
 from learner.cluster import ray_cluster
 from learner.main import _errors_from_ray, _redis, _reward_access
-from learner.start_checks import check_guidance, check_rewards, check_schedule, plain_questions
+from learner.start_checks import (
+    check_files,
+    check_gpus,
+    check_guidance,
+    check_rewards,
+    check_schedule,
+    plain_questions,
+)
 from tests.fake_reward_server import INFO, SCORES, error_body, fake_server
 
 PLAIN = {"unasked": PlainQuestion("a dot", {})}
@@ -100,6 +108,26 @@ def test_guidance_for_a_teacher_that_takes_none_is_refused_before_training() -> 
     check_guidance(guided, Guidance.INPUT)
     check_guidance(config(evaluation={"teacher_guidance": 1}), Guidance.NONE)
     check_guidance(config(evaluation={"teacher_guidance": 4, "teacher": False}), Guidance.NONE)
+
+
+def test_everything_that_is_missing_is_told_at_once(tmp_path: Path) -> None:
+    there = tmp_path / "prompts.txt"
+    there.write_text("red")
+    rewards = [{"name": "hps", "scorer": "hps", "model": tmp_path / "no-hps", "url": "local"}]
+    lacking = config(rewards=rewards, prompts={"train": there, "evaluation": tmp_path / "none.txt"})
+    with pytest.raises(ConfigError) as caught:
+        check_files(lacking)
+    expected = f"prompts.evaluation = {tmp_path}/none.txt, rewards.hps.model = {tmp_path}/no-hps: "
+    assert str(caught.value).startswith(f"not there: {expected}")
+    check_files(config(prompts={"train": there, "evaluation": there}))
+
+
+def test_more_gpus_than_this_machine_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    workers = {"count": 2, "num_gpus": 0.5}
+    check_gpus(config(learner={"num_gpus": 1, "ranks": 7}, workers=workers))
+    with pytest.raises(ConfigError, match=r"workers\.num_gpus = 9, and this machine has 8 GPUs: ask for fewer"):
+        check_gpus(config(learner={"num_gpus": 1, "ranks": 8}, workers=workers))
 
 
 def invocation(run_dir: Path, *, dry_run: bool = False) -> Invocation:

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
+from huggingface_hub import HfApi
+from huggingface_hub.utils import SafetensorsFileMetadata, TensorInfo
+from safetensors import safe_open
 
+from common.backbones import pipeline_files
 from common.backbones.pipeline_files import find_pipeline
 from common.backbones.schedules import linear_mu_of, pipeline_sigmas, scheduler_config
 from common.errors import ModelError
@@ -43,6 +47,46 @@ def test_a_pipeline_that_the_hub_does_not_give_is_named() -> None:
     expected = "no pipeline at nobody/nothing: there is no such directory, and the hub does not give it: .*log in"
     with pytest.raises(ModelError, match=expected):
         find_pipeline(Path("nobody/nothing"), "sd3", [KIND])
+
+
+class Hub(HfApi):
+    """A hub whose files are a directory's; only their headers can be had."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__()
+        self._directory = directory
+
+    def list_repo_files(self, repo_id: str) -> list[str]:
+        assert repo_id == str(HUB_NAME)
+        return [str(path.relative_to(self._directory)) for path in self._directory.rglob("*.*")]
+
+    def parse_safetensors_file_metadata(self, repo_id: str, filename: str) -> SafetensorsFileMetadata:
+        assert repo_id == str(HUB_NAME)
+        with safe_open(self._directory / filename, "pt") as weights:
+            shapes = {name: list(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+        tensors = {name: TensorInfo("F32", shape, (0, 0)) for name, shape in shapes.items()}
+        return SafetensorsFileMetadata({}, tensors)
+
+
+def test_sizes_of_the_hub_need_no_weights_and_a_run_does(
+    cached: Path, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline_files, "HfApi", lambda: Hub(tiny_pipeline))
+    local = find_pipeline(tiny_pipeline, "sd3", [KIND])
+    for weights in cached.rglob("*.safetensors"):
+        weights.unlink()
+    files = find_pipeline(HUB_NAME, "sd3", [KIND])
+    for part in ("transformer", "text_encoder_3", "vae"):
+        assert files.weight_shapes(part) == local.weight_shapes(part) != {}
+    with pytest.raises(ModelError, match=r"there is no text_encoder/\*\.safetensors in it"):
+        files.fetch_weights()
+
+
+def test_a_part_without_weights_is_named(tiny_pipeline: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(tiny_pipeline, tmp_path / "empty")
+    (path / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"there is no transformer/\*\.safetensors in it"):
+        find_pipeline(path, "sd3", [KIND])
 
 
 def test_another_kind_of_pipeline_is_refused_with_the_familys_own(tiny_pipeline: Path) -> None:

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from common.backbones import load_backbone, model_sizes
+from common.backbones.base import Guidance
 from common.backbones.sizes import ModelSizes
 from common.config import Config
-from common.errors import ConfigError
+from common.errors import ConfigError, ModelError
 from learner.main import main
 from learner.plan import DEVICES, FLOAT32, GIB, PROCESS_GIB, choose_device, compared, predict, requirements_text
 
@@ -28,6 +29,7 @@ SIZES = ModelSizes(
     pixels=10**6,
     vae_width=100,
     guided_passes=2,
+    guidance=Guidance.CLASSIFIER_FREE,
 )
 H100 = DEVICES["h100"]
 
@@ -54,6 +56,12 @@ def test_sizes_are_those_of_the_loaded_model(tiny_pipeline: Path) -> None:
     assert sizes.image_tokens == height * width // patch**2
     frozen = sum(weight.numel() for weight in backbone._transformer.state_dict().values())  # type: ignore[attr-defined]
     assert sizes.transformer == frozen - adapter
+
+
+def test_a_misspelt_lora_target_is_refused(tiny_pipeline: Path) -> None:
+    run = config(tiny_pipeline, lora={"targets": ["to_q", "to_qq"]})
+    with pytest.raises(ModelError, match=r"lora\.targets \['to_qq'\] bind to no module"):
+        model_sizes(run.backbone, run.lora)
 
 
 def test_memory_by_hand() -> None:
