@@ -51,7 +51,8 @@ def test_servers_answer_inside_the_block_and_are_gone_after_it(tmp_path: Path) -
         assert all(httpx.get(url + READY_PATH).json()["ready"] for url in urls.values())
         servers.check()
     assert all(gone(url) for url in urls.values())
-    assert (tmp_path / "logs" / "reward_brightness.log").read_text() == ""
+    said = (tmp_path / "logs" / "reward_brightness.log").read_text()
+    assert said == f"loading {BRIGHTNESS.scorer}\nbrightness is ready at {urls['brightness']}\n"
 
 
 def test_an_exception_in_the_block_stops_them(tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_one_that_does_not_start_stops_the_others_and_quotes_its_log(tmp_path: P
     weights.write_bytes(weights.read_bytes()[:1000])
     servers = LocalServers([BRIGHTNESS, LocalServerSpec("hps", "hps", tmp_path / "hps")], tmp_path)
     with pytest.raises(
-        RewardUnavailable, match=r"hps did not start.*\n    reward_servers: .*truncated or corrupt"
+        RewardUnavailable, match=r"hps did not start.*\n    loading hps\n    reward_servers: .*truncated or corrupt"
     ) as caught:
         servers.__enter__()
     assert (caught.value.reward, caught.value.cause) == ("hps", "start")
