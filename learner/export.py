@@ -33,6 +33,7 @@ from torch import Tensor
 
 from common.backbones.adapters import stacked_state
 from common.backbones.base import Backbone, Guidance, Network
+from common.backbones.diffusers_backbone import DiffusersBackbone
 from common.errors import ConfigError, ModelError
 from learner.command import exit_status
 from learner.trained_run import ABOUT_LORA, ALIGNED_POLICY, COLD_START_POLICY, LORA_PREFIX, TrainedRun
@@ -121,7 +122,9 @@ def _export(arguments: argparse.Namespace) -> Iterator[str]:
         yield f"{path}\n\nIn ComfyUI: {steps} steps, cfg 1, strength 1. In diffusers:\n"
         yield f'    pipeline.load_lora_weights("{out}", weight_name="{path.name}")'
     else:
-        write_pipeline(state, scale, run.config.backbone.path, out)
+        # Of a hub name: where it was downloaded to.
+        base = backbone.directory if isinstance(backbone, DiffusersBackbone) else run.config.backbone.path
+        write_pipeline(state, scale, base, out)
         # Else diffusers takes each part as it was saved, and parts need not match.
         dtype = run.config.backbone.dtype
         yield f'{out}\n\n    pipeline = DiffusionPipeline.from_pretrained("{out}", dtype=torch.{dtype})'

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+HUB_NAME = Path("somebody/some-model")
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +29,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def cached(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache as a download of `HUB_NAME` leaves it, and no way to the hub; the snapshot's directory."""
+    import huggingface_hub.constants
+
+    repository = tmp_path / "cache" / "models--somebody--some-model"
+    snapshot = shutil.copytree(tiny_pipeline, repository / "snapshots" / "0123456789abcdef")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123456789abcdef")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return snapshot

@@ -84,6 +84,11 @@ class DiffusersBackbone(ABC, Generic[Settings]):
         if settings.gradient_checkpointing:
             self.enable_gradient_checkpointing()
 
+    @property
+    def directory(self) -> Path:
+        """Where the student's pipeline is on this machine."""
+        return self._files.directory
+
     @classmethod
     def sizes(cls, settings: Settings, lora: LoraConfig) -> ModelSizes:
         """How large the model is, without loading it.

@@ -19,6 +19,7 @@ from common.errors import ModelError
 from common.types import ByteArray, Prompt
 from learner.export import main, student_lora, write_comfyui, write_pipeline
 from rollout_workers.sampler import EVALUATION, SamplingSpec, sample_pictures
+from tests.conftest import HUB_NAME
 from tests.trained_run import write_trained_run
 
 PROMPT = Prompt(4, "red circle")
@@ -101,6 +102,13 @@ def test_diffusers_makes_our_pictures_with_the_merged_pipeline(
         for file in files:
             equal = file.read_bytes() == (tmp_path / "merged" / part / file.name).read_bytes()
             assert equal == (part != "transformer" or file.name not in changed), file
+
+
+@pytest.mark.usefixtures("cached")
+def test_a_base_of_the_hub_is_merged_where_it_was_downloaded_to(tmp_path: Path) -> None:
+    student = write_trained_run(tmp_path / "run", HUB_NAME)
+    exported(tmp_path / "run", tmp_path / "merged", "pipeline")
+    assert_same_pictures(theirs(StableDiffusion3Pipeline.from_pretrained(tmp_path / "merged")), ours(student))
 
 
 def test_diffusers_makes_our_pictures_with_the_file_for_comfyui(

@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.utils import SafetensorsFileMetadata, TensorInfo
@@ -17,23 +16,11 @@ from common.backbones.pipeline_files import find_pipeline
 from common.backbones.schedules import linear_mu_of, pipeline_sigmas, scheduler_config
 from common.errors import ModelError
 from common.flow import flux2_mu
+from tests.conftest import HUB_NAME
 from tests.reference import REFERENCE, TOLERANCE
 from tests.tiny_flux2 import SCHEDULER
 
 KIND = "StableDiffusion3Pipeline"
-HUB_NAME = Path("somebody/some-model")
-
-
-@pytest.fixture
-def cached(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The hub's cache as a download of `HUB_NAME` leaves it, and no way to the hub; the snapshot's directory."""
-    repository = tmp_path / "cache" / "models--somebody--some-model"
-    snapshot = shutil.copytree(tiny_pipeline, repository / "snapshots" / "0123456789abcdef")
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0123456789abcdef")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    return snapshot
 
 
 def test_a_pipeline_of_the_hub_is_found_where_it_was_downloaded(cached: Path) -> None:
