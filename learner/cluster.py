@@ -14,7 +14,7 @@ import ray
 
 from common.config import Config
 from common.errors import ConfigError
-from learner.start_checks import gpus_wanted
+from learner.start_checks import ROUNDING, gpus_wanted
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 ADDRESS = "RAY_ADDRESS"
@@ -63,7 +63,7 @@ def _start(config: Config) -> None:
 def _say_what_is_waited_for(config: Config) -> None:
     """GPUs may still join a cluster, so their lack is no error yet."""
     wanted, found = gpus_wanted(config), ray.cluster_resources().get("GPU", 0.0)
-    if wanted > found:
+    if wanted > found + ROUNDING:
         print(f"waiting for GPUs: the run asks for {wanted:g}, the cluster has {found:g} so far", file=sys.stderr)
 
 

@@ -115,12 +115,13 @@ def _plan(config: Config, device_name: str) -> str:
 
 
 def _checked_prediction(config: Config) -> Prediction | None:
-    """What the run is compared with at its end; None where only other machines hold the model, or a family has no plan.
+    """What the run is compared with at its end; None where only a cluster need hold the model, or a family has no plan.
 
     Raises:
         ConfigError, ModelError: the model's small files show that the run cannot be.
     """
-    elsewhere = ADDRESS in os.environ and not config.backbone.path.is_dir()
+    paths = [value for value in config.backbone.model_dump().values() if isinstance(value, Path)]
+    elsewhere = ADDRESS in os.environ and not all(path.is_dir() for path in paths)
     sizes = None if elsewhere else model_sizes(config.backbone, config.lora)
     if sizes is None:
         return None
@@ -130,7 +131,7 @@ def _checked_prediction(config: Config) -> Prediction | None:
 
 def _run(invocation: Invocation) -> None:
     config = invocation.config
-    check_files(config)
+    check_files(config, resuming=invocation.resume)
     if ADDRESS not in os.environ:
         check_gpus(config)
     train_prompts, evaluation_prompts = load_prompts(config.prompts.train), load_prompts(config.prompts.evaluation)

@@ -114,34 +114,35 @@ def _frozen_gib(config: Config, sizes: ModelSizes, sharded: bool) -> float:
 def _activations_gib(config: Config, sizes: ModelSizes) -> float:
     settings = config.backbone
     number = 4 if settings.dtype == "float32" else 2
-    samples, graphs = _samples_at_once(config), _graphs(config)
     block = sizes.tokens * sizes.width * number
     layers = sizes.layers + BLOCK_ACTIVATIONS if settings.gradient_checkpointing else sizes.layers * BLOCK_ACTIVATIONS
-    transformer = samples * graphs * block * layers
+    transformer = max(_passes_kept(config)) * block * layers
     vae = 0.0
     if config.alignment.reward_gradient_weight > 0 and config.alignment.iterations > 0:
-        vae = min(settings.decode_chunk, samples) * sizes.pixels * sizes.vae_width * VAE_ACTIVATIONS * number
+        image = sizes.pixels * sizes.vae_width * VAE_ACTIVATIONS * number
+        vae = min(settings.decode_chunk, _micro_batch(config)) * image
     return (transformer + vae) / GIB
 
 
-def _samples_at_once(config: Config) -> int:
-    """In a rank's largest pass: stage 1 takes its share of a batch whole, stage 2 in micro-batches."""
+def _passes_kept(config: Config) -> tuple[float, float]:
+    """Passes of one sample whose activations a rank keeps at once, in stage 1 and in stage 2; 0 where it does not run.
+
+    Stage 1 takes its share of a batch whole, with the student's pass beside the fake score's; stage 2 micro-batches.
+    """
     alignment, cold_start = config.alignment, config.cold_start
-    at_once = [0]
-    if cold_start.iterations > 0 and cold_start.from_checkpoint is None:
-        at_once.append(math.ceil(cold_start.batch_size / config.learner.ranks))
-    if alignment.iterations > 0:
-        share = math.ceil(alignment.prompts_per_iteration * alignment.group_size / config.learner.ranks)
-        at_once.append(min(alignment.micro_batch, share))
-    return max(at_once)
-
-
-def _graphs(config: Config) -> float:
-    """Passes of a sample whose activations are kept at once: the fake score's, and in stage 1 the student's too."""
-    cold_start = config.cold_start
     fake_score = 1 + (2 * cold_start.consistency_fraction if cold_start.consistency_weight > 0 else 0)
-    distils = cold_start.iterations > 0 and cold_start.from_checkpoint is None
-    return fake_score + (1 if distils else 0)
+    distilling = aligning = 0.0
+    if cold_start.iterations > 0 and cold_start.from_checkpoint is None:
+        distilling = math.ceil(cold_start.batch_size / config.learner.ranks) * (fake_score + 1)
+    if alignment.iterations > 0:
+        aligning = _micro_batch(config) * fake_score
+    return distilling, aligning
+
+
+def _micro_batch(config: Config) -> int:
+    alignment = config.alignment
+    share = math.ceil(alignment.prompts_per_iteration * alignment.group_size / config.learner.ranks)
+    return min(alignment.micro_batch, share)
 
 
 def _seconds(config: Config, sizes: ModelSizes, device: Device) -> dict[str, float]:

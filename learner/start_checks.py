@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 
 from common.backbones.base import Guidance
@@ -12,6 +17,9 @@ from common.plain_question import PlainQuestion
 from common.reward_access import RewardAccess
 from common.reward_api import ServerInfo
 from common.types import Prompt
+
+ROUNDING = 1e-6
+"""Of shares of a GPU that add up to a whole one."""
 
 
 def check_enough_prompts(config: Config, available: int) -> None:
@@ -24,13 +32,15 @@ def check_enough_prompts(config: Config, available: int) -> None:
             raise ConfigError(f"{key} = {needed}, but {config.prompts.train} has only {available} prompts")
 
 
-def check_files(config: Config) -> None:
-    """All at once: told one by one, each would cost another start."""
+def check_files(config: Config, *, resuming: bool) -> None:
+    """All at once: told one by one, each would cost another start. A run that goes on borrows no checkpoint."""
     named = {"prompts.train": config.prompts.train, "prompts.evaluation": config.prompts.evaluation}
     named |= {f"rewards.{one.name}.model": one.model for one in config.rewards if one.url == "local" and one.model}
-    missing = [f"{key} = {path}" for key, path in named.items() if not path.exists()]
+    if config.cold_start.from_checkpoint is not None and not resuming:
+        named["cold_start.from_checkpoint"] = config.cold_start.from_checkpoint
+    missing = [f"{key} = {path}" for key, path in named.items() if not os.path.exists(path)]
     if missing:
-        raise ConfigError(f"not there: {', '.join(missing)}: paths are relative to the working directory")
+        raise ConfigError(f"not there: {', '.join(missing)} (looked for from {Path.cwd()})")
 
 
 def gpus_wanted(config: Config) -> float:
@@ -41,12 +51,26 @@ def gpus_wanted(config: Config) -> float:
 
 def check_gpus(config: Config) -> None:
     """A cluster may grow; this machine does not."""
-    wanted, found = gpus_wanted(config), torch.cuda.device_count()
-    if wanted > found:
+    learner, workers, found = config.learner, config.workers, torch.cuda.device_count()
+    if not _have_room([learner.num_gpus] * learner.ranks + [workers.num_gpus] * workers.count, found):
         raise ConfigError(
-            f"learner.ranks x learner.num_gpus + workers.count x workers.num_gpus = {wanted:g}, and this machine has "
-            f"{found} GPUs: ask for fewer (they may be shares, 0 is the CPU), or submit the run to a Ray cluster"
+            f"learner.ranks = {learner.ranks} of learner.num_gpus = {learner.num_gpus:g} and workers.count = "
+            f"{workers.count} of workers.num_gpus = {workers.num_gpus:g} have no room on this machine's {found} GPUs: "
+            "ask for fewer (they may be shares, 0 is the CPU), or submit the run to a Ray cluster"
         )
+
+
+def _have_room(shares: Sequence[float], gpus: int) -> bool:
+    """Each on one GPU, or on whole ones, placed one after the other as Ray does."""
+    free = [1.0] * gpus
+    for share in shares:
+        part, count = (share, 1) if share < 1 else (1.0, math.ceil(share))
+        chosen = [index for index, room in enumerate(free) if room >= part - ROUNDING][:count]
+        if share > 0 and len(chosen) < count:
+            return False
+        for index in chosen:
+            free[index] -= part
+    return True
 
 
 def check_schedule(config: Config, sigmas: tuple[float, ...]) -> None:

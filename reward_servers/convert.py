@@ -184,19 +184,23 @@ def _publish(out: Path, scorer_class: type[Scorer], write: Callable[[Path], None
     try:
         directory.mkdir(parents=True)
         write(directory)
-        scorer = scorer_class.load(directory, "cpu")
+        scorer = _load(scorer_class, directory)
         _check(scorer)
         directory.rename(out)
-    except ModelError as error:
-        reason = str(error).replace(f"{directory}{os.sep}", "")
-        raise ModelError(
-            f"what was converted cannot be served: {reason}; is it of another size than published?"
-        ) from error
     except OSError as error:
         raise ModelError(f"{out} cannot be written: {error}") from error
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     return scorer
+
+
+def _load(scorer_class: type[Scorer], directory: Path) -> Scorer:
+    try:
+        return scorer_class.load(directory, "cpu")
+    except ModelError as error:
+        # The directory is gone when this is read.
+        reason = str(error).replace(str(directory), "what was converted")
+        raise ModelError(f"{reason}; is the checkpoint of another size than the published one?") from error
 
 
 def _check(scorer: Scorer) -> None:

@@ -14,6 +14,7 @@ from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from common.errors import ModelError
 
 INDEX = "model_index.json"
+LICENCES = "LICENSE*"
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 WEIGHT_FILES = "*.safetensors"
 WEIGHTED_PARTS = ("transformer", "text_encoder", "vae")
@@ -108,7 +109,7 @@ def find_pipeline(path: Path, family: str, kinds: Sequence[str], only: str | Non
     if files.kind not in kinds:
         raise ModelError(f"{path} holds a {files.kind}, but family {family} needs a {' or '.join(kinds)}")
     if files.of_hub:
-        _fetch(path, [f"{part}/{pattern}" for part in files.parts for pattern in SMALL_FILES])
+        _fetch(path, [LICENCES, *(f"{part}/{pattern}" for part in files.parts for pattern in SMALL_FILES)])
     missing = [part for part in files.parts if not (directory / part).is_dir()]
     if missing:
         raise files.broken(f"there is no {', '.join(missing)} in it")
@@ -157,6 +158,8 @@ def _shapes_on_hub(path: Path, part: str) -> dict[str, tuple[int, ...]]:
                 shapes |= {key: tuple(tensor.shape) for key, tensor in header.tensors.items()}
     except Exception as error:  # see _fetch
         raise _not_given(path, error) from error
+    if not shapes:
+        raise ModelError(f"cannot load the pipeline at {path}: there is no {part}/{WEIGHT_FILES} in it")
     return shapes
 
 

@@ -116,18 +116,37 @@ def test_everything_that_is_missing_is_told_at_once(tmp_path: Path) -> None:
     rewards = [{"name": "hps", "scorer": "hps", "model": tmp_path / "no-hps", "url": "local"}]
     lacking = config(rewards=rewards, prompts={"train": there, "evaluation": tmp_path / "none.txt"})
     with pytest.raises(ConfigError) as caught:
-        check_files(lacking)
-    expected = f"prompts.evaluation = {tmp_path}/none.txt, rewards.hps.model = {tmp_path}/no-hps: "
-    assert str(caught.value).startswith(f"not there: {expected}")
-    check_files(config(prompts={"train": there, "evaluation": there}))
+        check_files(lacking, resuming=False)
+    expected = f"prompts.evaluation = {tmp_path}/none.txt, rewards.hps.model = {tmp_path}/no-hps"
+    assert str(caught.value) == f"not there: {expected} (looked for from {Path.cwd()})"
 
 
-def test_more_gpus_than_this_machine_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    workers = {"count": 2, "num_gpus": 0.5}
-    check_gpus(config(learner={"num_gpus": 1, "ranks": 7}, workers=workers))
-    with pytest.raises(ConfigError, match=r"workers\.num_gpus = 9, and this machine has 8 GPUs: ask for fewer"):
-        check_gpus(config(learner={"num_gpus": 1, "ranks": 8}, workers=workers))
+def test_a_borrowed_cold_start_must_be_there_until_the_run_has_its_own(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("red")
+    prompts = {"train": tmp_path / "prompts.txt", "evaluation": tmp_path / "prompts.txt"}
+    borrowing = config(prompts=prompts, cold_start={"from_checkpoint": tmp_path / "gone"})
+    with pytest.raises(ConfigError, match=f"not there: cold_start.from_checkpoint = {tmp_path}/gone"):
+        check_files(borrowing, resuming=False)
+    check_files(borrowing, resuming=True)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "rank_gpus", "workers", "worker_gpus", "gpus"),
+    [(7, 1, 2, 0.5, 8), (1, 0, 4, 0, 0), (10, 0.1, 2, 0.5, 2), (1, 0.6, 2, 0.7, 3), (1, 2, 1, 1, 3)],
+)
+def test_one_gpu_less_than_a_run_asks_for_is_refused(
+    ranks: int, rank_gpus: float, workers: int, worker_gpus: float, gpus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shares of a GPU are on one: .6, .7 and .7 need three."""
+    chosen = config(
+        learner={"num_gpus": rank_gpus, "ranks": ranks}, workers={"count": workers, "num_gpus": worker_gpus}
+    )
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    check_gpus(chosen)
+    if gpus > 0:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus - 1)
+        with pytest.raises(ConfigError, match=f"have no room on this machine's {gpus - 1} GPUs: ask for fewer"):
+            check_gpus(chosen)
 
 
 def invocation(run_dir: Path, *, dry_run: bool = False) -> Invocation:

@@ -75,6 +75,19 @@ def test_memory_by_hand() -> None:
     assert prediction.learner_gib == pytest.approx(PROCESS_GIB["cuda"] + (frozen + adapters + activations) / GIB)
 
 
+def test_of_two_stages_the_hungrier_one_counts() -> None:
+    """9 rows of four passes in stage 1; in stage 2 micro-batches of three: 13 are more, 11 are fewer."""
+    cold_start = {"batch_size": 18, "consistency_fraction": 1}
+    learner = {"ranks": 2}
+    block = 1000 * 1000 * 2 * 20 * 40
+
+    def gib(micro_batch: int) -> float:
+        alignment = {"micro_batch": micro_batch, "reward_gradient_weight": 0.0}
+        return predict(config(cold_start=cold_start, alignment=alignment, learner=learner), SIZES, H100).learner_gib
+
+    assert gib(13) - gib(11) == pytest.approx((13 * 3 - 9 * 4) * block / GIB)
+
+
 @pytest.mark.parametrize(
     ("change", "sign"),
     [
