@@ -50,6 +50,7 @@ def student_lora(backbone: Backbone) -> dict[str, Tensor]:
 
 def write_lora(backbone: Backbone, directory: Path) -> None:
     """The student as one LoRA in diffusers' format; a stack becomes one of its total rank."""
+    directory.mkdir(parents=True, exist_ok=True)
     backbone.save_lora(directory, student_lora(backbone), backbone.adapters.scale)
     (directory / ABOUT_LORA).write_text(json.dumps({"base": backbone.base_fingerprint()}))
 

@@ -115,7 +115,7 @@ class Backbone(Protocol):
         ...
 
     def save_lora(self, directory: Path, state: dict[str, Tensor], scale: float) -> None:
-        """Write an adapter, whose update is `scale` B A, in the family's own format."""
+        """Write an adapter, whose update is `scale` B A, in the family's own format, into a directory that is there."""
         ...
 
 

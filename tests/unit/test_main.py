@@ -6,19 +6,20 @@ import socket
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from ray.exceptions import ObjectLostError, RayTaskError
 
 from common.backbones.base import Guidance
 from common.config import Config
-from common.errors import AttestationError, ConfigError, RewardRejected, RewardUnavailable, RtdmdError
+from common.errors import AttestationError, ConfigError, ModelError, RewardRejected, RewardUnavailable, RtdmdError
 from common.flow import static_shift_sigmas
 from common.plain_question import PlainQuestion
 from common.reward_api import ScoreRequest, ScoreResponse
 from common.types import Prompt
 from learner.cli import Invocation
-from learner.cluster import ray_cluster
-from learner.main import _errors_from_ray, _redis, _reward_access
+from learner.cluster import ADDRESS, _say_what_is_waited_for, ray_cluster
+from learner.main import _checked_prediction, _errors_from_ray, _redis, _reward_access
 from learner.start_checks import (
     check_files,
     check_gpus,
@@ -147,6 +148,31 @@ def test_one_gpu_less_than_a_run_asks_for_is_refused(
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus - 1)
         with pytest.raises(ConfigError, match=f"have no room on this machine's {gpus - 1} GPUs: ask for fewer"):
             check_gpus(chosen)
+
+
+def test_a_cluster_that_may_still_get_its_gpus_is_waited_for_aloud(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
+    _say_what_is_waited_for(config(learner={"num_gpus": 1, "ranks": 2}))
+    assert capsys.readouterr().err == ""
+    _say_what_is_waited_for(config(learner={"num_gpus": 1, "ranks": 2}, workers={"num_gpus": 0.5}))
+    assert capsys.readouterr().err == "waiting for GPUs: the run asks for 2.5, the cluster has 2 so far\n"
+
+
+def test_a_model_that_only_a_cluster_holds_is_not_looked_for_here(
+    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = config(backbone={"path": tiny_pipeline, "max_sequence_length": 4})
+    student = {"family": "flux2", "path": tiny_pipeline, "teacher_path": tmp_path / "on" / "workers"}
+    elsewhere, of_two = config(backbone={"path": tmp_path / "on" / "workers"}), config(backbone=student)
+    with pytest.raises(ModelError, match=r"no pipeline at .*/on/workers"):
+        _checked_prediction(elsewhere)
+    monkeypatch.setenv(ADDRESS, "127.0.0.1:6379")
+    assert _checked_prediction(elsewhere) is _checked_prediction(of_two) is None
+    prediction = _checked_prediction(here)
+    assert prediction is not None
+    assert prediction.iteration_s > 0
 
 
 def invocation(run_dir: Path, *, dry_run: bool = False) -> Invocation:

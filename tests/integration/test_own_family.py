@@ -1,0 +1,48 @@
+"""docs/backbones.md: a family of one's own, in a file outside the project, through the whole service."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.running_service import PROJECT_ROOT, Run
+from tests.toy_family import write_toy
+
+PROMPTS = "red\nblue\na dot\ntwo\n"
+
+
+def test_a_family_found_on_the_users_path_is_trained_to_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "package").mkdir()
+    (tmp_path / "model").mkdir()
+    shutil.copy(PROJECT_ROOT / "tests" / "toy_family.py", tmp_path / "package" / "my_family.py")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "package"))
+    (tmp_path / "prompts.txt").write_text(PROMPTS)
+    values = {
+        "run": {"name": "own"},
+        "backbone": {
+            "family": "my_family:ToyFlow",
+            "path": str(write_toy(tmp_path / "model")),
+            "width": 6,
+            "options": {"shift": 3.0},
+            "guidance_scale": 3.0,
+        },
+        "lora": {"rank": 2, "alpha": 4},
+        "prompts": {"train": str(tmp_path / "prompts.txt"), "evaluation": str(tmp_path / "prompts.txt")},
+        "cold_start": {"iterations": 1, "batch_size": 4},
+        "alignment": {"iterations": 1, "prompts_per_iteration": 2, "group_size": 4, "ema_every": 1},
+        "evaluation": {"every": 1, "prompts": 2, "grid_prompts": 2, "final_prompts": 2},
+        "workers": {"num_cpus": 0.1},
+        "learner": {"num_cpus": 0.1, "num_gpus": 0},
+        "rewards": [{"name": "bright", "scorer": "tests.toy_scorers:BrightnessScorer", "differentiable": True}],
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
+    run = Run(tmp_path / "run.yaml", tmp_path / "run")
+    run.finish()
+    assert {line["stage"] for line in run.lines()} >= {"cold_start", "alignment"}
+    assert (run.run_dir / "lora" / "toy_lora.safetensors").is_file()
+    assert (run.run_dir / "report.html").is_file()
