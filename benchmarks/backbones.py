@@ -64,7 +64,7 @@ def main() -> None:
     write, published_layers = MODELS[arguments.model]
     with tempfile.TemporaryDirectory() as folder:
         section = write(Path(folder), arguments.layers or published_layers)
-        # Few CPUs compute in bfloat16; on the others it is emulated, ten times slower and more.
+        # Few CPUs compute in bfloat16; the others emulate it slowly.
         dtype = "bfloat16" if device.type == "cuda" else "float32"
         section |= {"height": arguments.side, "width": arguments.side, "dtype": dtype}
         config = _config(section | {"gradient_checkpointing": arguments.checkpointing}, arguments)
@@ -154,7 +154,7 @@ def _pipeline(backbone: Backbone, size: int, config: Config) -> None:
     """The plain pipeline on the same weights, without adapters."""
     pipeline = backbone._pipeline  # type: ignore[attr-defined]
     options = config.backbone.model_dump()
-    # FLUX.2 reads layers of its text encoder, of which the random one has only the first.
+    # FLUX.2 reads layers of its text encoder, and the random one has only the first few.
     text = {"text_encoder_out_layers": options["text_encoder_layers"]} if "text_encoder_layers" in options else {}
     with backbone.adapters.active("teacher"), torch.no_grad():
         pipeline(

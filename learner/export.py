@@ -114,21 +114,25 @@ def _export(arguments: argparse.Namespace) -> Iterator[str]:
     state, scale = student_lora(backbone), backbone.adapters.scale
     out.mkdir(parents=True, exist_ok=True)
     steps = run.config.sampling.steps
+    base, load = run.config.backbone.path, ""
     if arguments.format == "lora":
         write_lora(backbone, out)
-        yield f'{out}\n\n    pipeline.load_lora_weights("{out}")'
+        load = f'pipeline.load_lora_weights("{out}")'
+        yield f"{out}\n"
     elif arguments.format == "comfyui":
         path = out / f"{run.title}-{arguments.policy}.safetensors"
         write_comfyui(state, scale, path)
+        load = f'pipeline.load_lora_weights("{out}", weight_name="{path.name}")'
         yield f"{path}\n\nIn ComfyUI: {steps} steps, cfg 1, strength 1. In diffusers:\n"
-        yield f'    pipeline.load_lora_weights("{out}", weight_name="{path.name}")'
     else:
         # Of a hub name: where it was downloaded to.
-        base = backbone.directory if isinstance(backbone, DiffusersBackbone) else run.config.backbone.path
-        write_pipeline(state, scale, base, out)
-        # Else diffusers takes each part as it was saved, and parts need not match.
-        dtype = run.config.backbone.dtype
-        yield f'{out}\n\n    pipeline = DiffusionPipeline.from_pretrained("{out}", dtype=torch.{dtype})'
+        write_pipeline(state, scale, backbone.directory if isinstance(backbone, DiffusersBackbone) else base, out)
+        base = out
+        yield f"{out}\n"
+    # Without a type diffusers takes each part as it was saved, and parts need not match.
+    yield f'    pipeline = DiffusionPipeline.from_pretrained("{base}", dtype=torch.{run.config.backbone.dtype})'
+    if load:
+        yield f"    {load}"
     sigmas = ", ".join(f"{1 - step / steps:g}" for step in range(steps))
     # A guidance that is an input stays what the student was trained with.
     guidance = run.config.backbone.guidance_scale if backbone.guidance is Guidance.INPUT else 1.0

@@ -99,7 +99,6 @@ class DiffusersBackbone(ABC, Generic[Settings]):
         planned = cls.__new__(cls)
         planned._settings = settings
         planned._plan_from_small_files()
-        doubled = planned.guidance is Guidance.CLASSIFIER_FREE and settings.guidance_scale != 1
         targets = lora.targets or cls.lora_targets
         return model_sizes(
             planned._files,
@@ -108,8 +107,7 @@ class DiffusersBackbone(ABC, Generic[Settings]):
             planned._text_tokens(),
             targets,
             lora.rank,
-            guided_passes=2 if doubled else 1,
-            guidance=planned.guidance,
+            planned.guidance,
         )
 
     def _plan_from_small_files(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from safetensors import safe_open
 
 from common.errors import ModelError
 
@@ -76,7 +77,8 @@ class PipelineFiles:
             return _shapes_on_hub(self.path, part)
         shapes: dict[str, tuple[int, ...]] = {}
         for file in (self.directory / part).glob(WEIGHT_FILES):
-            shapes |= _shapes_in_header(file)
+            with safe_open(file, "pt") as header:
+                shapes |= {name: tuple(header.get_slice(name).get_shape()) for name in header.keys()}  # noqa: SIM118
         return shapes
 
     def config(self, part: str) -> PartConfig:
@@ -207,12 +209,6 @@ def _declared_size(file: Path) -> int:
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             return -1
     return 8 + length + max(ends, default=0)
-
-
-def _shapes_in_header(file: Path) -> dict[str, tuple[int, ...]]:
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
 
 
 def first_line(error: Exception) -> str:

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.backbones.base import Guidance
-from common.backbones.flops import forward_flops
+from common.backbones.flops import Shapes, forward_flops
 from common.backbones.lora_targets import binds, require_bound
 from common.backbones.pipeline_files import PipelineFiles
 from common.config_backbones import BackboneSection
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,6 @@ def model_sizes(
     text_tokens: int,
     lora_targets: Sequence[str],
     lora_rank: int,
-    guided_passes: int,
     guidance: Guidance,
 ) -> ModelSizes:
     """The sizes of a diffusers pipeline whose backbone has these latents [c, h, w]."""
@@ -87,7 +84,7 @@ def model_sizes(
         forward_flops=forward_flops(shapes, layers, hidden, image_tokens, text_tokens),
         pixels=height * width * packed_before * side**2,
         vae_width=vae["block_out_channels"][0],
-        guided_passes=guided_passes,
+        guided_passes=2 if guidance is Guidance.CLASSIFIER_FREE and settings.guidance_scale != 1 else 1,
         guidance=guidance,
     )
 

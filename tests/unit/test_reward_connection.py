@@ -121,9 +121,12 @@ def test_who_does_not_go_on_is_left(whole: bytes, begun: bytes, monkeypatch: pyt
         if whole:
             await reader.readuntil(b"\r\n\r\n0")
         writer.write(begun)
-        await until_closed(reader)
+        assert await until_closed(reader) == b""
+        closed.append(True)
 
+    closed: list[bool] = []
     drive(scenario)
+    assert closed == [True]
 
 
 def test_a_slow_body_and_a_slow_answer_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,8 +47,11 @@ def test_a_renewal_on_its_way_does_not_list_a_server_that_has_left(monkeypatch: 
 
 
 def test_redis_lost_is_not_the_servers_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
     class Lost(Registry):
         def register(self, reward: str, url: str) -> None:
+            asked.append(reward)
             raise StoreError("lost")
 
         deregister = register
@@ -57,6 +60,9 @@ def test_redis_lost_is_not_the_servers_end(monkeypatch: pytest.MonkeyPatch) -> N
 
     async def run() -> None:
         async with asyncio.timeout(TIMEOUT), registered("redis://127.0.0.1:1/0", URLS):
-            pass
+            served.append(True)
 
+    served: list[bool] = []
     asyncio.run(run())
+    assert served == [True]
+    assert asked[-1] == "hps"
