@@ -36,7 +36,7 @@ from common.types import PolicyVersion, Prompt, ScoredGroup, StepPlan, Trajector
 from common.weights import publish
 from learner.alignment_trainer import AlignmentTrainer
 from learner.matching import MatchingSettings
-from learner.networks import ALIGNED, COLD_START, FAKE_SCORE, Networks, OptimizerSettings
+from learner.networks import ALIGNED, COLD_START, FAKE_SCORE, Networks, StageSettings
 from learner.plan import DEVICES, UTILISATION, Device, predict, this_cpu
 from learner.served_rewards import ServedRewards
 from rollout_workers.sampler import SampledGroup, decode_to_uint8, sample_group
@@ -111,8 +111,8 @@ def _config(section: dict[str, Any], arguments: argparse.Namespace) -> Config:
 
 def _measure(backbone: Backbone, config: Config, device: torch.device) -> dict[str, Any]:
     size = config.alignment.group_size
-    networks = Networks(backbone, OptimizerSettings.of(ColdStartConfig()), seed=0)
-    networks.begin_alignment(OptimizerSettings.of(AlignmentConfig()))
+    networks = Networks(backbone, StageSettings.of(ColdStartConfig()), seed=0)
+    networks.begin_alignment(StageSettings.of(AlignmentConfig()))
     plan = StepPlan(0, backbone.sigmas(STEPS), SamplingConfig().eta, (0, 1))
     sampled = sample_group(backbone, PROMPT, plan, seed=0, group_size=size)
     ours = _seconds(lambda: _sample_and_decode(backbone, plan, size), device)
@@ -170,7 +170,9 @@ def _pipeline(backbone: Backbone, size: int, config: Config) -> None:
 
 
 def _trainer(networks: Networks, config: Config) -> AlignmentTrainer:
-    matching = MatchingSettings.of(config.cold_start, config.sampling, config.backbone.guidance_scale)
+    matching = MatchingSettings.of(
+        config.cold_start, config.sampling, config.backbone.guidance_scale, config.alignment.consistency_weight
+    )
     return AlignmentTrainer(networks, config.alignment, matching, {"bright": 1.0}, MeanPixel(), seed=0)
 
 

@@ -25,7 +25,7 @@ from common.backbones import load_backbone
 from common.backbones.base import Backbone, Network
 from common.config import ColdStartConfig, LoraConfig
 from common.config_backbones import Sd3Backbone
-from learner.networks import Networks, OptimizerSettings
+from learner.networks import Networks, StageSettings
 
 SIDE = 128
 WAYS = ("shared", "copies")
@@ -70,7 +70,7 @@ def _measure(pipeline: Path, way: str) -> None:
 
 def _loaded(settings: Sd3Backbone) -> Backbone:
     backbone = load_backbone(settings, LoraConfig(), torch.device("cpu"))
-    Networks(backbone, OptimizerSettings.of(ColdStartConfig()), seed=0)
+    Networks(backbone, StageSettings.of(ColdStartConfig()), seed=0)
     return backbone
 
 

@@ -44,7 +44,12 @@ class LoraConfig(Section):
 class PromptsConfig(Section):
     """Prompt files: .txt (one a line), .jsonl ({"prompt": ..., metadata}) or .parquet (a column prompt)."""
 
-    train: Path = Field(description="Prompts both stages sample from.")
+    train: Path = Field(description="Prompts that both stages sample from.")
+    cold_start: Path | None = Field(
+        None,
+        description="Prompts of the cold start, where they are not those of train. Published: PickScore's prompts for "
+        "the cold start, GenEval's with metadata for alignment.",
+    )
     evaluation: Path = Field(description="Held-out prompts of evaluations, sample grids and the final table.")
 
 
@@ -66,12 +71,24 @@ class ColdStartConfig(Section):
     learning_rate_schedule: Literal["constant", "linear"] = Field(
         "constant", description="linear: both learning rates fall to zero over the stage's iterations."
     )
-    weight_decay: NonNegativeFloat = Field(0.0, description="AdamW weight decay of both networks.")
-    gradient_clip: float = Field(
-        1.0, gt=0, description="Largest gradient norm; it carries the fake loss's spikes at high noise."
+    weight_decay_student: NonNegativeFloat = Field(0.0, description="AdamW weight decay of the student.")
+    weight_decay_fake: NonNegativeFloat = Field(0.0, description="AdamW weight decay of the fake score.")
+    gradient_clip_student: float = Field(1.0, gt=0, description="Largest gradient norm of the student.")
+    gradient_clip_fake: float = Field(
+        1.0, gt=0, description="Largest gradient norm of the fake score; it bounds the loss's spikes at high noise."
     )
-    ema_decay: float = Field(0.99, ge=0, lt=1, description="Decay of the student's moving average, every update.")
-    consistency_weight: NonNegativeFloat = Field(0.01, description="Weight of the two-sample consistency regulariser.")
+    lora_init_std: float | None = Field(
+        None, gt=0, description="Standard deviation of the fresh adapters' A (B is zero); null: 1 / lora.rank."
+    )
+    ema_decay: float = Field(
+        0.99,
+        ge=0,
+        lt=1,
+        description="Decay of the student's moving average per iteration, also in those that do not train the student.",
+    )
+    consistency_weight: NonNegativeFloat = Field(
+        0.01, description="Weight of the fake score's two-sample consistency regulariser in this stage."
+    )
     consistency_fraction: float = Field(
         1.0,
         gt=0,
@@ -133,9 +150,26 @@ class AlignmentConfig(Section):
     learning_rate_schedule: Literal["constant", "linear"] = Field(
         "constant", description="linear: both learning rates fall to zero over the stage's iterations."
     )
-    weight_decay: NonNegativeFloat = Field(1e-4, description="AdamW weight decay of both networks.")
-    gradient_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
-    ema_decay: float = Field(0.9, ge=0, lt=1, description="Decay of the student's moving average.")
+    weight_decay_student: NonNegativeFloat = Field(1e-4, description="AdamW weight decay of the student.")
+    weight_decay_fake: NonNegativeFloat = Field(0.0, description="AdamW weight decay of the fake score.")
+    gradient_clip_student: float = Field(1.0, gt=0, description="Largest gradient norm of the student.")
+    gradient_clip_fake: float = Field(1.0, gt=0, description="Largest gradient norm of the fake score.")
+    consistency_weight: NonNegativeFloat = Field(
+        0.01, description="Weight of the fake score's consistency regulariser in this stage."
+    )
+    lora_init_std: float | None = Field(
+        1.0,
+        gt=0,
+        description="Standard deviation of the fresh adapters' A (B is zero); null: 1 / lora.rank. AdamW moves B by "
+        "the learning rate whatever its gradient, so a learning rate belongs to one value of this.",
+    )
+    ema_decay: float = Field(
+        0.185,
+        ge=0,
+        lt=1,
+        description="Decay of the student's moving average per update. Published: 0.9, applied once per micro-batch "
+        "of 16 in an iteration; 0.9^16 = 0.185.",
+    )
     ema_every: PositiveInt = Field(8, description="Iterations between two updates of the moving average.")
     max_staleness: NonNegativeInt = Field(
         0, description="Oldest policy trained on, in versions behind the learner; 0 is synchronous."
@@ -262,7 +296,7 @@ class Config(Section):
         for key, rows in self._least_rows().items():
             if rows % ranks:
                 raise problem(key, f"{rows}, not a multiple of learner.ranks = {ranks}, as learner.shard_base needs")
-        if cold_start.consistency_weight > 0 and cold_start.consistency_fraction < 1:
+        if max(cold_start.consistency_weight, alignment.consistency_weight) > 0 and cold_start.consistency_fraction < 1:
             raise problem(
                 "cold_start.consistency_fraction",
                 f"{cold_start.consistency_fraction:g}, which gives ranks unequal work: learner.shard_base needs 1",

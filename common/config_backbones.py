@@ -52,7 +52,9 @@ class Sd3Backbone(BackboneSection):
     """SD3-M, SD3.5-M, SD3.5-L: the frozen base is teacher, student and fake score at once."""
 
     family: Literal["sd3"] = Field("sd3", description="Model family: a StableDiffusion3Pipeline.")
-    max_sequence_length: PositiveInt = Field(256, description="T5 tokens a prompt is padded or cut to.")
+    max_sequence_length: PositiveInt = Field(
+        128, description="T5 tokens a prompt is padded or cut to (the pipeline's own default is 256)."
+    )
     guidance_scale: float = Field(
         7.0, ge=1, description="Classifier-free guidance c of the teacher inside the losses; 1 is none."
     )
@@ -78,7 +80,13 @@ class Flux2Backbone(BackboneSection):
         4.0,
         ge=1,
         description="Guidance c of the teacher inside the losses: classifier-free for klein, where 1 is none; for dev "
-        "the guidance input of all three networks.",
+        "the teacher's guidance input.",
+    )
+    student_guidance: float = Field(
+        1.0,
+        ge=1,
+        description="dev: the guidance input of student and fake score, in training, sampling and export. klein has no "
+        "guidance input and ignores it.",
     )
 
 
@@ -87,7 +95,10 @@ class Flux1Backbone(BackboneSection):
 
     family: Literal["flux1"] = Field(description="Model family: a FluxPipeline.")
     max_sequence_length: PositiveInt = Field(512, description="T5 tokens a prompt is padded or cut to.")
-    guidance_scale: float = Field(3.5, ge=1, description="The guidance input of all three networks.")
+    guidance_scale: float = Field(3.5, ge=1, description="The teacher's guidance input inside the losses.")
+    student_guidance: float = Field(
+        1.0, ge=1, description="The guidance input of student and fake score, in training, sampling and export."
+    )
 
 
 class ImportedBackbone(BackboneSection):

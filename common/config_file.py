@@ -28,6 +28,7 @@ from common.config import Config
 from common.config_backbones import BACKBONE_SECTIONS, BACKBONE_TAGS
 from common.config_rewards import RewardConfig
 from common.config_section import Section
+from common.config_upgrade import RENAMED, upgraded
 from common.errors import ConfigError
 
 Key = tuple[str, ...]
@@ -75,8 +76,19 @@ def load_config(path: Path) -> Config:
     return draft.build()
 
 
+def load_saved_config(path: Path) -> Config:
+    """The configuration that a run has saved, also by an earlier version.
+
+    Raises:
+        ConfigError: see `load_config`.
+    """
+    draft = Draft(str(path))
+    draft.lay(upgraded(read_run_file(path)), str(path))
+    return draft.build()
+
+
 def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML that `load_config` reads back to the same value."""
+    """The resolved configuration as YAML that `load_saved_config` reads back to the same value."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -217,6 +229,8 @@ class Draft:
         return tuple(key)
 
     def _suggestion(self, key: Key) -> str:
+        if key in RENAMED:
+            return f"; it is now {' and '.join(RENAMED[key])}"
         if key[0] == "backbone" and key in {knob.key for knob in knobs()}:
             family = str(self._values["backbone"].get("family", "sd3"))
             own = "; what it needs goes into backbone.options" if ":" in family else ""

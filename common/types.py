@@ -16,7 +16,7 @@ Example, four steps of which the first two are trained in this iteration:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,15 @@ class Prompt:
     index: int
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PromptSets:
+    """A run's prompts: what each stage trains on, and what evaluations ask for."""
+
+    cold_start: Sequence[Prompt]
+    alignment: Sequence[Prompt]
+    evaluation: Sequence[Prompt]
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from learner.checkpoint import Position, read_checkpoint, write_checkpoint
 from learner.cold_start_trainer import ColdStartTrainer
 from learner.export import write_lora
 from learner.matching import MatchingSettings
-from learner.networks import Networks, OptimizerSettings
+from learner.networks import Networks, StageSettings
 from learner.ranks import ALONE, Meeting, lost_ranks_named
 from learner.served_rewards import ServedRewards
 from learner.totals import Totals
@@ -75,7 +75,7 @@ class Learner:
         self._backbone = load_backbone(
             config.backbone, config.lora, torch.device(device), sharded=config.learner.shard_base
         )
-        self._networks = Networks(self._backbone, OptimizerSettings.of(cold_start), seed, self._ranks)
+        self._networks = Networks(self._backbone, StageSettings.of(cold_start), seed, self._ranks)
         self._cold_start = ColdStartTrainer(
             self._networks, cold_start, sampling, config.backbone.guidance_scale, prompts, seed
         )
@@ -86,7 +86,9 @@ class Learner:
         self._alignment = AlignmentTrainer(
             self._networks,
             config.alignment,
-            MatchingSettings.of(cold_start, sampling, config.backbone.guidance_scale),
+            MatchingSettings.of(
+                cold_start, sampling, config.backbone.guidance_scale, config.alignment.consistency_weight
+            ),
             {name: reward.weight for name, reward in trained.items()},
             ServedRewards(guard, [name for name, reward in trained.items() if reward.differentiable]),
             seed,
@@ -122,7 +124,7 @@ class Learner:
     def begin_alignment(self) -> None:
         """Freeze stage 1's averaged student and put a fresh adapter on it."""
         pending = [other.begin_alignment.remote() for other in self._others]
-        self._networks.begin_alignment(OptimizerSettings.of(self._config.alignment))
+        self._networks.begin_alignment(StageSettings.of(self._config.alignment))
         ray.get(pending)
 
     def align(self, groups: Sequence[ray.ObjectRef[ScoredGroup]]) -> UpdateResult:
@@ -214,7 +216,7 @@ class Learner:
         position, state = read_checkpoint(directory, settings, self.base_fingerprint())
         if position.stage == "alignment":
             # Its own networks alone: the other ranks restore themselves.
-            self._networks.begin_alignment(OptimizerSettings.of(self._config.alignment))
+            self._networks.begin_alignment(StageSettings.of(self._config.alignment))
         self._networks.load(state)
         ray.get(pending)
         return position

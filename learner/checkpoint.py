@@ -24,6 +24,9 @@ from torch import Tensor
 from common.errors import CheckpointError
 
 STAGES = ("cold_start", "alignment")
+LAYOUT = 2
+"""What a state holds and how training goes on from it. 1: one fake-score adapter in both stages; the student trained on
+the fake score's own samples, and was averaged only after its updates."""
 _NAME = re.compile(rf"({'|'.join(STAGES)})-(\d{{6,}})")
 
 
@@ -52,6 +55,7 @@ def write_checkpoint(
     final, partial = root / position.directory, root / f".{position.directory}.partial"
     payload = save(dict(state))
     about = {**asdict(position), "xxh3": xxhash.xxh3_128_hexdigest(payload), "settings": settings, "base": base}
+    about["layout"] = LAYOUT
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -75,8 +79,8 @@ def read_checkpoint(
     """Read one checkpoint; with `settings` or `base`, only if it was made under the same settings, on the same base.
 
     Raises:
-        CheckpointError: it is missing, damaged, or of a run with other settings (the first difference is named) or
-            another frozen model.
+        CheckpointError: it is missing, damaged, or of a run with other settings (the first difference is named),
+            another frozen model or, with `settings`, an earlier layout.
     """
     try:
         about = json.loads((directory / "checkpoint.json").read_text())
@@ -89,6 +93,11 @@ def read_checkpoint(
     if xxhash.xxh3_128_hexdigest(payload) != digest:
         raise CheckpointError(
             f"checkpoint {directory} is damaged (hash differs); remove it to resume from the one before"
+        )
+    if settings is not None and about.get("layout", 1) != LAYOUT:
+        raise CheckpointError(
+            f"checkpoint {directory} was written by an earlier version, whose training this one cannot continue: "
+            "resume it with that version, or start another run from its cold start (--cold_start.from_checkpoint)"
         )
     if settings is not None:
         difference = _first_difference(made_under, settings)

@@ -1,7 +1,8 @@
 """Stage 1: one iteration of AC-DMD (arXiv 2605.26108). Knows no Ray.
 
-The student is rolled to a random step without gradient; its sample there, still noisy, teaches the fake score, and on
-every k-th iteration the student itself.
+The student is rolled to a random step without gradient; its sample there, still noisy, trains the fake score. In every
+k-th iteration another sample, drawn independently, trains the student: the fake score would otherwise be evaluated at
+the very points it has just been fitted to.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ from common.backbones.base import Conditioning, Network
 from common.config import ColdStartConfig, SamplingConfig
 from common.flow import cps_transition
 from common.types import Prompt
-from learner.matching import DrawKey, MatchingSettings, fake_score_objective, renoise_samples, student_objective
+from learner.matching import (
+    DrawKey,
+    MatchingSettings,
+    Renoised,
+    fake_score_objective,
+    renoise_samples,
+    student_objective,
+)
 from learner.networks import Networks
 from learner.objectives.loss import as_floats
 from learner.totals import Totals
@@ -41,7 +49,7 @@ class ColdStartTrainer:
         self._settings = settings
         self._eta = sampling.eta
         self._sigmas = self._backbone.sigmas(sampling.steps)
-        self._matching = MatchingSettings.of(settings, sampling, guidance)
+        self._matching = MatchingSettings.of(settings, sampling, guidance, settings.consistency_weight)
         self._prompts = prompts
         self._empty = self._backbone.encode_prompts([""])
         self._seed = seed
@@ -52,34 +60,61 @@ class ColdStartTrainer:
         Raises:
             TrainingError, RankError: a gradient is not finite, or another rank failed; that network has not changed.
         """
-        batch, networks = self._settings.batch_size, self._networks
-        rows = range(batch)[networks.ranks.share(batch)]
-        share = len(rows) / batch
-        chosen = seeding.prompt_indices(self._seed, iteration, batch, len(self._prompts))[rows.start : rows.stop]
-        last = len(self._sigmas) - 2
-        step = seeding.sample_indices(last + 1, 1, seed=self._seed, purpose=f"{PURPOSE}/step", iteration=iteration)[0]
-        train_student = (iteration + 1) % self._settings.student_every == 0
-        key = DrawKey(self._seed, PURPOSE, iteration, rows, batch)
         totals = Totals()
-        # All inside, so that the other ranks hear of whatever fails.
-        with networks.fake_optimizer.gathering():
-            conditioning = self._backbone.encode_prompts([self._prompts[index].text for index in chosen])
-            sample = self._roll_to(step, conditioning, key, with_graph=train_student)
-            renoised = renoise_samples(sample, self._sigmas[step + 1], key)
-            fake = fake_score_objective(self._backbone, renoised, conditioning, self._matching, key)
-            (fake.value * share).backward()
-        totals.add(as_floats(fake.metrics), share)
-        totals.add({"fake_gradient_norm": networks.fake_optimizer.step(iteration)}, share)
-        if train_student:
-            with networks.student_optimizer.gathering():
-                loss = student_objective(
-                    self._backbone, sample, renoised, conditioning, self._empty, self._matching, key
-                )
-                (loss.value * share).backward()
-            totals.add(as_floats(loss.metrics), share)
-            totals.add({"student_gradient_norm": networks.student_optimizer.step(iteration)}, share)
-            networks.update_average()
+        # Encoded inside, so that the other ranks hear of whatever fails.
+        with self._networks.fake_optimizer.gathering():
+            conditioning = self._conditioning(iteration)
+            self._fake_score_gradient(iteration, conditioning, totals)
+        norm = self._networks.fake_optimizer.step(iteration)
+        totals.add({"fake_gradient_norm": norm}, self._share)
+        if (iteration + 1) % self._settings.student_every == 0:
+            with self._networks.student_optimizer.gathering():
+                self._student_gradient(iteration, conditioning, totals)
+            norm = self._networks.student_optimizer.step(iteration)
+            totals.add({"student_gradient_norm": norm}, self._share)
+        self._networks.update_average()
         return totals
+
+    @property
+    def _rows(self) -> range:
+        """This rank's rows of the batch."""
+        batch = self._settings.batch_size
+        return range(batch)[self._networks.ranks.share(batch)]
+
+    @property
+    def _share(self) -> float:
+        """Their part of the batch."""
+        return len(self._rows) / self._settings.batch_size
+
+    def _conditioning(self, iteration: int) -> Conditioning:
+        chosen = seeding.prompt_indices(self._seed, iteration, self._settings.batch_size, len(self._prompts))
+        return self._backbone.encode_prompts([self._prompts[chosen[row]].text for row in self._rows])
+
+    def _fake_score_gradient(self, iteration: int, conditioning: Conditioning, totals: Totals) -> None:
+        key = self._key("fake", iteration)
+        _, renoised = self._sub_interval(conditioning, key, with_graph=False)
+        loss = fake_score_objective(self._backbone, renoised, conditioning, self._matching, key)
+        (loss.value * self._share).backward()
+        totals.add(as_floats(loss.metrics), self._share)
+
+    def _student_gradient(self, iteration: int, conditioning: Conditioning, totals: Totals) -> None:
+        key = self._key("student", iteration)
+        sample, renoised = self._sub_interval(conditioning, key, with_graph=True)
+        loss = student_objective(self._backbone, sample, renoised, conditioning, self._empty, self._matching, key)
+        (loss.value * self._share).backward()
+        totals.add(as_floats(loss.metrics), self._share)
+
+    def _key(self, update: str, iteration: int) -> DrawKey:
+        return DrawKey(self._seed, f"{PURPOSE}/{update}", iteration, self._rows, self._settings.batch_size)
+
+    def _sub_interval(self, conditioning: Conditioning, key: DrawKey, *, with_graph: bool) -> tuple[Tensor, Renoised]:
+        """The student's sample after a random step, the same step for the whole batch, and the sample renoised."""
+        steps = len(self._sigmas) - 1
+        (step,) = seeding.sample_indices(
+            steps, 1, seed=key.seed, purpose=f"{key.purpose}/step", iteration=key.iteration
+        )
+        sample = self._roll_to(step, conditioning, key, with_graph=with_graph)
+        return sample, renoise_samples(sample, self._sigmas[step + 1], key)
 
     def _roll_to(self, last_step: int, conditioning: Conditioning, key: DrawKey, *, with_graph: bool) -> Tensor:
         """The student's sample after `last_step`; only that step may keep its graph."""

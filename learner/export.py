@@ -34,6 +34,7 @@ from torch import Tensor
 from common.backbones.adapters import stacked_state
 from common.backbones.base import Backbone, Guidance, Network
 from common.backbones.diffusers_backbone import DiffusersBackbone
+from common.config import Config
 from common.errors import ConfigError, ModelError
 from learner.command import exit_status
 from learner.trained_run import ABOUT_LORA, ALIGNED_POLICY, COLD_START_POLICY, LORA_PREFIX, TrainedRun
@@ -133,10 +134,22 @@ def _export(arguments: argparse.Namespace) -> Iterator[str]:
     yield f'    pipeline = DiffusionPipeline.from_pretrained("{base}", dtype=torch.{run.config.backbone.dtype})'
     if load:
         yield f"    {load}"
-    sigmas = ", ".join(f"{1 - step / steps:g}" for step in range(steps))
+    call = ", ".join(f"{name}={value}" for name, value in _call_options(run.config, backbone.guidance).items())
+    yield f"    pipeline(prompt, {call})"
+
+
+def _call_options(config: Config, guidance: Guidance) -> dict[str, str]:
+    """Arguments of a diffusers call under which a pipeline samples as the student was trained."""
+    steps, settings = config.sampling.steps, config.backbone.model_dump()
     # A guidance that is an input stays what the student was trained with.
-    guidance = run.config.backbone.guidance_scale if backbone.guidance is Guidance.INPUT else 1.0
-    yield f"    pipeline(prompt, sigmas=[{sigmas}], guidance_scale={guidance})"
+    scale = settings.get("student_guidance", 1.0) if guidance is Guidance.INPUT else 1.0
+    options = {
+        "sigmas": f"[{', '.join(f'{1 - step / steps:g}' for step in range(steps))}]",
+        "guidance_scale": str(scale),
+    }
+    if "max_sequence_length" in settings:
+        options["max_sequence_length"] = str(settings["max_sequence_length"])
+    return options
 
 
 def main(argv: Sequence[str]) -> int:

@@ -41,7 +41,7 @@ from common.outage import Outage
 from common.reward_access import REWARD_TOKEN, RewardAccess
 from common.reward_client import RewardEndpoint
 from common.store import RedisAddress, RedisLink, RunControl
-from common.types import Prompt
+from common.types import PromptSets
 from learner.cli import Invocation, parse
 from learner.cluster import ADDRESS, ray_cluster
 from learner.console import Console
@@ -134,12 +134,12 @@ def _run(invocation: Invocation) -> None:
     check_files(config, resuming=invocation.resume)
     if ADDRESS not in os.environ:
         check_gpus(config)
-    train_prompts, evaluation_prompts = load_prompts(config.prompts.train), load_prompts(config.prompts.evaluation)
-    check_enough_prompts(config, len(train_prompts))
+    prompts = _load_prompts(config)
+    check_enough_prompts(config, prompts)
     prediction = _checked_prediction(config)
     with (
         claimed(invocation) as (run_dir, start),
-        started_service(invocation, run_dir, start, train_prompts, evaluation_prompts, prediction) as service,
+        started_service(invocation, run_dir, start, prompts, prediction) as service,
     ):
         if invocation.dry_run:
             print(plan_text(invocation, start))
@@ -147,13 +147,18 @@ def _run(invocation: Invocation) -> None:
             service.run(start)
 
 
+def _load_prompts(config: Config) -> PromptSets:
+    files = config.prompts
+    train, evaluation = load_prompts(files.train), load_prompts(files.evaluation)
+    return PromptSets(train if files.cold_start is None else load_prompts(files.cold_start), train, evaluation)
+
+
 @contextmanager
 def started_service(
     invocation: Invocation,
     run_dir: Path,
     start: Start,
-    train_prompts: Sequence[Prompt],
-    evaluation_prompts: Sequence[Prompt],
+    prompts: PromptSets,
     prediction: Prediction | None,
 ) -> Iterator[Service]:
     """Everything a run needs, started in order and stopped in reverse, on every way out."""
@@ -162,12 +167,12 @@ def started_service(
         redis = stack.enter_context(_redis(config, run_dir))
         servers = stack.enter_context(LocalServers(_local_servers(config), run_dir / "logs"))
         access = _reward_access(config, servers.urls, redis)
-        plain = plain_questions(config, train_prompts[0], evaluation_prompts[0])
+        plain = plain_questions(config, prompts.alignment[0], prompts.evaluation[0])
         access = replace(access, infos=check_rewards(config, access, plain), plain=plain)
         require_same_rewards(start, access.infos)
         stack.enter_context(ray_cluster(config))
         device = _device(config.learner.num_gpus)
-        ranks = stack.enter_context(started_learner(config, train_prompts, access, device))
+        ranks = stack.enter_context(started_learner(config, prompts.cold_start, access, device))
         workers = _start_workers(config, access)
         sigmas = _wait_until_loaded(config, ranks, workers)
         check_schedule(config, sigmas)
@@ -182,8 +187,7 @@ def started_service(
             WorkerPool(workers, CALL_TIMEOUT_S, lambda: servers.check(_waited_for(config))),
             stack.enter_context(_tracker(config, run_dir)),
             PolicyRecords(run_dir, config.evaluation.grid_prompts),
-            train_prompts,
-            evaluation_prompts,
+            prompts,
             PolicySpecs(teacher_spec(config), few_step_teacher_spec(config), student_spec(config)),
             servers.check,
             stack.enter_context(_run_control(config, redis)),

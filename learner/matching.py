@@ -66,7 +66,7 @@ class MatchingSettings:
         guidance: classifier-free guidance of the teacher; the fake score has none.
         eta: stochasticity of every transition.
         fake_max_weight: cap of the fake loss's weight 1 / w^2.
-        consistency_weight: weight of the two-sample regulariser; 0 leaves it out.
+        consistency_weight: weight of the two-sample regulariser in this stage; 0 leaves it out.
         consistency_fraction: fraction of the batch's samples it is estimated on, rounded up, evenly spread.
     """
 
@@ -77,14 +77,16 @@ class MatchingSettings:
     consistency_fraction: float
 
     @classmethod
-    def of(cls, settings: ColdStartConfig, sampling: SamplingConfig, guidance: float) -> MatchingSettings:
-        """The settings of a run, the same in both stages."""
+    def of(
+        cls, cold_start: ColdStartConfig, sampling: SamplingConfig, guidance: float, consistency_weight: float
+    ) -> MatchingSettings:
+        """The settings of a stage; all but the consistency weight are the same in both."""
         return cls(
             guidance,
             sampling.eta,
-            settings.fake_max_weight,
-            settings.consistency_weight,
-            settings.consistency_fraction,
+            cold_start.fake_max_weight,
+            consistency_weight,
+            cold_start.consistency_fraction,
         )
 
 

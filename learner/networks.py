@@ -1,89 +1,100 @@
 """Teacher, student and fake score on their frozen bases: which adapters they are made of, and which of them train.
 
-    stage 1   student = base + cold_start (trains)                        fake score = base + fake_score (trains)
-    stage 2   student = base + cold_start (frozen) + aligned (trains)     fake score = base + fake_score (trains)
+    stage 1   student    = base + cold_start (trains)
+              fake score = base + fake_score (trains)
+    stage 2   student    = base + cold_start (frozen) + aligned (trains)
+              fake score = base + fake_score (frozen) + aligned_fake_score (trains)
 
-Stage 2 starts from the moving average of stage 1's student, frozen, with a fresh adapter on top.
+Stage 2 starts from the moving average of stage 1's student and from stage 1's fake score, both frozen, with a fresh
+adapter on each. The authors of RTDMD merge both into the bases instead: the same function up to rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from common.backbones.base import Backbone, Network
+from common.backbones.lora_targets import adapted_layers, suffixes
 from common.config import AlignmentConfig, ColdStartConfig
-from learner.optimizer import AdapterOptimizer, LearningRate, MovingAverage
+from common.errors import CheckpointError
+from learner.optimizer import AdapterOptimizer, LearningRate, MovingAverage, OptimizerSettings
 from learner.ranks import ALONE, Ranks
 
-COLD_START, ALIGNED, FAKE_SCORE = "cold_start", "aligned", "fake_score"
+COLD_START, ALIGNED = "cold_start", "aligned"
+"""The student's adapters, of stage 1 and stage 2."""
+FAKE_SCORE, ALIGNED_FAKE_SCORE = "fake_score", "aligned_fake_score"
+"""The fake score's."""
 
 
 @dataclass(frozen=True)
-class OptimizerSettings:
-    learning_rate_student: LearningRate
-    learning_rate_fake: LearningRate
-    weight_decay: float
-    gradient_clip: float
+class StageSettings:
+    """What trains the adapters of a stage.
+
+    Attributes:
+        student, fake: the two optimizers' settings.
+        ema_decay: of the student's moving average, per update of the average.
+        init_std: standard deviation of the fresh adapters' A; None is 1 / rank.
+    """
+
+    student: OptimizerSettings
+    fake: OptimizerSettings
     ema_decay: float
+    init_std: float | None
 
     @classmethod
-    def of(cls, stage: ColdStartConfig | AlignmentConfig) -> OptimizerSettings:
+    def of(cls, stage: ColdStartConfig | AlignmentConfig) -> StageSettings:
         """The settings of a stage."""
+        schedule = stage.learning_rate_schedule, stage.iterations
         return cls(
-            LearningRate(stage.learning_rate_student, stage.learning_rate_schedule, stage.iterations),
-            LearningRate(stage.learning_rate_fake, stage.learning_rate_schedule, stage.iterations),
-            stage.weight_decay,
-            stage.gradient_clip,
+            OptimizerSettings(
+                LearningRate(stage.learning_rate_student, *schedule),
+                stage.weight_decay_student,
+                stage.gradient_clip_student,
+            ),
+            OptimizerSettings(
+                LearningRate(stage.learning_rate_fake, *schedule), stage.weight_decay_fake, stage.gradient_clip_fake
+            ),
             stage.ema_decay,
+            stage.lora_init_std,
         )
 
 
 class Networks:
     """The three networks, the two optimizers and the student's moving average, in one of the two stages."""
 
-    def __init__(self, backbone: Backbone, settings: OptimizerSettings, seed: int, ranks: Ranks = ALONE) -> None:
+    def __init__(self, backbone: Backbone, settings: StageSettings, seed: int, ranks: Ranks = ALONE) -> None:
         """Stage 1: student and fake score start as the teacher."""
         self.backbone = backbone
         self.ranks = ranks
         self._seed = seed
-        backbone.adapters.add(COLD_START, seed=seed, trainable=True)
-        backbone.adapters.add(FAKE_SCORE, seed=seed, trainable=True, network=Network.FAKE_SCORE)
+        self._start_training(COLD_START, FAKE_SCORE, settings)
         backbone.adapters.define(Network.STUDENT, (COLD_START,))
         backbone.adapters.define(Network.FAKE_SCORE, (FAKE_SCORE,))
-        self._start_optimizing(COLD_START, settings)
 
-    def begin_alignment(self, settings: OptimizerSettings) -> None:
+    def begin_alignment(self, settings: StageSettings) -> None:
         """Go over to stage 2; optimizers and moving average start anew."""
         bank = self.backbone.adapters
         bank.load(COLD_START, self.average.state())
         bank.freeze(COLD_START)
-        bank.add(ALIGNED, seed=self._seed, trainable=True)
+        bank.freeze(FAKE_SCORE)
+        self._start_training(ALIGNED, ALIGNED_FAKE_SCORE, settings)
         bank.define(Network.STUDENT, (COLD_START, ALIGNED))
-        self._start_optimizing(ALIGNED, settings)
+        bank.define(Network.FAKE_SCORE, (FAKE_SCORE, ALIGNED_FAKE_SCORE))
 
-    def _start_optimizing(self, student_adapter: str, settings: OptimizerSettings) -> None:
+    def _start_training(self, student_adapter: str, fake_adapter: str, settings: StageSettings) -> None:
+        """Add the adapters of a stage, and what trains them."""
         bank = self.backbone.adapters
+        for name, network in ((student_adapter, Network.STUDENT), (fake_adapter, Network.FAKE_SCORE)):
+            bank.add(name, seed=self._seed, trainable=True, network=network, init_std=settings.init_std)
         self.student_adapter = student_adapter
         self.student_optimizer = AdapterOptimizer(
-            "student",
-            bank.parameters(student_adapter),
-            learning_rate=settings.learning_rate_student,
-            weight_decay=settings.weight_decay,
-            gradient_clip=settings.gradient_clip,
-            ranks=self.ranks,
+            "student", bank.parameters(student_adapter), settings.student, self.ranks
         )
-        self.fake_optimizer = AdapterOptimizer(
-            "fake score",
-            bank.parameters(FAKE_SCORE),
-            learning_rate=settings.learning_rate_fake,
-            weight_decay=settings.weight_decay,
-            gradient_clip=settings.gradient_clip,
-            ranks=self.ranks,
-        )
+        self.fake_optimizer = AdapterOptimizer("fake score", bank.parameters(fake_adapter), settings.fake, self.ranks)
         self.average = MovingAverage(bank.state(student_adapter), settings.ema_decay)
 
     def update_average(self) -> None:
@@ -100,12 +111,14 @@ class Networks:
         finally:
             bank.load(self.student_adapter, trained)
 
+    def _adapters(self) -> tuple[str, ...]:
+        bank = self.backbone.adapters
+        return (*bank.stack(Network.STUDENT), *bank.stack(Network.FAKE_SCORE))
+
     def state(self) -> dict[str, Tensor]:
         """Everything training changes, as one flat dict: `part/...` -> tensor."""
         bank = self.backbone.adapters
-        parts: dict[str, Mapping[str, Tensor]] = {
-            f"adapter/{name}": bank.state(name) for name in {*bank.stack(Network.STUDENT), FAKE_SCORE}
-        }
+        parts: dict[str, Mapping[str, Tensor]] = {f"adapter/{name}": bank.state(name) for name in self._adapters()}
         parts["average"] = self.average.state()
         parts["optimizer/student"] = self.student_optimizer.state()
         parts["optimizer/fake"] = self.fake_optimizer.state()
@@ -115,11 +128,14 @@ class Networks:
         """Restore what `state` returned, in the same stage.
 
         Raises:
-            WeightUpdateError: the state is of other adapters.
+            CheckpointError: the state's adapters are on other layers, or it is of the other stage; nothing has changed.
         """
         bank = self.backbone.adapters
-        for name in (*bank.stack(Network.STUDENT), FAKE_SCORE):
-            bank.load(name, _part(state, f"adapter/{name}"))
+        parts = {name: _part(state, f"adapter/{name}") for name in self._adapters()}
+        for name, part in parts.items():
+            _require_same_layers(name, part, bank.parameters(name))
+        for name, part in parts.items():
+            bank.load(name, part)
         self.average.load(_part(state, "average"))
         self.student_optimizer.load(_part(state, "optimizer/student"))
         self.fake_optimizer.load(_part(state, "optimizer/fake"))
@@ -131,6 +147,19 @@ def student_adapters(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]
     if not _part(state, f"adapter/{ALIGNED}"):
         return {COLD_START: _part(state, "average")}
     return {COLD_START: cold_start, ALIGNED: _part(state, "average")}
+
+
+def _require_same_layers(name: str, saved: Collection[str], own: Collection[str]) -> None:
+    there, here = set(adapted_layers(saved)), set(adapted_layers(own))
+    if not there:
+        raise CheckpointError(f"the checkpoint has no adapter {name!r}: it is of the other stage or an earlier version")
+    if there != here:
+        first = min(there ^ here)
+        raise CheckpointError(
+            f"the checkpoint's adapter {name!r} is on {len(there)} layers, and lora.targets bind to {len(here)} here: "
+            f"{first} is only {'in the checkpoint' if first in there else 'here'}; for the checkpoint's layers set "
+            f"lora.targets to [{', '.join(suffixes(there))}]"
+        )
 
 
 def _part(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

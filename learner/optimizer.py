@@ -16,6 +16,7 @@ from common.errors import TrainingError
 from learner.ranks import ALONE, Ranks
 
 BETAS = (0.9, 0.999)
+EPSILON = 1e-8
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,15 @@ class LearningRate:
         return self.initial * remaining
 
 
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW's settings for one network in one stage; `gradient_clip` is the largest norm of its whole gradient."""
+
+    learning_rate: LearningRate
+    weight_decay: float
+    gradient_clip: float
+
+
 class AdapterOptimizer:
     """One AdamW step at a time on one adapter's parameters; its whole state is a flat dict of tensors."""
 
@@ -44,20 +54,20 @@ class AdapterOptimizer:
         self,
         network: str,
         parameters: Mapping[str, Parameter],
-        *,
-        learning_rate: LearningRate,
-        weight_decay: float,
-        gradient_clip: float,
+        settings: OptimizerSettings,
         ranks: Ranks = ALONE,
     ) -> None:
         """`network` is what errors call the owner of the parameters."""
         self._network = network
         self._ranks = ranks
         self._parameters = dict(parameters)
-        self._learning_rate = learning_rate
-        self._gradient_clip = gradient_clip
+        self._settings = settings
         self._adamw = torch.optim.AdamW(
-            self._parameters.values(), lr=learning_rate.initial, betas=BETAS, weight_decay=weight_decay
+            self._parameters.values(),
+            lr=settings.learning_rate.initial,
+            betas=BETAS,
+            eps=EPSILON,
+            weight_decay=settings.weight_decay,
         )
 
     @contextmanager
@@ -84,9 +94,9 @@ class AdapterOptimizer:
                 f"the gradient of the {self._network} has norm {norm.item()} in iteration {iteration}: start "
                 "another run with a lower learning rate"
             )
-        clip_grads_with_norm_(parameters, self._gradient_clip, norm)
+        clip_grads_with_norm_(parameters, self._settings.gradient_clip, norm)
         for group in self._adamw.param_groups:
-            group["lr"] = self._learning_rate.at(iteration)
+            group["lr"] = self._settings.learning_rate.at(iteration)
         self._adamw.step()
         return float(norm)
 

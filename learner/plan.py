@@ -90,9 +90,9 @@ def predict(config: Config, sizes: ModelSizes, device: Device) -> Prediction:
     adapter = sizes.adapter * FLOAT32 / GIB
     kind = "cpu" if device.name == "cpu" else "cuda"
     number = 4 if config.backbone.dtype == "float32" else 2
-    # Stage 2: the cold start's adapter frozen, the aligned one and the fake score's trained.
+    # Stage 2: of student and fake score each the cold start's adapter, frozen, and a fresh one, trained.
     learner = PROCESS_GIB[kind] + _frozen_gib(config, sizes, config.learner.shard_base)
-    learner += adapter * (1 + 2 * TRAINED_COPIES) + _activations_gib(config, sizes)
+    learner += adapter * (2 + 2 * TRAINED_COPIES) + _activations_gib(config, sizes)
     one_sample = sizes.tokens * sizes.width * BLOCK_ACTIVATIONS * number / GIB
     worker = PROCESS_GIB[kind] + _frozen_gib(config, sizes, False) + 2 * adapter
     worker += config.alignment.group_size * one_sample
@@ -127,16 +127,21 @@ def _activations_gib(config: Config, sizes: ModelSizes) -> float:
 def _passes_kept(config: Config) -> tuple[float, float]:
     """Passes of one sample whose activations a rank keeps at once, in stage 1 and in stage 2; 0 where it does not run.
 
-    Stage 1 takes its share of a batch whole, with the student's pass beside the fake score's; stage 2 micro-batches.
+    Stage 1 takes its share of a batch whole, stage 2 in micro-batches. The fake score keeps the most.
     """
     alignment, cold_start = config.alignment, config.cold_start
-    fake_score = 1 + (2 * cold_start.consistency_fraction if cold_start.consistency_weight > 0 else 0)
     distilling = aligning = 0.0
     if cold_start.iterations > 0 and cold_start.from_checkpoint is None:
-        distilling = math.ceil(cold_start.batch_size / config.learner.ranks) * (fake_score + 1)
+        share = math.ceil(cold_start.batch_size / config.learner.ranks)
+        distilling = share * (1 + _regularised_passes(config, cold_start.consistency_weight))
     if alignment.iterations > 0:
-        aligning = _micro_batch(config) * fake_score
+        aligning = _micro_batch(config) * (1 + _regularised_passes(config, alignment.consistency_weight))
     return distilling, aligning
+
+
+def _regularised_passes(config: Config, consistency_weight: float) -> float:
+    """Passes of the fake score per sample, beside its own, for the consistency regulariser of a stage."""
+    return 2 * config.cold_start.consistency_fraction if consistency_weight > 0 else 0.0
 
 
 def _micro_batch(config: Config) -> int:
@@ -152,21 +157,22 @@ def _seconds(config: Config, sizes: ModelSizes, device: Device) -> dict[str, flo
     """
     alignment, cold_start = config.alignment, config.cold_start
     trained = 3 if config.backbone.gradient_checkpointing else 2
-    regularised = 2 * trained * cold_start.consistency_fraction if cold_start.consistency_weight > 0 else 0
     speed = UTILISATION * device.peak_flops
     if alignment.iterations == 0:
         one_pass = cold_start.batch_size * sizes.forward_flops / speed / config.learner.ranks
-        # Rolled to a step in the middle on average, that step's graph included.
+        fake_score = trained * (1 + _regularised_passes(config, cold_start.consistency_weight))
+        # Each update rolls the student to a step in the middle on average; the student's keeps the last step's graph.
         rolled = (config.sampling.steps + 1) / 2
-        student = (trained - 1 + 1 + sizes.guided_passes) / cold_start.student_every
-        return {"fake_score": one_pass * (rolled + trained + regularised), "student": one_pass * student}
+        student = (rolled + trained - 1 + 1 + sizes.guided_passes) / cold_start.student_every
+        return {"fake_score": one_pass * (rolled + fake_score), "student": one_pass * student}
     steps = 0 if alignment.policy_gradient == "none" else alignment.selected_steps
     matching = 1 + sizes.guided_passes if alignment.matching_weight > 0 else 0
     one_pass = alignment.prompts_per_iteration * alignment.group_size * sizes.forward_flops / speed
+    ranks = config.learner.ranks
     return {
         "rollouts": one_pass * config.sampling.steps / config.workers.count,
-        "fake_score": one_pass * (trained + regularised) / config.learner.ranks,
-        "student": one_pass * (trained * (steps + 1) + matching) / config.learner.ranks,
+        "fake_score": one_pass * trained * (1 + _regularised_passes(config, alignment.consistency_weight)) / ranks,
+        "student": one_pass * (trained * (steps + 1) + matching) / ranks,
     }
 
 

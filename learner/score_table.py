@@ -29,9 +29,8 @@ COLUMNS = {
 
 PUBLISHED_UNITS = {
     "reward_servers.scorers.pickscore:PickScoreScorer": 26.0,
-    "reward_servers.scorers.clipscore:ClipScoreScorer": 0.3,
 }
-"""Our servers divide PickScore by 26 and CLIP's logits, 100 times a cosine, by 30; tables have logit and cosine."""
+"""Our servers divide PickScore by 26, as the trainer takes it; tables have the logit."""
 
 TAG = "tag"
 MEAN_OVER_TAGS = ("GenEval",)

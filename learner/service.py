@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from common import seeding
 from common.config import Config
 from common.errors import CheckpointError, RewardError, RtdmdError
 from common.store import RunControl
-from common.types import Prompt, StepPlan
+from common.types import Prompt, PromptSets, StepPlan
 from learner.checkpoint import Position
 from learner.cold_start import run_cold_start
 from learner.learner_calls import answer
@@ -56,8 +56,7 @@ class Service:
     pool: WorkerPool
     tracker: Tracker
     records: PolicyRecords
-    train_prompts: Sequence[Prompt]
-    evaluation_prompts: Sequence[Prompt]
+    prompts: PromptSets
     specs: PolicySpecs
     health_check: Callable[[], None]
     control: RunControl | None
@@ -125,7 +124,7 @@ class Service:
             self.learner,
             self.pool,
             self.tracker,
-            self.evaluation_prompts,
+            self.prompts.evaluation,
             self.specs.student,
             self.settings,
             self.control,
@@ -145,10 +144,9 @@ class Service:
         selected = tuple(range(stochastic))
         if config.alignment.policy_gradient == "subgrpo":
             selected = seeding.selected_steps(seed, iteration, stochastic, config.alignment.selected_steps)
-        chosen = seeding.prompt_indices(
-            seed, iteration, config.alignment.prompts_per_iteration, len(self.train_prompts)
-        )
-        return StepPlan(iteration, self.sigmas, config.sampling.eta, selected), [self.train_prompts[i] for i in chosen]
+        prompts = self.prompts.alignment
+        chosen = seeding.prompt_indices(seed, iteration, config.alignment.prompts_per_iteration, len(prompts))
+        return StepPlan(iteration, self.sigmas, config.sampling.eta, selected), [prompts[i] for i in chosen]
 
     def _measure(self, policy: str, spec: object, trained: Position | None) -> None:
         """Evaluate a policy for the final comparison, unless that has been done; `trained` is None for the teacher."""
@@ -158,7 +156,7 @@ class Service:
         self.health_check()
         started, settings = time.perf_counter(), self.config.evaluation
         weights = None if trained is None else self.learner.publish.remote(EVALUATION_VERSION, averaged=True)
-        prompts = self.evaluation_prompts[: settings.final_prompts]
+        prompts = self.prompts.evaluation[: settings.final_prompts]
         evaluation = evaluate(self.pool, prompts, spec, settings.final_images_per_prompt, weights)
         seconds = time.perf_counter() - started
         self.records.add(policy, basis, evaluation, seconds)
@@ -170,7 +168,7 @@ class Service:
         return {
             "spec": repr(spec),
             "trained": None if trained is None else trained.directory,
-            "prompts": min(settings.final_prompts, len(self.evaluation_prompts)),
+            "prompts": min(settings.final_prompts, len(self.prompts.evaluation)),
             "images_per_prompt": settings.final_images_per_prompt,
             "seed": self.config.run.seed,
             "rewards": [reward.name for reward in self.config.rewards],

@@ -16,25 +16,26 @@ from common.flow import RENOISE_MARGIN, RENOISE_MAX
 from common.plain_question import PlainQuestion
 from common.reward_access import RewardAccess
 from common.reward_api import ServerInfo
-from common.types import Prompt
+from common.types import Prompt, PromptSets
 
 ROUNDING = 1e-6
 """Of shares of a GPU that add up to a whole one."""
 
 
-def check_enough_prompts(config: Config, available: int) -> None:
+def check_enough_prompts(config: Config, prompts: PromptSets) -> None:
     """A batch never repeats a prompt."""
-    for key, needed in (
-        ("cold_start.batch_size", config.cold_start.batch_size),
-        ("alignment.prompts_per_iteration", config.alignment.prompts_per_iteration),
+    files = config.prompts
+    for key, needed, path, available in (
+        ("cold_start.batch_size", config.cold_start.batch_size, files.cold_start or files.train, prompts.cold_start),
+        ("alignment.prompts_per_iteration", config.alignment.prompts_per_iteration, files.train, prompts.alignment),
     ):
-        if needed > available:
-            raise ConfigError(f"{key} = {needed}, but {config.prompts.train} has only {available} prompts")
+        if needed > len(available):
+            raise ConfigError(f"{key} = {needed}, but {path} has only {len(available)} prompts")
 
 
 def check_files(config: Config, *, resuming: bool) -> None:
     """All at once: told one by one, each would cost another start. A run that goes on borrows no checkpoint."""
-    named = {"prompts.train": config.prompts.train, "prompts.evaluation": config.prompts.evaluation}
+    named = {f"prompts.{name}": path for name, path in config.prompts if path is not None}
     named |= {f"rewards.{one.name}.model": one.model for one in config.rewards if one.url == "local" and one.model}
     if config.cold_start.from_checkpoint is not None and not resuming:
         named["cold_start.from_checkpoint"] = config.cold_start.from_checkpoint

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from common.backbones import load_backbone
 from common.backbones.base import Backbone, Network
+from common.backbones.lora_targets import adapted_layers
 from common.config import Config
-from common.config_file import load_config
+from common.config_file import load_saved_config
 from common.errors import CheckpointError, ConfigError
 from learner.checkpoint import checkpoint_base, latest_checkpoint, read_checkpoint
 from learner.networks import COLD_START, student_adapters
@@ -60,7 +61,7 @@ class TrainedRun:
         directory = path.resolve().parents[1] if names_checkpoint else path
         if not (directory / "config.yaml").is_file():
             raise ConfigError(f"{path} is not the directory of a run or of its checkpoint: no {directory}/config.yaml")
-        config = load_config(directory / "config.yaml")
+        config = load_saved_config(directory / "config.yaml")
         backbone = config.backbone
         found = {name: found_path(value) for name, value in backbone if isinstance(value, Path)}
         if base is not None:
@@ -84,9 +85,13 @@ class TrainedRun:
         if policy == TEACHER_POLICY:
             return load_backbone(self.config.backbone, lora, target)
         states, base = self._from_lora(policy) if self.checkpoint is None else _from_checkpoint(self.checkpoint, policy)
-        rank = _rank(next(iter(states.values())))
-        # A run's lora/ is its whole stack as one adapter: its rank is the sum, its scale the same.
-        lora = lora.model_copy(update={"rank": rank, "alpha": lora.alpha * rank // lora.rank})
+        state = next(iter(states.values()))
+        rank = _rank(state)
+        # A run's lora/ is its whole stack as one adapter: its rank is the sum, its scale the same. The layers are those
+        # of the weights: a family's default targets may have changed since.
+        lora = lora.model_copy(
+            update={"rank": rank, "alpha": lora.alpha * rank // lora.rank, "targets": adapted_layers(state)}
+        )
         backbone = load_backbone(self.config.backbone, lora, target)
         if base and base != backbone.base_fingerprint():
             raise CheckpointError(

@@ -23,7 +23,7 @@ from torch.nn import Module
 
 from common.errors import RankError, RewardUnavailable
 from common.types import Prompt
-from learner.networks import OptimizerSettings
+from learner.networks import StageSettings
 from learner.ranks import ALONE, Meeting
 from learner.totals import Totals
 from tests.tiny_training import (
@@ -66,7 +66,7 @@ def main(pipeline: Path, out: Path, index: int, count: int, base: str, fault: st
     # Micro-batches of other sizes on one rank and on two.
     groups = {"group_size": 3, "prompts_per_iteration": 3} if base == "whole" else {"group_size": 4}
     alignment = alignment_settings(micro_batch=2, **groups)
-    networks.begin_alignment(OptimizerSettings.of(alignment))
+    networks.begin_alignment(StageSettings.of(alignment))
     served = Faulty(fault) if fault and index == 1 else None
     trainer = alignment_trainer(networks, alignment, served=served)
     for iteration in range(2):

@@ -84,7 +84,7 @@ FAMILIES = (
         pipeline=FluxPipeline,
         call={
             "num_inference_steps": STEPS,
-            "guidance_scale": 3.0,
+            "guidance_scale": 1.5,
             "max_sequence_length": tiny_flux1.T5_TOKENS,
             "height": tiny_flux1.HEIGHT,
             "width": tiny_flux1.WIDTH,

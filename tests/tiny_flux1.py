@@ -43,6 +43,7 @@ def load_tiny_flux1(directory: Path, **changes: object) -> Flux1:
         "max_sequence_length": T5_TOKENS,
         "dtype": "float32",
         "guidance_scale": 3.0,
+        "student_guidance": 1.5,
     }
     settings = Flux1Backbone.model_validate(values | changes)
     return Flux1(settings, LoraConfig(rank=2, alpha=4), torch.device("cpu"))

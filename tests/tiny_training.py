@@ -17,7 +17,7 @@ from common.types import PolicyVersion, Prompt, ScoredGroup, StepPlan, Trajector
 from learner.alignment_trainer import AlignmentTrainer
 from learner.cold_start_trainer import ColdStartTrainer
 from learner.matching import MatchingSettings
-from learner.networks import Networks, OptimizerSettings
+from learner.networks import Networks, StageSettings
 from learner.ranks import ALONE, Ranks
 from learner.served_rewards import ServedRewards
 from rollout_workers.sampler import sample_group
@@ -43,7 +43,7 @@ def alignment_settings(**changes: object) -> AlignmentConfig:
         "reward_gradient_weight": 0.05,
         "learning_rate_student": 1e-3,
         "learning_rate_fake": 1e-3,
-        "weight_decay": 0.0,  # so that what changes had a gradient
+        "weight_decay_student": 0.0,  # so that what changes had a gradient
         "ema_every": 1,
         "micro_batch": 4,
     }
@@ -52,7 +52,7 @@ def alignment_settings(**changes: object) -> AlignmentConfig:
 
 def new_networks(pipeline: Path, settings: ColdStartConfig | None = None, ranks: Ranks = ALONE) -> Networks:
     backbone = load_tiny_backbone(pipeline, sharded=ranks.sharded)
-    return Networks(backbone, OptimizerSettings.of(settings or cold_start_settings()), 0, ranks)
+    return Networks(backbone, StageSettings.of(settings or cold_start_settings()), 0, ranks)
 
 
 def cold_start_trainer(networks: Networks, settings: ColdStartConfig | None = None) -> ColdStartTrainer:
@@ -78,8 +78,8 @@ def alignment_trainer(
     served: ServedRewards | None = None,
 ) -> AlignmentTrainer:
     """A trainer in stage 2; `networks` must have begun it."""
-    matching = MatchingSettings.of(cold_start_settings(), SAMPLING, GUIDANCE)
     settings = settings or alignment_settings()
+    matching = MatchingSettings.of(cold_start_settings(), SAMPLING, GUIDANCE, settings.consistency_weight)
     return AlignmentTrainer(networks, settings, matching, dict(rewards), served or Brightness(), seed=0)
 
 

@@ -12,7 +12,7 @@ from common.config import AlignmentConfig, ColdStartConfig, Config, LoraConfig
 from common.config_file import dump_config
 from learner.checkpoint import Position, write_checkpoint
 from learner.export import write_lora
-from learner.networks import ALIGNED, COLD_START, Networks, OptimizerSettings
+from learner.networks import ALIGNED, COLD_START, Networks, StageSettings
 from tests.tiny_pipeline import TARGETS, load_tiny_backbone, randomise
 
 PROMPTS = ("red circle", "two dots")
@@ -40,12 +40,12 @@ def tiny_config(pipeline: Path, prompts: Path) -> Config:
 def write_trained_run(directory: Path, pipeline: Path) -> StableDiffusion3:
     """Write config.yaml, a checkpoint of each stage and lora/; returns a backbone whose student is the final one."""
     backbone = load_tiny_backbone(pipeline, LoraConfig(rank=2, alpha=4, targets=TARGETS))
-    networks = Networks(backbone, OptimizerSettings.of(ColdStartConfig()), seed=0)
+    networks = Networks(backbone, StageSettings.of(ColdStartConfig()), seed=0)
     root, base = directory / "checkpoints", backbone.base_fingerprint()
     randomise(backbone, COLD_START, seed=1, scale=0.3)
     _settle(networks)
     write_checkpoint(root, Position("cold_start", 10), networks.state(), {}, base)
-    networks.begin_alignment(OptimizerSettings.of(AlignmentConfig()))
+    networks.begin_alignment(StageSettings.of(AlignmentConfig()))
     randomise(backbone, ALIGNED, seed=2, scale=0.3)
     _settle(networks)
     # What trains differs from its average, so that a test can tell which of them was taken.

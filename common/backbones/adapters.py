@@ -24,7 +24,7 @@ from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint as recompute
 
 from common import seeding
-from common.backbones.lora_targets import require_bound
+from common.backbones.lora_targets import binds, require_bound
 from common.errors import ModelError, WeightUpdateError
 
 
@@ -45,18 +45,19 @@ class AdapterBank:
         self._trainable: set[str] = set()
         self._active: tuple[str, ...] = ()
 
-    def add(self, name: str, *, seed: int, trainable: bool, network: str = "student") -> None:
-        """Add a float32 adapter that changes nothing yet (A Gaussian and a function of `seed` and the name, B zero).
+    def add(
+        self, name: str, *, seed: int, trainable: bool, network: str = "student", init_std: float | None = None
+    ) -> None:
+        """Add a float32 adapter to the base of `network`. It changes nothing yet, since its B is zero.
 
-        It binds to the base of `network`.
+        A is Gaussian with standard deviation `init_std` (None: 1 / rank), a function of `seed` and the name.
 
         Raises:
-            ModelError: one of the targets binds to no module; nothing is changed then.
+            ModelError: one of the targets binds to no linear layer; nothing is changed then.
         """
         base = self._bases[network]
-        self._require_bound_targets(base)
         settings = LoraConfig(
-            r=self._rank, lora_alpha=self._alpha, target_modules=list(self._targets), init_lora_weights="gaussian"
+            r=self._rank, lora_alpha=self._alpha, target_modules=self._bound_layers(base), init_lora_weights="gaussian"
         )
         with warnings.catch_warnings():
             # Several adapters on one module are what this class is for.
@@ -76,16 +77,18 @@ class AdapterBank:
             parameter.data = parameter.data.float()
             if ".lora_A." in key:
                 noise = seeding.normal(parameter.shape, seed=seed, purpose=f"lora/{name}/{key}")
-                parameter.data.copy_(noise / self._rank)
+                parameter.data.copy_(noise / self._rank if init_std is None else noise * init_std)
         self._activate(())
 
     def modules(self) -> list[nn.Module]:
         """The bases, each once."""
         return list({id(base): base for base in self._bases.values()}.values())
 
-    def _require_bound_targets(self, base: nn.Module) -> None:
+    def _bound_layers(self, base: nn.Module) -> list[str]:
+        """Paths of the linear layers that get an adapter. peft would refuse a suffix that also names a container."""
         layers = [path for path, part in base.named_modules() if isinstance(part, nn.Linear | LoraLayer)]
         require_bound(self._targets, layers)
+        return [layer for layer in layers if any(binds(target, layer) for target in self._targets)]
 
     def freeze(self, name: str) -> None:
         """Stop training an adapter; it still takes part in the networks it belongs to."""

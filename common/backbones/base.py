@@ -86,7 +86,8 @@ class Backbone(Protocol):
     ) -> Tensor:
         """v = eps - x0 as float32 [B, c, h, w], with the graph of the network's trainable adapters.
 
-        `guidance_input` is for families with Guidance.INPUT; None is the run's own guidance_scale.
+        `guidance_input` is for families with Guidance.INPUT; None is the network's own: the run's `guidance_scale` for
+        the teacher, `student_guidance` for student and fake score.
         """
         ...
 

@@ -31,8 +31,18 @@ from common.config_backbones import BackboneSection
 from common.errors import ModelError
 from common.wire import fingerprint, tensor_hashes
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-"""The attention projections of image and text tokens, as diffusers names them."""
+ATTENTION = (
+    "attn.to_q",
+    "attn.to_k",
+    "attn.to_v",
+    "attn.to_out.0",
+    "attn.add_q_proj",
+    "attn.add_k_proj",
+    "attn.add_v_proj",
+    "attn.to_add_out",
+)
+"""The projections of the joint attention of image and text tokens, as published. SD3.5-M's image-only second attention,
+`attn2`, is not among them."""
 
 
 Settings = TypeVar("Settings", bound=BackboneSection)
@@ -147,9 +157,13 @@ class DiffusersBackbone(ABC, Generic[Settings]):
         latents_Bchw: Tensor,
         sigma_B: Tensor,
         conditioning: Conditioning,
-        guidance_input: float | None,
+        guidance_input: float,
     ) -> Tensor:
         """The transformer's velocity for latents in its own dtype, [B, c, h, w]."""
+
+    def _own_guidance(self, network: Network) -> float:  # noqa: ARG002
+        """The guidance input of a network where the caller names none; without meaning for the other families."""
+        return 1.0
 
     def _prepare(self, pipeline: DiffusionPipeline) -> None:
         """Change the loaded pipeline before it goes to its device."""
@@ -204,7 +218,8 @@ class DiffusersBackbone(ABC, Generic[Settings]):
     ) -> Tensor:
         with self.adapters.active(network) as transformer, arithmetic(self._dtype, self.device):
             latents_Bchw, sigma_B = latents_Bchw.to(self.device, self._dtype), sigma_B.to(self.device)
-            return self._predict(transformer, latents_Bchw, sigma_B, conditioning, guidance_input).float()
+            guidance = self._own_guidance(network) if guidance_input is None else guidance_input
+            return self._predict(transformer, latents_Bchw, sigma_B, conditioning, guidance).float()
 
     def decode(self, latents_Bchw: Tensor) -> Tensor:
         parts: tuple[Tensor, ...] = torch.split(latents_Bchw, self._settings.decode_chunk)

@@ -9,7 +9,7 @@ import torch
 from diffusers import DiffusionPipeline, FluxPipeline
 from torch import Tensor
 
-from common.backbones.base import Conditioning, Guidance
+from common.backbones.base import Conditioning, Guidance, Network
 from common.backbones.diffusers_backbone import DiffusersBackbone, image_sides, vae_factor
 from common.backbones.plain_text import make_special_tokens_plain_text
 from common.backbones.schedules import linear_mu_of, pipeline_sigmas, scheduler_config
@@ -48,20 +48,23 @@ class Flux1(DiffusersBackbone[Flux1Backbone]):
         )
         return Conditioning({"tokens_BLd": tokens, "pooled_Bd": pooled})
 
+    def _own_guidance(self, network: Network) -> float:
+        settings = self._settings
+        return settings.guidance_scale if network is Network.TEACHER else settings.student_guidance
+
     def _predict(
         self,
         transformer: torch.nn.Module,
         latents_Bchw: Tensor,
         sigma_B: Tensor,
         conditioning: Conditioning,
-        guidance_input: float | None,
+        guidance_input: float,
     ) -> Tensor:
         height, width = latents_Bchw.shape[2:]
         tokens_BLd = conditioning.tensors["tokens_BLd"]
         guidance_B = None
         if self.guidance is Guidance.INPUT:
-            scale = self._settings.guidance_scale if guidance_input is None else guidance_input
-            guidance_B = torch.full_like(sigma_B, scale)
+            guidance_B = torch.full_like(sigma_B, guidance_input)
         velocity_BLc: Tensor = transformer(
             hidden_states=pack(latents_Bchw),
             timestep=sigma_B,

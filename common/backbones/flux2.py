@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline, Flux2KleinPipeline, Flux2Pipeline
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from common.backbones.base import Conditioning, Guidance
+from common.backbones.base import Conditioning, Guidance, Network
 from common.backbones.diffusers_backbone import ATTENTION, DiffusersBackbone, image_sides, vae_factor
 from common.backbones.pipeline_files import PipelineFiles, find_pipeline, first_line
 from common.backbones.plain_text import spell_out_special_tokens
@@ -37,7 +37,8 @@ class Flux2(DiffusersBackbone[Flux2Backbone]):
 
     family = "flux2"
     kinds = MappingProxyType({KLEIN: Flux2KleinPipeline, DEV: Flux2Pipeline})
-    lora_targets = (*ATTENTION, "to_qkv_mlp_proj")
+    lora_targets = (*ATTENTION, "attn.to_qkv_mlp_proj", "attn.to_out")
+    """The last two are the single-stream blocks'; in the other blocks `attn.to_out` is no layer but a list of them."""
     own_parts = MappingProxyType({DEV: ("tokenizer",)})
     """It is a processor, which would need torchvision for images that no prompt of ours has."""
 
@@ -124,20 +125,23 @@ class Flux2(DiffusersBackbone[Flux2Backbone]):
         )
         return Conditioning({"tokens_BLd": tokens})
 
+    def _own_guidance(self, network: Network) -> float:
+        settings = self._settings
+        return settings.guidance_scale if network is Network.TEACHER else settings.student_guidance
+
     def _predict(
         self,
         transformer: torch.nn.Module,
         latents_Bchw: Tensor,
         sigma_B: Tensor,
         conditioning: Conditioning,
-        guidance_input: float | None,
+        guidance_input: float,
     ) -> Tensor:
         height, width = latents_Bchw.shape[2:]
         tokens_BLd = conditioning.tensors["tokens_BLd"]
         guidance_B = None
         if self.guidance is Guidance.INPUT:
-            scale = self._settings.guidance_scale if guidance_input is None else guidance_input
-            guidance_B = torch.full_like(sigma_B, scale)
+            guidance_B = torch.full_like(sigma_B, guidance_input)
         velocity_BLc: Tensor = transformer(
             hidden_states=latents_Bchw.flatten(2).transpose(1, 2),
             timestep=sigma_B,

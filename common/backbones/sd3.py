@@ -67,7 +67,7 @@ class StableDiffusion3(DiffusersBackbone[Sd3Backbone]):
         latents_Bchw: Tensor,
         sigma_B: Tensor,
         conditioning: Conditioning,
-        guidance_input: float | None,  # noqa: ARG002
+        guidance_input: float,  # noqa: ARG002
     ) -> Tensor:
         velocity: Tensor = transformer(
             hidden_states=latents_Bchw,

@@ -1,10 +1,12 @@
-"""CLIPScore as text-to-image reinforcement learning uses it: 100 * cosine of CLIP ViT-L/14 (Radford et al. 2021,
-arXiv 2103.00020), over 30.
+"""CLIPScore as RTDMD takes it: the logit of CLIP ViT-L/14 (Radford et al. 2021, arXiv 2103.00020) over 100.
 
-The convention is that of Flow-GRPO (Liu et al. 2025, arXiv 2505.05470, `flow_grpo/clip_scorer.py`), which DiffusionNFT
-and others share: `logits_per_image / 30`, where logit_scale.exp() is 100 in OpenAI's weights; the float image is
-resized by torchvision's antialiased *bilinear* filter. It is not the captioning metric of Hessel et al. 2021 (arXiv
-2104.08718), which is 2.5 max(cosine, 0) of ViT-B/32 with a prefix before the caption.
+exp(logit_scale) is 100 in OpenAI's weights, so the score is the cosine of image and prompt, as in the published tables
+of RTDMD (arXiv 2605.26108) and in its back-propagation. The float image is resized by torchvision's antialiased
+*bilinear* filter.
+
+Flow-GRPO (Liu et al. 2025, arXiv 2505.05470) and DiffusionNFT divide the same logit by 30. Advantages do not depend on
+the divisor; back-propagation does, through the reward's weight. CLIPScore is not the captioning metric of Hessel et al.
+2021 (arXiv 2104.08718) either, which is 2.5 max(cosine, 0) of ViT-B/32 with a prefix before the caption.
 
 The model directory is a transformers CLIPModel, as `openai/clip-vit-large-patch14` is published.
 """
@@ -20,15 +22,15 @@ from reward_servers.scorers.clip import ClipScorer, processor_tokens
 from reward_servers.scorers.model_directory import load_pretrained, require_directory
 from reward_servers.scorers.pixels import ImageRecipe
 
-# Cosines of good pairs are 0.25 to 0.35: over 30 they score about 1, beside PickScore over 26.
-SCORE_DIVISOR = 30.0
+SCORE_DIVISOR = 100.0
+"""Cosines of good pairs are 0.25 to 0.35."""
 
 
 class ClipScoreScorer(ClipScorer):
-    """score = exp(logit_scale) cosine(image, prompt) / 30."""
+    """score = exp(logit_scale) cosine(image, prompt) / 100."""
 
     name = "clipscore"
-    preprocess_version = "clipscore-1"
+    preprocess_version = "clipscore-2"
 
     @classmethod
     def load(cls, model_dir: Path | None, device: str) -> Self:

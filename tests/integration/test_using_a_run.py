@@ -96,7 +96,7 @@ def test_a_merged_pipeline_is_scored_with_the_server_s_own_rules(moved: Path, br
     """As it is, exported, loaded by diffusers, scored; and a reward that is not there ends it by name."""
     prompts = moved.parents[1] / "prompts.txt"
     told = command("export", "--run", moved, "--format", "pipeline", "--out", tmp_path / "merged").stdout
-    assert "pipeline(prompt, sigmas=[1, 0.75, 0.5, 0.25], guidance_scale=1.0)" in told
+    assert "pipeline(prompt, sigmas=[1, 0.75, 0.5, 0.25], guidance_scale=1.0, max_sequence_length=10)" in told
     call = ("--call", "sigmas=[1, 0.75, 0.5, 0.25]", "--call", "guidance_scale=1.0", "--call", "max_sequence_length=10")
     size = ("--call", "height=16", "--call", "width=16")
     options = ("--pipeline", tmp_path / "merged", "--prompts", prompts, "--images-per-prompt", "2", "--device", "cpu")

@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 
 from common.backbones.base import Network
 from common.weights import publish
-from learner.networks import ALIGNED, COLD_START, FAKE_SCORE, Networks, OptimizerSettings
+from learner.networks import ALIGNED, COLD_START, FAKE_SCORE, Networks, StageSettings
 from rollout_workers.weight_receiver import PROBE_TOLERANCE, WeightReceiver
 from tests.tiny_pipeline import load_tiny_backbone, randomise
 from tests.tiny_training import alignment_settings, cold_start_settings
@@ -32,8 +32,8 @@ def test_a_compiled_worker_attests_samples_as_the_learner_and_follows_its_weight
     torch._dynamo.reset()
     counters.clear()
     trained, worker = (load_tiny_backbone(tiny_pipeline, dtype=dtype) for _ in range(2))
-    Networks(trained, OptimizerSettings.of(cold_start_settings()), 0).begin_alignment(
-        OptimizerSettings.of(alignment_settings())
+    Networks(trained, StageSettings.of(cold_start_settings()), 0).begin_alignment(
+        StageSettings.of(alignment_settings())
     )
     for seed, name in enumerate((COLD_START, ALIGNED, FAKE_SCORE)):
         randomise(trained, name, seed)

@@ -17,7 +17,7 @@ from common.errors import RewardUnavailable, TrainingError
 from common.flow import cps_transition, surrogate_log_density
 from common.types import Prompt, ScoredGroup
 from learner.checkpoint import Position, read_checkpoint, write_checkpoint
-from learner.networks import ALIGNED, FAKE_SCORE, Networks, OptimizerSettings
+from learner.networks import ALIGNED, ALIGNED_FAKE_SCORE, Networks, StageSettings
 from learner.objectives.advantage import group_advantages
 from tests.tiny_pipeline import UNUSED_MODULE
 from tests.tiny_training import (
@@ -38,7 +38,7 @@ def aligned_networks(pipeline: Path, **settings: object) -> Networks:
     """Networks in stage 2, on a student that one cold start update has moved off the teacher."""
     networks = new_networks(pipeline)
     cold_start_trainer(networks).update(0)
-    networks.begin_alignment(OptimizerSettings.of(alignment_settings(**settings)))
+    networks.begin_alignment(StageSettings.of(alignment_settings(**settings)))
     return networks
 
 
@@ -60,7 +60,7 @@ def test_two_updates_change_every_trainable_parameter_and_no_other(networks: Net
         assert all(value >= 0 for value in seconds.values())
     found = changed(networks.backbone, before)
     assert found == {name for name in trainable(networks.backbone) if UNUSED_MODULE not in name}
-    assert adapters(found) == {ALIGNED, FAKE_SCORE}
+    assert adapters(found) == {ALIGNED, ALIGNED_FAKE_SCORE}
 
 
 def test_metrics_tell_what_the_rewards_said(networks: Networks) -> None:
@@ -95,7 +95,7 @@ def test_a_disagreement_is_measured(networks: Networks) -> None:
 
 def test_the_policy_gradient_is_minus_advantage_times_surrogate(tiny_pipeline: Path) -> None:
     """Against plain autograd, with AdamW's first moment as the witness of the gradient."""
-    pure = {"matching_weight": 0.0, "reward_gradient_weight": 0.0, "gradient_clip": 1e9}
+    pure = {"matching_weight": 0.0, "reward_gradient_weight": 0.0, "gradient_clip_student": 1e9}
     networks = aligned_networks(tiny_pipeline, **pure)
     settings = alignment_settings(**pure)
     groups = scored_groups(networks.backbone, 0, settings)
@@ -149,7 +149,7 @@ def test_a_restored_alignment_goes_on_bit_by_bit(tiny_pipeline: Path, tmp_path: 
     expected = [trainer.update(scored_groups(networks.backbone, iteration))[0].values() for iteration in (1, 2)]
 
     restored = new_networks(tiny_pipeline)
-    restored.begin_alignment(OptimizerSettings.of(alignment_settings()))
+    restored.begin_alignment(StageSettings.of(alignment_settings()))
     restored.load(read_checkpoint(saved)[1])
     trainer = alignment_trainer(restored)
     assert [trainer.update(scored_groups(restored.backbone, iteration))[0].values() for iteration in (1, 2)] == expected
@@ -179,7 +179,7 @@ def test_every_part_trains_the_student_alone(
     )
     before = snapshot(networks.backbone)
     metrics = alignment_trainer(networks, settings).update(scored_groups(networks.backbone, 0, settings))[0].values()
-    assert adapters(changed(networks.backbone, before)) == {ALIGNED, FAKE_SCORE}
+    assert adapters(changed(networks.backbone, before)) == {ALIGNED, ALIGNED_FAKE_SCORE}
     assert metrics["student_gradient_norm"] > 0
     assert ("ratio_mean" in metrics) == (policy_gradient != "none")
     assert ("teacher_distance" in metrics) == (matching_weight > 0)
@@ -206,7 +206,7 @@ def test_a_reward_out_of_reach_leaves_the_student_alone(networks: Networks) -> N
     trainer = alignment_trainer(networks, served=Unreachable())
     with pytest.raises(RewardUnavailable, match="is the server running"):
         trainer.update(scored_groups(networks.backbone, 0))
-    assert adapters(changed(networks.backbone, before)) == {FAKE_SCORE}
+    assert adapters(changed(networks.backbone, before)) == {ALIGNED_FAKE_SCORE}
 
 
 class HalfOut(Brightness):
@@ -260,7 +260,7 @@ def test_a_gradient_that_is_not_finite_stops_its_network_by_name(networks: Netwo
     before = snapshot(networks.backbone)
     with pytest.raises(TrainingError, match=rf"gradient of the {network} has norm nan in iteration 5"):
         alignment_trainer(networks).update(groups)
-    expected = set() if network == "fake score" else {FAKE_SCORE}
+    expected = set() if network == "fake score" else {ALIGNED_FAKE_SCORE}
     assert adapters(changed(networks.backbone, before)) == expected
 
 

@@ -13,7 +13,7 @@ from common.config import Config
 from common.config_file import Draft
 from common.errors import ModelError
 from common.weights import publish
-from learner.networks import ALIGNED, COLD_START, FAKE_SCORE, Networks, OptimizerSettings
+from learner.networks import ALIGNED, ALIGNED_FAKE_SCORE, COLD_START, FAKE_SCORE, Networks, StageSettings
 from rollout_workers.weight_receiver import WeightReceiver
 from tests.tiny_training import (
     alignment_settings,
@@ -50,7 +50,7 @@ def run_file(directory: Path, **backbone: object) -> Config:
 
 def networks_of(config: Config) -> Networks:
     backbone = load_backbone(config.backbone, config.lora, torch.device("cpu"))
-    return Networks(backbone, OptimizerSettings.of(cold_start_settings()), seed=0)
+    return Networks(backbone, StageSettings.of(cold_start_settings()), seed=0)
 
 
 def test_a_family_of_ones_own_trains_in_both_stages_and_is_published(tmp_path: Path) -> None:
@@ -64,12 +64,12 @@ def test_a_family_of_ones_own_trains_in_both_stages_and_is_published(tmp_path: P
     assert changed(backbone, before) == trainable(backbone)
     assert {name.split(".")[-2] for name in trainable(backbone)} == {COLD_START, FAKE_SCORE}
 
-    networks.begin_alignment(OptimizerSettings.of(alignment_settings()))
+    networks.begin_alignment(StageSettings.of(alignment_settings()))
     before = snapshot(backbone)
     for iteration in range(2):
         alignment_trainer(networks).update(scored_groups(backbone, iteration))
     assert changed(backbone, before) == trainable(backbone)
-    assert {name.split(".")[-2] for name in trainable(backbone)} == {ALIGNED, FAKE_SCORE}
+    assert {name.split(".")[-2] for name in trainable(backbone)} == {ALIGNED, ALIGNED_FAKE_SCORE}
 
     worker = load_backbone(config.backbone, config.lora, torch.device("cpu"))
     assert WeightReceiver(worker).receive(publish(backbone, 1)).number == 1

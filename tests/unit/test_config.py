@@ -49,7 +49,9 @@ def test_defaults_are_the_published_setting() -> None:
     assert (config.alignment.learning_rate_student, config.alignment.learning_rate_fake) == (3e-6, 3e-5)
     assert (config.alignment.clip_low, config.alignment.clip_high) == (1e-5, 1e-5)
     assert (config.alignment.matching_weight, config.alignment.reward_gradient_weight) == (1e-3, 1e-4)
-    assert (config.alignment.ema_decay, config.alignment.ema_every, config.alignment.weight_decay) == (0.9, 8, 1e-4)
+    assert (config.alignment.ema_decay, config.alignment.ema_every) == (pytest.approx(0.9**16, abs=5e-4), 8)
+    assert (config.alignment.weight_decay_student, config.alignment.weight_decay_fake) == (1e-4, 0.0)
+    assert (config.cold_start.lora_init_std, config.alignment.lora_init_std) == (None, 1.0)
 
 
 @pytest.mark.parametrize(

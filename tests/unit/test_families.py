@@ -15,7 +15,7 @@ from common.backbones.adapters import stacked_state
 from common.backbones.base import Network
 from common.types import Prompt
 from learner.checkpoint import Position, read_checkpoint, write_checkpoint
-from learner.networks import ALIGNED, COLD_START, FAKE_SCORE, Networks, OptimizerSettings
+from learner.networks import ALIGNED, ALIGNED_FAKE_SCORE, COLD_START, FAKE_SCORE, Networks, StageSettings
 from rollout_workers.sampler import EVALUATION, SamplingSpec, sample_for_evaluation
 from tests.tiny_families import FAMILIES, STEPS, TinyFamily
 from tests.tiny_pipeline import randomise, tiny_lora
@@ -47,15 +47,15 @@ def directory(family: TinyFamily, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def networks_of(family: TinyFamily, directory: Path) -> Networks:
-    return Networks(family.load(directory), OptimizerSettings.of(cold_start_settings()), seed=0)
+    return Networks(family.load(directory), StageSettings.of(cold_start_settings()), seed=0)
 
 
-def assert_changed(networks: Networks, family: TinyFamily, before: dict[str, torch.Tensor], student: str) -> None:
+def assert_changed(networks: Networks, family: TinyFamily, before: dict[str, torch.Tensor], adapters: set[str]) -> None:
     """Every parameter of the two trained adapters that a loss can reach, and no other."""
     found = changed(networks.backbone, before)
     expected = trainable(networks.backbone)
     assert found == {name for name in expected if not any(part in name for part in family.unused)}
-    assert {name.split(".")[-2] for name in found} == {student, FAKE_SCORE}
+    assert {name.split(".")[-2] for name in found} == adapters
 
 
 @torch.no_grad()
@@ -77,9 +77,9 @@ def test_both_stages_train_and_a_restored_run_goes_on_bit_by_bit(
     trainer, before = cold_start_trainer(networks), snapshot(networks.backbone)
     for iteration in range(2):
         assert all(math.isfinite(value) for value in trainer.update(iteration).values().values())
-    assert_changed(networks, family, before, COLD_START)
+    assert_changed(networks, family, before, {COLD_START, FAKE_SCORE})
 
-    networks.begin_alignment(OptimizerSettings.of(alignment_settings()))
+    networks.begin_alignment(StageSettings.of(alignment_settings()))
     aligner, before = alignment_trainer(networks), snapshot(networks.backbone)
     metrics = []
     for iteration in range(2):
@@ -88,10 +88,10 @@ def test_both_stages_train_and_a_restored_run_goes_on_bit_by_bit(
         assert metrics[-1]["surrogate_gap"] < 1e-5
         if iteration == 0:
             saved = write_checkpoint(tmp_path, Position("alignment", 1), networks.state(), {})
-    assert_changed(networks, family, before, ALIGNED)
+    assert_changed(networks, family, before, {ALIGNED, ALIGNED_FAKE_SCORE})
 
     restored = networks_of(family, directory)
-    restored.begin_alignment(OptimizerSettings.of(alignment_settings()))
+    restored.begin_alignment(StageSettings.of(alignment_settings()))
     restored.load(read_checkpoint(saved)[1])
     again = alignment_trainer(restored).update(scored_groups(restored.backbone, 1))[0].values()
     assert again == metrics[1]

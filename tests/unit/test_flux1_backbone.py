@@ -39,11 +39,23 @@ def pipeline(flux1: Path) -> FluxPipeline:
     return pipeline
 
 
-@pytest.mark.parametrize("guidance", [3.0, 5.0])
-def test_the_euler_sampler_equals_the_pipeline(backbone: Flux1, pipeline: FluxPipeline, guidance: float) -> None:
-    """Scale 1 stands for the model as it trains: with the run's own guidance, 3 here."""
+@pytest.mark.parametrize(
+    ("network", "scale", "guidance"),
+    [
+        (Network.TEACHER, 1.0, 3.0),
+        (Network.TEACHER, 5.0, 5.0),
+        (Network.STUDENT, 1.0, 1.5),
+        (Network.FAKE_SCORE, 1.0, 1.5),
+    ],
+)
+def test_the_euler_sampler_equals_the_pipeline(
+    backbone: Flux1, pipeline: FluxPipeline, network: Network, scale: float, guidance: float
+) -> None:
+    """Scale 1 stands for the network as it trains: guidance_scale of the teacher, student_guidance of the others."""
     steps, count = 5, 2
-    spec = SamplingSpec(Network.TEACHER, steps, 1.0 if guidance == 3.0 else guidance, eta=0.0)
+    for other in (Network.STUDENT, Network.FAKE_SCORE):
+        backbone.adapters.define(other, ())
+    spec = SamplingSpec(network, steps, scale, eta=0.0)
     empty = backbone.encode_prompts([""])
     latents = sample_for_evaluation(backbone, PROMPT, spec, seed=4, count=count, empty=empty)
     expected = pipeline(

@@ -179,14 +179,19 @@ def test_guidance_that_an_evaluation_gives_to_a_guidance_free_model_is_refused(f
 
 
 def test_dev_equals_its_pipeline_and_takes_guidance_as_an_input(tmp_path: Path) -> None:
-    """Scale 1 stands for the model as it trains: with the run's own guidance, 3 here."""
+    """Scale 1 stands for the network as it trains: guidance_scale of the teacher, student_guidance of the others."""
     pipeline = write_tiny_dev(tmp_path / "dev")
     pipeline.set_progress_bar_config(disable=True)
     dev = load_tiny_klein(tmp_path / "dev")
     assert dev.guidance is Guidance.INPUT
     assert len(dev._pipeline.text_encoder.layers) == max(TEXT_LAYERS)
-    for scale, guidance in ((1.0, 3.0), (5.0, 5.0)):
-        latents = sampled(dev, SamplingSpec(Network.TEACHER, 4, scale, eta=0.0), 1)
+    dev.adapters.define(Network.STUDENT, ())
+    for network, scale, guidance in (
+        (Network.TEACHER, 1.0, 3.0),
+        (Network.TEACHER, 5.0, 5.0),
+        (Network.STUDENT, 1.0, 1.0),
+    ):
+        latents = sampled(dev, SamplingSpec(network, 4, scale, eta=0.0), 1)
         expected = pipeline(
             prompt=PROMPT.text,
             num_inference_steps=4,
@@ -253,4 +258,7 @@ def test_targets_default_to_the_familys_own(backbone: Flux2, klein: Path) -> Non
         f"transformer_blocks.0.attn.{name}"
         for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     }
-    assert modules == double | {f"single_transformer_blocks.{block}.attn.to_qkv_mlp_proj" for block in (0, 1)}
+    single = {
+        f"single_transformer_blocks.{block}.attn.{name}" for block in (0, 1) for name in ("to_qkv_mlp_proj", "to_out")
+    }
+    assert modules == double | single

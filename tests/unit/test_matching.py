@@ -12,7 +12,7 @@ from common.backbones.base import Backbone, Conditioning
 from learner.matching import DrawKey, MatchingSettings, Renoised, fake_score_objective, renoise_samples
 from tests.tiny_training import GUIDANCE, PROMPTS, SAMPLING, cold_start_settings, new_networks
 
-SETTINGS = MatchingSettings.of(cold_start_settings(), SAMPLING, GUIDANCE)
+SETTINGS = MatchingSettings.of(cold_start_settings(), SAMPLING, GUIDANCE, 0.01)
 
 
 def renoised_batch(conditioning: Conditioning, shape: tuple[int, ...], count: int) -> tuple[Renoised, DrawKey]:

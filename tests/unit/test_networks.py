@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from common.backbones.base import Network
-from common.errors import WeightUpdateError
+from common.errors import CheckpointError
 from learner.checkpoint import Position, read_checkpoint, write_checkpoint
-from learner.networks import ALIGNED, COLD_START, FAKE_SCORE, Networks, OptimizerSettings
+from learner.networks import ALIGNED, ALIGNED_FAKE_SCORE, COLD_START, FAKE_SCORE, Networks, StageSettings
 from learner.optimizer import MovingAverage
 from tests.tiny_pipeline import UNUSED_MODULE, load_tiny_backbone, tiny_lora
 from tests.tiny_training import (
@@ -76,10 +76,11 @@ def test_stage_two_begins_at_the_averaged_student(tiny_pipeline: Path) -> None:
     with networks.averaged_student():
         averaged = student_probe(networks)
     assert not torch.equal(student_probe(networks), averaged)
-    networks.begin_alignment(OptimizerSettings.of(alignment_settings()))
+    networks.begin_alignment(StageSettings.of(alignment_settings()))
     assert torch.equal(student_probe(networks), averaged)
     assert networks.backbone.adapters.stack(Network.STUDENT) == (COLD_START, ALIGNED)
-    assert {name.split(".")[-2] for name in trainable(networks.backbone)} == {ALIGNED, FAKE_SCORE}
+    assert networks.backbone.adapters.stack(Network.FAKE_SCORE) == (FAKE_SCORE, ALIGNED_FAKE_SCORE)
+    assert {name.split(".")[-2] for name in trainable(networks.backbone)} == {ALIGNED, ALIGNED_FAKE_SCORE}
     assert networks.student_optimizer.state() == {}
 
 
@@ -121,14 +122,14 @@ def test_a_state_of_other_adapters_is_refused(tiny_pipeline: Path) -> None:
     networks = new_networks(tiny_pipeline)
     fewer = load_tiny_backbone(tiny_pipeline, tiny_lora(("to_q",)))
 
-    other = Networks(fewer, OptimizerSettings.of(cold_start_settings()), seed=0)
-    with pytest.raises(WeightUpdateError, match="do not fit adapter 'cold_start': 0 missing"):
+    other = Networks(fewer, StageSettings.of(cold_start_settings()), seed=0)
+    with pytest.raises(CheckpointError, match=r"'cold_start' is on \d+ layers, and lora.targets bind to 2 here"):
         other.load(networks.state())
 
 
 def test_a_state_of_the_other_stage_is_refused(tiny_pipeline: Path) -> None:
     state = new_networks(tiny_pipeline).state()
     aligned = new_networks(tiny_pipeline)
-    aligned.begin_alignment(OptimizerSettings.of(alignment_settings()))
-    with pytest.raises(WeightUpdateError, match="do not fit adapter 'aligned'"):
+    aligned.begin_alignment(StageSettings.of(alignment_settings()))
+    with pytest.raises(CheckpointError, match="no adapter 'aligned': it is of the other stage or an earlier"):
         aligned.load(state)

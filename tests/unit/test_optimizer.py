@@ -7,11 +7,11 @@ import torch
 from torch.nn import Parameter
 
 from common.errors import TrainingError
-from learner.optimizer import AdapterOptimizer, LearningRate
+from learner.optimizer import AdapterOptimizer, LearningRate, OptimizerSettings
 
 
 def optimizer_of(weight: Parameter, rate: LearningRate) -> AdapterOptimizer:
-    return AdapterOptimizer("student", {"weight": weight}, learning_rate=rate, weight_decay=0.0, gradient_clip=1.0)
+    return AdapterOptimizer("student", {"weight": weight}, OptimizerSettings(rate, weight_decay=0.0, gradient_clip=1.0))
 
 
 def test_a_constant_learning_rate_stays() -> None:

@@ -1,0 +1,35 @@
+"""Settings that earlier versions saved, in today's keys.
+
+Only the `config.yaml` of an earlier run is upgraded, so that the run can still be used. An old key in a run file is an
+error that names the new key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+RENAMED: dict[tuple[str, ...], tuple[str, ...]] = {
+    (stage, key): (f"{stage}.{key}_student", f"{stage}.{key}_fake")
+    for stage in ("cold_start", "alignment")
+    for key in ("weight_decay", "gradient_clip")
+}
+"""Old key -> the keys that took its place."""
+
+
+def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a config.yaml in today's keys. What is new is set to what the version that wrote the file did."""
+    values = deepcopy(dict(saved))
+    cold_start, alignment = values.get("cold_start", {}), values.get("alignment", {})
+    if "weight_decay" not in alignment:
+        return values
+    for stage in (cold_start, alignment):
+        for key in ("weight_decay", "gradient_clip"):
+            stage[f"{key}_student"] = stage[f"{key}_fake"] = stage.pop(key)
+    alignment["consistency_weight"] = cold_start["consistency_weight"]
+    cold_start["lora_init_std"] = alignment["lora_init_std"] = None
+    backbone = values["backbone"]
+    if backbone.get("family") in ("flux1", "flux2"):
+        backbone["student_guidance"] = backbone["guidance_scale"]
+    return values
