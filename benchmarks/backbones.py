@@ -34,11 +34,11 @@ from common.backbones.base import Backbone
 from common.config import AlignmentConfig, ColdStartConfig, Config, SamplingConfig
 from common.types import PolicyVersion, Prompt, ScoredGroup, StepPlan, TrajectoryGroup
 from common.weights import publish
-from learner.alignment_trainer import AlignmentTrainer
-from learner.matching import MatchingSettings
-from learner.networks import ALIGNED, COLD_START, FAKE_SCORE, Networks, StageSettings
 from learner.plan import DEVICES, UTILISATION, Device, predict, this_cpu
-from learner.served_rewards import ServedRewards
+from learner.training.alignment_trainer import AlignmentTrainer
+from learner.training.distribution_matching import MatchingSettings
+from learner.training.networks import ALIGNED, COLD_START, FAKE_SCORE, Networks, StageSettings
+from learner.training.reward_gradients import ServedRewards
 from rollout_workers.sampler import SampledGroup, decode_to_uint8, sample_group
 from rollout_workers.weight_receiver import PROBE_TOLERANCE, WeightReceiver
 

@@ -25,7 +25,7 @@ from common.backbones import load_backbone
 from common.backbones.base import Backbone, Network
 from common.config import ColdStartConfig, LoraConfig
 from common.config_backbones import Sd3Backbone
-from learner.networks import Networks, StageSettings
+from learner.training.networks import Networks, StageSettings
 
 SIDE = 128
 WAYS = ("shared", "copies")

@@ -1,6 +1,6 @@
 """Starts the learner: one actor, or a group of ranks placed together.
 
-Rank 0 is the one the driver talks to (`learner/actor.py`).
+Rank 0 is the one the driver talks to (`learner/training/actor.py`).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from common.config import Config
 from common.errors import ConfigError
 from common.reward_access import RewardAccess
 from common.types import Prompt
-from learner.actor import Learner
 from learner.learner_calls import CALL_TIMEOUT_S
-from learner.ranks import Meeting
+from learner.training.actor import Learner
+from learner.training.ranks import Meeting
 
 
 @contextmanager

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Protocol, TextIO
 
 from common.metrics import DriverMetrics, LearnerMetrics
-from learner.alignment_trainer import LEFT_OUT_GRADIENTS
 from learner.checkpoint import STAGES, Position
 from learner.console import Console
 from learner.rollouts import Collected
+from learner.training.alignment_trainer import LEFT_OUT_GRADIENTS
 
 DROPPED_GROUPS = "dropped_groups"
 RENORMALISED_GROUPS = "renormalised_groups"
 
 
 class UpdateResult(Protocol):
-    """See `learner.actor.UpdateResult`."""
+    """See `learner.training.actor.UpdateResult`."""
 
     metrics: dict[str, float]
     seconds: dict[str, float]

@@ -26,7 +26,7 @@ from common.config import Config
 from common.config_file import load_saved_config
 from common.errors import CheckpointError, ConfigError
 from learner.checkpoint import checkpoint_base, latest_checkpoint, read_checkpoint
-from learner.networks import COLD_START, student_adapters
+from learner.training.networks import COLD_START, student_adapters
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 ALIGNED_POLICY, COLD_START_POLICY, TEACHER_POLICY = POLICIES = ("rtdmd", "cold_start", "teacher")

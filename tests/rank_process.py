@@ -23,9 +23,9 @@ from torch.nn import Module
 
 from common.errors import RankError, RewardUnavailable
 from common.types import Prompt
-from learner.networks import StageSettings
-from learner.ranks import ALONE, Meeting
-from learner.totals import Totals
+from learner.training.batch_metrics import Totals
+from learner.training.networks import StageSettings
+from learner.training.ranks import ALONE, Meeting
 from tests.tiny_training import (
     Brightness,
     alignment_settings,

@@ -14,12 +14,12 @@ from common import seeding
 from common.backbones.base import Backbone
 from common.config import AlignmentConfig, ColdStartConfig, SamplingConfig
 from common.types import PolicyVersion, Prompt, ScoredGroup, StepPlan, TrajectoryGroup
-from learner.alignment_trainer import AlignmentTrainer
-from learner.cold_start_trainer import ColdStartTrainer
-from learner.matching import MatchingSettings
-from learner.networks import Networks, StageSettings
-from learner.ranks import ALONE, Ranks
-from learner.served_rewards import ServedRewards
+from learner.training.alignment_trainer import AlignmentTrainer
+from learner.training.cold_start_trainer import ColdStartTrainer
+from learner.training.distribution_matching import MatchingSettings
+from learner.training.networks import Networks, StageSettings
+from learner.training.ranks import ALONE, Ranks
+from learner.training.reward_gradients import ServedRewards
 from rollout_workers.sampler import sample_group
 from tests.tiny_pipeline import load_tiny_backbone
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from learner.ranks import Ranks
-from learner.totals import Totals
+from learner.training.batch_metrics import Totals
+from learner.training.ranks import Ranks
 from tests.running_service import PROJECT_ROOT
 
 DEADLINE = 180.0

@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 
 from common.backbones.base import Network
 from common.weights import publish
-from learner.networks import ALIGNED, COLD_START, FAKE_SCORE, Networks, StageSettings
+from learner.training.networks import ALIGNED, COLD_START, FAKE_SCORE, Networks, StageSettings
 from rollout_workers.weight_receiver import PROBE_TOLERANCE, WeightReceiver
 from tests.tiny_pipeline import load_tiny_backbone, randomise
 from tests.tiny_training import alignment_settings, cold_start_settings

@@ -17,8 +17,8 @@ from common.errors import RewardUnavailable, TrainingError
 from common.flow import cps_transition, surrogate_log_density
 from common.types import Prompt, ScoredGroup
 from learner.checkpoint import Position, read_checkpoint, write_checkpoint
-from learner.networks import ALIGNED, ALIGNED_FAKE_SCORE, Networks, StageSettings
 from learner.objectives.advantage import group_advantages
+from learner.training.networks import ALIGNED, ALIGNED_FAKE_SCORE, Networks, StageSettings
 from tests.tiny_pipeline import UNUSED_MODULE
 from tests.tiny_training import (
     REWARDS,

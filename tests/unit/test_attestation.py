@@ -9,7 +9,7 @@ import pytest
 
 from common.errors import AttestationError
 from common.types import PolicyVersion, Prompt, ScoredGroup, StepPlan, TrajectoryGroup
-from learner.attestation import PublishedPolicies
+from learner.training.group_provenance import PublishedPolicies
 
 
 def groups(iteration: int, number: int, count: int = 3) -> list[ScoredGroup]:

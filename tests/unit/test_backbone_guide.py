@@ -13,7 +13,7 @@ from common.config import Config
 from common.config_file import Draft
 from common.errors import ModelError
 from common.weights import publish
-from learner.networks import ALIGNED, ALIGNED_FAKE_SCORE, COLD_START, FAKE_SCORE, Networks, StageSettings
+from learner.training.networks import ALIGNED, ALIGNED_FAKE_SCORE, COLD_START, FAKE_SCORE, Networks, StageSettings
 from rollout_workers.weight_receiver import WeightReceiver
 from tests.tiny_training import (
     alignment_settings,

@@ -15,7 +15,7 @@ from common.backbones.adapters import stacked_state
 from common.backbones.base import Network
 from common.types import Prompt
 from learner.checkpoint import Position, read_checkpoint, write_checkpoint
-from learner.networks import ALIGNED, ALIGNED_FAKE_SCORE, COLD_START, FAKE_SCORE, Networks, StageSettings
+from learner.training.networks import ALIGNED, ALIGNED_FAKE_SCORE, COLD_START, FAKE_SCORE, Networks, StageSettings
 from rollout_workers.sampler import EVALUATION, SamplingSpec, sample_for_evaluation
 from tests.tiny_families import FAMILIES, STEPS, TinyFamily
 from tests.tiny_pipeline import randomise, tiny_lora

@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from common.backbones.base import Backbone, Conditioning
-from learner.matching import DrawKey, MatchingSettings, Renoised, fake_score_objective, renoise_samples
+from learner.training.distribution_matching import (
+    DrawKey,
+    MatchingSettings,
+    Renoised,
+    fake_score_objective,
+    renoise_samples,
+)
 from tests.tiny_training import GUIDANCE, PROMPTS, SAMPLING, cold_start_settings, new_networks
 
 SETTINGS = MatchingSettings.of(cold_start_settings(), SAMPLING, GUIDANCE, 0.01)

@@ -11,8 +11,8 @@ import torch
 from common.backbones.base import Network
 from common.errors import CheckpointError
 from learner.checkpoint import Position, read_checkpoint, write_checkpoint
-from learner.networks import ALIGNED, ALIGNED_FAKE_SCORE, COLD_START, FAKE_SCORE, Networks, StageSettings
-from learner.optimizer import MovingAverage
+from learner.training.networks import ALIGNED, ALIGNED_FAKE_SCORE, COLD_START, FAKE_SCORE, Networks, StageSettings
+from learner.training.optimizer import MovingAverage
 from tests.tiny_pipeline import UNUSED_MODULE, load_tiny_backbone, tiny_lora
 from tests.tiny_training import (
     alignment_settings,

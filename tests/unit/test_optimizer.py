@@ -7,7 +7,7 @@ import torch
 from torch.nn import Parameter
 
 from common.errors import TrainingError
-from learner.optimizer import AdapterOptimizer, LearningRate, OptimizerSettings
+from learner.training.optimizer import AdapterOptimizer, LearningRate, OptimizerSettings
 
 
 def optimizer_of(weight: Parameter, rate: LearningRate) -> AdapterOptimizer:

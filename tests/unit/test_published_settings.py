@@ -21,7 +21,7 @@ from common.backbones.base import Backbone
 from common.config import AlignmentConfig, ColdStartConfig, Config
 from learner.cli import parse
 from learner.objectives import consistency
-from learner.optimizer import BETAS, EPSILON
+from learner.training.optimizer import BETAS, EPSILON
 from tests.tiny_families import FAMILIES
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ from common.plain_question import PlainQuestion
 from common.reward_api import FloatArray, Metadata
 from common.reward_client import RewardClient
 from common.types import Prompt
-from learner.served_rewards import ServedRewards
+from learner.training.reward_gradients import ServedRewards
 
 PROMPTS = [Prompt(0, "a dot", {"count": 1}), Prompt(1, "two")]
 

@@ -14,11 +14,11 @@ from prometheus_client import CollectorRegistry
 
 from common import metrics
 from common.metrics import DriverMetrics, LearnerMetrics
-from learner.actor import UpdateResult
 from learner.checkpoint import Position
 from learner.console import Console
 from learner.rollouts import Collected
 from learner.tracker import Tracker, cut_metrics
+from learner.training.actor import UpdateResult
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

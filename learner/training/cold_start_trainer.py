@@ -17,7 +17,9 @@ from common.backbones.base import Conditioning, Network
 from common.config import ColdStartConfig, SamplingConfig
 from common.flow import cps_transition
 from common.types import Prompt
-from learner.matching import (
+from learner.objectives.loss import as_floats
+from learner.training.batch_metrics import Totals
+from learner.training.distribution_matching import (
     DrawKey,
     MatchingSettings,
     Renoised,
@@ -25,9 +27,7 @@ from learner.matching import (
     renoise_samples,
     student_objective,
 )
-from learner.networks import Networks
-from learner.objectives.loss import as_floats
-from learner.totals import Totals
+from learner.training.networks import Networks
 
 PURPOSE = "cold_start"
 

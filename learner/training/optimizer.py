@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from common.errors import TrainingError
-from learner.ranks import ALONE, Ranks
+from learner.training.ranks import ALONE, Ranks
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8

@@ -1,7 +1,7 @@
 """The learner: holds the three networks, updates them and publishes the student's weights.
 
 Plain Python; `learner/rank_group.py` makes Ray actors of it: one, or several ranks that share the work of every update
-(`learner/ranks.py`). The driver talks to rank 0 alone, which passes on to the others what all of them must do. Scored
+(`learner/training/ranks.py`). The driver talks to rank 0 alone, which passes on to the others what all of them must do. Scored
 groups arrive as object references, so that they travel from the workers to the learner without passing through the
 driver.
 """
@@ -32,16 +32,16 @@ from common.reward_access import RewardAccess
 from common.types import Prompt, ScoredGroup
 from common.weights import PublishedWeights, probe_velocity, publish
 from common.wire import fingerprint, tensor_hashes
-from learner.alignment_trainer import AlignmentTrainer
-from learner.attestation import PublishedPolicies
 from learner.checkpoint import Position, read_checkpoint, write_checkpoint
-from learner.cold_start_trainer import ColdStartTrainer
 from learner.export import write_lora
-from learner.matching import MatchingSettings
-from learner.networks import Networks, StageSettings
-from learner.ranks import ALONE, Meeting, lost_ranks_named
-from learner.served_rewards import ServedRewards
-from learner.totals import Totals
+from learner.training.alignment_trainer import AlignmentTrainer
+from learner.training.batch_metrics import Totals
+from learner.training.cold_start_trainer import ColdStartTrainer
+from learner.training.distribution_matching import MatchingSettings
+from learner.training.group_provenance import PublishedPolicies
+from learner.training.networks import Networks, StageSettings
+from learner.training.ranks import ALONE, Meeting, lost_ranks_named
+from learner.training.reward_gradients import ServedRewards
 
 LAST_WORDS_S = 2.0
 

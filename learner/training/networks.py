@@ -21,8 +21,8 @@ from common.backbones.base import Backbone, Network
 from common.backbones.lora_targets import adapted_layers, suffixes
 from common.config import AlignmentConfig, ColdStartConfig
 from common.errors import CheckpointError
-from learner.optimizer import AdapterOptimizer, LearningRate, MovingAverage, OptimizerSettings
-from learner.ranks import ALONE, Ranks
+from learner.training.optimizer import AdapterOptimizer, LearningRate, MovingAverage, OptimizerSettings
+from learner.training.ranks import ALONE, Ranks
 
 COLD_START, ALIGNED = "cold_start", "aligned"
 """The student's adapters, of stage 1 and stage 2."""

@@ -23,14 +23,20 @@ from common.backbones.base import Conditioning, Network
 from common.config import AlignmentConfig
 from common.flow import Transition, cps_transition, gaussian_log_density, surrogate_log_density
 from common.types import Prompt, ScoredGroup, StepPlan
-from learner.matching import DrawKey, MatchingSettings, fake_score_objective, renoise_samples, student_objective
-from learner.networks import Networks
 from learner.objectives.advantage import renormalised_group_advantages, zero_spread_fraction
 from learner.objectives.loss import Loss, as_floats, renormalised_weights
 from learner.objectives.reward_gradient import attach_gradient, clip_sample_norms, reward_hinge_loss
 from learner.objectives.subgrpo import subgrpo_loss
-from learner.served_rewards import ServedRewards
-from learner.totals import Totals
+from learner.training.batch_metrics import Totals
+from learner.training.distribution_matching import (
+    DrawKey,
+    MatchingSettings,
+    fake_score_objective,
+    renoise_samples,
+    student_objective,
+)
+from learner.training.networks import Networks
+from learner.training.reward_gradients import ServedRewards
 
 PURPOSE = "alignment"
 LEFT_OUT_GRADIENTS = "left_out_gradients"
