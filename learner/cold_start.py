@@ -8,7 +8,7 @@ from __future__ import annotations
 from ray.actor import ActorHandle
 
 from learner.checkpoint import Position
-from learner.learner_calls import answer
+from learner.driver.calls import answer
 from learner.loop import Milestones
 from learner.tracker import Tracker
 

@@ -16,7 +16,7 @@ from common.reward_access import REWARD_TOKEN
 from common.reward_api import ServerInfo
 from common.reward_client import RewardClient, RewardEndpoint
 from common.types import ByteArray, FloatArray, Prompt
-from learner.local_servers import LocalServers, LocalServerSpec
+from learner.driver.local_servers import LocalServers, LocalServerSpec
 from learner.trained_run import found_path
 
 

@@ -20,8 +20,8 @@ from ray.actor import ActorHandle
 
 from common.types import Prompt, StepPlan
 from learner.checkpoint import Position
-from learner.learner_calls import answer
-from learner.rollouts import Rollouts
+from learner.driver.calls import answer
+from learner.driver.rollouts import Rollouts
 from learner.tracker import Tracker
 
 STAGE = "alignment"

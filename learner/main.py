@@ -34,7 +34,6 @@ from ray.actor import ActorHandle
 from common.backbones import model_sizes
 from common.config import Config
 from common.config_rewards import RewardConfig
-from common.embedded_redis import embedded_redis
 from common.errors import ConfigError, ModelError, RtdmdError, RunStopped
 from common.metrics import DriverMetrics, LearnerMetrics, serve
 from common.outage import Outage
@@ -43,14 +42,16 @@ from common.reward_client import RewardEndpoint
 from common.store import RedisAddress, RedisLink, RunControl
 from common.types import PromptSets
 from learner.cli import Invocation, parse
-from learner.cluster import ADDRESS, ray_cluster
 from learner.console import Console
-from learner.learner_calls import CALL_TIMEOUT_S, answer, last_line
-from learner.local_servers import LocalServers, LocalServerSpec
+from learner.driver.calls import CALL_TIMEOUT_S, answer, last_line
+from learner.driver.cluster import ADDRESS, ray_cluster
+from learner.driver.comparison import PolicyRecords
+from learner.driver.embedded_redis import embedded_redis
+from learner.driver.learner_group import started_learner
+from learner.driver.local_servers import LocalServers, LocalServerSpec
+from learner.driver.run_directory import Start, begin, claimed, continuity, require_same_rewards
+from learner.driver.worker_pool import WorkerPool
 from learner.plan import Prediction, choose_device, predict, requirements_text
-from learner.policies import PolicyRecords
-from learner.rank_group import started_learner
-from learner.run_directory import Start, begin, claimed, continuity, require_same_rewards
 from learner.service import PolicySpecs, Service
 from learner.start_checks import (
     check_enough_prompts,
@@ -62,7 +63,6 @@ from learner.start_checks import (
     plain_questions,
 )
 from learner.tracker import Tracker
-from learner.worker_pool import WorkerPool
 from rollout_workers.actor import RolloutWorker, WorkerSettings
 from rollout_workers.policy_specs import few_step_teacher_spec, student_spec, teacher_spec
 from rollout_workers.prompts import load_prompts

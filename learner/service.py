@@ -23,17 +23,17 @@ from common.store import RunControl
 from common.types import Prompt, PromptSets, StepPlan
 from learner.checkpoint import Position
 from learner.cold_start import run_cold_start
-from learner.learner_calls import answer
+from learner.driver.between_iterations import EVALUATION_VERSION, RunMilestones
+from learner.driver.calls import answer
+from learner.driver.comparison import PolicyRecords
+from learner.driver.evaluation import evaluate
+from learner.driver.rollouts import Rollouts
+from learner.driver.run_directory import Start
+from learner.driver.worker_pool import WorkerPool
 from learner.loop import run_alignment
-from learner.measure import evaluate
-from learner.milestones import EVALUATION_VERSION, RunMilestones
 from learner.plan import Prediction, compared
-from learner.policies import PolicyRecords
 from learner.report import write_report
-from learner.rollouts import Rollouts
-from learner.run_directory import Start
 from learner.tracker import Tracker
-from learner.worker_pool import WorkerPool
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Service:
     prediction: Prediction | None
     """What the run should need; None where the model's sizes are not known."""
     settings: dict[str, Any]
-    """What a checkpoint depends on, see `learner.run_directory.continuity`."""
+    """What a checkpoint depends on, see `learner.driver.run_directory.continuity`."""
 
     def run(self, start: Start) -> None:
         """Both stages and everything measured on the way; a run that fails leaves a report of what it got to."""

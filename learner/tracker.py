@@ -13,7 +13,7 @@ from typing import Protocol, TextIO
 from common.metrics import DriverMetrics, LearnerMetrics
 from learner.checkpoint import STAGES, Position
 from learner.console import Console
-from learner.rollouts import Collected
+from learner.driver.rollouts import Collected
 from learner.training.alignment_trainer import LEFT_OUT_GRADIENTS
 
 DROPPED_GROUPS = "dropped_groups"
@@ -101,7 +101,7 @@ class Tracker:
         self._console.message(f"{after}: {_listed(metrics)}  ({seconds:.0f} s)")
 
     def policy(self, policy: str, metrics: dict[str, float], seconds: float) -> None:
-        """Show a policy of the final comparison (kept by `learner/policies.py`)."""
+        """Show a policy of the final comparison (kept by `learner/driver/comparison.py`)."""
         for name, value in metrics.items():
             self._driver.evaluation.labels(policy=policy, metric=name).set(value)
         self._console.message(f"{policy}: {_listed(metrics)}  ({seconds:.0f} s)")

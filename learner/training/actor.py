@@ -1,6 +1,6 @@
 """The learner: holds the three networks, updates them and publishes the student's weights.
 
-Plain Python; `learner/rank_group.py` makes Ray actors of it: one, or several ranks that share the work of every update
+Plain Python; `learner/driver/learner_group.py` makes Ray actors of it: one, or several ranks that share the work of every update
 (`learner/training/ranks.py`). The driver talks to rank 0 alone, which passes on to the others what all of them must do. Scored
 groups arrive as object references, so that they travel from the workers to the learner without passing through the
 driver.

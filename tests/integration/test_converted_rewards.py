@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from common.reward_client import RewardClient, RewardEndpoint
-from learner.local_servers import PROJECT_ROOT, LocalServers, LocalServerSpec
+from learner.driver.local_servers import PROJECT_ROOT, LocalServers, LocalServerSpec
 from reward_servers.scorers.aesthetic import AestheticScorer
 from reward_servers.scorers.clipscore import ClipScoreScorer
 from reward_servers.scorers.image_reward import ImageRewardScorer

@@ -14,11 +14,11 @@ import pytest
 import redis
 
 from common.config_rewards import RewardClientConfig
-from common.embedded_redis import embedded_redis
 from common.outage import Outage
 from common.reward_access import RewardAccess
 from common.store import RedisAddress, RedisLink, ServerRegistry
-from learner.local_servers import PROJECT_ROOT
+from learner.driver.embedded_redis import embedded_redis
+from learner.driver.local_servers import PROJECT_ROOT
 
 DEADLINE = 60.0
 IMAGES = np.full((2, 8, 8, 3), 51, np.uint8)

@@ -13,7 +13,7 @@ import pytest
 
 from common.errors import RewardUnavailable
 from common.reward_api import READY_PATH
-from learner.local_servers import PROJECT_ROOT, LocalServers, LocalServerSpec
+from learner.driver.local_servers import PROJECT_ROOT, LocalServers, LocalServerSpec
 from tests.tiny_rewards import write_hps
 from tests.waiting import wait_until
 
@@ -23,7 +23,7 @@ BRIGHTNESS = LocalServerSpec("brightness", "tests.toy_scorers:BrightnessScorer",
 LAUNCHER = """
 import signal, sys, time
 from pathlib import Path
-from learner.local_servers import LocalServers, LocalServerSpec
+from learner.driver.local_servers import LocalServers, LocalServerSpec
 # Whoever runs the tests in the background has them, and so this, ignore SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 specs = [LocalServerSpec(name, "tests.toy_scorers:BrightnessScorer", None) for name in ("one", "two")]

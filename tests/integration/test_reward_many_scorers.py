@@ -16,7 +16,7 @@ from PIL import Image
 
 from common.reward_api import METRICS_PATH, READY_PATH
 from common.reward_client import RewardClient, RewardEndpoint
-from learner.local_servers import PROJECT_ROOT
+from learner.driver.local_servers import PROJECT_ROOT
 from tests.integration.test_reward_servers import BRIGHTNESS, DEADLINE, MISCHIEF, launch, running
 
 PIXELS = np.stack([np.full((8, 8, 3), value, np.uint8) for value in (0, 51, 255)])

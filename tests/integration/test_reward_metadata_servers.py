@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from common.reward_api import SCORE_PATH, ScoreRequest, ScoreResponse
-from learner.local_servers import LocalServers, LocalServerSpec
+from learner.driver.local_servers import LocalServers, LocalServerSpec
 from tests.tiny_rewards import random_images
 from tests.tiny_vision import write_geneval, write_hpsv3
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from common.types import ByteArray
-from learner.local_servers import LocalServers, LocalServerSpec
+from learner.driver.local_servers import LocalServers, LocalServerSpec
 from tests.running_service import PROJECT_ROOT, Run, write_config
 from tests.tiny_rewards import write_hps
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from common.reward_client import RewardClient, RewardEndpoint
-from learner.local_servers import LocalServers, LocalServerSpec
+from learner.driver.local_servers import LocalServers, LocalServerSpec
 from reward_servers.scorers.vlm_judge import VlmJudgeScorer
 from reward_servers.scorers.vlm_judge_client import data_url
 from tests.running_service import PROJECT_ROOT, descendants

@@ -14,8 +14,8 @@ from common.reward_client import RewardEndpoint
 from common.types import Prompt
 from learner import evaluate
 from learner.diffusers_pipeline import PipelinePictures
+from learner.driver.local_servers import LocalServerSpec
 from learner.evaluation_rewards import choose
-from learner.local_servers import LocalServerSpec
 from learner.pictures import SMALLEST_WIDTH, captioned_grid
 from tests.trained_run import tiny_config
 

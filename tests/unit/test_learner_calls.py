@@ -9,9 +9,9 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from common.errors import AttestationError, LearnerError, RewardUnavailable, WorkerError
-from learner import learner_calls
-from learner.learner_calls import answer
-from learner.worker_pool import Call, WorkerPool
+from learner.driver import calls as learner_calls
+from learner.driver.calls import answer
+from learner.driver.worker_pool import Call, WorkerPool
 
 DEAD = RayActorError(error_msg="The actor died.\nThe process was killed: out of memory.")
 

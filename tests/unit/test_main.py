@@ -18,7 +18,7 @@ from common.plain_question import PlainQuestion
 from common.reward_api import ScoreRequest, ScoreResponse
 from common.types import Prompt
 from learner.cli import Invocation
-from learner.cluster import ADDRESS, _say_what_is_waited_for, ray_cluster
+from learner.driver.cluster import ADDRESS, _say_what_is_waited_for, ray_cluster
 from learner.main import _checked_prediction, _errors_from_ray, _redis, _reward_access
 from learner.start_checks import (
     check_files,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from learner.measure import mean_rewards
+from learner.driver.evaluation import mean_rewards
 
 
 def scores(*values: float) -> np.ndarray:

@@ -10,9 +10,9 @@ import pytest
 from common.config import Config
 from common.errors import RunStopped, StoreError
 from common.store import RunControl, RunRequest
-from learner import milestones
 from learner.checkpoint import Position
-from learner.milestones import RunMilestones
+from learner.driver import between_iterations as milestones
+from learner.driver.between_iterations import RunMilestones
 
 POSITION = Position("alignment", 7)
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from common.types import Prompt
-from learner.measure import Evaluation, save_grid
-from learner.policies import PolicyRecords
+from learner.driver.comparison import PolicyRecords
+from learner.driver.evaluation import Evaluation, save_grid
 from rollout_workers.actor import EvaluatedPrompt
 
 

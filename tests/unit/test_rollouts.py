@@ -10,8 +10,8 @@ import pytest
 
 from common.errors import RewardInvalid, RewardOutage
 from common.types import PolicyVersion, Prompt, StepPlan
-from learner.rollouts import GROUP_ATTEMPTS, Rollouts
-from learner.worker_pool import Call, Finished
+from learner.driver.rollouts import GROUP_ATTEMPTS, Rollouts
+from learner.driver.worker_pool import Call, Finished
 from rollout_workers.actor import RolloutOutcome, ScoringFailure
 
 PROMPTS = [Prompt(index, f"prompt {index}") for index in (4, 2, 9)]
@@ -115,7 +115,7 @@ def test_iterations_requested_ahead_do_not_mix() -> None:
 
 
 def test_an_iteration_lost_whole_is_sampled_again_until_the_reward_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("learner.rollouts.EMPTY_ITERATION_PAUSE_S", 0.0)
+    monkeypatch.setattr("learner.driver.rollouts.EMPTY_ITERATION_PAUSE_S", 0.0)
     pool = FakePool(lambda _, index, attempt: attempt <= 2 * GROUP_ATTEMPTS or index == 9)
     collected = rollouts(pool, 0, outage_limit_s=600.0).collect(0)
     assert collected.groups == ["group of 4 at 0 with v0", "group of 2 at 0 with v0"]
@@ -128,7 +128,7 @@ def test_an_iteration_lost_whole_is_sampled_again_until_the_reward_is_back(monke
 def test_an_outage_is_timed_from_the_first_sampling_that_came_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not from the request: sampling itself may take longer than an outage may."""
     now = [0.0]
-    monkeypatch.setattr("learner.rollouts.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("learner.driver.rollouts.time.sleep", lambda seconds: None)
 
     def fails(*_: int) -> bool:
         now[0] += 10.0

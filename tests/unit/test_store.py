@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import redis
 
-from common import embedded_redis as embedding
-from common.embedded_redis import embedded_redis
 from common.errors import ConfigError, StoreError
 from common.score_cache import EXPIRES_S, ScoreCache
 from common.store import RETRY_AFTER_S, RedisAddress, RedisLink, RunControl, ServerRegistry
+from learner.driver import embedded_redis as embedding
+from learner.driver.embedded_redis import embedded_redis
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 60.0
@@ -29,7 +29,7 @@ DEADLINE = 60.0
 PARENT = """
 import sys, time
 from pathlib import Path
-from common.embedded_redis import embedded_redis
+from learner.driver.embedded_redis import embedded_redis
 with embedded_redis(Path(sys.argv[1])) as address:
     print(address.url, address.password, flush=True)
     time.sleep(600)

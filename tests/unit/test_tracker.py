@@ -16,7 +16,7 @@ from common import metrics
 from common.metrics import DriverMetrics, LearnerMetrics
 from learner.checkpoint import Position
 from learner.console import Console
-from learner.rollouts import Collected
+from learner.driver.rollouts import Collected
 from learner.tracker import Tracker, cut_metrics
 from learner.training.actor import UpdateResult
 

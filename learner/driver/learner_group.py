@@ -21,7 +21,7 @@ from common.config import Config
 from common.errors import ConfigError
 from common.reward_access import RewardAccess
 from common.types import Prompt
-from learner.learner_calls import CALL_TIMEOUT_S
+from learner.driver.calls import CALL_TIMEOUT_S
 from learner.training.actor import Learner
 from learner.training.ranks import Meeting
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from learner.measure import Evaluation
+from learner.driver.evaluation import Evaluation
 from learner.pictures import save_png
 
 

@@ -18,10 +18,10 @@ from common.errors import RunStopped, StoreError
 from common.store import RunControl, RunRequest
 from common.types import Prompt
 from learner.checkpoint import Position, prune_checkpoints
-from learner.learner_calls import answer
-from learner.measure import Evaluation, evaluate, save_grid
+from learner.driver.calls import answer
+from learner.driver.evaluation import Evaluation, evaluate, save_grid
+from learner.driver.worker_pool import WorkerPool
 from learner.tracker import Tracker
-from learner.worker_pool import WorkerPool
 
 EVALUATION_VERSION = -1
 """Version number of averaged weights: no training iteration samples with them."""

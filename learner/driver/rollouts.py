@@ -22,7 +22,7 @@ from common.errors import RewardInvalid, RewardOutage
 from common.reward_api import REQUEST_CAUSES
 from common.types import PolicyVersion, Prompt, ScoredGroup, StepPlan
 from common.weights import PublishedWeights
-from learner.worker_pool import Call, WorkerPool
+from learner.driver.worker_pool import Call, WorkerPool
 
 GROUP_ATTEMPTS = 2
 """Times a group is sampled and scored before it is dropped; each already holds the reward client's own retries."""

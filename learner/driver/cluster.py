@@ -16,7 +16,7 @@ from common.config import Config
 from common.errors import ConfigError
 from learner.start_checks import ROUNDING, gpus_wanted
 
-PROJECT_ROOT = Path(__file__).resolve().parents[1]
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
 ADDRESS = "RAY_ADDRESS"
 CONNECT_SECONDS = 10.0
 

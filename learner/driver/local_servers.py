@@ -22,7 +22,7 @@ from typing import Self
 
 from common.errors import RewardUnavailable
 
-PROJECT_ROOT = Path(__file__).resolve().parents[1]
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 0.05
 STOP_SECONDS = 10.0
 LOG_LINES_QUOTED = 5

@@ -17,7 +17,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
 from common.errors import WorkerError
-from learner.learner_calls import death
+from learner.driver.calls import death
 
 CALLS_AHEAD = 2
 """Calls a worker holds at a time: one running and one waiting, so that it never idles between them."""
