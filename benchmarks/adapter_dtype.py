@@ -20,7 +20,7 @@ from torch import Tensor
 
 from common.backbones import load_backbone
 from common.config import ColdStartConfig, Config
-from learner.cli import parse
+from learner.preflight.command_line import parse
 from learner.training.cold_start_trainer import ColdStartTrainer
 from learner.training.networks import COLD_START, FAKE_SCORE, Networks, StageSettings
 from rollout_workers.prompts import load_prompts

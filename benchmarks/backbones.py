@@ -34,7 +34,7 @@ from common.backbones.base import Backbone
 from common.config import AlignmentConfig, ColdStartConfig, Config, SamplingConfig
 from common.types import PolicyVersion, Prompt, ScoredGroup, StepPlan, TrajectoryGroup
 from common.weights import publish
-from learner.plan import DEVICES, UTILISATION, Device, predict, this_cpu
+from learner.preflight.forecast import DEVICES, UTILISATION, Device, predict, this_cpu
 from learner.training.alignment_trainer import AlignmentTrainer
 from learner.training.distribution_matching import MatchingSettings
 from learner.training.networks import ALIGNED, COLD_START, FAKE_SCORE, Networks, StageSettings
@@ -218,7 +218,7 @@ def _name(device: torch.device) -> str:
 def _device(name: str) -> Device:
     found = [device for known, device in DEVICES.items() if known in name.lower()]
     if not found:
-        raise SystemExit(f"the peak of {name} is not known: add it to learner/plan.py")
+        raise SystemExit(f"the peak of {name} is not known: add it to learner/preflight/forecast.py")
     return found[0]
 
 

@@ -27,7 +27,7 @@ from common.backbones import load_backbone
 from common.backbones.base import Backbone, Network
 from common.config import Config
 from common.types import StepPlan
-from learner.cli import parse
+from learner.preflight.command_line import parse
 from learner.training.networks import COLD_START
 from rollout_workers.prompts import load_prompts
 from rollout_workers.sampler import sample_group

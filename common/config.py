@@ -2,7 +2,7 @@
 
 Defaults are the published SD3-M setting of RTDMD (arXiv 2605.26108); where the paper's text and its released
 configuration differ, the configuration is taken. A run file (deploy/runs/*.yaml) overrides what its model needs.
-Every section is frozen and refuses unknown keys. Reading files and overrides is `common.config_file`'s work.
+Every section is frozen and refuses unknown keys. Reading files and overrides is `learner.preflight.run_file`'s work.
 """
 
 from __future__ import annotations

@@ -27,7 +27,6 @@ if __name__ == "__main__":
 
 import torch
 
-from common.config_file import parse_yaml
 from common.config_rewards import RewardClientConfig
 from common.errors import ConfigError
 from common.reward_api import ServerInfo
@@ -36,6 +35,7 @@ from learner.command import add_sampling_options, at_least_one, exit_status
 from learner.diffusers_pipeline import PipelinePictures
 from learner.evaluation_rewards import EvaluationRewards, choose, started
 from learner.pictures import captioned_grid
+from learner.preflight.run_file import parse_yaml
 from learner.score_table import PUBLISHED_UNITS, TAG, ScoredPrompt, markdown_table, table, tables_by_tag
 from learner.trained_run import TrainedRun
 from rollout_workers.policy_specs import policy_spec

@@ -41,7 +41,6 @@ from common.reward_access import REWARD_TOKEN, RewardAccess
 from common.reward_client import RewardEndpoint
 from common.store import RedisAddress, RedisLink, RunControl
 from common.types import PromptSets
-from learner.cli import Invocation, parse
 from learner.console import Console
 from learner.driver.calls import CALL_TIMEOUT_S, answer, last_line
 from learner.driver.cluster import ADDRESS, ray_cluster
@@ -51,9 +50,7 @@ from learner.driver.learner_group import started_learner
 from learner.driver.local_servers import LocalServers, LocalServerSpec
 from learner.driver.run_directory import Start, begin, claimed, continuity, require_same_rewards
 from learner.driver.worker_pool import WorkerPool
-from learner.plan import Prediction, choose_device, predict, requirements_text
-from learner.service import PolicySpecs, Service
-from learner.start_checks import (
+from learner.preflight.checks import (
     check_enough_prompts,
     check_files,
     check_gpus,
@@ -62,6 +59,9 @@ from learner.start_checks import (
     check_schedule,
     plain_questions,
 )
+from learner.preflight.command_line import Invocation, parse
+from learner.preflight.forecast import Prediction, choose_device, predict, requirements_text
+from learner.service import PolicySpecs, Service
 from learner.tracker import Tracker
 from rollout_workers.actor import RolloutWorker, WorkerSettings
 from rollout_workers.policy_specs import few_step_teacher_spec, student_spec, teacher_spec

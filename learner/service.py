@@ -31,7 +31,7 @@ from learner.driver.rollouts import Rollouts
 from learner.driver.run_directory import Start
 from learner.driver.worker_pool import WorkerPool
 from learner.loop import run_alignment
-from learner.plan import Prediction, compared
+from learner.preflight.forecast import Prediction, compared
 from learner.report import write_report
 from learner.tracker import Tracker
 

@@ -23,9 +23,9 @@ from common.backbones import load_backbone
 from common.backbones.base import Backbone, Network
 from common.backbones.lora_targets import adapted_layers
 from common.config import Config
-from common.config_file import load_saved_config
 from common.errors import CheckpointError, ConfigError
 from learner.checkpoint import checkpoint_base, latest_checkpoint, read_checkpoint
+from learner.preflight.run_file import load_saved_config
 from learner.training.networks import COLD_START, student_adapters
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]

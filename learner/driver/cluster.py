@@ -14,7 +14,7 @@ import ray
 
 from common.config import Config
 from common.errors import ConfigError
-from learner.start_checks import ROUNDING, gpus_wanted
+from learner.preflight.checks import ROUNDING, gpus_wanted
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 ADDRESS = "RAY_ADDRESS"

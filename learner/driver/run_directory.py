@@ -16,11 +16,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from common.config import Config
-from common.config_file import dump_config
 from common.errors import CheckpointError, ConfigError
 from common.reward_api import ServerInfo
 from learner.checkpoint import Position, checkpoint_settings, latest_checkpoint, read_checkpoint
-from learner.cli import Invocation
+from learner.preflight.command_line import Invocation
+from learner.preflight.run_file import dump_config
 from learner.tracker import cut_metrics
 
 LOCK = ".lock"

@@ -10,9 +10,9 @@ import torch
 from common.backbones import load_backbone
 from common.backbones.base import Network
 from common.config import Config
-from common.config_file import Draft
 from common.errors import ModelError
 from common.weights import publish
+from learner.preflight.run_file import Draft
 from learner.training.networks import ALIGNED, ALIGNED_FAKE_SCORE, COLD_START, FAKE_SCORE, Networks, StageSettings
 from rollout_workers.weight_receiver import WeightReceiver
 from tests.tiny_training import (

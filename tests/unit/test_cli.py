@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from common.config_file import knobs
 from common.errors import ConfigError
-from learner.cli import parse
+from learner.preflight.command_line import parse
+from learner.preflight.run_file import knobs
 
 RUN_FILE = """
 run: {name: base, seed: 1}

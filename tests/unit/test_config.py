@@ -10,8 +10,8 @@ import yaml
 from pydantic import ValidationError
 
 from common.config import Config
-from common.config_file import Draft, dump_config, knobs, load_config, parse_yaml, read_run_file
 from common.errors import ConfigError
+from learner.preflight.run_file import Draft, dump_config, knobs, load_config, parse_yaml, read_run_file
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -17,10 +17,9 @@ from common.flow import static_shift_sigmas
 from common.plain_question import PlainQuestion
 from common.reward_api import ScoreRequest, ScoreResponse
 from common.types import Prompt
-from learner.cli import Invocation
 from learner.driver.cluster import ADDRESS, _say_what_is_waited_for, ray_cluster
 from learner.main import _checked_prediction, _errors_from_ray, _redis, _reward_access
-from learner.start_checks import (
+from learner.preflight.checks import (
     check_files,
     check_gpus,
     check_guidance,
@@ -28,6 +27,7 @@ from learner.start_checks import (
     check_schedule,
     plain_questions,
 )
+from learner.preflight.command_line import Invocation
 from tests.fake_reward_server import INFO, SCORES, error_body, fake_server
 
 PLAIN = {"unasked": PlainQuestion("a dot", {})}

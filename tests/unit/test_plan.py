@@ -13,7 +13,16 @@ from common.backbones.sizes import ModelSizes
 from common.config import Config
 from common.errors import ConfigError, ModelError
 from learner.main import main
-from learner.plan import DEVICES, FLOAT32, GIB, PROCESS_GIB, choose_device, compared, predict, requirements_text
+from learner.preflight.forecast import (
+    DEVICES,
+    FLOAT32,
+    GIB,
+    PROCESS_GIB,
+    choose_device,
+    compared,
+    predict,
+    requirements_text,
+)
 
 SIZES = ModelSizes(
     transformer=10**9,

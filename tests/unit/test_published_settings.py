@@ -19,8 +19,8 @@ from torch import nn
 from common import flow
 from common.backbones.base import Backbone
 from common.config import AlignmentConfig, ColdStartConfig, Config
-from learner.cli import parse
 from learner.objectives import consistency
+from learner.preflight.command_line import parse
 from learner.training.optimizer import BETAS, EPSILON
 from tests.tiny_families import FAMILIES
 

@@ -14,8 +14,8 @@ from common.config import Config
 from common.errors import CheckpointError, ConfigError
 from common.reward_api import ServerInfo
 from learner.checkpoint import Position, write_checkpoint
-from learner.cli import Invocation
 from learner.driver.run_directory import LOCK, Start, begin, claimed, continuity, require_same_rewards
+from learner.preflight.command_line import Invocation
 
 INFO = ServerInfo("hps", "1", "abc", True, 0.0, math.inf, "1", "hps:Hps", True)
 STATE = {"adapter/a": torch.arange(4.0)}
