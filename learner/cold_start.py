@@ -10,7 +10,7 @@ from ray.actor import ActorHandle
 from learner.checkpoint import Position
 from learner.driver.calls import answer
 from learner.loop import Milestones
-from learner.tracker import Tracker
+from learner.records.metrics_log import Tracker
 
 STAGE = "cold_start"
 

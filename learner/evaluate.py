@@ -34,8 +34,8 @@ from common.types import ByteArray, Prompt
 from learner.command import add_sampling_options, at_least_one, exit_status
 from learner.diffusers_pipeline import PipelinePictures
 from learner.evaluation_rewards import EvaluationRewards, choose, started
-from learner.pictures import captioned_grid
 from learner.preflight.run_file import parse_yaml
+from learner.records.pictures import captioned_grid
 from learner.score_table import PUBLISHED_UNITS, TAG, ScoredPrompt, markdown_table, table, tables_by_tag
 from learner.trained_run import TrainedRun
 from rollout_workers.policy_specs import policy_spec

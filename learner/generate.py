@@ -22,7 +22,7 @@ if __name__ == "__main__":
 from common.errors import PromptError
 from common.types import Prompt
 from learner.command import add_sampling_options, at_least_one, exit_status
-from learner.pictures import save_png
+from learner.records.pictures import save_png
 from learner.trained_run import TrainedRun
 from rollout_workers.policy_specs import policy_spec
 from rollout_workers.prompts import load_prompts

@@ -22,7 +22,7 @@ from common.types import Prompt, StepPlan
 from learner.checkpoint import Position
 from learner.driver.calls import answer
 from learner.driver.rollouts import Rollouts
-from learner.tracker import Tracker
+from learner.records.metrics_log import Tracker
 
 STAGE = "alignment"
 

@@ -35,13 +35,11 @@ from common.backbones import model_sizes
 from common.config import Config
 from common.config_rewards import RewardConfig
 from common.errors import ConfigError, ModelError, RtdmdError, RunStopped
-from common.metrics import DriverMetrics, LearnerMetrics, serve
 from common.outage import Outage
 from common.reward_access import REWARD_TOKEN, RewardAccess
 from common.reward_client import RewardEndpoint
 from common.store import RedisAddress, RedisLink, RunControl
 from common.types import PromptSets
-from learner.console import Console
 from learner.driver.calls import CALL_TIMEOUT_S, answer, last_line
 from learner.driver.cluster import ADDRESS, ray_cluster
 from learner.driver.comparison import PolicyRecords
@@ -61,8 +59,10 @@ from learner.preflight.checks import (
 )
 from learner.preflight.command_line import Invocation, parse
 from learner.preflight.forecast import Prediction, choose_device, predict, requirements_text
+from learner.records.console import Console
+from learner.records.metrics_log import Tracker
+from learner.records.prometheus import DriverMetrics, LearnerMetrics, serve
 from learner.service import PolicySpecs, Service
-from learner.tracker import Tracker
 from rollout_workers.actor import RolloutWorker, WorkerSettings
 from rollout_workers.policy_specs import few_step_teacher_spec, student_spec, teacher_spec
 from rollout_workers.prompts import load_prompts

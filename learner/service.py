@@ -32,8 +32,8 @@ from learner.driver.run_directory import Start
 from learner.driver.worker_pool import WorkerPool
 from learner.loop import run_alignment
 from learner.preflight.forecast import Prediction, compared
-from learner.report import write_report
-from learner.tracker import Tracker
+from learner.records.metrics_log import Tracker
+from learner.records.report import write_report
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from learner.checkpoint import Position, prune_checkpoints
 from learner.driver.calls import answer
 from learner.driver.evaluation import Evaluation, evaluate, save_grid
 from learner.driver.worker_pool import WorkerPool
-from learner.tracker import Tracker
+from learner.records.metrics_log import Tracker
 
 EVALUATION_VERSION = -1
 """Version number of averaged weights: no training iteration samples with them."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from learner.driver.evaluation import Evaluation
-from learner.pictures import save_png
+from learner.records.pictures import save_png
 
 
 class PolicyRecords:

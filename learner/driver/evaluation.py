@@ -16,7 +16,7 @@ from ray.actor import ActorHandle
 from common.types import Prompt
 from common.weights import PublishedWeights
 from learner.driver.worker_pool import Call, WorkerPool
-from learner.pictures import save_png
+from learner.records.pictures import save_png
 
 PROMPTS_PER_CALL = 4
 """Prompts a worker evaluates at a time: small enough to spread, large enough not to be felt."""

@@ -21,7 +21,7 @@ from common.reward_api import ServerInfo
 from learner.checkpoint import Position, checkpoint_settings, latest_checkpoint, read_checkpoint
 from learner.preflight.command_line import Invocation
 from learner.preflight.run_file import dump_config
-from learner.tracker import cut_metrics
+from learner.records.metrics_log import cut_metrics
 
 LOCK = ".lock"
 DECLARED = "reward_servers"

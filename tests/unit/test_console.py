@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from learner.console import Console
+from learner.records.console import Console
 
 
 class Terminal(io.StringIO):

@@ -16,7 +16,7 @@ from learner import evaluate
 from learner.diffusers_pipeline import PipelinePictures
 from learner.driver.local_servers import LocalServerSpec
 from learner.evaluation_rewards import choose
-from learner.pictures import SMALLEST_WIDTH, captioned_grid
+from learner.records.pictures import SMALLEST_WIDTH, captioned_grid
 from tests.trained_run import tiny_config
 
 FEW = {"num_inference_steps": 2, "height": 16, "width": 16, "max_sequence_length": 10}

@@ -6,8 +6,8 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from common import metrics
 from common.errors import ConfigError
+from learner.records import prometheus as metrics
 
 
 def test_every_name_is_exposed_once_and_nothing_else() -> None:

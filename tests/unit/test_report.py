@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from common.errors import RtdmdError
-from learner.report import main, policy_label, write_report
-from learner.report_charts import HEIGHT, LEFT, Frame, line_chart, moving_average, round_ticks
+from learner.records.charts import HEIGHT, LEFT, Frame, line_chart, moving_average, round_ticks
+from learner.records.report import main, policy_label, write_report
 
 VOID = {"meta", "img", "br", "link"}
 

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from common import metrics
-from common.metrics import DriverMetrics, LearnerMetrics
 from learner.checkpoint import Position
-from learner.console import Console
 from learner.driver.rollouts import Collected
-from learner.tracker import Tracker, cut_metrics
+from learner.records import prometheus as metrics
+from learner.records.console import Console
+from learner.records.metrics_log import Tracker, cut_metrics
+from learner.records.prometheus import DriverMetrics, LearnerMetrics
 from learner.training.actor import UpdateResult
 
 

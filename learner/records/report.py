@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import RtdmdError
-from learner.report_charts import Point, line_chart
-from learner.report_style import STYLE
+from learner.records.charts import Point, line_chart
+from learner.records.style import STYLE
 
 SMALL_IMAGE_BYTES = 40_000  # about a 128 px PNG: such pictures are enlarged with hard edges
 

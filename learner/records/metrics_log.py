@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, TextIO
 
-from common.metrics import DriverMetrics, LearnerMetrics
 from learner.checkpoint import STAGES, Position
-from learner.console import Console
 from learner.driver.rollouts import Collected
+from learner.records.console import Console
+from learner.records.prometheus import DriverMetrics, LearnerMetrics
 from learner.training.alignment_trainer import LEFT_OUT_GRADIENTS
 
 DROPPED_GROUPS = "dropped_groups"
