@@ -10,8 +10,8 @@ from common.backbones.base import Network
 from common.backbones.sd3 import StableDiffusion3
 from common.config import AlignmentConfig, ColdStartConfig, Config, LoraConfig
 from learner.checkpoint import Position, write_checkpoint
-from learner.export import write_lora
 from learner.preflight.run_file import dump_config
+from learner.tools.export import write_lora
 from learner.training.networks import ALIGNED, COLD_START, Networks, StageSettings
 from tests.tiny_pipeline import TARGETS, load_tiny_backbone, randomise
 

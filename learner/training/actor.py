@@ -33,7 +33,7 @@ from common.types import Prompt, ScoredGroup
 from common.weights import PublishedWeights, probe_velocity, publish
 from common.wire import fingerprint, tensor_hashes
 from learner.checkpoint import Position, read_checkpoint, write_checkpoint
-from learner.export import write_lora
+from learner.tools.export import write_lora
 from learner.training.alignment_trainer import AlignmentTrainer
 from learner.training.batch_metrics import Totals
 from learner.training.cold_start_trainer import ColdStartTrainer
@@ -228,7 +228,7 @@ class Learner:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
     def export(self, directory: Path) -> None:
-        """Write the averaged student as a LoRA in diffusers' format, see `learner.export.write_lora`."""
+        """Write the averaged student as a LoRA in diffusers' format, see `learner.tools.export.write_lora`."""
         with self._networks.averaged_student():
             write_lora(self._backbone, directory)
 

@@ -21,7 +21,7 @@ ROOMS = {
         "learner.training.networks",
         "learner.training.distribution_matching",
     ),
-    "using a run": ("learner.generate", "learner.export", "learner.evaluate"),
+    "using a run": ("learner.tools.generate", "learner.tools.export", "learner.tools.evaluate"),
 }
 
 

@@ -12,11 +12,11 @@ from common.config import Config
 from common.errors import ConfigError, ModelError
 from common.reward_client import RewardEndpoint
 from common.types import Prompt
-from learner import evaluate
-from learner.diffusers_pipeline import PipelinePictures
 from learner.driver.local_servers import LocalServerSpec
-from learner.evaluation_rewards import choose
 from learner.records.pictures import SMALLEST_WIDTH, captioned_grid
+from learner.tools import evaluate
+from learner.tools.diffusers_pipeline import PipelinePictures
+from learner.tools.scoring import choose
 from tests.trained_run import tiny_config
 
 FEW = {"num_inference_steps": 2, "height": 16, "width": 16, "max_sequence_length": 10}

@@ -17,7 +17,7 @@ from common.backbones.base import Network
 from common.backbones.sd3 import StableDiffusion3
 from common.errors import ModelError
 from common.types import ByteArray, Prompt
-from learner.export import main, student_lora, write_comfyui, write_pipeline
+from learner.tools.export import main, student_lora, write_comfyui, write_pipeline
 from rollout_workers.sampler import EVALUATION, SamplingSpec, sample_pictures
 from tests.conftest import HUB_NAME
 from tests.trained_run import write_trained_run

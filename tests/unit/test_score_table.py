@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from learner.score_table import (
+from learner.tools.score_table import (
     PUBLISHED_UNITS,
     Interval,
     ScoredPrompt,

@@ -13,7 +13,7 @@ import yaml
 from common.backbones.base import Network
 from common.backbones.sd3 import StableDiffusion3
 from common.errors import CheckpointError, ConfigError, ModelError
-from learner.trained_run import PROJECT_ROOT, TrainedRun, found_path
+from learner.tools.trained_run import PROJECT_ROOT, TrainedRun, found_path
 from learner.training.networks import ALIGNED, COLD_START
 from tests.tiny_pipeline import write_tiny_pipeline
 from tests.trained_run import velocity, write_trained_run

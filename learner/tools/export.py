@@ -1,6 +1,6 @@
 """Export what a run has trained, for programs that know nothing of it.
 
-    python learner/export.py --run runs/NAME --format lora|pipeline|comfyui --out DIR
+    python learner/tools/export.py --run runs/NAME --format lora|pipeline|comfyui --out DIR
 
     lora       a LoRA in diffusers' format, for `load_lora_weights`; what a run leaves in `lora/` at its end
     pipeline   a whole diffusers directory, the student's adapters merged into the transformer's weights
@@ -24,7 +24,7 @@ from pathlib import Path
 
 if __name__ == "__main__":
     # Run as a script, Python puts this folder first on the path, not the project.
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from safetensors import safe_open
@@ -36,8 +36,8 @@ from common.backbones.base import Backbone, Guidance, Network
 from common.backbones.diffusers_backbone import DiffusersBackbone
 from common.config import Config
 from common.errors import ConfigError, ModelError
-from learner.command import exit_status
-from learner.trained_run import ABOUT_LORA, ALIGNED_POLICY, COLD_START_POLICY, LORA_PREFIX, TrainedRun
+from learner.tools.options import exit_status
+from learner.tools.trained_run import ABOUT_LORA, ALIGNED_POLICY, COLD_START_POLICY, LORA_PREFIX, TrainedRun
 
 FORMATS = ("lora", "pipeline", "comfyui")
 TRANSFORMER = "transformer"
@@ -153,9 +153,9 @@ def _call_options(config: Config, guidance: Guidance) -> dict[str, str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status as of `learner.command.exit_status`."""
+    """Exit status as of `learner.tools.options.exit_status`."""
     parser = argparse.ArgumentParser(
-        prog="python learner/export.py",
+        prog="python learner/tools/export.py",
         description="Write the trained student as a LoRA, as a merged pipeline, or as ComfyUI's single file.",
     )
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="a run, or one of its checkpoints")

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from common.errors import ConfigError, ModelError, PromptError, RtdmdError
-from learner.trained_run import ALIGNED_POLICY, POLICIES
+from learner.tools.trained_run import ALIGNED_POLICY, POLICIES
 
 
 def exit_status(command: Callable[[], None]) -> int:

@@ -1,7 +1,7 @@
 """Score a run, or any diffusers pipeline, on a prompt set with any rewards, and write the published tables' columns.
 
-    python learner/evaluate.py --run runs/NAME --prompts prompts.jsonl --out scores            # the run's own rewards
-    python learner/evaluate.py --pipeline DIR --call num_inference_steps=28 --prompts prompts.txt \\
+    python learner/tools/evaluate.py --run runs/NAME --prompts prompts.jsonl --out scores            # the run's own rewards
+    python learner/tools/evaluate.py --pipeline DIR --call num_inference_steps=28 --prompts prompts.txt \\
         --reward pickscore=http://host:8101 --scorer ocr=ocr --out scores
 
     prompts ─► pictures of each ─► every reward ─► scores.jsonl, evaluation.md, grid.png
@@ -22,7 +22,7 @@ from typing import Any
 
 if __name__ == "__main__":
     # Run as a script, Python puts this folder first on the path, not the project.
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
@@ -31,13 +31,13 @@ from common.config_rewards import RewardClientConfig
 from common.errors import ConfigError
 from common.reward_api import ServerInfo
 from common.types import ByteArray, Prompt
-from learner.command import add_sampling_options, at_least_one, exit_status
-from learner.diffusers_pipeline import PipelinePictures
-from learner.evaluation_rewards import EvaluationRewards, choose, started
 from learner.preflight.run_file import parse_yaml
 from learner.records.pictures import captioned_grid
-from learner.score_table import PUBLISHED_UNITS, TAG, ScoredPrompt, markdown_table, table, tables_by_tag
-from learner.trained_run import TrainedRun
+from learner.tools.diffusers_pipeline import PipelinePictures
+from learner.tools.options import add_sampling_options, at_least_one, exit_status
+from learner.tools.score_table import PUBLISHED_UNITS, TAG, ScoredPrompt, markdown_table, table, tables_by_tag
+from learner.tools.scoring import EvaluationRewards, choose, started
+from learner.tools.trained_run import TrainedRun
 from rollout_workers.policy_specs import policy_spec
 from rollout_workers.prompts import load_prompts
 from rollout_workers.sampler import sample_pictures
@@ -179,7 +179,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
 
 def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python learner/evaluate.py", description="Score a run or a diffusers pipeline on a prompt set."
+        prog="python learner/tools/evaluate.py", description="Score a run or a diffusers pipeline on a prompt set."
     )
     subject = parser.add_mutually_exclusive_group(required=True)
     subject.add_argument("--run", type=Path, metavar="DIR", help="a run, or one of its checkpoints")
@@ -210,7 +210,7 @@ def _build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status as of `learner.command.exit_status`."""
+    """Exit status as of `learner.tools.options.exit_status`."""
     arguments = _build_parser().parse_args(argv)
     return exit_status(lambda: print(evaluate(arguments)))
 

@@ -17,7 +17,7 @@ from common.reward_api import ServerInfo
 from common.reward_client import RewardClient, RewardEndpoint
 from common.types import ByteArray, FloatArray, Prompt
 from learner.driver.local_servers import LocalServers, LocalServerSpec
-from learner.trained_run import found_path
+from learner.tools.trained_run import found_path
 
 
 @dataclass(frozen=True)

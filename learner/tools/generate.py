@@ -1,6 +1,6 @@
 """Sample with a trained run.
 
-    python learner/generate.py --run runs/NAME --prompt "a red circle" --prompt "two dogs" --out pictures
+    python learner/tools/generate.py --run runs/NAME --prompt "a red circle" --prompt "two dogs" --out pictures
 
 Writes PROMPT-SAMPLE.png and prints the paths. Noise is a function of (seed, place of the prompt, sample), as in a run's
 own evaluations: their prompt file and the run's seed give their pictures. Needs no Ray and no reward server.
@@ -16,14 +16,14 @@ from pathlib import Path
 
 if __name__ == "__main__":
     # Run as a script, Python puts this folder first on the path, not the project.
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from common.errors import PromptError
 from common.types import Prompt
-from learner.command import add_sampling_options, at_least_one, exit_status
 from learner.records.pictures import save_png
-from learner.trained_run import TrainedRun
+from learner.tools.options import add_sampling_options, at_least_one, exit_status
+from learner.tools.trained_run import TrainedRun
 from rollout_workers.policy_specs import policy_spec
 from rollout_workers.prompts import load_prompts
 from rollout_workers.sampler import sample_pictures
@@ -55,9 +55,10 @@ def _prompts(texts: Sequence[str] | None, file: Path | None) -> list[Prompt]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status as of `learner.command.exit_status`."""
+    """Exit status as of `learner.tools.options.exit_status`."""
     parser = argparse.ArgumentParser(
-        prog="python learner/generate.py", description="Sample with a trained run; prints the paths of the pictures."
+        prog="python learner/tools/generate.py",
+        description="Sample with a trained run; prints the paths of the pictures.",
     )
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="a run, or one of its checkpoints")
     what = parser.add_mutually_exclusive_group(required=True)

@@ -28,7 +28,7 @@ from learner.checkpoint import checkpoint_base, latest_checkpoint, read_checkpoi
 from learner.preflight.run_file import load_saved_config
 from learner.training.networks import COLD_START, student_adapters
 
-PROJECT_ROOT = Path(__file__).resolve().parents[1]
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
 ALIGNED_POLICY, COLD_START_POLICY, TEACHER_POLICY = POLICIES = ("rtdmd", "cold_start", "teacher")
 LORA_FILE = "pytorch_lora_weights.safetensors"
 LORA_PREFIX = "transformer."
