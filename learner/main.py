@@ -62,7 +62,7 @@ from learner.preflight.forecast import Prediction, choose_device, predict, requi
 from learner.records.console import Console
 from learner.records.metrics_log import Tracker
 from learner.records.prometheus import DriverMetrics, LearnerMetrics, serve
-from learner.service import PolicySpecs, Service
+from learner.run import PolicySpecs, Service
 from rollout_workers.actor import RolloutWorker, WorkerSettings
 from rollout_workers.policy_specs import few_step_teacher_spec, student_spec, teacher_spec
 from rollout_workers.prompts import load_prompts
