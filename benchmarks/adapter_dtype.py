@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from common.backbones import load_backbone
-from common.config import ColdStartConfig, Config
+from common.config.run import ColdStartConfig, Config
 from learner.preflight.command_line import parse
 from learner.training.cold_start_trainer import ColdStartTrainer
 from learner.training.networks import COLD_START, FAKE_SCORE, Networks, StageSettings

@@ -31,7 +31,7 @@ from torch import Tensor
 from benchmarks.random_pipelines import MODELS
 from common.backbones import load_backbone, model_sizes
 from common.backbones.base import Backbone
-from common.config import AlignmentConfig, ColdStartConfig, Config, SamplingConfig
+from common.config.run import AlignmentConfig, ColdStartConfig, Config, SamplingConfig
 from common.types import PolicyVersion, Prompt, ScoredGroup, StepPlan, TrajectoryGroup
 from common.weights import publish
 from learner.preflight.forecast import DEVICES, UTILISATION, Device, predict, this_cpu

@@ -25,7 +25,7 @@ import torch
 
 from common.backbones import load_backbone
 from common.backbones.base import Backbone, Network
-from common.config import Config
+from common.config.run import Config
 from common.types import StepPlan
 from learner.preflight.command_line import parse
 from learner.training.networks import COLD_START

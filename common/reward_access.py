@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
-from common.config_rewards import RewardClientConfig
+from common.config.rewards import RewardClientConfig
 from common.outage import Outage, RewardGuard
 from common.plain_question import PlainQuestion
 from common.reward_api import ServerInfo

@@ -32,8 +32,8 @@ from prometheus_client import CollectorRegistry
 from ray.actor import ActorHandle
 
 from common.backbones import model_sizes
-from common.config import Config
-from common.config_rewards import RewardConfig
+from common.config.rewards import RewardConfig
+from common.config.run import Config
 from common.errors import ConfigError, ModelError, RtdmdError, RunStopped
 from common.outage import Outage
 from common.reward_access import REWARD_TOKEN, RewardAccess

@@ -17,7 +17,7 @@ from typing import Any
 from ray.actor import ActorHandle
 
 from common import seeding
-from common.config import Config
+from common.config.run import Config
 from common.errors import CheckpointError, RewardError, RtdmdError
 from common.store import RunControl
 from common.types import Prompt, PromptSets, StepPlan

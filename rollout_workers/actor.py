@@ -19,8 +19,8 @@ import torch
 
 from common.backbones import load_backbone
 from common.backbones.base import Network
-from common.config import LoraConfig
-from common.config_backbones import BackboneConfig
+from common.config.backbones import BackboneConfig
+from common.config.run import LoraConfig
 from common.errors import RewardError, WeightUpdateError
 from common.reward_access import RewardAccess
 from common.types import FloatArray, PolicyVersion, Prompt, ScoredGroup, StepPlan, TrajectoryGroup

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from common.backbones.base import Network
-from common.config import Config
+from common.config.run import Config
 from common.errors import ConfigError
 from rollout_workers.sampler import SamplingSpec
 

@@ -9,8 +9,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransfo
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from common.backbones.flux1 import Flux1
-from common.config import LoraConfig
-from common.config_backbones import Flux1Backbone
+from common.config.backbones import Flux1Backbone
+from common.config.run import LoraConfig
 from tests.tiny_flux2 import SCHEDULER, listen
 from tests.tiny_pipeline import CLIP_TOKENS, T5_TOKENS, autoencoder, clip_tokenizer, t5_encoder, t5_tokenizer
 

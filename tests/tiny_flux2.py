@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from common.backbones.flux2 import Flux2
-from common.config import LoraConfig
-from common.config_backbones import Flux2Backbone
+from common.config.backbones import Flux2Backbone
+from common.config.run import LoraConfig
 
 TEXT_TOKENS = 48
 TEXT_LAYERS = (1, 2, 3)

@@ -18,8 +18,8 @@ from transformers import (
 
 from common.backbones.base import Backbone
 from common.backbones.sd3 import StableDiffusion3
-from common.config import LoraConfig
-from common.config_backbones import Sd3Backbone
+from common.config.backbones import Sd3Backbone
+from common.config.run import LoraConfig
 from tests.tiny_rewards import write_tokenizer
 
 CLIP_TOKENS = 12

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from common.backbones.adapters import AdapterBank
 from common.backbones.base import Conditioning, Guidance, Network
 from common.backbones.diffusers_backbone import image_sides, module_fingerprint
-from common.config import LoraConfig
-from common.config_backbones import ImportedBackbone
+from common.config.backbones import ImportedBackbone
+from common.config.run import LoraConfig
 from common.errors import ModelError
 from common.flow import static_shift_sigmas
 

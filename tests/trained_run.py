@@ -8,7 +8,7 @@ import torch
 
 from common.backbones.base import Network
 from common.backbones.sd3 import StableDiffusion3
-from common.config import AlignmentConfig, ColdStartConfig, Config, LoraConfig
+from common.config.run import AlignmentConfig, ColdStartConfig, Config, LoraConfig
 from learner.checkpoint import Position, write_checkpoint
 from learner.preflight.run_file import dump_config
 from learner.tools.export import write_lora

@@ -10,8 +10,8 @@ import torch
 
 from common.backbones.base import Backbone
 from common.backbones.sizes import ModelSizes
-from common.config import LoraConfig
-from common.config_backbones import BackboneConfig
+from common.config.backbones import BackboneConfig
+from common.config.run import LoraConfig
 from common.errors import ModelError
 
 _FAMILIES = {

@@ -26,8 +26,8 @@ from common.backbones.pipeline_files import PipelineFiles, find_pipeline, first_
 from common.backbones.precision import arithmetic
 from common.backbones.sharding import shard
 from common.backbones.sizes import ModelSizes, model_sizes
-from common.config import LoraConfig
-from common.config_backbones import BackboneSection
+from common.config.backbones import BackboneSection
+from common.config.run import LoraConfig
 from common.errors import ModelError
 from common.wire import fingerprint, tensor_hashes
 

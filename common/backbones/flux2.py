@@ -20,7 +20,7 @@ from common.backbones.diffusers_backbone import ATTENTION, DiffusersBackbone, im
 from common.backbones.pipeline_files import PipelineFiles, find_pipeline, first_line
 from common.backbones.plain_text import spell_out_special_tokens
 from common.backbones.schedules import pipeline_sigmas, scheduler_config
-from common.config_backbones import Flux2Backbone
+from common.config.backbones import Flux2Backbone
 from common.errors import ModelError
 from common.flow import flux2_mu
 

@@ -13,7 +13,7 @@ from common.backbones.base import Conditioning, Guidance
 from common.backbones.diffusers_backbone import DiffusersBackbone, image_sides, vae_factor
 from common.backbones.plain_text import make_special_tokens_plain_text
 from common.backbones.schedules import linear_mu_of, pipeline_sigmas, scheduler_config
-from common.config_backbones import Sd3Backbone
+from common.config.backbones import Sd3Backbone
 from common.errors import ModelError
 
 TIMESTEP_SCALE = 1000.0

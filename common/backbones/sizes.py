@@ -10,7 +10,7 @@ from common.backbones.base import Guidance
 from common.backbones.flops import Shapes, forward_flops
 from common.backbones.lora_targets import binds, require_bound
 from common.backbones.pipeline_files import PipelineFiles
-from common.config_backbones import BackboneSection
+from common.config.backbones import BackboneSection
 
 
 @dataclass(frozen=True)

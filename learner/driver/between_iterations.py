@@ -13,7 +13,7 @@ from typing import Any
 
 from ray.actor import ActorHandle
 
-from common.config import Config
+from common.config.run import Config
 from common.errors import RunStopped, StoreError
 from common.store import RunControl, RunRequest
 from common.types import Prompt

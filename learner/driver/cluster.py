@@ -12,7 +12,7 @@ from pathlib import Path
 
 import ray
 
-from common.config import Config
+from common.config.run import Config
 from common.errors import ConfigError
 from learner.preflight.checks import ROUNDING, gpus_wanted
 

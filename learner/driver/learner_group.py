@@ -17,7 +17,7 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from common.config import Config
+from common.config.run import Config
 from common.errors import ConfigError
 from common.reward_access import RewardAccess
 from common.types import Prompt

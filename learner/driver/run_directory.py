@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from common.config import Config
+from common.config.run import Config
 from common.errors import CheckpointError, ConfigError
 from common.reward_api import ServerInfo
 from learner.checkpoint import Position, checkpoint_settings, latest_checkpoint, read_checkpoint

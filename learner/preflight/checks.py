@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from common.backbones.base import Guidance
-from common.config import Config
+from common.config.run import Config
 from common.errors import ConfigError
 from common.flow import RENOISE_MARGIN, RENOISE_MAX
 from common.plain_question import PlainQuestion

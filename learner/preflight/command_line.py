@@ -19,7 +19,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from common.config import Config
+from common.config.run import Config
 from common.errors import ConfigError
 from learner.preflight.run_file import REWARD_PLACEHOLDER, Draft, Key, Knob, knobs, parse_yaml, read_run_file
 

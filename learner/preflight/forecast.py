@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from common.backbones.sizes import ModelSizes
-from common.config import Config
+from common.config.run import Config
 from common.errors import ConfigError
 
 GIB = 2**30

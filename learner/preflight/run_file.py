@@ -24,11 +24,11 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from common.config import Config
-from common.config_backbones import BACKBONE_SECTIONS, BACKBONE_TAGS
-from common.config_rewards import RewardConfig
-from common.config_section import Section
-from common.config_upgrade import RENAMED, upgraded
+from common.config.backbones import BACKBONE_SECTIONS, BACKBONE_TAGS
+from common.config.rewards import RewardConfig
+from common.config.run import Config
+from common.config.section import Section
+from common.config.upgrade import RENAMED, upgraded
 from common.errors import ConfigError
 
 Key = tuple[str, ...]

@@ -27,7 +27,7 @@ if __name__ == "__main__":
 
 import torch
 
-from common.config_rewards import RewardClientConfig
+from common.config.rewards import RewardClientConfig
 from common.errors import ConfigError
 from common.reward_api import ServerInfo
 from common.types import ByteArray, Prompt

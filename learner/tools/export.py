@@ -34,7 +34,7 @@ from torch import Tensor
 from common.backbones.adapters import stacked_state
 from common.backbones.base import Backbone, Guidance, Network
 from common.backbones.diffusers_backbone import DiffusersBackbone
-from common.config import Config
+from common.config.run import Config
 from common.errors import ConfigError, ModelError
 from learner.tools.options import exit_status
 from learner.tools.trained_run import ABOUT_LORA, ALIGNED_POLICY, COLD_START_POLICY, LORA_PREFIX, TrainedRun

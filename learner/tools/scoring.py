@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.config import Config
-from common.config_rewards import SERVER_URL, RewardClientConfig
+from common.config.rewards import SERVER_URL, RewardClientConfig
+from common.config.run import Config
 from common.errors import ConfigError, RewardError
 from common.plain_question import PlainQuestion
 from common.reward_access import REWARD_TOKEN

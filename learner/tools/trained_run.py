@@ -22,7 +22,7 @@ from torch import Tensor
 from common.backbones import load_backbone
 from common.backbones.base import Backbone, Network
 from common.backbones.lora_targets import adapted_layers
-from common.config import Config
+from common.config.run import Config
 from common.errors import CheckpointError, ConfigError
 from learner.checkpoint import checkpoint_base, latest_checkpoint, read_checkpoint
 from learner.preflight.run_file import load_saved_config

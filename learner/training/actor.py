@@ -26,7 +26,7 @@ from torch import Tensor
 
 from common.backbones import load_backbone
 from common.backbones.base import Guidance
-from common.config import Config
+from common.config.run import Config
 from common.errors import AttestationError, RankError
 from common.reward_access import RewardAccess
 from common.types import Prompt, ScoredGroup

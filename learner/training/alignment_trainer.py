@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from common.backbones.base import Conditioning, Network
-from common.config import AlignmentConfig
+from common.config.run import AlignmentConfig
 from common.flow import Transition, cps_transition, gaussian_log_density, surrogate_log_density
 from common.types import Prompt, ScoredGroup, StepPlan
 from learner.objectives.advantage import renormalised_group_advantages, zero_spread_fraction

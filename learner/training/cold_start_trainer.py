@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common import seeding
 from common.backbones.base import Conditioning, Network
-from common.config import ColdStartConfig, SamplingConfig
+from common.config.run import ColdStartConfig, SamplingConfig
 from common.flow import cps_transition
 from common.types import Prompt
 from learner.objectives.loss import as_floats

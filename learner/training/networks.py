@@ -19,7 +19,7 @@ from torch import Tensor
 
 from common.backbones.base import Backbone, Network
 from common.backbones.lora_targets import adapted_layers, suffixes
-from common.config import AlignmentConfig, ColdStartConfig
+from common.config.run import AlignmentConfig, ColdStartConfig
 from common.errors import CheckpointError
 from learner.training.optimizer import AdapterOptimizer, LearningRate, MovingAverage, OptimizerSettings
 from learner.training.ranks import ALONE, Ranks

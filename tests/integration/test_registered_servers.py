@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import redis
 
-from common.config_rewards import RewardClientConfig
+from common.config.rewards import RewardClientConfig
 from common.outage import Outage
 from common.reward_access import RewardAccess
 from common.store import RedisAddress, RedisLink, ServerRegistry

@@ -13,7 +13,7 @@ from common.backbones.adapters import stacked_state
 from common.backbones.base import Conditioning, Network
 from common.backbones.lora_targets import adapted_layers, suffixes
 from common.backbones.sd3 import TIMESTEP_SCALE, StableDiffusion3
-from common.config_backbones import Sd3Backbone
+from common.config.backbones import Sd3Backbone
 from common.errors import ModelError, WeightUpdateError
 from tests.tiny_pipeline import T5_TOKENS, UNUSED_MODULE, load_tiny_backbone, randomise, tiny_lora
 

@@ -9,7 +9,7 @@ import torch
 
 from common.backbones import load_backbone
 from common.backbones.base import Network
-from common.config import Config
+from common.config.run import Config
 from common.errors import ModelError
 from common.weights import publish
 from learner.preflight.run_file import Draft

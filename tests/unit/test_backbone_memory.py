@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from common.backbones.base import Network
 from common.backbones.int8 import Int8Linear, quantise_linears
 from common.backbones.sd3 import StableDiffusion3
-from common.config_backbones import Sd3Backbone
+from common.config.backbones import Sd3Backbone
 from tests.tiny_pipeline import UNUSED_MODULE, randomise, tiny_lora
 
 SIGMA = torch.tensor([0.9, 0.4])

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from common.config import Config
+from common.config.run import Config
 from common.errors import ConfigError
 from learner.preflight.run_file import Draft, dump_config, knobs, load_config, parse_yaml, read_run_file
 

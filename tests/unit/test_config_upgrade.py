@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from common.config_upgrade import RENAMED, upgraded
+from common.config.upgrade import RENAMED, upgraded
 from common.errors import ConfigError
 from learner.preflight.run_file import Draft, dump_config, load_config, load_saved_config
 from tests.trained_run import tiny_config

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.config import Config
+from common.config.run import Config
 from common.errors import ConfigError, ModelError
 from common.reward_client import RewardEndpoint
 from common.types import Prompt

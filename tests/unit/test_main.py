@@ -11,7 +11,7 @@ import torch
 from ray.exceptions import ObjectLostError, RayTaskError
 
 from common.backbones.base import Guidance
-from common.config import Config
+from common.config.run import Config
 from common.errors import AttestationError, ConfigError, ModelError, RewardRejected, RewardUnavailable, RtdmdError
 from common.flow import static_shift_sigmas
 from common.plain_question import PlainQuestion

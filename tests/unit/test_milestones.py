@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from common.config import Config
+from common.config.run import Config
 from common.errors import RunStopped, StoreError
 from common.store import RunControl, RunRequest
 from learner.checkpoint import Position

@@ -18,7 +18,7 @@ from torch import nn
 
 from common import flow
 from common.backbones.base import Backbone
-from common.config import AlignmentConfig, ColdStartConfig, Config
+from common.config.run import AlignmentConfig, ColdStartConfig, Config
 from learner.objectives import consistency
 from learner.preflight.command_line import parse
 from learner.training.optimizer import BETAS, EPSILON

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.config import Config
+from common.config.run import Config
 from common.errors import CheckpointError, ConfigError
 from common.reward_api import ServerInfo
 from learner.checkpoint import Position, write_checkpoint

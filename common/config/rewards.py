@@ -1,4 +1,4 @@
-"""The sections of the run file about rewards: which, from whom, and how they are asked (see `common.config`)."""
+"""The sections of the run file about rewards: which, from whom, and how they are asked (see `common.config.run`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal, Self
 from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from common.config_section import Section, problem
+from common.config.section import Section, problem
 
 SERVER_URL = re.compile(r"https?://\S+")
 LONGEST_OUTAGE_S = 1500

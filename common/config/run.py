@@ -13,9 +13,9 @@ from typing import Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
-from common.config_backbones import BackboneConfig
-from common.config_rewards import RedisConfig, RewardClientConfig, RewardConfig, check_rewards
-from common.config_section import Section, problem
+from common.config.backbones import BackboneConfig
+from common.config.rewards import RedisConfig, RewardClientConfig, RewardConfig, check_rewards
+from common.config.section import Section, problem
 
 
 class RunIdentity(Section):

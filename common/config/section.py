@@ -1,4 +1,4 @@
-"""What every section of the run file is, and how one complains (see `common.config`)."""
+"""What every section of the run file is, and how one complains (see `common.config.run`)."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, JsonValue, NonNegativeInt, PositiveInt, Tag
 
-from common.config_section import Section
+from common.config.section import Section
 
 IMPORT_PATH = r"^[\w.]+:\w+$"
 IMPORTED = "module:Class"
