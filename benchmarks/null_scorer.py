@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 
-from common.reward_api import ByteArray, FloatArray, Metadata
+from common.rewards.api import ByteArray, FloatArray, Metadata
 from reward_servers.scorers.base import Scorer
 
 

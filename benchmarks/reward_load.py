@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.reward_api import MEDIA_TYPE, METRICS_PATH, SCORE_PATH, ScoreRequest
+from common.rewards.api import MEDIA_TYPE, METRICS_PATH, SCORE_PATH, ScoreRequest
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 TOKEN = "benchmark"

@@ -1,7 +1,7 @@
 """Redis, for three things a run can also do without: who serves which reward, scores known already, run control.
 
     rtdmd:servers:REWARD            set of URLs; each is a member while its lease rtdmd:lease:REWARD:URL lives
-    rtdmd:score:KEY, rtdmd:scores   see `common.score_cache`
+    rtdmd:score:KEY, rtdmd:scores   see `common.rewards.cache`
     rtdmd:run:NAME                  "pause" or "stop", read between iterations
 
 Redis lost is never an error of the run: each call raises StoreError, at once while Redis is known to be away, and the

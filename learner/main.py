@@ -35,9 +35,9 @@ from common.backbones import model_sizes
 from common.config.rewards import RewardConfig
 from common.config.run import Config
 from common.errors import ConfigError, ModelError, RtdmdError, RunStopped
-from common.outage import Outage
-from common.reward_access import REWARD_TOKEN, RewardAccess
-from common.reward_client import RewardEndpoint
+from common.rewards.access import REWARD_TOKEN, RewardAccess
+from common.rewards.client import RewardEndpoint
+from common.rewards.guard import Outage
 from common.store import RedisAddress, RedisLink, RunControl
 from common.types import PromptSets
 from learner.driver.calls import CALL_TIMEOUT_S, answer, last_line

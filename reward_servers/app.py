@@ -27,7 +27,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from common.errors import RewardError, RewardOverloaded, RewardRejected, RewardUnavailable, WireError
-from common.reward_api import (
+from common.rewards.api import (
     ANY_REWARD,
     DEADLINE_HEADER,
     GRADIENT_PATH,

@@ -24,7 +24,7 @@ from typing import TypeVar
 import numpy as np
 
 from common.errors import RewardError, RewardInvalid, RewardOverloaded, RewardRejected
-from common.reward_api import (
+from common.rewards.api import (
     ByteArray,
     FloatArray,
     GradientRequest,

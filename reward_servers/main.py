@@ -21,7 +21,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 
 from common.errors import ConfigError, ModelError, RewardError, RtdmdError
-from common.reward_api import GradientRequest, ServerInfo
+from common.rewards.api import GradientRequest, ServerInfo
 from reward_servers.app import Served, ServerApp
 from reward_servers.batcher import Batcher, Device
 from reward_servers.metrics import ServerMetrics

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from common.reward_api import (
+from common.rewards.api import (
     ACCESS_CAUSES,
     DEADLINE_HEADER,
     GRADIENT_PATH,

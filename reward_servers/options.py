@@ -14,7 +14,7 @@ from redis.connection import parse_url
 
 from common.addresses import host_of, is_loopback, without_secrets
 from common.errors import ConfigError
-from common.reward_api import DEFAULT_MAX_PIXELS
+from common.rewards.api import DEFAULT_MAX_PIXELS
 from reward_servers.batcher import BatchLimits
 from reward_servers.limits import RequestLimits
 

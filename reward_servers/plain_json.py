@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from common.errors import RewardRejected
-from common.reward_api import (
+from common.rewards.api import (
     ANY_REWARD,
     CHANNELS,
     QUOTED_CHARACTERS,

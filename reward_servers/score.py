@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from common.errors import RewardRejected, RewardUnavailable, RtdmdError
-from common.reward_api import ANY_REWARD, MEDIA_TYPE, SCORE_PATH, ScoreRequest, ScoreResponse
+from common.rewards.api import ANY_REWARD, MEDIA_TYPE, SCORE_PATH, ScoreRequest, ScoreResponse
 from reward_servers.options import TOKEN_VARIABLE, USAGE_ERROR
 
 Each = TypeVar("Each")

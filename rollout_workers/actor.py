@@ -22,7 +22,7 @@ from common.backbones.base import Network
 from common.config.backbones import BackboneConfig
 from common.config.run import LoraConfig
 from common.errors import RewardError, WeightUpdateError
-from common.reward_access import RewardAccess
+from common.rewards.access import RewardAccess
 from common.types import FloatArray, PolicyVersion, Prompt, ScoredGroup, StepPlan, TrajectoryGroup
 from common.weights import PublishedWeights
 from rollout_workers.diversity import mean_pairwise_distance

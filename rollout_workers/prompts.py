@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import PromptError, RewardRejected
-from common.reward_api import check_text_lengths
+from common.rewards.api import check_text_lengths
 from common.types import Prompt
 from rollout_workers.parquet_prompts import read_parquet
 

@@ -11,9 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 
-from common.retry_budget import Timing
-from common.reward_api import ScoreResponse, ServerInfo
-from common.reward_client import RewardClient, RewardEndpoint
+from common.rewards.api import ScoreResponse, ServerInfo
+from common.rewards.client import RewardClient, RewardEndpoint
+from common.rewards.retry_budget import Timing
 
 IMAGES = np.zeros((2, 4, 4, 3), np.uint8)
 PIXELS = np.zeros((2, 3, 4, 4), np.float32)

@@ -15,7 +15,7 @@ import msgpack
 import numpy as np
 from PIL import Image
 
-from common.reward_api import (
+from common.rewards.api import (
     GRADIENT_PATH,
     MAX_ASPECT,
     PLAIN_SCORE_PATH,

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 from transformers import CLIPConfig, CLIPModel
 
-from common.reward_api import ByteArray
+from common.rewards.api import ByteArray
 
 CONTEXT = 16
 IMAGE_SIZE = 32

@@ -10,7 +10,7 @@ from typing import Self
 
 import numpy as np
 
-from common.reward_api import ByteArray, FloatArray, Metadata
+from common.rewards.api import ByteArray, FloatArray, Metadata
 from reward_servers.scorers.base import Scorer
 
 GATE_SECONDS = 10.0

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import ModelError, RewardRejected
-from common.reward_api import ByteArray, FloatArray, Metadata
+from common.rewards.api import ByteArray, FloatArray, Metadata
 from common.wire import fingerprint, tensor_hashes
 from reward_servers.scorers.base import Scorer
 from zoo.half_weights import load_full, save_half

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from common.reward_api import ByteArray
+from common.rewards.api import ByteArray
 from reward_servers.scorers.pixels import OPENAI_MEAN, OPENAI_STD
 from zoo.tokenizers import WORDS
 from zoo.world import CANVAS

@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from common.config.run import Config
 from common.errors import ConfigError
-from common.reward_access import RewardAccess
+from common.rewards.access import RewardAccess
 from common.types import Prompt
 from learner.driver.calls import CALL_TIMEOUT_S
 from learner.training.actor import Learner

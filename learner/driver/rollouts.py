@@ -19,7 +19,7 @@ import ray
 from ray.actor import ActorHandle
 
 from common.errors import RewardInvalid, RewardOutage
-from common.reward_api import REQUEST_CAUSES
+from common.rewards.api import REQUEST_CAUSES
 from common.types import PolicyVersion, Prompt, ScoredGroup, StepPlan
 from common.weights import PublishedWeights
 from learner.driver.worker_pool import Call, WorkerPool

@@ -17,7 +17,7 @@ from typing import Any
 
 from common.config.run import Config
 from common.errors import CheckpointError, ConfigError
-from common.reward_api import ServerInfo
+from common.rewards.api import ServerInfo
 from learner.checkpoint import Position, checkpoint_settings, latest_checkpoint, read_checkpoint
 from learner.preflight.command_line import Invocation
 from learner.preflight.run_file import dump_config

@@ -13,9 +13,9 @@ from common.backbones.base import Guidance
 from common.config.run import Config
 from common.errors import ConfigError
 from common.flow import RENOISE_MARGIN, RENOISE_MAX
-from common.plain_question import PlainQuestion
-from common.reward_access import RewardAccess
-from common.reward_api import ServerInfo
+from common.rewards.access import RewardAccess
+from common.rewards.api import ServerInfo
+from common.rewards.control_request import PlainQuestion
 from common.types import Prompt, PromptSets
 
 ROUNDING = 1e-6

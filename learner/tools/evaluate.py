@@ -29,7 +29,7 @@ import torch
 
 from common.config.rewards import RewardClientConfig
 from common.errors import ConfigError
-from common.reward_api import ServerInfo
+from common.rewards.api import ServerInfo
 from common.types import ByteArray, Prompt
 from learner.preflight.run_file import parse_yaml
 from learner.records.pictures import captioned_grid

@@ -11,10 +11,10 @@ from pathlib import Path
 from common.config.rewards import SERVER_URL, RewardClientConfig
 from common.config.run import Config
 from common.errors import ConfigError, RewardError
-from common.plain_question import PlainQuestion
-from common.reward_access import REWARD_TOKEN
-from common.reward_api import ServerInfo
-from common.reward_client import RewardClient, RewardEndpoint
+from common.rewards.access import REWARD_TOKEN
+from common.rewards.api import ServerInfo
+from common.rewards.client import RewardClient, RewardEndpoint
+from common.rewards.control_request import PlainQuestion
 from common.types import ByteArray, FloatArray, Prompt
 from learner.driver.local_servers import LocalServers, LocalServerSpec
 from learner.tools.trained_run import found_path

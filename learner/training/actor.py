@@ -28,7 +28,7 @@ from common.backbones import load_backbone
 from common.backbones.base import Guidance
 from common.config.run import Config
 from common.errors import AttestationError, RankError
-from common.reward_access import RewardAccess
+from common.rewards.access import RewardAccess
 from common.types import Prompt, ScoredGroup
 from common.weights import PublishedWeights, probe_velocity, publish
 from common.wire import fingerprint, tensor_hashes

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from common.errors import RewardRejected
-from common.outage import RewardGuard
+from common.rewards.guard import RewardGuard
 from common.types import Prompt
 from learner.objectives.reward_gradient import attach_gradient
 

@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from common.reward_api import CHANNELS, ByteArray, FloatArray, Metadata, ScoreRequest
+from common.rewards.api import CHANNELS, ByteArray, FloatArray, Metadata, ScoreRequest
 
 PROBE_SIDE = 64
 PROBE_GREY = 128

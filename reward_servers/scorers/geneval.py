@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from transformers import CLIPModel, Mask2FormerForUniversalSegmentation
 
-from common.reward_api import ByteArray, FloatArray, Metadata
+from common.rewards.api import ByteArray, FloatArray, Metadata
 from reward_servers.scorers.base import Scorer
 from reward_servers.scorers.clip import processor_tokens
 from reward_servers.scorers.geneval_models import ColorNamer, ObjectDetector

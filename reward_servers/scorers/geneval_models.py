@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from transformers import CLIPModel, Mask2FormerForUniversalSegmentation
 
 from common.errors import ModelError
-from common.reward_api import MAX_ASPECT, ByteArray
+from common.rewards.api import MAX_ASPECT, ByteArray
 from reward_servers.scorers.clip import PromptTokens
 from reward_servers.scorers.geneval_rules import CLASSES, COLORS, THRESHOLD, Box, Detection
 from reward_servers.scorers.pixels import ImageRecipe

@@ -30,7 +30,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2VLConfig, 
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from common.errors import ModelError, RewardRejected
-from common.reward_api import ByteArray, FloatArray, Metadata
+from common.rewards.api import ByteArray, FloatArray, Metadata
 from common.wire import fingerprint
 from reward_servers.scorers.base import Scorer
 from reward_servers.scorers.hpsv3_prompt import PLACEHOLDER, REWARD_TOKEN, HpsV3Prompt, read_prompt

@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rapidocr import RapidOCR
 
 from common.errors import ModelError, RewardRejected
-from common.reward_api import ByteArray, FloatArray, Metadata
+from common.rewards.api import ByteArray, FloatArray, Metadata
 from common.wire import fingerprint, tensor_hashes
 from reward_servers.scorers.base import Scorer
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from common.reward_api import ByteArray, FloatArray, Metadata
+from common.rewards.api import ByteArray, FloatArray, Metadata
 from common.wire import fingerprint, tensor_hashes
 from reward_servers.scorers.base import Scorer
 from reward_servers.scorers.model_directory import require_device

@@ -26,7 +26,7 @@ import numpy as np
 import xxhash
 
 from common.errors import ModelError
-from common.reward_api import ByteArray, FloatArray, Metadata
+from common.rewards.api import ByteArray, FloatArray, Metadata
 from common.wire import fingerprint
 from reward_servers.scorers.base import Scorer
 from reward_servers.scorers.vlm_judge_client import JUDGE, Answers, VllmClient, data_url

@@ -18,7 +18,7 @@ import httpx
 from PIL import Image
 
 from common.errors import ModelError, RewardError, RewardInvalid, RewardUnavailable
-from common.reward_api import ByteArray
+from common.rewards.api import ByteArray
 
 JUDGE = "vlm_judge"
 POLL_SECONDS = 0.2

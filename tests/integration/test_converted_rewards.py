@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.reward_client import RewardClient, RewardEndpoint
+from common.rewards.client import RewardClient, RewardEndpoint
 from learner.driver.local_servers import PROJECT_ROOT, LocalServers, LocalServerSpec
 from reward_servers.scorers.aesthetic import AestheticScorer
 from reward_servers.scorers.clipscore import ClipScoreScorer

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from common.circuit_breaker import BreakerState
-from common.outage import Outage, OutagePolicy, RewardGuard
-from common.reward_client import RewardClient, RewardEndpoint
-from common.reward_http import RewardHttp
+from common.rewards.breaker import BreakerState
+from common.rewards.client import RewardClient, RewardEndpoint
+from common.rewards.guard import Outage, OutagePolicy, RewardGuard
+from common.rewards.http import RewardHttp
 from tests.fickle_server import DEADLINE, FickleServer
 from tests.waiting import wait_until
 

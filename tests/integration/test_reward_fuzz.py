@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from common.reward_api import SCORE_PATH, ScoreRequest, ScoreResponse
+from common.rewards.api import SCORE_PATH, ScoreRequest, ScoreResponse
 from reward_servers.scorers.pickscore import PickScoreScorer
 from tests.hostile_bodies import KINDS, Hostile, hostile_bodies
 from tests.integration.test_reward_servers import BRIGHTNESS, running

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from common.errors import RewardUnavailable
-from common.reward_api import READY_PATH
+from common.rewards.api import READY_PATH
 from learner.driver.local_servers import PROJECT_ROOT, LocalServers, LocalServerSpec
 from tests.tiny_rewards import write_hps
 from tests.waiting import wait_until

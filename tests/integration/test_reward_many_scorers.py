@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.reward_api import METRICS_PATH, READY_PATH
-from common.reward_client import RewardClient, RewardEndpoint
+from common.rewards.api import METRICS_PATH, READY_PATH
+from common.rewards.client import RewardClient, RewardEndpoint
 from learner.driver.local_servers import PROJECT_ROOT
 from tests.integration.test_reward_servers import BRIGHTNESS, DEADLINE, MISCHIEF, launch, running
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from common.reward_api import SCORE_PATH, ScoreRequest, ScoreResponse
+from common.rewards.api import SCORE_PATH, ScoreRequest, ScoreResponse
 from learner.driver.local_servers import LocalServers, LocalServerSpec
 from tests.tiny_rewards import random_images
 from tests.tiny_vision import write_geneval, write_hpsv3

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies
 
-from common.reward_api import MEDIA_TYPE, OPENAPI_PATH
+from common.rewards.api import MEDIA_TYPE, OPENAPI_PATH
 from common.wire import ARRAY_EXTENSION
 from reward_servers.openapi import ARRAY_FORMAT
 from tests.integration.test_reward_servers import BRIGHTNESS, MISCHIEF, running

@@ -19,8 +19,8 @@ import pytest
 import torch
 
 from common.errors import RewardError, RewardInvalid, RewardUnavailable
-from common.reward_api import GRADIENT_PATH, INFO_PATH, METRICS_PATH, READY_PATH, SCORE_PATH, ScoreRequest
-from common.reward_client import RewardClient, RewardEndpoint
+from common.rewards.api import GRADIENT_PATH, INFO_PATH, METRICS_PATH, READY_PATH, SCORE_PATH, ScoreRequest
+from common.rewards.client import RewardClient, RewardEndpoint
 from common.wire import pack
 from learner.driver.local_servers import PROJECT_ROOT, LocalServers, LocalServerSpec
 from reward_servers.scorers.clip import ClipScorer

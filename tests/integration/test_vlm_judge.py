@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from common.errors import ModelError, RewardUnavailable
-from common.reward_client import RewardClient, RewardEndpoint
+from common.rewards.client import RewardClient, RewardEndpoint
 from learner.driver.local_servers import LocalServers, LocalServerSpec
 from reward_servers.scorers.vlm_judge import VlmJudgeScorer
 from tests.fake_vllm import write_python

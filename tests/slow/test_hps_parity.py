@@ -20,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common.reward_api import ByteArray
+from common.rewards.api import ByteArray
 from reward_servers.scorers.hps import HpsScorer
 from tests.slow.hps_environment import hps_python, merges_path
 from tests.tiny_rewards import hps_state, random_images

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.reward_client import RewardClient, RewardEndpoint
+from common.rewards.client import RewardClient, RewardEndpoint
 from learner.driver.local_servers import LocalServers, LocalServerSpec
 from reward_servers.scorers.vlm_judge import VlmJudgeScorer
 from reward_servers.scorers.vlm_judge_client import data_url

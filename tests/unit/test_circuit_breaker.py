@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from common.circuit_breaker import FAILURES_TO_OPEN, FIRST_OPEN_S, LONGEST_OPEN_S, BreakerState, CircuitBreaker
-from common.retry_budget import BACKOFF_LIMIT_S, LARGEST_RESERVE, RETRY_RESERVE, RETRY_SHARE, RetryBudget, Timing
+from common.rewards.breaker import FAILURES_TO_OPEN, FIRST_OPEN_S, LONGEST_OPEN_S, BreakerState, CircuitBreaker
+from common.rewards.retry_budget import (
+    BACKOFF_LIMIT_S,
+    LARGEST_RESERVE,
+    RETRY_RESERVE,
+    RETRY_SHARE,
+    RetryBudget,
+    Timing,
+)
 
 
 class Clock:

@@ -10,7 +10,7 @@ import torch
 
 from common.config.run import Config
 from common.errors import ConfigError, ModelError
-from common.reward_client import RewardEndpoint
+from common.rewards.client import RewardEndpoint
 from common.types import Prompt
 from learner.driver.local_servers import LocalServerSpec
 from learner.records.pictures import SMALLEST_WIDTH, captioned_grid

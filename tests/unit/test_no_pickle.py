@@ -12,7 +12,7 @@ from reward_servers.main import BUILT_IN_SCORERS
 
 REPOSITORY = Path(__file__).parents[2]
 OURS = ("common", "reward_servers")
-ENTRIES = ["reward_servers.__main__", "reward_servers.score", "common.reward_client"]
+ENTRIES = ["reward_servers.__main__", "reward_servers.score", "common.rewards.client"]
 MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "jsonpickle"}
 CALLS = {"torch.load", "numpy.load", "np.load", "pandas.read_pickle", "yaml.load", "yaml.unsafe_load", "eval", "exec"}
 

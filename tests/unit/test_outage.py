@@ -16,10 +16,10 @@ from common.errors import (
     RewardRejected,
     RewardUnavailable,
 )
-from common.outage import Outage, OutagePolicy, RewardGuard
-from common.plain_question import PlainQuestion
-from common.reward_api import FloatArray, ScoreRequest
-from common.reward_client import RewardClient, ScoreQuestion
+from common.rewards.api import FloatArray, ScoreRequest
+from common.rewards.client import RewardClient, ScoreQuestion
+from common.rewards.control_request import PlainQuestion
+from common.rewards.guard import Outage, OutagePolicy, RewardGuard
 from tests.fake_reward_server import Time
 
 IMAGES = np.zeros((2, 4, 4, 3), np.uint8)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from common.errors import RewardInvalid, RewardRejected, WireError
-from common.reward_api import (
+from common.rewards.api import (
     MAX_PROMPT_BYTES,
     GradientRequest,
     GradientResponse,

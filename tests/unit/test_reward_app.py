@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.reward_api import (
+from common.rewards.api import (
     DEADLINE_HEADER,
     MAX_PROMPT_BYTES,
     METRICS_PATH,

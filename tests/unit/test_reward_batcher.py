@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from common.errors import RewardInvalid, RewardOverloaded, RewardRejected
-from common.reward_api import ByteArray, FloatArray, GradientRequest, Metadata, ScoreRequest
+from common.rewards.api import ByteArray, FloatArray, GradientRequest, Metadata, ScoreRequest
 from reward_servers.batcher import Batcher, BatchLimits, Device, Response
 from reward_servers.metrics import ServerMetrics
 from tests.toy_scorers import RecordingScorer

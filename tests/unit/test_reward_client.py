@@ -8,7 +8,6 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from common.circuit_breaker import FAILURES_TO_OPEN, BreakerState
 from common.errors import (
     ConfigError,
     RewardError,
@@ -17,11 +16,12 @@ from common.errors import (
     RewardRejected,
     RewardUnavailable,
 )
-from common.plain_question import PlainQuestion
-from common.retry_budget import RETRY_RESERVE, RETRY_SHARE
-from common.reward_answers import outside_range
-from common.reward_api import INFO_PATH, GradientResponse, ScoreRequest, ScoreResponse, ServerInfo
-from common.reward_client import RewardClient, RewardEndpoint, ScoreQuestion
+from common.rewards.answers import outside_range
+from common.rewards.api import INFO_PATH, GradientResponse, ScoreRequest, ScoreResponse, ServerInfo
+from common.rewards.breaker import FAILURES_TO_OPEN, BreakerState
+from common.rewards.client import RewardClient, RewardEndpoint, ScoreQuestion
+from common.rewards.control_request import PlainQuestion
+from common.rewards.retry_budget import RETRY_RESERVE, RETRY_SHARE
 from tests.fake_reward_server import (
     GOOD,
     IMAGES,

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from common.errors import StoreError
-from common.reward_client import RewardClient
-from common.reward_discovery import Discovery
+from common.rewards.client import RewardClient
+from common.rewards.discovery import Discovery
 from common.store import ServerRegistry
 from tests.fake_reward_server import FakeServer, client_at, fake_server
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from common.errors import ModelError, RewardRejected
-from common.reward_api import MAX_ASPECT
+from common.rewards.api import MAX_ASPECT
 from reward_servers.scorers.geneval import GenevalPartsScorer, GenevalScorer
 from reward_servers.scorers.geneval_models import ObjectDetector, box_around
 from reward_servers.scorers.geneval_rules import CLASSES, Detection, parse_task

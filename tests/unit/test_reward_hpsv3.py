@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common.errors import ModelError, RewardRejected
-from common.reward_api import MAX_ASPECT, ByteArray
+from common.rewards.api import MAX_ASPECT, ByteArray
 from reward_servers.scorers import hpsv3_prompt
 from reward_servers.scorers.hpsv3 import HpsV3Scorer
 from reward_servers.scorers.hpsv3_prompt import HpsV3Prompt, extract_prompt, read_prompt

@@ -11,13 +11,14 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from common import reward_http, reward_replicas
-from common.circuit_breaker import FAILURES_TO_OPEN, BreakerState, CircuitBreaker
 from common.errors import RewardUnavailable
-from common.reward_api import DEADLINE_HEADER, SCORE_PATH
-from common.reward_client import ScoreQuestion
-from common.reward_http import Exchange, RewardHttp
-from common.reward_replicas import FEWEST, SLOW_FACTOR, SLOW_FLOOR_S, Replica, Request
+from common.rewards import http as reward_http
+from common.rewards import replicas as reward_replicas
+from common.rewards.api import DEADLINE_HEADER, SCORE_PATH
+from common.rewards.breaker import FAILURES_TO_OPEN, BreakerState, CircuitBreaker
+from common.rewards.client import ScoreQuestion
+from common.rewards.http import Exchange, RewardHttp
+from common.rewards.replicas import FEWEST, SLOW_FACTOR, SLOW_FLOOR_S, Replica, Request
 from tests.fake_reward_server import GOOD, IMAGES, PROMPTS, SCORES, FakeServer, Time, client_at, fake_server
 
 PATIENCE_S = 0.05

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from common.errors import ModelError, RewardRejected
-from common.reward_api import MAX_ASPECT, ByteArray
+from common.rewards.api import MAX_ASPECT, ByteArray
 
 pytest.importorskip("rapidocr", reason="rapidocr is not installed: pip install -e '.[ocr]'")
 

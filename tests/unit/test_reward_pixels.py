@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from common.reward_api import ByteArray
+from common.rewards.api import ByteArray
 from reward_servers.scorers.pixels import ImageRecipe
 from tests.tiny_rewards import random_images
 

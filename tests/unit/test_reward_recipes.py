@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel
 
 from common.errors import ModelError
-from common.reward_api import ByteArray
+from common.rewards.api import ByteArray
 from reward_servers.scorers.aesthetic import AestheticScorer
 from reward_servers.scorers.clipscore import ClipScoreScorer
 from reward_servers.scorers.image_reward import ImageRewardScorer

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from common import reward_client
-from common.circuit_breaker import FAILURES_TO_OPEN, BreakerState
 from common.errors import RewardError, RewardInvalid, RewardUnavailable
-from common.reward_answers import check_answer
-from common.reward_api import ServerInfo
-from common.reward_client import RewardClient
-from common.reward_identity import REFUSED_FOR_S
+from common.rewards import client as reward_client
+from common.rewards.answers import check_answer
+from common.rewards.api import ServerInfo
+from common.rewards.breaker import FAILURES_TO_OPEN, BreakerState
+from common.rewards.client import RewardClient
+from common.rewards.identity import REFUSED_FOR_S
 from tests.fake_reward_server import (
     GOOD,
     IMAGES,
@@ -253,7 +253,7 @@ def test_a_refusal_is_remembered_for_a_while_and_said_once(
 
 def test_the_token_goes_to_those_who_may_have_it_alone(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever can write to Redis could otherwise collect it."""
-    monkeypatch.setattr("common.reward_http.is_loopback", lambda host: False)
+    monkeypatch.setattr("common.rewards.http.is_loopback", lambda host: False)
     for options, expected in (({}, None), ({"trusted_hosts": ("127.0.0.1",)}, "Bearer secret")):
         with client_at(attempts=1, token="secret", discovered=["fake"], **options) as client:
             client.offer("fake", [server.url])

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel
 
 from common.errors import ConfigError, ModelError
-from common.reward_api import MAX_ASPECT
+from common.rewards.api import MAX_ASPECT
 from reward_servers.scorers.aesthetic import AestheticScorer
 from reward_servers.scorers.clip import ClipScorer
 from reward_servers.scorers.clipscore import ClipScoreScorer

@@ -12,7 +12,7 @@ import torch
 
 from common.config.run import Config
 from common.errors import CheckpointError, ConfigError
-from common.reward_api import ServerInfo
+from common.rewards.api import ServerInfo
 from learner.checkpoint import Position, write_checkpoint
 from learner.driver.run_directory import LOCK, Start, begin, claimed, continuity, require_same_rewards
 from learner.preflight.command_line import Invocation

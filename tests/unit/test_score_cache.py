@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from common.errors import StoreError
-from common.reward_api import ScoreResponse, ServerInfo
-from common.score_cache import ScoreCache, score_keys
+from common.rewards.api import ScoreResponse, ServerInfo
+from common.rewards.cache import ScoreCache, score_keys
 from tests.fake_reward_server import IMAGES, INFO, PROMPTS, SCORES, FakeServer, client_at, fake_server
 
 

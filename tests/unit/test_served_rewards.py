@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from common.errors import RewardError, RewardOutage, RewardUnavailable
-from common.outage import Outage, OutagePolicy, RewardGuard
-from common.plain_question import PlainQuestion
-from common.reward_api import FloatArray, Metadata
-from common.reward_client import RewardClient
+from common.rewards.api import FloatArray, Metadata
+from common.rewards.client import RewardClient
+from common.rewards.control_request import PlainQuestion
+from common.rewards.guard import Outage, OutagePolicy, RewardGuard
 from common.types import Prompt
 from learner.training.reward_gradients import ServedRewards
 

@@ -7,12 +7,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from common.config.rewards import RewardClientConfig
-from common.outage import Outage, RewardGuard
-from common.plain_question import PlainQuestion
-from common.reward_api import ServerInfo
-from common.reward_client import RewardClient, RewardEndpoint
-from common.reward_discovery import Discovery
-from common.score_cache import ScoreCache
+from common.rewards.api import ServerInfo
+from common.rewards.cache import ScoreCache
+from common.rewards.client import RewardClient, RewardEndpoint
+from common.rewards.control_request import PlainQuestion
+from common.rewards.discovery import Discovery
+from common.rewards.guard import Outage, RewardGuard
 from common.store import RedisAddress, RedisLink, ServerRegistry
 
 REWARD_TOKEN = "REWARD_SERVER_TOKEN"

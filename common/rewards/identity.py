@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from common.errors import RewardError, RewardInvalid
-from common.reward_api import INFO_PATH, ServerInfo
-from common.reward_http import Exchange, RewardHttp
-from common.reward_replicas import Replica, ReplicaSet, same_reward
+from common.rewards.api import INFO_PATH, ServerInfo
+from common.rewards.http import Exchange, RewardHttp
+from common.rewards.replicas import Replica, ReplicaSet, same_reward
 
 INFO_TIMEOUT_S = 5.0
 """A server says who it is without its model, also when it is busy."""

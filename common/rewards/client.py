@@ -3,7 +3,7 @@
     question ─► known already? ─► a server that is well (`reward_attempts`) ─► count, range, weights right? ─► array
                                                                                      └──► RewardError with a cause
 
-A failure is never a number. What to do when a reward stays away is decided one level up, in `common.outage`.
+A failure is never a number. What to do when a reward stays away is decided one level up, in `common.rewards.guard`.
 
 Shape suffixes: B images, H W their height and width, C = 3 colour channels.
 """
@@ -19,7 +19,6 @@ from typing import Self, TypeVar
 import httpx
 import numpy as np
 
-from common.circuit_breaker import BreakerState
 from common.errors import (
     ConfigError,
     RewardInvalid,
@@ -28,10 +27,8 @@ from common.errors import (
     StoreError,
     WireError,
 )
-from common.plain_question import PlainQuestion
-from common.retry_budget import Timing
-from common.reward_answers import check_answer, outside_range
-from common.reward_api import (
+from common.rewards.answers import check_answer, outside_range
+from common.rewards.api import (
     ANY_REWARD,
     GRADIENT_PATH,
     SCORE_PATH,
@@ -44,11 +41,14 @@ from common.reward_api import (
     ScoreResponse,
     ServerInfo,
 )
-from common.reward_attempts import Attempts
-from common.reward_http import Exchange, RewardHttp
-from common.reward_identity import RewardIdentities
-from common.reward_replicas import Replica, ReplicaSet
-from common.score_cache import ScoreCache, image_digests, score_keys
+from common.rewards.attempts import Attempts
+from common.rewards.breaker import BreakerState
+from common.rewards.cache import ScoreCache, image_digests, score_keys
+from common.rewards.control_request import PlainQuestion
+from common.rewards.http import Exchange, RewardHttp
+from common.rewards.identity import RewardIdentities
+from common.rewards.replicas import Replica, ReplicaSet
+from common.rewards.retry_budget import Timing
 
 # Requests under way at once, of all rewards and callers together.
 MAX_REQUESTS = 64

@@ -29,7 +29,7 @@ from common.errors import (
     RewardUnavailable,
     WireError,
 )
-from common.reward_api import CAUSES, DEADLINE_HEADER, INFO_PATH, MEDIA_TYPE, REQUEST_CAUSES
+from common.rewards.api import CAUSES, DEADLINE_HEADER, INFO_PATH, MEDIA_TYPE, REQUEST_CAUSES
 from common.wire import DEFAULT_MAX_BYTES
 
 # Shorter than the servers keep an idle connection, so that none is used just as it is closed.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from common.errors import RewardInvalid
-from common.reward_api import FloatArray, GradientResponse, ScoreResponse, ServerInfo
-from common.reward_http import Exchange
+from common.rewards.api import FloatArray, GradientResponse, ScoreResponse, ServerInfo
+from common.rewards.http import Exchange
 
 RANGE_TOLERANCE = 1e-4
 """Float arithmetic may leave the declared range by this share of its width (a cosine of 1 + 1e-7)."""

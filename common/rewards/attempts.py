@@ -15,9 +15,9 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from common.errors import RewardError, RewardInvalid, RewardOverloaded, RewardRejected, RewardUnavailable
-from common.retry_budget import BACKOFF_LIMIT_S, RetryBudget, Timing
-from common.reward_http import PROBE_TIMEOUT_S, Exchange
-from common.reward_replicas import Replica, ReplicaSet, Turn
+from common.rewards.http import PROBE_TIMEOUT_S, Exchange
+from common.rewards.replicas import Replica, ReplicaSet, Turn
+from common.rewards.retry_budget import BACKOFF_LIMIT_S, RetryBudget, Timing
 
 RETRY_AFTER_LIMIT_S = 30.0
 """A server's Retry-After is believed up to here."""

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from common.errors import StoreError
-from common.reward_client import RewardClient
+from common.rewards.client import RewardClient
 from common.store import RENEW_S, ServerRegistry
 
 STOP_S = 5.0

@@ -17,7 +17,7 @@ from typing import cast
 import numpy as np
 import redis
 
-from common.reward_api import FloatArray, ScoreRequest, ServerInfo
+from common.rewards.api import FloatArray, ScoreRequest, ServerInfo
 from common.store import RedisLink
 from common.wire import pack
 

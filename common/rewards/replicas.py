@@ -9,10 +9,10 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from common.circuit_breaker import BreakerState, CircuitBreaker
 from common.errors import RewardError, RewardOverloaded, RewardRejected
-from common.retry_budget import Timing
-from common.reward_api import ServerInfo
+from common.rewards.api import ServerInfo
+from common.rewards.breaker import BreakerState, CircuitBreaker
+from common.rewards.retry_budget import Timing
 
 # Nobody listens, or nobody answers even who he is: one such failure says as much as three.
 CERTAIN_CAUSES = ("refused", "hung")

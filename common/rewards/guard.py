@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
 from common.errors import RewardError, RewardInvalid, RewardOutage, RewardOverloaded, RewardRejected
-from common.plain_question import PlainQuestion
-from common.retry_budget import Timing
-from common.reward_api import ByteArray, FloatArray, Metadata
-from common.reward_attempts import RETRY_AFTER_LIMIT_S
-from common.reward_client import RewardClient, ScoreQuestion
+from common.rewards.api import ByteArray, FloatArray, Metadata
+from common.rewards.attempts import RETRY_AFTER_LIMIT_S
+from common.rewards.client import RewardClient, ScoreQuestion
+from common.rewards.control_request import PlainQuestion
+from common.rewards.retry_budget import Timing
 
 OutagePolicy = Literal["pause", "drop_group", "renormalise"]
 Gradient = tuple[FloatArray, FloatArray]
