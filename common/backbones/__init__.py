@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from common.backbones.base import Backbone
-from common.backbones.sizes import ModelSizes
+from common.backbones.files.sizes import ModelSizes
 from common.config.backbones import BackboneConfig
 from common.config.run import LoraConfig
 from common.errors import ModelError
@@ -39,7 +39,7 @@ def load_backbone(
 ) -> Backbone:
     """Load the family that the run file names: one of ours, or any class by its import path module:Class.
 
-    `sharded` spreads its frozen base over the ranks of torch.distributed, see `common/backbones/sharding.py`.
+    `sharded` spreads its frozen base over the ranks of torch.distributed, see `common/backbones/device/sharding.py`.
 
     Raises:
         ModelError: there is no such class, or it cannot be sharded; or see the family's own file.

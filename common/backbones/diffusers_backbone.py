@@ -20,12 +20,12 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from common.backbones.adapters import AdapterBank
 from common.backbones.base import Conditioning, Guidance, Network
-from common.backbones.blocks import compile_blocks
-from common.backbones.int8 import quantise_linears
-from common.backbones.pipeline_files import PipelineFiles, find_pipeline, first_line
-from common.backbones.precision import arithmetic
-from common.backbones.sharding import shard
-from common.backbones.sizes import ModelSizes, model_sizes
+from common.backbones.device.autocast import arithmetic
+from common.backbones.device.blocks import compile_blocks
+from common.backbones.device.int8 import quantise_linears
+from common.backbones.device.sharding import shard
+from common.backbones.files.pipeline_files import PipelineFiles, find_pipeline, first_line
+from common.backbones.files.sizes import ModelSizes, model_sizes
 from common.config.backbones import BackboneSection
 from common.config.run import LoraConfig
 from common.errors import ModelError
@@ -63,7 +63,7 @@ class DiffusersBackbone(ABC, Generic[Settings]):
     guidance: Guidance
 
     def __init__(self, settings: Settings, lora: LoraConfig, device: torch.device, *, sharded: bool = False) -> None:
-        """Load the pipeline; with `sharded` its transformers are spread, see `common/backbones/sharding.py`.
+        """Load the pipeline; with `sharded` its transformers are spread, see `common/backbones/device/sharding.py`.
 
         Raises:
             ModelError: the directory is missing, incomplete, corrupt, holds another kind of pipeline, or cannot do what

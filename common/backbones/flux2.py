@@ -17,9 +17,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from common.backbones.base import Conditioning, Guidance, Network
 from common.backbones.diffusers_backbone import ATTENTION, DiffusersBackbone, image_sides, vae_factor
-from common.backbones.pipeline_files import PipelineFiles, find_pipeline, first_line
+from common.backbones.files.pipeline_files import PipelineFiles, find_pipeline, first_line
+from common.backbones.files.schedules import pipeline_sigmas, scheduler_config
 from common.backbones.plain_text import spell_out_special_tokens
-from common.backbones.schedules import pipeline_sigmas, scheduler_config
 from common.config.backbones import Flux2Backbone
 from common.errors import ModelError
 from common.flow import flux2_mu

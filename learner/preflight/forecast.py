@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from common.backbones.sizes import ModelSizes
+from common.backbones.files.sizes import ModelSizes
 from common.config.run import Config
 from common.errors import ConfigError
 

@@ -29,7 +29,7 @@ class Ranks:
     """This process among `count`; one rank alone talks to nobody.
 
     Attributes:
-        sharded: whether each holds a part of the base only, see `common/backbones/sharding.py`.
+        sharded: whether each holds a part of the base only, see `common/backbones/device/sharding.py`.
     """
 
     index: int = 0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from common.backbones.base import Network
-from common.backbones.int8 import Int8Linear, quantise_linears
+from common.backbones.device.int8 import Int8Linear, quantise_linears
 from common.backbones.sd3 import StableDiffusion3
 from common.config.backbones import Sd3Backbone
 from tests.tiny_pipeline import UNUSED_MODULE, randomise, tiny_lora

@@ -11,9 +11,9 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import SafetensorsFileMetadata, TensorInfo
 from safetensors import safe_open
 
-from common.backbones import pipeline_files
-from common.backbones.pipeline_files import find_pipeline
-from common.backbones.schedules import linear_mu_of, pipeline_sigmas, scheduler_config
+from common.backbones.files import pipeline_files
+from common.backbones.files.pipeline_files import find_pipeline
+from common.backbones.files.schedules import linear_mu_of, pipeline_sigmas, scheduler_config
 from common.errors import ModelError
 from common.flow import flux2_mu
 from tests.conftest import HUB_NAME

@@ -9,7 +9,7 @@ import torch
 
 from common.backbones import load_backbone, model_sizes
 from common.backbones.base import Guidance
-from common.backbones.sizes import ModelSizes
+from common.backbones.files.sizes import ModelSizes
 from common.config.run import Config
 from common.errors import ConfigError, ModelError
 from learner.main import main

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from common.backbones.pipeline_files import PipelineFiles
+from common.backbones.files.pipeline_files import PipelineFiles
 from common.flow import exponential_shift_sigmas, linear_mu, static_shift_sigmas
 
 UNSUPPORTED = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas", "shift_terminal")

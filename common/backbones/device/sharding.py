@@ -11,7 +11,7 @@ from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from common.backbones.blocks import blocks
+from common.backbones.device.blocks import blocks
 
 
 def shard(base: nn.Module, device: torch.device) -> None:

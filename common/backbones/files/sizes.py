@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.backbones.base import Guidance
-from common.backbones.flops import Shapes, forward_flops
+from common.backbones.files.flops import Shapes, forward_flops
+from common.backbones.files.pipeline_files import PipelineFiles
 from common.backbones.lora_targets import binds, require_bound
-from common.backbones.pipeline_files import PipelineFiles
 from common.config.backbones import BackboneSection
 
 
@@ -23,7 +23,7 @@ class ModelSizes:
         adapter: weights of one adapter.
         layers, width: blocks of the transformer, and numbers a token.
         image_tokens, text_tokens: of one sample.
-        forward_flops: of one sample through the transformer, see `common/backbones/flops.py`.
+        forward_flops: of one sample through the transformer, see `common/backbones/files/flops.py`.
         pixels: of one image.
         vae_width: channels of the decoder at full resolution.
         guided_passes: of the transformer for one guided sample of the teacher.
