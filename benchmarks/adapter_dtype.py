@@ -20,10 +20,10 @@ from torch import Tensor
 
 from common.backbones import load_backbone
 from common.config.run import ColdStartConfig, Config
+from common.prompts import load_prompts
 from learner.preflight.command_line import parse
 from learner.training.cold_start_trainer import ColdStartTrainer
 from learner.training.networks import COLD_START, FAKE_SCORE, Networks, StageSettings
-from rollout_workers.prompts import load_prompts
 
 RATE = 3e-6
 SETTINGS = {

@@ -26,10 +26,10 @@ import torch
 from common.backbones import load_backbone
 from common.backbones.base import Backbone, Network
 from common.config.run import Config
+from common.prompts import load_prompts
 from common.types import StepPlan
 from learner.preflight.command_line import parse
 from learner.training.networks import COLD_START
-from rollout_workers.prompts import load_prompts
 from rollout_workers.sampler import sample_group
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]

@@ -35,10 +35,12 @@ from common.backbones import model_sizes
 from common.config.rewards import RewardConfig
 from common.config.run import Config
 from common.errors import ConfigError, ModelError, RtdmdError, RunStopped
+from common.policies import few_step_teacher_spec, student_spec, teacher_spec
+from common.prompts import load_prompts
+from common.redis_link import RedisAddress, RedisLink, RunControl
 from common.rewards.access import REWARD_TOKEN, RewardAccess
 from common.rewards.client import RewardEndpoint
 from common.rewards.guard import Outage
-from common.store import RedisAddress, RedisLink, RunControl
 from common.types import PromptSets
 from learner.driver.calls import CALL_TIMEOUT_S, answer, last_line
 from learner.driver.cluster import ADDRESS, ray_cluster
@@ -64,8 +66,6 @@ from learner.records.metrics_log import Tracker
 from learner.records.prometheus import DriverMetrics, LearnerMetrics, serve
 from learner.run import PolicySpecs, Service
 from rollout_workers.actor import RolloutWorker, WorkerSettings
-from rollout_workers.policy_specs import few_step_teacher_spec, student_spec, teacher_spec
-from rollout_workers.prompts import load_prompts
 
 
 def main(argv: Sequence[str]) -> int:

@@ -19,7 +19,7 @@ from ray.actor import ActorHandle
 from common import seeding
 from common.config.run import Config
 from common.errors import CheckpointError, RewardError, RtdmdError
-from common.store import RunControl
+from common.redis_link import RunControl
 from common.types import Prompt, PromptSets, StepPlan
 from learner.checkpoint import Position
 from learner.cold_start import run_cold_start

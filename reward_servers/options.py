@@ -12,9 +12,9 @@ from typing import Any
 
 from redis.connection import parse_url
 
-from common.addresses import host_of, is_loopback, without_secrets
 from common.errors import ConfigError
 from common.rewards.api import DEFAULT_MAX_PIXELS
+from common.urls import host_of, is_loopback, without_secrets
 from reward_servers.batcher import BatchLimits
 from reward_servers.limits import RequestLimits
 

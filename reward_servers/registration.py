@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 
 from common.errors import StoreError
-from common.store import RENEW_S, RedisAddress, RedisLink, ServerRegistry
+from common.redis_link import RENEW_S, RedisAddress, RedisLink, ServerRegistry
 
 logger = logging.getLogger(__name__)
 

@@ -7,13 +7,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from common.config.rewards import RewardClientConfig
+from common.redis_link import RedisAddress, RedisLink, ServerRegistry
 from common.rewards.api import ServerInfo
 from common.rewards.cache import ScoreCache
 from common.rewards.client import RewardClient, RewardEndpoint
 from common.rewards.control_request import PlainQuestion
 from common.rewards.discovery import Discovery
 from common.rewards.guard import Outage, RewardGuard
-from common.store import RedisAddress, RedisLink, ServerRegistry
 
 REWARD_TOKEN = "REWARD_SERVER_TOKEN"
 """Environment variable with the bearer token of reward servers that are not on loopback; never written anywhere."""

@@ -17,8 +17,8 @@ from typing import cast
 import numpy as np
 import redis
 
+from common.redis_link import RedisLink
 from common.rewards.api import FloatArray, ScoreRequest, ServerInfo
-from common.store import RedisLink
 from common.wire import pack
 
 EXPIRES_S = 7 * 24 * 3600

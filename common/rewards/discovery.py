@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import Self
 
 from common.errors import StoreError
+from common.redis_link import RENEW_S, ServerRegistry
 from common.rewards.client import RewardClient
-from common.store import RENEW_S, ServerRegistry
 
 STOP_S = 5.0
 """A look under way is waited for, so that it does not find its client closed."""

@@ -20,7 +20,6 @@ from typing import Any, Protocol, TypeVar
 
 import httpx
 
-from common.addresses import is_loopback
 from common.errors import (
     RewardError,
     RewardInvalid,
@@ -30,6 +29,7 @@ from common.errors import (
     WireError,
 )
 from common.rewards.api import CAUSES, DEADLINE_HEADER, INFO_PATH, MEDIA_TYPE, REQUEST_CAUSES
+from common.urls import is_loopback
 from common.wire import DEFAULT_MAX_BYTES
 
 # Shorter than the servers keep an idle connection, so that none is used just as it is closed.

@@ -15,7 +15,7 @@ from ray.actor import ActorHandle
 
 from common.config.run import Config
 from common.errors import RunStopped, StoreError
-from common.store import RunControl, RunRequest
+from common.redis_link import RunControl, RunRequest
 from common.types import Prompt
 from learner.checkpoint import Position, prune_checkpoints
 from learner.driver.calls import answer

@@ -20,14 +20,14 @@ from pathlib import Path
 import redis
 
 from common.errors import ConfigError
-from common.store import RedisAddress
+from common.redis_link import RedisAddress
 
 START_ATTEMPTS = 3
 START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0
 POLL_S = 0.01
 MEMORY = "256mb"
-"""A backstop only: what a run stores is bounded by itself (see `common.store`)."""
+"""A backstop only: what a run stores is bounded by itself (see `common.redis_link`)."""
 
 # In a file, since every command line can be read by everybody on the machine.
 SETTINGS = """

@@ -29,6 +29,8 @@ import torch
 
 from common.config.rewards import RewardClientConfig
 from common.errors import ConfigError
+from common.policies import policy_spec
+from common.prompts import load_prompts
 from common.rewards.api import ServerInfo
 from common.types import ByteArray, Prompt
 from learner.preflight.run_file import parse_yaml
@@ -38,8 +40,6 @@ from learner.tools.options import add_sampling_options, at_least_one, exit_statu
 from learner.tools.score_table import PUBLISHED_UNITS, TAG, ScoredPrompt, markdown_table, table, tables_by_tag
 from learner.tools.scoring import EvaluationRewards, choose, started
 from learner.tools.trained_run import TrainedRun
-from rollout_workers.policy_specs import policy_spec
-from rollout_workers.prompts import load_prompts
 from rollout_workers.sampler import sample_pictures
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -20,12 +20,12 @@ if __name__ == "__main__":
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from common.errors import PromptError
+from common.policies import policy_spec
+from common.prompts import load_prompts
 from common.types import Prompt
 from learner.records.pictures import save_png
 from learner.tools.options import add_sampling_options, at_least_one, exit_status
 from learner.tools.trained_run import TrainedRun
-from rollout_workers.policy_specs import policy_spec
-from rollout_workers.prompts import load_prompts
 from rollout_workers.sampler import sample_pictures
 
 

@@ -34,7 +34,7 @@ def exit_status(command: Callable[[], None]) -> int:
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """What says how to sample with a run: see `rollout_workers.policy_specs.policy_spec`."""
+    """What says how to sample with a run: see `common.policies.policy_spec`."""
     parser.add_argument("--base", type=Path, metavar="DIR", help="the base model, if not where the run file says")
     parser.add_argument("--policy", choices=POLICIES, default=ALIGNED_POLICY, help=f"default {ALIGNED_POLICY}")
     parser.add_argument("--steps", type=at_least_one, metavar="N", help="default: as the run's evaluations")

@@ -14,9 +14,9 @@ import pytest
 import redis
 
 from common.config.rewards import RewardClientConfig
+from common.redis_link import RedisAddress, RedisLink, ServerRegistry
 from common.rewards.access import RewardAccess
 from common.rewards.guard import Outage
-from common.store import RedisAddress, RedisLink, ServerRegistry
 from learner.driver.embedded_redis import embedded_redis
 from learner.driver.local_servers import PROJECT_ROOT
 

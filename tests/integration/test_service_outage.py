@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from common.store import RedisAddress, RedisLink, RunControl
+from common.redis_link import RedisAddress, RedisLink, RunControl
 from tests.fickle_server import FickleServer
 from tests.running_service import Run, wait_until, write_config
 from tests.tiny_rewards import write_hps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from common.addresses import without_secrets
+from common.urls import without_secrets
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from common.errors import ConfigError
+from common.policies import few_step_teacher_spec, policy_spec, student_spec, teacher_spec
 from common.types import ByteArray, Prompt
 from learner.tools import generate
-from rollout_workers.policy_specs import few_step_teacher_spec, policy_spec, student_spec, teacher_spec
 from rollout_workers.sampler import sample_pictures
 from tests.trained_run import PROMPTS, tiny_config, write_trained_run
 

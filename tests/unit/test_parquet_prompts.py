@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from common.errors import PromptError
+from common.prompts import load_prompts
 from common.types import Prompt
-from rollout_workers.prompts import load_prompts
 
 # GenEval's lines: keys that only some objects have.
 GENEVAL: list[dict[str, Any]] = [

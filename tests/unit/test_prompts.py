@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import PromptError
+from common.prompts import load_prompts
 from common.types import Prompt
-from rollout_workers.prompts import load_prompts
 
 
 def write(tmp_path: Path, content: bytes | str, name: str = "prompts.txt") -> Path:

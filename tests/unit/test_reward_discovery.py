@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from common.errors import StoreError
+from common.redis_link import ServerRegistry
 from common.rewards.client import RewardClient
 from common.rewards.discovery import Discovery
-from common.store import ServerRegistry
 from tests.fake_reward_server import FakeServer, client_at, fake_server
 
 

@@ -18,8 +18,8 @@ import pytest
 import redis
 
 from common.errors import ConfigError, StoreError
+from common.redis_link import RETRY_AFTER_S, RedisAddress, RedisLink, RunControl, ServerRegistry
 from common.rewards.cache import EXPIRES_S, ScoreCache
-from common.store import RETRY_AFTER_S, RedisAddress, RedisLink, RunControl, ServerRegistry
 from learner.driver import embedded_redis as embedding
 from learner.driver.embedded_redis import embedded_redis
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import PromptError, RewardRejected
+from common.parquet_prompts import read_parquet
 from common.rewards.api import check_text_lengths
 from common.types import Prompt
-from rollout_workers.parquet_prompts import read_parquet
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from typing import Literal, TypeVar, cast
 
 import redis
 
-from common.addresses import without_secrets
 from common.errors import ConfigError, StoreError
+from common.urls import without_secrets
 
 CALL_TIMEOUT_S = 0.5
 """Redis answers in under a millisecond; longer waits would cost more than it saves."""
