@@ -24,10 +24,10 @@ from pathlib import Path
 import torch
 
 from common.backbones import load_backbone
-from common.backbones.base import Backbone, Network
+from common.backbones.base import Backbone
 from common.config.run import Config
 from common.prompts import load_prompts
-from common.types import StepPlan
+from common.types import Network, StepPlan
 from learner.preflight.command_line import parse
 from learner.training.networks import COLD_START
 from rollout_workers.sampler import sample_group

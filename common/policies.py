@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from common.backbones.base import Network
 from common.config.run import Config
 from common.errors import ConfigError
-from rollout_workers.sampler import SamplingSpec
+from common.types import Network
 
 TEACHER = "teacher"
+
+
+@dataclass(frozen=True)
+class SamplingSpec:
+    """How an evaluation samples: which network, how many steps, how much guidance (1 is none) and stochasticity."""
+
+    network: Network
+    num_steps: int
+    guidance: float
+    eta: float
 
 
 def student_spec(config: Config) -> SamplingSpec:

@@ -16,15 +16,64 @@ Example, four steps of which the first two are trained in this iteration:
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from enum import StrEnum
+from functools import total_ordering
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from common.errors import RewardError
+
+if TYPE_CHECKING:
+    import ray
+
 FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
+
+
+class Network(StrEnum):
+    """The networks of RTDMD. STUDENT generates, TEACHER is the target, FAKE_SCORE tracks the student's distribution."""
+
+    TEACHER = "teacher"
+    STUDENT = "student"
+    FAKE_SCORE = "fake_score"
+
+
+class Guidance(StrEnum):
+    """How a family takes guidance: by a second pass without prompt, as an input of its networks, or not at all."""
+
+    CLASSIFIER_FREE = "classifier_free"
+    INPUT = "input"
+    NONE = "none"
+
+
+class Stage(StrEnum):
+    """The two stages of a run, by the names that its files have."""
+
+    COLD_START = "cold_start"
+    ALIGNMENT = "alignment"
+
+
+@total_ordering
+@dataclass(frozen=True)
+class Position:
+    """A place in a run: a stage, and how many of its iterations are done. The cold start comes before alignment."""
+
+    stage: Stage
+    iteration: int
+
+    def __lt__(self, other: Position) -> bool:
+        order = list(Stage)
+        return (order.index(self.stage), self.iteration) < (order.index(other.stage), other.iteration)
+
+    @property
+    def directory(self) -> str:
+        """The name of the checkpoint of this position."""
+        return f"{self.stage}-{self.iteration:06d}"
 
 
 @dataclass(frozen=True)
@@ -107,3 +156,73 @@ class ScoredGroup:
 
     trajectory: TrajectoryGroup
     rewards_G: Mapping[str, FloatArray]
+
+
+@dataclass(frozen=True)
+class ScoringFailure:
+    """Why a reward could not be had, counted by reward and cause."""
+
+    reward: str
+    cause: str
+    message: str
+
+    @classmethod
+    def of(cls, error: RewardError) -> ScoringFailure:
+        return cls(error.reward, error.cause, str(error))
+
+
+@dataclass(frozen=True)
+class RolloutOutcome:
+    """What a rollout says of itself: small, for the driver; the group goes to the learner.
+
+    Attributes:
+        worker: host:pid, so that a restarted worker is a new one.
+        failure: why the group could not be scored; it is never trained on then.
+        left_out: rewards the group is trained without, where their outage policy says so.
+    """
+
+    worker: str
+    version: PolicyVersion
+    seconds: dict[str, float]
+    failure: ScoringFailure | None = None
+    left_out: tuple[ScoringFailure, ...] = ()
+
+
+@dataclass(frozen=True)
+class EvaluatedPrompt:
+    """One prompt's images under one policy, uint8 [G, H, W, C], every reward of each [G], and how much they differ.
+
+    A reward that failed at these images alone is absent: it would fail at them again, whenever it was asked.
+    """
+
+    prompt: Prompt
+    images_GHWC: ByteArray
+    rewards_G: dict[str, FloatArray]
+    diversity: float
+
+
+@dataclass
+class Collected:
+    """The groups of one iteration.
+
+    Attributes:
+        groups: references in the order of the prompts, dropped ones left out.
+        seconds: worker seconds by part, summed over groups, those of samplings that came to nothing included.
+        dropped: reward:cause -> how many groups were dropped for it, of all samplings.
+        renormalised: reward:cause -> how many groups are trained without that reward.
+        images: worker -> samples it contributed.
+    """
+
+    groups: list[ray.ObjectRef[ScoredGroup]]
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    dropped: Counter[str] = field(default_factory=Counter)
+    renormalised: Counter[str] = field(default_factory=Counter)
+    images: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """What one update reports: metrics by name, seconds by part."""
+
+    metrics: dict[str, float]
+    seconds: dict[str, float]

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from common import seeding
-from common.backbones.base import Backbone, Network
-from common.types import FloatArray, PolicyVersion
+from common.backbones.base import Backbone
+from common.types import FloatArray, Network, PolicyVersion
 from common.wire import fingerprint, tensor_hashes, weights_to_bytes
 
 PROBE_PROMPT = "attestation probe"

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +22,12 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from common.errors import CheckpointError
+from common.types import Position, Stage
 
-STAGES = ("cold_start", "alignment")
 LAYOUT = 2
 """What a state holds and how training goes on from it. 1: one fake-score adapter in both stages; the student trained on
 the fake score's own samples, and was averaged only after its updates."""
-_NAME = re.compile(rf"({'|'.join(STAGES)})-(\d{{6,}})")
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a run stands: its stage, and how many iterations of it are done."""
-
-    stage: str
-    iteration: int
-
-    @property
-    def directory(self) -> str:
-        return f"{self.stage}-{self.iteration:06d}"
+_NAME = re.compile(rf"({'|'.join(Stage)})-(\d{{6,}})")
 
 
 def write_checkpoint(
@@ -85,7 +73,11 @@ def read_checkpoint(
     try:
         about = json.loads((directory / "checkpoint.json").read_text())
         payload = (directory / "state.safetensors").read_bytes()
-        position, digest, made_under = Position(about["stage"], about["iteration"]), about["xxh3"], about["settings"]
+        position, digest, made_under = (
+            Position(Stage(about["stage"]), about["iteration"]),
+            about["xxh3"],
+            about["settings"],
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{directory} is not a checkpoint: {error!r}; remove it to resume from the one before"
@@ -129,11 +121,11 @@ def checkpoint_settings(directory: Path) -> dict[str, Any]:
 
 def latest_checkpoint(root: Path) -> Path | None:
     """The furthest checkpoint under `root`, or None."""
-    found = [(STAGES.index(match[1]), int(match[2]), path) for path, match in _checkpoints(root)]
-    return max(found)[2] if found else None
+    found = [(Position(Stage(match[1]), int(match[2])), path) for path, match in _checkpoints(root)]
+    return max(found)[1] if found else None
 
 
-def prune_checkpoints(root: Path, stage: str, keep: int) -> None:
+def prune_checkpoints(root: Path, stage: Stage, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints of a stage."""
     mine = sorted((int(match[2]), path) for path, match in _checkpoints(root) if match[1] == stage)
     for _, path in mine[:-keep]:

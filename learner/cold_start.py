@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from ray.actor import ActorHandle
 
-from learner.checkpoint import Position
+from common.types import Position, Stage, UpdateResult
 from learner.driver.calls import answer
 from learner.loop import Milestones
 from learner.records.metrics_log import Tracker
-
-STAGE = "cold_start"
 
 
 def run_cold_start(
@@ -20,8 +18,8 @@ def run_cold_start(
 ) -> None:
     """Distil from iteration `start` up to `iterations`."""
     for iteration in range(start, iterations):
-        with tracker.iteration(STAGE, iteration) as step:
+        with tracker.iteration(Stage.COLD_START, iteration) as step:
             with step.timed("wait_update"):
-                result = answer(learner.cold_start.remote(iteration))
+                result: UpdateResult = answer(learner.cold_start.remote(iteration))
             step.record_update(result)
-        milestones.after(Position(STAGE, iteration + 1))
+        milestones.after(Position(Stage.COLD_START, iteration + 1))

@@ -18,13 +18,10 @@ from typing import Protocol
 
 from ray.actor import ActorHandle
 
-from common.types import Prompt, StepPlan
-from learner.checkpoint import Position
+from common.types import Position, Prompt, Stage, StepPlan, UpdateResult
 from learner.driver.calls import answer
 from learner.driver.rollouts import Rollouts
 from learner.records.metrics_log import Tracker
-
-STAGE = "alignment"
 
 
 class Milestones(Protocol):
@@ -47,7 +44,7 @@ def run_alignment(
     """Train from iteration `start` up to `iterations`; every wait fails with a named error rather than hang."""
     requested = start
     for iteration in range(start, iterations):
-        with tracker.iteration(STAGE, iteration) as step:
+        with tracker.iteration(Stage.ALIGNMENT, iteration) as step:
             weights = learner.publish.remote(iteration, averaged=False)
             while requested < min(iterations, iteration + 1 + max_staleness):
                 plan, prompts = plan_for(requested)
@@ -56,6 +53,6 @@ def run_alignment(
             with step.timed("wait_rollouts"):
                 collected = rollouts.collect(iteration)
             with step.timed("wait_update"):
-                result = answer(learner.align.remote(collected.groups))
+                result: UpdateResult = answer(learner.align.remote(collected.groups))
             step.record(collected, result)
-        milestones.after(Position(STAGE, iteration + 1))
+        milestones.after(Position(Stage.ALIGNMENT, iteration + 1))

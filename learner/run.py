@@ -19,9 +19,9 @@ from ray.actor import ActorHandle
 from common import seeding
 from common.config.run import Config
 from common.errors import CheckpointError, RewardError, RtdmdError
+from common.policies import SamplingSpec
 from common.redis_link import RunControl
-from common.types import Prompt, PromptSets, StepPlan
-from learner.checkpoint import Position
+from common.types import Position, Prompt, PromptSets, Stage, StepPlan
 from learner.cold_start import run_cold_start
 from learner.driver.between_iterations import EVALUATION_VERSION, RunMilestones
 from learner.driver.calls import answer
@@ -38,11 +38,11 @@ from learner.records.report import write_report
 
 @dataclass(frozen=True)
 class PolicySpecs:
-    """How each policy of the final comparison samples (`rollout_workers.sampler.SamplingSpec`s)."""
+    """How each policy of the final comparison samples."""
 
-    teacher: object
-    teacher_few_steps: object
-    student: object
+    teacher: SamplingSpec
+    teacher_few_steps: SamplingSpec
+    student: SamplingSpec
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,10 @@ class Service:
     def _run_stages(self, start: Start) -> None:
         started, config = time.perf_counter(), self.config
         teacher, few_steps = f"teacher_{config.evaluation.teacher_steps}", f"teacher_{config.sampling.steps}"
-        cold_start_end = Position("cold_start", config.cold_start.iterations)
-        alignment_end = Position("alignment", config.alignment.iterations)
+        cold_start_end = Position(Stage.COLD_START, config.cold_start.iterations)
+        alignment_end = Position(Stage.ALIGNMENT, config.alignment.iterations)
         position = start.position
-        if position.stage == "alignment":
+        if position.stage is Stage.ALIGNMENT:
             self._require_measured("cold_start", self.specs.student, cold_start_end)
         self._restore(start)
         milestones = self._milestones()
@@ -91,14 +91,14 @@ class Service:
             policies = [teacher, few_steps, *policies]
             self._measure(teacher, self.specs.teacher, None)
             self._measure(few_steps, self.specs.teacher_few_steps, None)
-        if position.stage == "cold_start":
+        if position.stage is Stage.COLD_START:
             run_cold_start(
                 self.learner, self.tracker, milestones, start=position.iteration, iterations=cold_start_end.iteration
             )
             milestones.checkpoint(cold_start_end)
             self._measure("cold_start", self.specs.student, cold_start_end)
             answer(self.learner.begin_alignment.remote())
-            position = Position("alignment", 0)
+            position = Position(Stage.ALIGNMENT, 0)
         run_alignment(
             self.learner,
             Rollouts(self.pool, config.alignment.group_size, self._outage_limit_s()),
@@ -148,7 +148,7 @@ class Service:
         chosen = seeding.prompt_indices(seed, iteration, config.alignment.prompts_per_iteration, len(prompts))
         return StepPlan(iteration, self.sigmas, config.sampling.eta, selected), [prompts[i] for i in chosen]
 
-    def _measure(self, policy: str, spec: object, trained: Position | None) -> None:
+    def _measure(self, policy: str, spec: SamplingSpec, trained: Position | None) -> None:
         """Evaluate a policy for the final comparison, unless that has been done; `trained` is None for the teacher."""
         basis = self._basis(spec, trained)
         if self.records.has(policy, basis):
@@ -162,7 +162,7 @@ class Service:
         self.records.add(policy, basis, evaluation, seconds)
         self.tracker.policy(policy, evaluation.metrics, seconds)
 
-    def _basis(self, spec: object, trained: Position | None) -> dict[str, Any]:
+    def _basis(self, spec: SamplingSpec, trained: Position | None) -> dict[str, Any]:
         """Everything that the numbers of a policy depend on and a resumed run might have changed."""
         settings = self.config.evaluation
         return {
@@ -174,7 +174,7 @@ class Service:
             "rewards": [reward.name for reward in self.config.rewards],
         }
 
-    def _require_measured(self, policy: str, spec: object, trained: Position) -> None:
+    def _require_measured(self, policy: str, spec: SamplingSpec, trained: Position) -> None:
         """A student that has moved on cannot be measured again."""
         if not self.records.has(policy, self._basis(spec, trained)):
             raise CheckpointError(

@@ -13,20 +13,27 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from common.backbones import load_backbone
-from common.backbones.base import Network
 from common.config.backbones import BackboneConfig
 from common.config.run import LoraConfig
-from common.errors import RewardError, WeightUpdateError
+from common.errors import WeightUpdateError
+from common.policies import SamplingSpec
 from common.rewards.access import RewardAccess
-from common.types import FloatArray, PolicyVersion, Prompt, ScoredGroup, StepPlan, TrajectoryGroup
+from common.types import (
+    EvaluatedPrompt,
+    Network,
+    Prompt,
+    RolloutOutcome,
+    ScoredGroup,
+    ScoringFailure,
+    StepPlan,
+    TrajectoryGroup,
+)
 from common.weights import PublishedWeights
 from rollout_workers.diversity import mean_pairwise_distance
-from rollout_workers.sampler import SamplingSpec, decode_to_uint8, sample_group, sample_pictures
+from rollout_workers.sampler import decode_to_uint8, sample_group, sample_pictures
 from rollout_workers.weight_receiver import PROBE_TOLERANCE, WeightReceiver
 
 
@@ -42,49 +49,6 @@ class WorkerSettings:
     threads: int
     device: str
     compiled: bool
-
-
-@dataclass(frozen=True)
-class ScoringFailure:
-    """Why a reward could not be had, counted by reward and cause."""
-
-    reward: str
-    cause: str
-    message: str
-
-    @classmethod
-    def of(cls, error: RewardError) -> ScoringFailure:
-        return cls(error.reward, error.cause, str(error))
-
-
-@dataclass(frozen=True)
-class RolloutOutcome:
-    """What a rollout says of itself: small, for the driver; the group goes to the learner.
-
-    Attributes:
-        worker: host:pid, so that a restarted worker is a new one.
-        failure: why the group could not be scored; it is never trained on then.
-        left_out: rewards the group is trained without, where their outage policy says so.
-    """
-
-    worker: str
-    version: PolicyVersion
-    seconds: dict[str, float]
-    failure: ScoringFailure | None = None
-    left_out: tuple[ScoringFailure, ...] = ()
-
-
-@dataclass(frozen=True)
-class EvaluatedPrompt:
-    """One prompt's images under one policy, uint8 [G, H, W, C], every reward of each [G], and how much they differ.
-
-    A reward that failed at these images alone is absent: it would fail at them again, whenever it was asked.
-    """
-
-    prompt: Prompt
-    images_GHWC: npt.NDArray[np.uint8]
-    rewards_G: dict[str, FloatArray]
-    diversity: float
 
 
 class _Stopwatch:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from common import seeding
-from common.backbones.base import Backbone, Conditioning, Network, guided_velocity
+from common.backbones.base import Backbone, Conditioning, guided_velocity
 from common.flow import cps_transition, surrogate_log_density
-from common.types import ByteArray, Prompt, StepPlan
+from common.policies import SamplingSpec
+from common.types import ByteArray, Network, Prompt, StepPlan
 
 
 @dataclass(frozen=True)
@@ -23,16 +24,6 @@ class SampledGroup:
 
     latents_SGchw: Tensor
     surrogate_TG: Tensor
-
-
-@dataclass(frozen=True)
-class SamplingSpec:
-    """How an evaluation samples: which network, how many steps, how much guidance (1 is none) and stochasticity."""
-
-    network: Network
-    num_steps: int
-    guidance: float
-    eta: float
 
 
 @torch.no_grad()

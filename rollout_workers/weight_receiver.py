@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from common.backbones.base import Backbone, Network
+from common.backbones.base import Backbone
 from common.errors import AttestationError, WeightUpdateError
-from common.types import PolicyVersion
+from common.types import Network, PolicyVersion
 from common.weights import Manifest, PublishedWeights, probe_velocity, student_state
 from common.wire import tensor_hashes, weights_from_bytes
 

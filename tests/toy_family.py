@@ -13,12 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from common.backbones.adapters import AdapterBank
-from common.backbones.base import Conditioning, Guidance, Network
+from common.backbones.base import Conditioning
 from common.backbones.diffusers_backbone import image_sides, module_fingerprint
 from common.config.backbones import ImportedBackbone
 from common.config.run import LoraConfig
 from common.errors import ModelError
 from common.flow import static_shift_sigmas
+from common.types import Guidance, Network
 
 CHANNELS, WORDS = 3, 4
 DEFAULT_SIDE, TOKEN = 4, 2

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
@@ -20,22 +19,7 @@ from torch import Tensor
 
 from common.backbones.adapters import AdapterBank
 from common.errors import ModelError
-
-
-class Network(StrEnum):
-    """The networks of RTDMD. STUDENT generates, TEACHER is the target, FAKE_SCORE tracks the student's distribution."""
-
-    TEACHER = "teacher"
-    STUDENT = "student"
-    FAKE_SCORE = "fake_score"
-
-
-class Guidance(StrEnum):
-    """How a family takes guidance: by a second pass without prompt, as an input of its networks, or not at all."""
-
-    CLASSIFIER_FREE = "classifier_free"
-    INPUT = "input"
-    NONE = "none"
+from common.types import Guidance, Network
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
 from common.backbones.adapters import AdapterBank
-from common.backbones.base import Conditioning, Guidance, Network
+from common.backbones.base import Conditioning
 from common.backbones.device.autocast import arithmetic
 from common.backbones.device.blocks import compile_blocks
 from common.backbones.device.int8 import quantise_linears
@@ -29,6 +29,7 @@ from common.backbones.files.sizes import ModelSizes, model_sizes
 from common.config.backbones import BackboneSection
 from common.config.run import LoraConfig
 from common.errors import ModelError
+from common.types import Guidance, Network
 from common.wire import fingerprint, tensor_hashes
 
 ATTENTION = (

@@ -9,11 +9,12 @@ import torch
 from diffusers import DiffusionPipeline, FluxPipeline
 from torch import Tensor
 
-from common.backbones.base import Conditioning, Guidance, Network
+from common.backbones.base import Conditioning
 from common.backbones.diffusers_backbone import DiffusersBackbone, image_sides, vae_factor
 from common.backbones.files.schedules import linear_mu_of, pipeline_sigmas, scheduler_config
 from common.backbones.plain_text import make_special_tokens_plain_text
 from common.config.backbones import Flux1Backbone
+from common.types import Guidance, Network
 
 PATCH = 2
 DEFAULT_LATENT_SIDE = 128

@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline, Flux2KleinPipeline, Flux2Pipeline
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from common.backbones.base import Conditioning, Guidance, Network
+from common.backbones.base import Conditioning
 from common.backbones.diffusers_backbone import ATTENTION, DiffusersBackbone, image_sides, vae_factor
 from common.backbones.files.pipeline_files import PipelineFiles, find_pipeline, first_line
 from common.backbones.files.schedules import pipeline_sigmas, scheduler_config
@@ -23,6 +23,7 @@ from common.backbones.plain_text import spell_out_special_tokens
 from common.config.backbones import Flux2Backbone
 from common.errors import ModelError
 from common.flow import flux2_mu
+from common.types import Guidance, Network
 
 KLEIN, DEV = "Flux2KleinPipeline", "Flux2Pipeline"
 TEXT_LAYERS = {KLEIN: (9, 18, 27), DEV: (10, 20, 30)}

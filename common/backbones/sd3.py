@@ -9,12 +9,13 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 from torch import Tensor
 
-from common.backbones.base import Conditioning, Guidance
+from common.backbones.base import Conditioning
 from common.backbones.diffusers_backbone import DiffusersBackbone, image_sides, vae_factor
 from common.backbones.files.schedules import linear_mu_of, pipeline_sigmas, scheduler_config
 from common.backbones.plain_text import make_special_tokens_plain_text
 from common.config.backbones import Sd3Backbone
 from common.errors import ModelError
+from common.types import Guidance
 
 TIMESTEP_SCALE = 1000.0
 """SD3's transformer counts noise from 0 to 1000."""

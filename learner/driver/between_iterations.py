@@ -15,9 +15,10 @@ from ray.actor import ActorHandle
 
 from common.config.run import Config
 from common.errors import RunStopped, StoreError
+from common.policies import SamplingSpec
 from common.redis_link import RunControl, RunRequest
-from common.types import Prompt
-from learner.checkpoint import Position, prune_checkpoints
+from common.types import Position, Prompt, Stage
+from learner.checkpoint import prune_checkpoints
 from learner.driver.calls import answer
 from learner.driver.evaluation import Evaluation, evaluate, save_grid
 from learner.driver.worker_pool import WorkerPool
@@ -40,7 +41,7 @@ class RunMilestones:
         pool: WorkerPool,
         tracker: Tracker,
         prompts: Sequence[Prompt],
-        spec: object,
+        spec: SamplingSpec,
         settings: dict[str, Any],
         control: RunControl | None,
     ) -> None:
@@ -57,7 +58,7 @@ class RunMilestones:
 
     def after(self, position: Position) -> None:
         settings = self._config.evaluation
-        every = settings.every if position.stage == "alignment" else settings.cold_start_every
+        every = settings.every if position.stage is Stage.ALIGNMENT else settings.cold_start_every
         if position.iteration % every == 0:
             self._evaluate(position)
         if position.iteration % self._config.checkpoint.every == 0:

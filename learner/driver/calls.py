@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TypeVar
+from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
@@ -14,10 +14,8 @@ CALL_TIMEOUT_S = 1800.0
 """The run fails when the learner takes so long for one call, or no worker finishes anything for so long."""
 REASON_LENGTH = 160
 
-Answer = TypeVar("Answer")
 
-
-def answer(reference: ray.ObjectRef[Answer]) -> Answer:
+def answer(reference: ray.ObjectRef[Any]) -> Any:
     """What a call of the learner returned.
 
     Raises:
@@ -25,7 +23,7 @@ def answer(reference: ray.ObjectRef[Answer]) -> Answer:
         RayTaskError: what the call raised, as `cause`.
     """
     try:
-        result: Answer = ray.get(reference, timeout=CALL_TIMEOUT_S)
+        return ray.get(reference, timeout=CALL_TIMEOUT_S)
     except RayTaskError:
         # Comes first: Ray makes it an instance of its cause's class as well.
         raise
@@ -33,7 +31,6 @@ def answer(reference: ray.ObjectRef[Answer]) -> Answer:
         raise LearnerError(f"the learner did not finish a call in {CALL_TIMEOUT_S:.0f} s; see its log") from error
     except RayActorError as error:
         raise death(error) from error
-    return result
 
 
 def death(error: BaseException) -> LearnerError:

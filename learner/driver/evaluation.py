@@ -6,17 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import ray
 from ray.actor import ActorHandle
 
-from common.types import Prompt
-from common.weights import PublishedWeights
+from common.policies import SamplingSpec
+from common.types import EvaluatedPrompt, Prompt
 from learner.driver.worker_pool import Call, WorkerPool
 from learner.records.pictures import save_png
+
+if TYPE_CHECKING:  # a module of torch
+    from common.weights import PublishedWeights
 
 PROMPTS_PER_CALL = 4
 """Prompts a worker evaluates at a time: small enough to spread, large enough not to be felt."""
@@ -27,17 +30,17 @@ class Evaluation:
     """One policy on a set of prompts: the mean of every metric, and per prompt what it is made of."""
 
     metrics: dict[str, float]
-    prompts: list[Any]
+    prompts: list[EvaluatedPrompt]
 
 
 def evaluate(
     pool: WorkerPool,
     prompts: Sequence[Prompt],
-    spec: object,
+    spec: SamplingSpec,
     images_per_prompt: int,
     weights: ray.ObjectRef[PublishedWeights] | None,
 ) -> Evaluation:
-    """Evaluate `spec` (a `rollout_workers.sampler.SamplingSpec`) on the workers.
+    """Evaluate a policy, sampled as `spec` says, on the workers.
 
     Returns metrics `diversity` and one per reward, a mean over the prompts that it scored; every policy is given the
     same noise. `unscored` counts what is missing, prompts times rewards, if anything is.
@@ -65,7 +68,7 @@ def mean_rewards(rewards_G: Sequence[Mapping[str, npt.NDArray[np.float32]]]) -> 
 
 def _start_evaluation(
     prompts: Sequence[Prompt],
-    spec: object,
+    spec: SamplingSpec,
     images_per_prompt: int,
     weights: ray.ObjectRef[PublishedWeights] | None,
     worker: ActorHandle,

@@ -2,67 +2,32 @@
 
 A group whose score failed is asked for again, then dropped whole and counted by cause; its rewards never become zeros.
 An iteration that an outage left without any group is sampled again until the rewards are back, for a bounded time.
-The driver sees what a group says about itself (an `Outcome`); the group stays in the object store until the learner
-fetches it.
+The driver sees a group's `RolloutOutcome`. The group itself stays in the object store until the learner fetches it.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import ray
 from ray.actor import ActorHandle
 
 from common.errors import RewardInvalid, RewardOutage
 from common.rewards.api import REQUEST_CAUSES
-from common.types import PolicyVersion, Prompt, ScoredGroup, StepPlan
-from common.weights import PublishedWeights
+from common.types import Collected, Prompt, RolloutOutcome, ScoredGroup, ScoringFailure, StepPlan
 from learner.driver.worker_pool import Call, WorkerPool
+
+if TYPE_CHECKING:  # a module of torch
+    from common.weights import PublishedWeights
 
 GROUP_ATTEMPTS = 2
 """Times a group is sampled and scored before it is dropped; each already holds the reward client's own retries."""
 EMPTY_ITERATION_PAUSE_S = 1.0
 """Between two samplings of an iteration of which nothing could be scored."""
-
-
-class Outcome(Protocol):
-    """What a rollout says of itself: see `rollout_workers.actor.RolloutOutcome`."""
-
-    worker: str
-    version: PolicyVersion
-    seconds: dict[str, float]
-    failure: Failure | None
-    left_out: Sequence[Failure]
-
-
-class Failure(Protocol):
-    reward: str
-    cause: str
-    message: str
-
-
-@dataclass
-class Collected:
-    """The groups of one iteration.
-
-    Attributes:
-        groups: references in the order of the prompts, dropped ones left out.
-        seconds: worker seconds by part, summed over groups, those of samplings that came to nothing included.
-        dropped: reward:cause -> how many groups were dropped for it, of all samplings.
-        renormalised: reward:cause -> how many groups are trained without that reward.
-        images: worker -> samples it contributed.
-    """
-
-    groups: list[ray.ObjectRef[ScoredGroup]]
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    dropped: Counter[str] = field(default_factory=Counter)
-    renormalised: Counter[str] = field(default_factory=Counter)
-    images: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -119,7 +84,7 @@ class Rollouts:
             for place, call in enumerate(calls):
                 self._pool.submit(Call(_Key(iteration, place, first_attempt), call))
 
-    def _require_hope(self, iteration: int, failure: Failure, out_s: float) -> None:
+    def _require_hope(self, iteration: int, failure: ScoringFailure, out_s: float) -> None:
         """RewardError unless an iteration without any group is to be sampled again."""
         lost = f"no group of iteration {iteration} could be scored"
         last = f"the last failure: {failure.message}"
@@ -133,8 +98,8 @@ class Rollouts:
             raise RewardOutage(failure.reward, failure.cause, message)
 
     def _gather(
-        self, finished: Sequence[tuple[Outcome, ray.ObjectRef[ScoredGroup]]], collected: Collected
-    ) -> Failure | None:
+        self, finished: Sequence[tuple[RolloutOutcome, ray.ObjectRef[ScoredGroup]]], collected: Collected
+    ) -> ScoringFailure | None:
         """Add what came of an iteration's groups; returns the last failure among them."""
         failure = None
         for outcome, group in finished:
@@ -151,10 +116,10 @@ class Rollouts:
 
     def _finish(
         self, iteration: int, calls: Sequence[partial[list[ray.ObjectRef]]], first_attempt: int
-    ) -> list[tuple[Outcome, ray.ObjectRef[ScoredGroup]]]:
+    ) -> list[tuple[RolloutOutcome, ray.ObjectRef[ScoredGroup]]]:
         """Every group's last attempt, in the order of the prompts."""
         pending = {_Key(iteration, place, first_attempt) for place in range(len(calls))}
-        finished: dict[int, tuple[Outcome, ray.ObjectRef[ScoredGroup]]] = {}
+        finished: dict[int, tuple[RolloutOutcome, ray.ObjectRef[ScoredGroup]]] = {}
         while pending:
             done = self._pool.take(pending)
             key, outcome = done.key, done.result
@@ -168,7 +133,7 @@ class Rollouts:
         return [finished[place] for place in sorted(finished)]
 
 
-def _cause(failure: Failure) -> str:
+def _cause(failure: ScoringFailure) -> str:
     return f"{failure.reward}:{failure.cause}"
 
 
@@ -179,4 +144,5 @@ def _start_rollout(
     weights: ray.ObjectRef[PublishedWeights],
     worker: ActorHandle,
 ) -> list[ray.ObjectRef]:
-    return worker.rollout.options(num_returns=2).remote(prompt, plan, group_size, weights)
+    references: list[ray.ObjectRef] = worker.rollout.options(num_returns=2).remote(prompt, plan, group_size, weights)
+    return references

@@ -18,14 +18,15 @@ from typing import Any
 from common.config.run import Config
 from common.errors import CheckpointError, ConfigError
 from common.rewards.api import ServerInfo
-from learner.checkpoint import Position, checkpoint_settings, latest_checkpoint, read_checkpoint
+from common.types import Position, Stage
+from learner.checkpoint import checkpoint_settings, latest_checkpoint, read_checkpoint
 from learner.preflight.command_line import Invocation
 from learner.preflight.run_file import dump_config
 from learner.records.metrics_log import cut_metrics
 
 LOCK = ".lock"
 DECLARED = "reward_servers"
-BEGINNING = Position("cold_start", 0)
+BEGINNING = Position(Stage.COLD_START, 0)
 
 
 @dataclass(frozen=True)
@@ -142,9 +143,9 @@ def _verified_start(invocation: Invocation) -> Start:
     borrowed = config.cold_start.from_checkpoint
     if borrowed is not None:
         position, _ = read_checkpoint(borrowed)
-        if position.stage != "cold_start":
+        if position.stage is not Stage.COLD_START:
             raise CheckpointError(f"cold_start.from_checkpoint: {borrowed} is not a checkpoint of the cold start")
-        return Start(Position("cold_start", config.cold_start.iterations), borrowed)
+        return Start(Position(Stage.COLD_START, config.cold_start.iterations), borrowed)
     return Start(BEGINNING)
 
 

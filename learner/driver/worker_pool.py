@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Container, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import ray
 from ray.actor import ActorHandle
@@ -36,9 +36,14 @@ class Call:
     submit: Callable[[ActorHandle], list[ray.ObjectRef]]
 
 
+Key = TypeVar("Key", bound=Hashable)
+
+
 @dataclass(frozen=True)
-class Finished:
-    key: Hashable
+class Finished(Generic[Key]):
+    """What a call returned: its first result, fetched, and references to all of them."""
+
+    key: Key
     result: Any
     references: list[ray.ObjectRef]
 
@@ -63,7 +68,7 @@ class WorkerPool:
         self._watch = watch
         self._waiting: deque[Call] = deque()
         self._running: dict[ray.ObjectRef, _Running] = {}
-        self._finished: dict[Hashable, Finished] = {}
+        self._finished: dict[Any, Finished[Any]] = {}
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -72,7 +77,7 @@ class WorkerPool:
         self._waiting.append(call)
         self._dispatch()
 
-    def take(self, keys: Container[Hashable]) -> Finished:
+    def take(self, keys: Container[Key]) -> Finished[Key]:
         """The next to finish of the submitted calls with these keys; others that finish meanwhile are kept for later.
 
         Raises:

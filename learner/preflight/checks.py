@@ -9,14 +9,13 @@ from pathlib import Path
 
 import torch
 
-from common.backbones.base import Guidance
 from common.config.run import Config
 from common.errors import ConfigError
 from common.flow import RENOISE_MARGIN, RENOISE_MAX
 from common.rewards.access import RewardAccess
 from common.rewards.api import ServerInfo
 from common.rewards.control_request import PlainQuestion
-from common.types import Prompt, PromptSets
+from common.types import Guidance, Prompt, PromptSets
 
 ROUNDING = 1e-6
 """Of shares of a GPU that add up to a whole one."""

@@ -8,23 +8,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import TextIO
 
-from learner.checkpoint import STAGES, Position
-from learner.driver.rollouts import Collected
+from common.types import Collected, Position, Stage, UpdateResult
+from learner.metric_names import DROPPED_GROUPS, LEFT_OUT_GRADIENTS, RENORMALISED_GROUPS
 from learner.records.console import Console
 from learner.records.prometheus import DriverMetrics, LearnerMetrics
-from learner.training.alignment_trainer import LEFT_OUT_GRADIENTS
-
-DROPPED_GROUPS = "dropped_groups"
-RENORMALISED_GROUPS = "renormalised_groups"
-
-
-class UpdateResult(Protocol):
-    """See `learner.training.actor.UpdateResult`."""
-
-    metrics: dict[str, float]
-    seconds: dict[str, float]
 
 
 class StepRecord:
@@ -127,7 +116,7 @@ class Tracker:
 
     def _export(self, stage: str, iteration: int, record: StepRecord) -> None:
         self._driver.iteration.labels(stage=stage).set(iteration + 1)
-        if stage == STAGES[-1]:
+        if stage == Stage.ALIGNMENT:
             self._driver.policy_version.set(iteration)
         for worker, images in record.images.items():
             if worker not in self._workers and len(self._workers) >= self._expected_workers:
@@ -177,7 +166,6 @@ def _is_before(line: str, position: Position) -> bool:
         record = json.loads(line)
     except ValueError:
         return False
-    order = STAGES.index(record["stage"]) - STAGES.index(position.stage)
-    # A train line counts from 0, an evaluation says how many iterations came before it.
-    last = position.iteration - 1 if record["kind"] == "train" else position.iteration
-    return order < 0 or (order == 0 and record["iteration"] <= last)
+    # A train line counts from 0; an evaluation says how many iterations came before it.
+    done = record["iteration"] + 1 if record["kind"] == "train" else record["iteration"]
+    return Position(Stage(record["stage"]), done) <= position

@@ -60,5 +60,6 @@ def _shortened(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
     text = " ".join(text.split())[: width // 2]
     if draw.textlength(text, font_size=FONT_SIZE) <= room:
         return text
-    fits = bisect_right(range(len(text)), room, key=lambda end: draw.textlength(f"{text[:end]}…", font_size=FONT_SIZE))
+    widths = [draw.textlength(f"{text[:end]}…", font_size=FONT_SIZE) for end in range(len(text))]
+    fits = bisect_right(widths, room)
     return f"{text[: fits - 1]}…"

@@ -1,6 +1,6 @@
 """Score a run, or any diffusers pipeline, on a prompt set with any rewards, and write the published tables' columns.
 
-    python learner/tools/evaluate.py --run runs/NAME --prompts prompts.jsonl --out scores            # the run's own rewards
+    python learner/tools/evaluate.py --run runs/NAME --prompts prompts.jsonl --out scores  # the run's own rewards
     python learner/tools/evaluate.py --pipeline DIR --call num_inference_steps=28 --prompts prompts.txt \\
         --reward pickscore=http://host:8101 --scorer ocr=ocr --out scores
 

@@ -31,29 +31,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from common.backbones.adapters import stacked_state
-from common.backbones.base import Backbone, Guidance, Network
 from common.backbones.diffusers_backbone import DiffusersBackbone
 from common.config.run import Config
 from common.errors import ConfigError, ModelError
+from common.types import Guidance
 from learner.tools.options import exit_status
-from learner.tools.trained_run import ABOUT_LORA, ALIGNED_POLICY, COLD_START_POLICY, LORA_PREFIX, TrainedRun
+from learner.tools.trained_run import ALIGNED_POLICY, COLD_START_POLICY, TrainedRun
+from learner.training.lora_file import LORA_PREFIX, student_lora, write_lora
 
 FORMATS = ("lora", "pipeline", "comfyui")
 TRANSFORMER = "transformer"
-
-
-def student_lora(backbone: Backbone) -> dict[str, Tensor]:
-    """The student's stack of adapters as one: module path.lora_A.weight, .lora_B.weight -> float32, unscaled."""
-    bank = backbone.adapters
-    return stacked_state([bank.state(name) for name in bank.stack(Network.STUDENT)])
-
-
-def write_lora(backbone: Backbone, directory: Path) -> None:
-    """The student as one LoRA in diffusers' format; a stack becomes one of its total rank."""
-    directory.mkdir(parents=True, exist_ok=True)
-    backbone.save_lora(directory, student_lora(backbone), backbone.adapters.scale)
-    (directory / ABOUT_LORA).write_text(json.dumps({"base": backbone.base_fingerprint()}))
 
 
 def write_comfyui(state: Mapping[str, Tensor], scale: float, path: Path) -> None:

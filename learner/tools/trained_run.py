@@ -20,22 +20,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from common.backbones import load_backbone
-from common.backbones.base import Backbone, Network
+from common.backbones.base import Backbone
 from common.backbones.lora_targets import adapted_layers
 from common.config.run import Config
 from common.errors import CheckpointError, ConfigError
+from common.types import Network, Stage
 from learner.checkpoint import checkpoint_base, latest_checkpoint, read_checkpoint
 from learner.preflight.run_file import load_saved_config
+from learner.training.lora_file import ABOUT_LORA, LORA_FILE, LORA_PREFIX
 from learner.training.networks import COLD_START, student_adapters
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 ALIGNED_POLICY, COLD_START_POLICY, TEACHER_POLICY = POLICIES = ("rtdmd", "cold_start", "teacher")
-LORA_FILE = "pytorch_lora_weights.safetensors"
-LORA_PREFIX = "transformer."
-"""What diffusers puts before a transformer's module paths in a LoRA file."""
-ABOUT_LORA = "about.json"
-"""Beside the LoRA of a run: {"base": fingerprint of the frozen model it belongs to}."""
-
 States = dict[str, dict[str, Tensor]]
 """Adapter name -> module path.lora_A.weight and .lora_B.weight -> weights, in the order of the student's stack."""
 
@@ -131,7 +127,7 @@ def _from_checkpoint(directory: Path, policy: str) -> tuple[States, str]:
     adapters = student_adapters(state)
     if policy == COLD_START_POLICY:
         adapters = {COLD_START: adapters[COLD_START]}
-    elif position.stage != "alignment":
+    elif position.stage is not Stage.ALIGNMENT:
         raise CheckpointError(
             f"--policy {policy}: {directory} is of the cold start, the run got no further: use --policy "
             f"{COLD_START_POLICY}"

@@ -1,9 +1,8 @@
 """The learner: holds the three networks, updates them and publishes the student's weights.
 
-Plain Python; `learner/driver/learner_group.py` makes Ray actors of it: one, or several ranks that share the work of every update
-(`learner/training/ranks.py`). The driver talks to rank 0 alone, which passes on to the others what all of them must do. Scored
-groups arrive as object references, so that they travel from the workers to the learner without passing through the
-driver.
+Plain Python. `learner/driver/learner_group.py` makes Ray actors of it: one, or several ranks that share every update
+(`learner/training/ranks.py`). The driver talks to rank 0 alone, which passes on to the others what all of them
+must do. Scored groups arrive as object references: they travel from the workers to the learner past the driver.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,33 +23,24 @@ from ray.exceptions import RayActorError, RayError
 from torch import Tensor
 
 from common.backbones import load_backbone
-from common.backbones.base import Guidance
 from common.config.run import Config
 from common.errors import AttestationError, RankError
 from common.rewards.access import RewardAccess
-from common.types import Prompt, ScoredGroup
+from common.types import Guidance, Position, Prompt, ScoredGroup, Stage, UpdateResult
 from common.weights import PublishedWeights, probe_velocity, publish
 from common.wire import fingerprint, tensor_hashes
-from learner.checkpoint import Position, read_checkpoint, write_checkpoint
-from learner.tools.export import write_lora
+from learner.checkpoint import read_checkpoint, write_checkpoint
 from learner.training.alignment_trainer import AlignmentTrainer
 from learner.training.batch_metrics import Totals
 from learner.training.cold_start_trainer import ColdStartTrainer
 from learner.training.distribution_matching import MatchingSettings
 from learner.training.group_provenance import PublishedPolicies
+from learner.training.lora_file import write_lora
 from learner.training.networks import Networks, StageSettings
 from learner.training.ranks import ALONE, Meeting, lost_ranks_named
 from learner.training.reward_gradients import ServedRewards
 
 LAST_WORDS_S = 2.0
-
-
-@dataclass(frozen=True)
-class UpdateResult:
-    """What one update reports: metrics by name, seconds by part."""
-
-    metrics: dict[str, float]
-    seconds: dict[str, float]
 
 
 class Learner:
@@ -214,7 +203,7 @@ class Learner:
         """
         pending = [other.restore.remote(directory, settings) for other in self._others]
         position, state = read_checkpoint(directory, settings, self.base_fingerprint())
-        if position.stage == "alignment":
+        if position.stage is Stage.ALIGNMENT:
             # Its own networks alone: the other ranks restore themselves.
             self._networks.begin_alignment(StageSettings.of(self._config.alignment))
         self._networks.load(state)
@@ -228,7 +217,7 @@ class Learner:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
     def export(self, directory: Path) -> None:
-        """Write the averaged student as a LoRA in diffusers' format, see `learner.tools.export.write_lora`."""
+        """Write the averaged student as a LoRA in diffusers' format, see `learner.training.lora_file.write_lora`."""
         with self._networks.averaged_student():
             write_lora(self._backbone, directory)
 

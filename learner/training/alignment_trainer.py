@@ -19,10 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.backbones.base import Conditioning, Network
+from common.backbones.base import Conditioning
 from common.config.run import AlignmentConfig
 from common.flow import Transition, cps_transition, gaussian_log_density, surrogate_log_density
-from common.types import Prompt, ScoredGroup, StepPlan
+from common.types import Network, Prompt, ScoredGroup, StepPlan
+from learner.metric_names import LEFT_OUT_GRADIENTS
 from learner.objectives.advantage import renormalised_group_advantages, zero_spread_fraction
 from learner.objectives.loss import Loss, as_floats, renormalised_weights
 from learner.objectives.reward_gradient import attach_gradient, clip_sample_norms, reward_hinge_loss
@@ -39,8 +40,6 @@ from learner.training.networks import Networks
 from learner.training.reward_gradients import ServedRewards
 
 PURPOSE = "alignment"
-LEFT_OUT_GRADIENTS = "left_out_gradients"
-"""Samples trained without the gradient of a reward that was out: LEFT_OUT_GRADIENTS/reward:cause."""
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from common import seeding
-from common.backbones.base import Conditioning, Network
+from common.backbones.base import Conditioning
 from common.config.run import ColdStartConfig, SamplingConfig
 from common.flow import cps_transition
-from common.types import Prompt
+from common.types import Network, Prompt
 from learner.objectives.loss import as_floats
 from learner.training.batch_metrics import Totals
 from learner.training.distribution_matching import (

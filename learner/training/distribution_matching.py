@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from common import seeding
-from common.backbones.base import Backbone, Conditioning, Network, guided_velocity
+from common.backbones.base import Backbone, Conditioning, guided_velocity
 from common.config.run import ColdStartConfig, SamplingConfig
 from common.flow import ambient_target, clean_prediction, cps_transition, renoise, sample_renoise_level
+from common.types import Network
 from learner.objectives.ac_dmd import distribution_matching_loss, fake_score_loss
 from learner.objectives.consistency import consistency_loss, earlier_sigma
 from learner.objectives.loss import Loss

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from common.backbones.base import Backbone, Network
+from common.backbones.base import Backbone
 from common.backbones.lora_targets import adapted_layers, suffixes
 from common.config.run import AlignmentConfig, ColdStartConfig
 from common.errors import CheckpointError
+from common.types import Network
 from learner.training.optimizer import AdapterOptimizer, LearningRate, MovingAverage, OptimizerSettings
 from learner.training.ranks import ALONE, Ranks
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from common.backbones.base import Network
+from common.types import Network
 from common.weights import publish
 from learner.training.networks import ALIGNED, COLD_START, FAKE_SCORE, Networks, StageSettings
 from rollout_workers.weight_receiver import PROBE_TOLERANCE, WeightReceiver

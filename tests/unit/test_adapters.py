@@ -10,11 +10,12 @@ from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
 from common.backbones.adapters import stacked_state
-from common.backbones.base import Conditioning, Network
+from common.backbones.base import Conditioning
 from common.backbones.lora_targets import adapted_layers, suffixes
 from common.backbones.sd3 import TIMESTEP_SCALE, StableDiffusion3
 from common.config.backbones import Sd3Backbone
 from common.errors import ModelError, WeightUpdateError
+from common.types import Network
 from tests.tiny_pipeline import T5_TOKENS, UNUSED_MODULE, load_tiny_backbone, randomise, tiny_lora
 
 

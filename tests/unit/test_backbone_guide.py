@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from common.backbones import load_backbone
-from common.backbones.base import Network
 from common.config.run import Config
 from common.errors import ModelError
+from common.types import Network
 from common.weights import publish
 from learner.preflight.run_file import Draft
 from learner.training.networks import ALIGNED, ALIGNED_FAKE_SCORE, COLD_START, FAKE_SCORE, Networks, StageSettings

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.backbones.base import Network
 from common.backbones.device.int8 import Int8Linear, quantise_linears
 from common.backbones.sd3 import StableDiffusion3
 from common.config.backbones import Sd3Backbone
+from common.types import Network
 from tests.tiny_pipeline import UNUSED_MODULE, randomise, tiny_lora
 
 SIGMA = torch.tensor([0.9, 0.4])

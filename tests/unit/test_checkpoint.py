@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from common.errors import CheckpointError
+from common.types import Position, Stage
 from learner import checkpoint as checkpoint_module
 from learner.checkpoint import (
-    Position,
     latest_checkpoint,
     prune_checkpoints,
     read_checkpoint,
@@ -22,7 +22,7 @@ from learner.checkpoint import (
 
 STATE = {"adapter/a": torch.arange(6.0).reshape(2, 3), "step": torch.tensor(3.0)}
 SETTINGS = {"seed": 0, "lora": {"rank": 2, "targets": ["to_q"]}}
-HERE = Position("alignment", 7)
+HERE = Position(Stage.ALIGNMENT, 7)
 
 
 def write(root: Path, position: Position = HERE, state: dict[str, Tensor] | None = None) -> Path:
@@ -52,7 +52,7 @@ def fail_when_writing(name: str) -> Callable[[Path, bytes], None]:
 def test_a_failed_write_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
     before = write(tmp_path)
     monkeypatch.setattr(checkpoint_module, "_write_durably", fail_when_writing(file))
-    for position in (HERE, Position("alignment", 8)):
+    for position in (HERE, Position(Stage.ALIGNMENT, 8)):
         with pytest.raises(CheckpointError, match=r"cannot write checkpoint .*No space left.*--resume"):
             write(tmp_path, position, {"adapter/a": torch.zeros(1)})
     assert list(tmp_path.iterdir()) == [before]
@@ -70,9 +70,9 @@ def test_a_process_killed_while_writing_leaves_nothing_that_counts(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_module, "_write_durably", killed)
         with pytest.raises(KeyboardInterrupt):
-            write(tmp_path, Position("alignment", 8))
+            write(tmp_path, Position(Stage.ALIGNMENT, 8))
     assert latest_checkpoint(tmp_path) == before
-    after = write(tmp_path, Position("alignment", 8))
+    after = write(tmp_path, Position(Stage.ALIGNMENT, 8))
     assert latest_checkpoint(tmp_path) == after
     assert read_checkpoint(after)[0].iteration == 8
 
@@ -143,7 +143,7 @@ def test_other_settings_are_named(tmp_path: Path, settings: dict[str, object], m
 
 
 def test_a_checkpoint_belongs_to_one_base_model(tmp_path: Path) -> None:
-    directory = write_checkpoint(tmp_path, Position("alignment", 7), STATE, SETTINGS, base="trained on")
+    directory = write_checkpoint(tmp_path, Position(Stage.ALIGNMENT, 7), STATE, SETTINGS, base="trained on")
     assert read_checkpoint(directory, SETTINGS, "trained on")[0].iteration == 7
     with pytest.raises(CheckpointError, match=r"another base model than the one at backbone\.path"):
         read_checkpoint(directory, SETTINGS, "another")
@@ -152,7 +152,7 @@ def test_a_checkpoint_belongs_to_one_base_model(tmp_path: Path) -> None:
 def test_the_latest_is_the_furthest_not_the_newest(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path / "nowhere") is None
     assert latest_checkpoint(tmp_path) is None
-    for position in (Position("alignment", 2), Position("cold_start", 900), Position("alignment", 1)):
+    for position in (Position(Stage.ALIGNMENT, 2), Position(Stage.COLD_START, 900), Position(Stage.ALIGNMENT, 1)):
         write(tmp_path, position)
     (tmp_path / ".alignment-000009.partial").mkdir()
     (tmp_path / "notes").mkdir()
@@ -161,23 +161,23 @@ def test_the_latest_is_the_furthest_not_the_newest(tmp_path: Path) -> None:
 
 def test_pruning_keeps_the_newest_of_its_stage(tmp_path: Path) -> None:
     for number in (1, 2, 3):
-        write(tmp_path, Position("alignment", number))
-    write(tmp_path, Position("cold_start", 1))
-    prune_checkpoints(tmp_path, "alignment", keep=2)
+        write(tmp_path, Position(Stage.ALIGNMENT, number))
+    write(tmp_path, Position(Stage.COLD_START, 1))
+    prune_checkpoints(tmp_path, Stage.ALIGNMENT, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "alignment-000002",
         "alignment-000003",
         "cold_start-000001",
     ]
-    prune_checkpoints(tmp_path, "alignment", keep=2)
+    prune_checkpoints(tmp_path, Stage.ALIGNMENT, keep=2)
     assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_name_may_outgrow_six_digits(tmp_path: Path) -> None:
     for number in (999_999, 1_000_000, 10_000_000):
-        write(tmp_path, Position("alignment", number))
+        write(tmp_path, Position(Stage.ALIGNMENT, number))
     assert latest_checkpoint(tmp_path) == tmp_path / "alignment-10000000"
-    prune_checkpoints(tmp_path, "alignment", keep=2)
+    prune_checkpoints(tmp_path, Stage.ALIGNMENT, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alignment-1000000", "alignment-10000000"]
 
 

@@ -13,12 +13,13 @@ from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file, save_file
 
 from common import seeding
-from common.backbones.base import Network
 from common.backbones.sd3 import StableDiffusion3
 from common.errors import ModelError
-from common.types import ByteArray, Prompt
-from learner.tools.export import main, student_lora, write_comfyui, write_pipeline
-from rollout_workers.sampler import EVALUATION, SamplingSpec, sample_pictures
+from common.policies import SamplingSpec
+from common.types import ByteArray, Network, Prompt
+from learner.tools.export import main, write_comfyui, write_pipeline
+from learner.training.lora_file import student_lora
+from rollout_workers.sampler import EVALUATION, sample_pictures
 from tests.conftest import HUB_NAME
 from tests.trained_run import write_trained_run
 

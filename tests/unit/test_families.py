@@ -12,11 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common import seeding
 from common.backbones.adapters import stacked_state
-from common.backbones.base import Network
-from common.types import Prompt
-from learner.checkpoint import Position, read_checkpoint, write_checkpoint
+from common.policies import SamplingSpec
+from common.types import Network, Position, Prompt, Stage
+from learner.checkpoint import read_checkpoint, write_checkpoint
 from learner.training.networks import ALIGNED, ALIGNED_FAKE_SCORE, COLD_START, FAKE_SCORE, Networks, StageSettings
-from rollout_workers.sampler import EVALUATION, SamplingSpec, sample_for_evaluation
+from rollout_workers.sampler import EVALUATION, sample_for_evaluation
 from tests.tiny_families import FAMILIES, STEPS, TinyFamily
 from tests.tiny_pipeline import randomise, tiny_lora
 from tests.tiny_training import (
@@ -87,7 +87,7 @@ def test_both_stages_train_and_a_restored_run_goes_on_bit_by_bit(
         assert all(math.isfinite(value) for value in metrics[-1].values())
         assert metrics[-1]["surrogate_gap"] < 1e-5
         if iteration == 0:
-            saved = write_checkpoint(tmp_path, Position("alignment", 1), networks.state(), {})
+            saved = write_checkpoint(tmp_path, Position(Stage.ALIGNMENT, 1), networks.state(), {})
     assert_changed(networks, family, before, {ALIGNED, ALIGNED_FAKE_SCORE})
 
     restored = networks_of(family, directory)

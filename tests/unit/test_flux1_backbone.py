@@ -10,11 +10,12 @@ from diffusers import FluxPipeline
 from torch import Tensor
 
 from common import seeding
-from common.backbones.base import Guidance, Network, guided_velocity
+from common.backbones.base import guided_velocity
 from common.backbones.flux1 import Flux1, pack, unpack
 from common.errors import ModelError
-from common.types import Prompt
-from rollout_workers.sampler import EVALUATION, SamplingSpec, sample_for_evaluation
+from common.policies import SamplingSpec
+from common.types import Guidance, Network, Prompt
+from rollout_workers.sampler import EVALUATION, sample_for_evaluation
 from tests.tiny_flux1 import HEIGHT, WIDTH, load_tiny_flux1, write_tiny_flux1
 from tests.tiny_pipeline import T5_TOKENS
 

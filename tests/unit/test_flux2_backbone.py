@@ -12,11 +12,12 @@ from diffusers import Flux2KleinPipeline
 from torch import Tensor
 
 from common import seeding
-from common.backbones.base import Guidance, Network, guided_velocity
+from common.backbones.base import guided_velocity
 from common.backbones.flux2 import Flux2, unpatchify
 from common.errors import ModelError
-from common.types import Prompt
-from rollout_workers.sampler import EVALUATION, SamplingSpec, sample_for_evaluation
+from common.policies import SamplingSpec
+from common.types import Guidance, Network, Prompt
+from rollout_workers.sampler import EVALUATION, sample_for_evaluation
 from tests.tiny_flux2 import (
     HEIGHT,
     TEXT_LAYERS,

@@ -10,13 +10,12 @@ import ray
 import torch
 from ray.exceptions import ObjectLostError, RayTaskError
 
-from common.backbones.base import Guidance
 from common.config.run import Config
 from common.errors import AttestationError, ConfigError, ModelError, RewardRejected, RewardUnavailable, RtdmdError
 from common.flow import static_shift_sigmas
 from common.rewards.api import ScoreRequest, ScoreResponse
 from common.rewards.control_request import PlainQuestion
-from common.types import Prompt
+from common.types import Guidance, Prompt
 from learner.driver.cluster import ADDRESS, _say_what_is_waited_for, ray_cluster
 from learner.main import _checked_prediction, _errors_from_ray, _redis, _reward_access
 from learner.preflight.checks import (

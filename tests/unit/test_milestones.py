@@ -10,11 +10,11 @@ import pytest
 from common.config.run import Config
 from common.errors import RunStopped, StoreError
 from common.redis_link import RunControl, RunRequest
-from learner.checkpoint import Position
+from common.types import Position, Stage
 from learner.driver import between_iterations as milestones
 from learner.driver.between_iterations import RunMilestones
 
-POSITION = Position("alignment", 7)
+POSITION = Position(Stage.ALIGNMENT, 7)
 
 
 class Control(RunControl):

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.backbones.base import Network
 from common.errors import CheckpointError
-from learner.checkpoint import Position, read_checkpoint, write_checkpoint
+from common.types import Network, Position, Stage
+from learner.checkpoint import read_checkpoint, write_checkpoint
 from learner.training.networks import ALIGNED, ALIGNED_FAKE_SCORE, COLD_START, FAKE_SCORE, Networks, StageSettings
 from learner.training.optimizer import MovingAverage
 from tests.tiny_pipeline import UNUSED_MODULE, load_tiny_backbone, tiny_lora
@@ -106,7 +106,7 @@ def test_a_restored_cold_start_goes_on_bit_by_bit(tiny_pipeline: Path, tmp_path:
     trainer = cold_start_trainer(networks)
     trainer.update(0)
     trainer.update(1)
-    saved = write_checkpoint(tmp_path, Position("cold_start", 2), networks.state(), {})
+    saved = write_checkpoint(tmp_path, Position(Stage.COLD_START, 2), networks.state(), {})
     expected = [trainer.update(2).values(), trainer.update(3).values()]
 
     restored = new_networks(tiny_pipeline)

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from common.backbones import load_backbone, model_sizes
-from common.backbones.base import Guidance
 from common.backbones.files.sizes import ModelSizes
 from common.config.run import Config
 from common.errors import ConfigError, ModelError
+from common.types import Guidance
 from learner.main import main
 from learner.preflight.forecast import (
     DEVICES,

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.types import Prompt
+from common.types import EvaluatedPrompt, Prompt
 from learner.driver.comparison import PolicyRecords
 from learner.driver.evaluation import Evaluation, save_grid
-from rollout_workers.actor import EvaluatedPrompt
 
 
 def evaluation(shade: int, prompts: int = 3, images: int = 2) -> Evaluation:

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from common.errors import RewardInvalid, RewardOutage
-from common.types import PolicyVersion, Prompt, StepPlan
+from common.types import PolicyVersion, Prompt, RolloutOutcome, ScoringFailure, StepPlan
 from learner.driver.rollouts import GROUP_ATTEMPTS, Rollouts
 from learner.driver.worker_pool import Call, Finished
-from rollout_workers.actor import RolloutOutcome, ScoringFailure
 
 PROMPTS = [Prompt(index, f"prompt {index}") for index in (4, 2, 9)]
 TIMEOUT = ScoringFailure("hps", "timeout", "no answer within 1 s")

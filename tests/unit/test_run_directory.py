@@ -13,7 +13,8 @@ import torch
 from common.config.run import Config
 from common.errors import CheckpointError, ConfigError
 from common.rewards.api import ServerInfo
-from learner.checkpoint import Position, write_checkpoint
+from common.types import Position, Stage
+from learner.checkpoint import write_checkpoint
 from learner.driver.run_directory import LOCK, Start, begin, claimed, continuity, require_same_rewards
 from learner.preflight.command_line import Invocation
 
@@ -48,7 +49,7 @@ def finished_run(run_dir: Path) -> Path:
         begin(invocation(run_dir), start)
     (run_dir / "metrics.jsonl").write_text("")
     (run_dir / "samples" / "policies").mkdir(parents=True)
-    return write_checkpoint(run_dir / "checkpoints", Position("alignment", 3), STATE, continuity(config()))
+    return write_checkpoint(run_dir / "checkpoints", Position(Stage.ALIGNMENT, 3), STATE, continuity(config()))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -59,7 +60,7 @@ def test_a_new_run_starts_at_the_beginning_and_says_so(tmp_path: Path) -> None:
     asked = invocation(tmp_path / "new" / "run")
     with claimed(asked) as (run_dir, start):
         assert run_dir == asked.run_dir
-        assert start == Start(Position("cold_start", 0))
+        assert start == Start(Position(Stage.COLD_START, 0))
         assert not (run_dir / "config.yaml").exists()
         begin(asked, start)
         assert "name: test" in (run_dir / "config.yaml").read_text()
@@ -104,7 +105,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_resuming_takes_the_checkpoint_and_its_settings(tmp_path: Path) -> None:
     checkpoint = finished_run(tmp_path)
     start = start_of(invocation(tmp_path, resume=True))
-    assert start == Start(Position("alignment", 3), checkpoint, continuity(config()))
+    assert start == Start(Position(Stage.ALIGNMENT, 3), checkpoint, continuity(config()))
     assert start.resumes
 
 
@@ -112,7 +113,7 @@ def test_resuming_takes_the_checkpoint_and_its_settings(tmp_path: Path) -> None:
 def test_a_reward_that_has_become_another_is_refused_on_resume(tmp_path: Path, change: dict[str, object]) -> None:
     finished_run(tmp_path)
     settings = continuity(config(), {"hps": INFO})
-    checkpoint = write_checkpoint(tmp_path / "checkpoints", Position("alignment", 4), STATE, settings)
+    checkpoint = write_checkpoint(tmp_path / "checkpoints", Position(Stage.ALIGNMENT, 4), STATE, settings)
     start = start_of(invocation(tmp_path, resume=True))
     require_same_rewards(start, {"hps": INFO})
     assert start.settings == settings
@@ -164,7 +165,7 @@ def test_a_dry_run_writes_elsewhere(tmp_path: Path) -> None:
     with claimed(invocation(tmp_path, resume=True, dry_run=True)) as (scratch, start):
         assert scratch != tmp_path
         (scratch / "metrics.jsonl").write_text("x")
-        assert start.position == Position("alignment", 3)
+        assert start.position == Position(Stage.ALIGNMENT, 3)
     assert not scratch.exists()
     assert contents(tmp_path) == before
     with claimed(invocation(tmp_path / "new", dry_run=True)):
@@ -172,11 +173,11 @@ def test_a_dry_run_writes_elsewhere(tmp_path: Path) -> None:
 
 
 def test_a_borrowed_cold_start_is_verified(tmp_path: Path) -> None:
-    borrowed = write_checkpoint(tmp_path, Position("cold_start", 9), STATE, {})
+    borrowed = write_checkpoint(tmp_path, Position(Stage.COLD_START, 9), STATE, {})
     start = start_of(invocation(tmp_path / "run", from_checkpoint=borrowed, iterations=5))
-    assert start == Start(Position("cold_start", 5), borrowed)
+    assert start == Start(Position(Stage.COLD_START, 5), borrowed)
     assert not start.resumes
-    aligned = write_checkpoint(tmp_path, Position("alignment", 1), STATE, {})
+    aligned = write_checkpoint(tmp_path, Position(Stage.ALIGNMENT, 1), STATE, {})
     with pytest.raises(CheckpointError, match=r"from_checkpoint: .* is not a checkpoint of the cold start"):
         start_of(invocation(tmp_path / "run", from_checkpoint=aligned))
     with pytest.raises(CheckpointError, match="is not a checkpoint"):

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.backbones.base import Network
 from common.backbones.sd3 import StableDiffusion3
 from common.flow import cps_transition, surrogate_log_density
-from common.types import Prompt, StepPlan
-from rollout_workers.sampler import SampledGroup, SamplingSpec, sample_for_evaluation, sample_group
+from common.policies import SamplingSpec
+from common.types import Network, Prompt, StepPlan
+from rollout_workers.sampler import SampledGroup, sample_for_evaluation, sample_group
 from tests.tiny_pipeline import load_tiny_backbone, randomise
 
 PROMPT = Prompt(5, "red circle")

@@ -11,11 +11,12 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from common import seeding
-from common.backbones.base import Conditioning, Network, guided_velocity
+from common.backbones.base import Conditioning, guided_velocity
 from common.backbones.sd3 import StableDiffusion3
 from common.errors import ModelError
-from common.types import Prompt
-from rollout_workers.sampler import EVALUATION, SamplingSpec, sample_for_evaluation
+from common.policies import SamplingSpec
+from common.types import Network, Prompt
+from rollout_workers.sampler import EVALUATION, sample_for_evaluation
 from tests.tiny_pipeline import IMAGE_SIDE, LATENT_SIDE, T5_TOKENS, load_tiny_backbone, randomise
 
 

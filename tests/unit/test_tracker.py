@@ -12,13 +12,11 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from learner.checkpoint import Position
-from learner.driver.rollouts import Collected
+from common.types import Collected, Position, Stage, UpdateResult
 from learner.records import prometheus as metrics
 from learner.records.console import Console
 from learner.records.metrics_log import Tracker, cut_metrics
 from learner.records.prometheus import DriverMetrics, LearnerMetrics
-from learner.training.actor import UpdateResult
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -55,7 +53,7 @@ def run(tracker: Tracker) -> None:
             [], {"rollout": 1.5}, Counter({"hps:timeout": 2}), images=Counter({"host:1": 8, "host:2": 4})
         )
         step.record(collected, UpdateResult({"reward/hps": 0.25, "student_gradient_norm": 1.0}, {"student": 2.0}))
-    tracker.evaluation(Position("alignment", 1), "student", {"gold": 0.75}, 3.0)
+    tracker.evaluation(Position(Stage.ALIGNMENT, 1), "student", {"gold": 0.75}, 3.0)
 
 
 def test_one_line_an_iteration_and_an_evaluation(tracker: Tracker, path: Path) -> None:
@@ -163,13 +161,13 @@ WHOLE = [
 @pytest.mark.parametrize(
     ("position", "kept"),
     [
-        (Position("cold_start", 0), 0),
-        (Position("cold_start", 2), 2),
-        (Position("cold_start", 3), 3),
-        (Position("alignment", 1), 4),
-        (Position("alignment", 2), 6),  # with the evaluation made after two iterations
-        (Position("alignment", 3), 7),
-        (Position("alignment", 4), 9),
+        (Position(Stage.COLD_START, 0), 0),
+        (Position(Stage.COLD_START, 2), 2),
+        (Position(Stage.COLD_START, 3), 3),
+        (Position(Stage.ALIGNMENT, 1), 4),
+        (Position(Stage.ALIGNMENT, 2), 6),  # with the evaluation made after two iterations
+        (Position(Stage.ALIGNMENT, 3), 7),
+        (Position(Stage.ALIGNMENT, 4), 9),
     ],
 )
 def test_lines_past_the_checkpoint_are_cut(path: Path, position: Position, kept: int) -> None:
@@ -181,10 +179,10 @@ def test_lines_past_the_checkpoint_are_cut(path: Path, position: Position, kept:
 
 def test_a_torn_last_line_is_cut(path: Path) -> None:
     path.write_text("\n".join(WHOLE) + '\n{"stage": "alig')
-    cut_metrics(path, Position("alignment", 9))
+    cut_metrics(path, Position(Stage.ALIGNMENT, 9))
     assert path.read_text() == "\n".join(WHOLE) + "\n"
 
 
 def test_a_run_without_metrics_has_nothing_to_cut(path: Path) -> None:
-    cut_metrics(path, Position("alignment", 9))
+    cut_metrics(path, Position(Stage.ALIGNMENT, 9))
     assert not path.exists()

@@ -10,9 +10,9 @@ import pytest
 import torch
 import yaml
 
-from common.backbones.base import Network
 from common.backbones.sd3 import StableDiffusion3
 from common.errors import CheckpointError, ConfigError, ModelError
+from common.types import Network
 from learner.tools.trained_run import PROJECT_ROOT, TrainedRun, found_path
 from learner.training.networks import ALIGNED, COLD_START
 from tests.tiny_pipeline import write_tiny_pipeline

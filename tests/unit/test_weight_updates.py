@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from common.backbones.base import Network
 from common.backbones.sd3 import StableDiffusion3
 from common.errors import AttestationError, RtdmdError, WeightUpdateError, WireError
-from common.types import PolicyVersion
+from common.types import Network, PolicyVersion
 from common.weights import PublishedWeights, probe_velocity, publish, student_state
 from common.wire import fingerprint, tensor_hashes, weights_from_bytes, weights_to_bytes
 from rollout_workers.weight_receiver import WeightReceiver

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from common.backbones.base import Guidance
 from common.backbones.files.flops import Shapes, forward_flops
 from common.backbones.files.pipeline_files import PipelineFiles
 from common.backbones.lora_targets import binds, require_bound
 from common.config.backbones import BackboneSection
+from common.types import Guidance
 
 
 @dataclass(frozen=True)
