@@ -3,7 +3,9 @@
     checkpoints/alignment-000050/state.safetensors     every tensor that training changes
     checkpoints/alignment-000050/checkpoint.json       stage, iterations done, hash of the state, settings it depends on
 
-Random draws are functions of the iteration (`common/seeding.py`), so there is no generator state to keep.
+Only this file knows these paths. Random draws are functions of the iteration (`common/seeding.py`), so there is no
+generator state to keep. torch is imported where tensors are written or read: the driver, which verifies and prunes
+checkpoints, does without it.
 """
 
 from __future__ import annotations
@@ -13,130 +15,175 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import xxhash
-from safetensors.torch import load, save
-from torch import Tensor
 
 from common.errors import CheckpointError
 from common.types import Position, Stage
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ABOUT, STATE = "checkpoint.json", "state.safetensors"
 LAYOUT = 2
 """What a state holds and how training goes on from it. 1: one fake-score adapter in both stages; the student trained on
 the fake score's own samples, and was averaged only after its updates."""
 _NAME = re.compile(rf"({'|'.join(Stage)})-(\d{{6,}})")
 
 
-def write_checkpoint(
-    root: Path, position: Position, state: Mapping[str, Tensor], settings: Mapping[str, Any], base: str = ""
-) -> Path:
-    """Write one checkpoint under `root`, atomically: a crash leaves the one before in place.
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint that is known to be whole.
 
-    `base` is the fingerprint of the frozen model that the state belongs to.
-
-    Raises:
-        CheckpointError: it cannot be written (a full disk, say); what was half written is removed.
+    Attributes:
+        settings: what it was made under, see `learner.driver.run_directory.continuity`.
+        base: fingerprint of the frozen model that its state belongs to.
+        layout: see `LAYOUT`.
     """
-    final, partial = root / position.directory, root / f".{position.directory}.partial"
-    payload = save(dict(state))
-    about = {**asdict(position), "xxh3": xxhash.xxh3_128_hexdigest(payload), "settings": settings, "base": base}
-    about["layout"] = LAYOUT
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        _write_durably(partial / "state.safetensors", payload)
-        _write_durably(partial / "checkpoint.json", json.dumps(about, indent=1).encode())
-        shutil.rmtree(final, ignore_errors=True)
-        _sync(partial)
-        partial.rename(final)
-        _sync(root)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(
-            f"cannot write checkpoint {final}: {error.strerror}; free space and use --resume"
-        ) from error
-    return final
 
+    directory: Path
+    position: Position
+    settings: Mapping[str, Any]
+    base: str
+    layout: int
+    _payload: bytes = field(repr=False)
 
-def read_checkpoint(
-    directory: Path, settings: Mapping[str, Any] | None = None, base: str | None = None
-) -> tuple[Position, dict[str, Tensor]]:
-    """Read one checkpoint; with `settings` or `base`, only if it was made under the same settings, on the same base.
+    @staticmethod
+    def is_at(directory: Path) -> bool:
+        """Whether there is a checkpoint, be it damaged."""
+        return (directory / ABOUT).is_file()
 
-    Raises:
-        CheckpointError: it is missing, damaged, or of a run with other settings (the first difference is named),
-            another frozen model or, with `settings`, an earlier layout.
-    """
-    try:
-        about = json.loads((directory / "checkpoint.json").read_text())
-        payload = (directory / "state.safetensors").read_bytes()
-        position, digest, made_under = (
-            Position(Stage(about["stage"]), about["iteration"]),
-            about["xxh3"],
-            about["settings"],
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{directory} is not a checkpoint: {error!r}; remove it to resume from the one before"
-        ) from error
-    if xxhash.xxh3_128_hexdigest(payload) != digest:
-        raise CheckpointError(
-            f"checkpoint {directory} is damaged (hash differs); remove it to resume from the one before"
-        )
-    if settings is not None and about.get("layout", 1) != LAYOUT:
-        raise CheckpointError(
-            f"checkpoint {directory} was written by an earlier version, whose training this one cannot continue: "
-            "resume it with that version, or start another run from its cold start (--cold_start.from_checkpoint)"
-        )
-    if settings is not None:
-        difference = _first_difference(made_under, settings)
+    @classmethod
+    def open(cls, directory: Path) -> Self:
+        """Read a checkpoint and compare the hash of its state.
+
+        Raises:
+            CheckpointError: it is missing or damaged.
+        """
+        try:
+            about = json.loads((directory / ABOUT).read_text())
+            payload = (directory / STATE).read_bytes()
+            position = Position(Stage(about["stage"]), about["iteration"])
+            opened = cls(
+                directory, position, dict(about["settings"]), about.get("base", ""), about.get("layout", 1), payload
+            )
+            digest = about["xxh3"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{directory} is not a checkpoint: {error!r}; remove it to resume from the one before"
+            ) from error
+        if xxhash.xxh3_128_hexdigest(payload) != digest:
+            raise CheckpointError(
+                f"checkpoint {directory} is damaged (hash differs); remove it to resume from the one before"
+            )
+        return opened
+
+    def require_settings(self, settings: Mapping[str, Any]) -> None:
+        """CheckpointError unless a run under these settings can go on from here; the first difference is named."""
+        if self.layout != LAYOUT:
+            raise CheckpointError(
+                f"checkpoint {self.directory} was written by an earlier version, whose training this one cannot "
+                "continue: resume it with that version, or start another run from its cold start "
+                "(--cold_start.from_checkpoint)"
+            )
+        difference = _first_difference(self.settings, settings)
         if difference:
             raise CheckpointError(
-                f"checkpoint {directory} is of a run with another {difference}; use another --run-dir"
+                f"checkpoint {self.directory} is of a run with another {difference}; use another --run-dir"
             )
-    if base is not None and about.get("base") != base:
-        raise CheckpointError(
-            f"checkpoint {directory} was trained on another base model than the one at backbone.path: restore that "
-            "model's files, or use another --run-dir"
-        )
-    return position, load(payload)
+
+    def require_base(self, base: str) -> None:
+        """CheckpointError unless its state belongs to the frozen model with this fingerprint."""
+        if self.base != base:
+            raise CheckpointError(
+                f"checkpoint {self.directory} was trained on another base model than the one at backbone.path: restore "
+                "that model's files, or use another --run-dir"
+            )
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor that training changes, on the CPU."""
+        from safetensors.torch import load
+
+        return load(self._payload)
 
 
-def checkpoint_base(directory: Path) -> str:
-    """The fingerprint of the frozen model that a checkpoint, known to be whole, says it belongs to."""
-    return str(json.loads((directory / "checkpoint.json").read_text()).get("base", ""))
+class CheckpointStore:
+    """The checkpoints of one run."""
 
+    def __init__(self, root: Path) -> None:
+        self.root = root
 
-def checkpoint_settings(directory: Path) -> dict[str, Any]:
-    """The settings a checkpoint says it was made under; empty when it does not (`read_checkpoint` refuses it)."""
-    try:
-        settings: dict[str, Any] = dict(json.loads((directory / "checkpoint.json").read_text())["settings"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return settings
+    @classmethod
+    def of_run(cls, run_dir: Path) -> Self:
+        return cls(run_dir / "checkpoints")
 
+    @staticmethod
+    def run_of(checkpoint: Path) -> Path:
+        """The run directory that a checkpoint lies in."""
+        return checkpoint.resolve().parents[1]
 
-def latest_checkpoint(root: Path) -> Path | None:
-    """The furthest checkpoint under `root`, or None."""
-    found = [(Position(Stage(match[1]), int(match[2])), path) for path, match in _checkpoints(root)]
-    return max(found)[1] if found else None
+    def save(
+        self, position: Position, state: Mapping[str, Tensor], settings: Mapping[str, Any], base: str = ""
+    ) -> Path:
+        """Write one checkpoint atomically: a crash leaves the one before in place.
 
+        `base` is the fingerprint of the frozen model that the state belongs to.
 
-def prune_checkpoints(root: Path, stage: Stage, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints of a stage."""
-    mine = sorted((int(match[2]), path) for path, match in _checkpoints(root) if match[1] == stage)
-    for _, path in mine[:-keep]:
-        shutil.rmtree(path)
+        Raises:
+            CheckpointError: it cannot be written (a full disk, say); what was half written is removed.
+        """
+        from safetensors.torch import save
 
+        final, partial = self._directory(position), self.root / f".{position.directory}.partial"
+        payload = save(dict(state))
+        about = {
+            **asdict(position),
+            "xxh3": xxhash.xxh3_128_hexdigest(payload),
+            "settings": settings,
+            "base": base,
+            "layout": LAYOUT,
+        }
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            _write_durably(partial / STATE, payload)
+            _write_durably(partial / ABOUT, json.dumps(about, indent=1).encode())
+            shutil.rmtree(final, ignore_errors=True)
+            _sync(partial)
+            partial.rename(final)
+            _sync(self.root)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise CheckpointError(
+                f"cannot write checkpoint {final}: {error.strerror}; free space and use --resume"
+            ) from error
+        return final
 
-def _checkpoints(root: Path) -> list[tuple[Path, re.Match[str]]]:
-    if not root.is_dir():
-        return []
-    matches = [(path, _NAME.fullmatch(path.name)) for path in root.iterdir()]
-    return [(path, match) for path, match in matches if match is not None]
+    def exists(self, position: Position) -> bool:
+        return self._directory(position).exists()
+
+    def latest(self) -> Path | None:
+        """The furthest checkpoint, or None."""
+        found = self._found()
+        return max(found)[1] if found else None
+
+    def prune(self, stage: Stage, keep: int) -> None:
+        """Remove all but the newest `keep` checkpoints of a stage."""
+        mine = sorted((position, path) for position, path in self._found() if position.stage is stage)
+        for _, path in mine[:-keep]:
+            shutil.rmtree(path)
+
+    def _directory(self, position: Position) -> Path:
+        return self.root / position.directory
+
+    def _found(self) -> list[tuple[Position, Path]]:
+        if not self.root.is_dir():
+            return []
+        matches = [(path, _NAME.fullmatch(path.name)) for path in self.root.iterdir()]
+        return [(Position(Stage(match[1]), int(match[2])), path) for path, match in matches if match is not None]
 
 
 def _write_durably(path: Path, content: bytes) -> None:

@@ -9,7 +9,7 @@ import torch
 from common.backbones.sd3 import StableDiffusion3
 from common.config.run import AlignmentConfig, ColdStartConfig, Config, LoraConfig
 from common.types import Network, Position, Stage
-from learner.checkpoint import write_checkpoint
+from learner.checkpoint import CheckpointStore
 from learner.preflight.run_file import dump_config
 from learner.training.lora_file import write_lora
 from learner.training.networks import ALIGNED, COLD_START, Networks, StageSettings
@@ -44,13 +44,13 @@ def write_trained_run(directory: Path, pipeline: Path) -> StableDiffusion3:
     root, base = directory / "checkpoints", backbone.base_fingerprint()
     randomise(backbone, COLD_START, seed=1, scale=0.3)
     _settle(networks)
-    write_checkpoint(root, Position(Stage.COLD_START, 10), networks.state(), {}, base)
+    CheckpointStore(root).save(Position(Stage.COLD_START, 10), networks.state(), {}, base)
     networks.begin_alignment(StageSettings.of(AlignmentConfig()))
     randomise(backbone, ALIGNED, seed=2, scale=0.3)
     _settle(networks)
     # What trains differs from its average, so that a test can tell which of them was taken.
     randomise(backbone, ALIGNED, seed=9, scale=0.3)
-    write_checkpoint(root, Position(Stage.ALIGNMENT, 10), networks.state(), {}, base)
+    CheckpointStore(root).save(Position(Stage.ALIGNMENT, 10), networks.state(), {}, base)
     prompts = directory / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS) + "\n")
     (directory / "config.yaml").write_text(dump_config(tiny_config(pipeline, prompts)))

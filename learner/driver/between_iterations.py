@@ -18,7 +18,7 @@ from common.errors import RunStopped, StoreError
 from common.policies import SamplingSpec
 from common.redis_link import RunControl, RunRequest
 from common.types import Position, Prompt, Stage
-from learner.checkpoint import prune_checkpoints
+from learner.checkpoint import CheckpointStore
 from learner.driver.calls import answer
 from learner.driver.evaluation import Evaluation, evaluate, save_grid
 from learner.driver.worker_pool import WorkerPool
@@ -66,12 +66,12 @@ class RunMilestones:
         self._obey(position)
 
     def checkpoint(self, position: Position) -> None:
-        root = self._run_dir / "checkpoints"
-        if (root / position.directory).exists():
+        store = CheckpointStore.of_run(self._run_dir)
+        if store.exists(position):
             # The end of a stage that fell on a periodic checkpoint, or a resumed run at its start: the same state.
             return
-        answer(self._learner.save.remote(root, position, self._settings))
-        prune_checkpoints(root, position.stage, self._config.checkpoint.keep)
+        answer(self._learner.save.remote(self._run_dir, position, self._settings))
+        store.prune(position.stage, self._config.checkpoint.keep)
 
     def _evaluate(self, position: Position) -> None:
         started = time.perf_counter()

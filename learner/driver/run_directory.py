@@ -19,7 +19,7 @@ from common.config.run import Config
 from common.errors import CheckpointError, ConfigError
 from common.rewards.api import ServerInfo
 from common.types import Position, Stage
-from learner.checkpoint import checkpoint_settings, latest_checkpoint, read_checkpoint
+from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.preflight.command_line import Invocation
 from learner.preflight.run_file import dump_config
 from learner.records.metrics_log import cut_metrics
@@ -131,19 +131,19 @@ def _locked(run_dir: Path) -> Iterator[None]:
 def _verified_start(invocation: Invocation) -> Start:
     """A checkpoint of this run, the cold start of another, or the beginning."""
     config, run_dir = invocation.config, invocation.run_dir
-    own = latest_checkpoint(run_dir / "checkpoints")
+    own = CheckpointStore.of_run(run_dir).latest()
     if not invocation.resume and (own is not None or (run_dir / "config.yaml").exists()):
         raise ConfigError(f"{run_dir} holds a run already: use --resume to go on, or --run-dir for another directory")
     if own is not None:
         # The reward servers are compared once they have been asked: `require_same_rewards`.
         settings = continuity(config)
-        settings |= {key: value for key, value in checkpoint_settings(own).items() if key == DECLARED}
-        position, _ = read_checkpoint(own, settings)
-        return Start(position, own, settings)
+        checkpoint = Checkpoint.open(own)
+        settings |= {key: value for key, value in checkpoint.settings.items() if key == DECLARED}
+        checkpoint.require_settings(settings)
+        return Start(checkpoint.position, own, settings)
     borrowed = config.cold_start.from_checkpoint
     if borrowed is not None:
-        position, _ = read_checkpoint(borrowed)
-        if position.stage is not Stage.COLD_START:
+        if Checkpoint.open(borrowed).position.stage is not Stage.COLD_START:
             raise CheckpointError(f"cold_start.from_checkpoint: {borrowed} is not a checkpoint of the cold start")
         return Start(Position(Stage.COLD_START, config.cold_start.iterations), borrowed)
     return Start(BEGINNING)

@@ -25,7 +25,7 @@ from common.backbones.lora_targets import adapted_layers
 from common.config.run import Config
 from common.errors import CheckpointError, ConfigError
 from common.types import Network, Stage
-from learner.checkpoint import checkpoint_base, latest_checkpoint, read_checkpoint
+from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.preflight.run_file import load_saved_config
 from learner.training.lora_file import ABOUT_LORA, LORA_FILE, LORA_PREFIX
 from learner.training.networks import COLD_START, student_adapters
@@ -53,8 +53,8 @@ class TrainedRun:
         Raises:
             ConfigError: there is no config.yaml, or it is not valid.
         """
-        names_checkpoint = (path / "checkpoint.json").is_file()
-        directory = path.resolve().parents[1] if names_checkpoint else path
+        names_checkpoint = Checkpoint.is_at(path)
+        directory = CheckpointStore.run_of(path) if names_checkpoint else path
         if not (directory / "config.yaml").is_file():
             raise ConfigError(f"{path} is not the directory of a run or of its checkpoint: no {directory}/config.yaml")
         config = load_saved_config(directory / "config.yaml")
@@ -63,7 +63,7 @@ class TrainedRun:
         if base is not None:
             found["path"] = base
         config = config.model_copy(update={"backbone": backbone.model_copy(update=found)})
-        return cls(directory, config, path if names_checkpoint else latest_checkpoint(directory / "checkpoints"))
+        return cls(directory, config, path if names_checkpoint else CheckpointStore.of_run(directory).latest())
 
     @property
     def title(self) -> str:
@@ -123,16 +123,16 @@ class TrainedRun:
 
 
 def _from_checkpoint(directory: Path, policy: str) -> tuple[States, str]:
-    position, state = read_checkpoint(directory)
-    adapters = student_adapters(state)
+    checkpoint = Checkpoint.open(directory)
+    adapters = student_adapters(checkpoint.state())
     if policy == COLD_START_POLICY:
         adapters = {COLD_START: adapters[COLD_START]}
-    elif position.stage is not Stage.ALIGNMENT:
+    elif checkpoint.position.stage is not Stage.ALIGNMENT:
         raise CheckpointError(
             f"--policy {policy}: {directory} is of the cold start, the run got no further: use --policy "
             f"{COLD_START_POLICY}"
         )
-    return adapters, checkpoint_base(directory)
+    return adapters, checkpoint.base
 
 
 def found_path(path: Path) -> Path:

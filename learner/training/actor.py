@@ -29,7 +29,7 @@ from common.rewards.access import RewardAccess
 from common.types import Guidance, Position, Prompt, ScoredGroup, Stage, UpdateResult
 from common.weights import PublishedWeights, probe_velocity, publish
 from common.wire import fingerprint, tensor_hashes
-from learner.checkpoint import read_checkpoint, write_checkpoint
+from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.training.alignment_trainer import AlignmentTrainer
 from learner.training.batch_metrics import Totals
 from learner.training.cold_start_trainer import ColdStartTrainer
@@ -176,7 +176,7 @@ class Learner:
         with lost_ranks_named("a publication"), self._networks.averaged_student() if averaged else nullcontext():
             yield
 
-    def save(self, root: Path, position: Position, settings: dict[str, Any]) -> Path:
+    def save(self, run_dir: Path, position: Position, settings: dict[str, Any]) -> Path:
         """Write a checkpoint.
 
         Raises:
@@ -189,7 +189,7 @@ class Learner:
                     f"rank {index} of the learner has drifted from rank 0 before {position.directory}: continue from "
                     "the checkpoint before it with --resume"
                 )
-        return write_checkpoint(root, position, state, settings, self.base_fingerprint())
+        return CheckpointStore.of_run(run_dir).save(position, state, settings, self.base_fingerprint())
 
     def state_fingerprint(self) -> str:
         """Hash of everything that training changes; the same on every rank."""
@@ -199,14 +199,18 @@ class Learner:
         """Continue from a checkpoint; the learner must be in stage 1 still.
 
         Raises:
-            CheckpointError: see `read_checkpoint`.
+            CheckpointError: see `Checkpoint`.
         """
         pending = [other.restore.remote(directory, settings) for other in self._others]
-        position, state = read_checkpoint(directory, settings, self.base_fingerprint())
+        checkpoint = Checkpoint.open(directory)
+        if settings is not None:
+            checkpoint.require_settings(settings)
+        checkpoint.require_base(self.base_fingerprint())
+        position = checkpoint.position
         if position.stage is Stage.ALIGNMENT:
             # Its own networks alone: the other ranks restore themselves.
             self._networks.begin_alignment(StageSettings.of(self._config.alignment))
-        self._networks.load(state)
+        self._networks.load(checkpoint.state())
         ray.get(pending)
         return position
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from common.errors import RewardUnavailable, TrainingError
 from common.flow import cps_transition, surrogate_log_density
 from common.types import Network, Position, Prompt, ScoredGroup, Stage
-from learner.checkpoint import read_checkpoint, write_checkpoint
+from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.objectives.advantage import group_advantages
 from learner.training.networks import ALIGNED, ALIGNED_FAKE_SCORE, Networks, StageSettings
 from tests.tiny_pipeline import UNUSED_MODULE
@@ -144,12 +144,12 @@ def test_a_restored_alignment_goes_on_bit_by_bit(tiny_pipeline: Path, tmp_path: 
     networks = aligned_networks(tiny_pipeline)
     trainer = alignment_trainer(networks)
     trainer.update(scored_groups(networks.backbone, 0))
-    saved = write_checkpoint(tmp_path, Position(Stage.ALIGNMENT, 1), networks.state(), {})
+    saved = CheckpointStore(tmp_path).save(Position(Stage.ALIGNMENT, 1), networks.state(), {})
     expected = [trainer.update(scored_groups(networks.backbone, iteration))[0].values() for iteration in (1, 2)]
 
     restored = new_networks(tiny_pipeline)
     restored.begin_alignment(StageSettings.of(alignment_settings()))
-    restored.load(read_checkpoint(saved)[1])
+    restored.load(Checkpoint.open(saved).state())
     trainer = alignment_trainer(restored)
     assert [trainer.update(scored_groups(restored.backbone, iteration))[0].values() for iteration in (1, 2)] == expected
     after, wanted = restored.state(), networks.state()

@@ -13,12 +13,7 @@ from torch import Tensor
 from common.errors import CheckpointError
 from common.types import Position, Stage
 from learner import checkpoint as checkpoint_module
-from learner.checkpoint import (
-    latest_checkpoint,
-    prune_checkpoints,
-    read_checkpoint,
-    write_checkpoint,
-)
+from learner.checkpoint import Checkpoint, CheckpointStore
 
 STATE = {"adapter/a": torch.arange(6.0).reshape(2, 3), "step": torch.tensor(3.0)}
 SETTINGS = {"seed": 0, "lora": {"rank": 2, "targets": ["to_q"]}}
@@ -26,14 +21,16 @@ HERE = Position(Stage.ALIGNMENT, 7)
 
 
 def write(root: Path, position: Position = HERE, state: dict[str, Tensor] | None = None) -> Path:
-    return write_checkpoint(root, position, state or STATE, SETTINGS)
+    return CheckpointStore(root).save(position, state or STATE, SETTINGS)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     directory = write(tmp_path)
     assert directory == tmp_path / "alignment-000007"
-    position, state = read_checkpoint(directory, SETTINGS)
-    assert position == HERE
+    checkpoint = Checkpoint.open(directory)
+    checkpoint.require_settings(SETTINGS)
+    state = checkpoint.state()
+    assert checkpoint.position == HERE
     assert state.keys() == STATE.keys()
     assert all(torch.equal(state[key], STATE[key]) for key in STATE)
     assert [path.name for path in tmp_path.iterdir()] == ["alignment-000007"]
@@ -56,7 +53,7 @@ def test_a_failed_write_leaves_the_one_before(tmp_path: Path, monkeypatch: pytes
         with pytest.raises(CheckpointError, match=r"cannot write checkpoint .*No space left.*--resume"):
             write(tmp_path, position, {"adapter/a": torch.zeros(1)})
     assert list(tmp_path.iterdir()) == [before]
-    assert torch.equal(read_checkpoint(before)[1]["adapter/a"], STATE["adapter/a"])
+    assert torch.equal(Checkpoint.open(before).state()["adapter/a"], STATE["adapter/a"])
 
 
 def test_a_process_killed_while_writing_leaves_nothing_that_counts(
@@ -71,10 +68,10 @@ def test_a_process_killed_while_writing_leaves_nothing_that_counts(
         patch.setattr(checkpoint_module, "_write_durably", killed)
         with pytest.raises(KeyboardInterrupt):
             write(tmp_path, Position(Stage.ALIGNMENT, 8))
-    assert latest_checkpoint(tmp_path) == before
+    assert CheckpointStore(tmp_path).latest() == before
     after = write(tmp_path, Position(Stage.ALIGNMENT, 8))
-    assert latest_checkpoint(tmp_path) == after
-    assert read_checkpoint(after)[0].iteration == 8
+    assert CheckpointStore(tmp_path).latest() == after
+    assert Checkpoint.open(after).position.iteration == 8
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -119,13 +116,13 @@ def test_damage_is_named_with_the_way_out(tmp_path: Path, damage: Callable[[Path
     directory = write(tmp_path)
     damage(directory)
     with pytest.raises(CheckpointError, match=rf"{directory} .*{message}|{directory} {message}.*") as caught:
-        read_checkpoint(directory, SETTINGS)
+        Checkpoint.open(directory)
     assert "remove it to resume from the one before" in str(caught.value)
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"{tmp_path}/alignment-000001 is not a checkpoint"):
-        read_checkpoint(tmp_path / "alignment-000001")
+        Checkpoint.open(tmp_path / "alignment-000001")
 
 
 @pytest.mark.parametrize(
@@ -139,52 +136,53 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
 )
 def test_other_settings_are_named(tmp_path: Path, settings: dict[str, object], message: str) -> None:
     with pytest.raises(CheckpointError, match=f"{message}.*use another --run-dir"):
-        read_checkpoint(write(tmp_path), settings)
+        Checkpoint.open(write(tmp_path)).require_settings(settings)
 
 
 def test_a_checkpoint_belongs_to_one_base_model(tmp_path: Path) -> None:
-    directory = write_checkpoint(tmp_path, Position(Stage.ALIGNMENT, 7), STATE, SETTINGS, base="trained on")
-    assert read_checkpoint(directory, SETTINGS, "trained on")[0].iteration == 7
+    directory = CheckpointStore(tmp_path).save(Position(Stage.ALIGNMENT, 7), STATE, SETTINGS, base="trained on")
+    Checkpoint.open(directory).require_base("trained on")
+    assert Checkpoint.open(directory).base == "trained on"
     with pytest.raises(CheckpointError, match=r"another base model than the one at backbone\.path"):
-        read_checkpoint(directory, SETTINGS, "another")
+        Checkpoint.open(directory).require_base("another")
 
 
 def test_the_latest_is_the_furthest_not_the_newest(tmp_path: Path) -> None:
-    assert latest_checkpoint(tmp_path / "nowhere") is None
-    assert latest_checkpoint(tmp_path) is None
+    assert CheckpointStore(tmp_path / "nowhere").latest() is None
+    assert CheckpointStore(tmp_path).latest() is None
     for position in (Position(Stage.ALIGNMENT, 2), Position(Stage.COLD_START, 900), Position(Stage.ALIGNMENT, 1)):
         write(tmp_path, position)
     (tmp_path / ".alignment-000009.partial").mkdir()
     (tmp_path / "notes").mkdir()
-    assert latest_checkpoint(tmp_path) == tmp_path / "alignment-000002"
+    assert CheckpointStore(tmp_path).latest() == tmp_path / "alignment-000002"
 
 
 def test_pruning_keeps_the_newest_of_its_stage(tmp_path: Path) -> None:
     for number in (1, 2, 3):
         write(tmp_path, Position(Stage.ALIGNMENT, number))
     write(tmp_path, Position(Stage.COLD_START, 1))
-    prune_checkpoints(tmp_path, Stage.ALIGNMENT, keep=2)
+    CheckpointStore(tmp_path).prune(Stage.ALIGNMENT, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "alignment-000002",
         "alignment-000003",
         "cold_start-000001",
     ]
-    prune_checkpoints(tmp_path, Stage.ALIGNMENT, keep=2)
+    CheckpointStore(tmp_path).prune(Stage.ALIGNMENT, keep=2)
     assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_name_may_outgrow_six_digits(tmp_path: Path) -> None:
     for number in (999_999, 1_000_000, 10_000_000):
         write(tmp_path, Position(Stage.ALIGNMENT, number))
-    assert latest_checkpoint(tmp_path) == tmp_path / "alignment-10000000"
-    prune_checkpoints(tmp_path, Stage.ALIGNMENT, keep=2)
+    assert CheckpointStore(tmp_path).latest() == tmp_path / "alignment-10000000"
+    CheckpointStore(tmp_path).prune(Stage.ALIGNMENT, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alignment-1000000", "alignment-10000000"]
 
 
 @pytest.mark.parametrize("name", ["alignment-7", "warmup-000007", "alignment-000007x", ".alignment-000007.partial"])
 def test_what_is_not_named_like_a_checkpoint_is_none(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
-    assert latest_checkpoint(tmp_path) is None
+    assert CheckpointStore(tmp_path).latest() is None
 
 
 def test_a_checkpoint_of_an_earlier_layout_is_read_but_not_continued(tmp_path: Path) -> None:
@@ -192,8 +190,9 @@ def test_a_checkpoint_of_an_earlier_layout_is_read_but_not_continued(tmp_path: P
     about = json.loads((directory / "checkpoint.json").read_text())
     del about["layout"]
     (directory / "checkpoint.json").write_text(json.dumps(about))
-    position, state = read_checkpoint(directory)
-    assert position == HERE
+    checkpoint = Checkpoint.open(directory)
+    state = checkpoint.state()
+    assert checkpoint.position == HERE
     assert torch.equal(state["adapter/a"], STATE["adapter/a"])
     with pytest.raises(CheckpointError, match=r"written by an earlier version.*cold_start\.from_checkpoint"):
-        read_checkpoint(directory, SETTINGS)
+        checkpoint.require_settings(SETTINGS)

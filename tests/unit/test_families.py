@@ -14,7 +14,7 @@ from common import seeding
 from common.backbones.adapters import stacked_state
 from common.policies import SamplingSpec
 from common.types import Network, Position, Prompt, Stage
-from learner.checkpoint import read_checkpoint, write_checkpoint
+from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.training.networks import ALIGNED, ALIGNED_FAKE_SCORE, COLD_START, FAKE_SCORE, Networks, StageSettings
 from rollout_workers.sampler import EVALUATION, sample_for_evaluation
 from tests.tiny_families import FAMILIES, STEPS, TinyFamily
@@ -87,12 +87,12 @@ def test_both_stages_train_and_a_restored_run_goes_on_bit_by_bit(
         assert all(math.isfinite(value) for value in metrics[-1].values())
         assert metrics[-1]["surrogate_gap"] < 1e-5
         if iteration == 0:
-            saved = write_checkpoint(tmp_path, Position(Stage.ALIGNMENT, 1), networks.state(), {})
+            saved = CheckpointStore(tmp_path).save(Position(Stage.ALIGNMENT, 1), networks.state(), {})
     assert_changed(networks, family, before, {ALIGNED, ALIGNED_FAKE_SCORE})
 
     restored = networks_of(family, directory)
     restored.begin_alignment(StageSettings.of(alignment_settings()))
-    restored.load(read_checkpoint(saved)[1])
+    restored.load(Checkpoint.open(saved).state())
     again = alignment_trainer(restored).update(scored_groups(restored.backbone, 1))[0].values()
     assert again == metrics[1]
     after, wanted = restored.state(), networks.state()

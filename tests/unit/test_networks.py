@@ -10,7 +10,7 @@ import torch
 
 from common.errors import CheckpointError
 from common.types import Network, Position, Stage
-from learner.checkpoint import read_checkpoint, write_checkpoint
+from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.training.networks import ALIGNED, ALIGNED_FAKE_SCORE, COLD_START, FAKE_SCORE, Networks, StageSettings
 from learner.training.optimizer import MovingAverage
 from tests.tiny_pipeline import UNUSED_MODULE, load_tiny_backbone, tiny_lora
@@ -106,11 +106,11 @@ def test_a_restored_cold_start_goes_on_bit_by_bit(tiny_pipeline: Path, tmp_path:
     trainer = cold_start_trainer(networks)
     trainer.update(0)
     trainer.update(1)
-    saved = write_checkpoint(tmp_path, Position(Stage.COLD_START, 2), networks.state(), {})
+    saved = CheckpointStore(tmp_path).save(Position(Stage.COLD_START, 2), networks.state(), {})
     expected = [trainer.update(2).values(), trainer.update(3).values()]
 
     restored = new_networks(tiny_pipeline)
-    restored.load(read_checkpoint(saved)[1])
+    restored.load(Checkpoint.open(saved).state())
     trainer = cold_start_trainer(restored)
     assert [trainer.update(2).values(), trainer.update(3).values()] == expected
     after, wanted = restored.state(), networks.state()

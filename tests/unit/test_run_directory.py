@@ -14,7 +14,7 @@ from common.config.run import Config
 from common.errors import CheckpointError, ConfigError
 from common.rewards.api import ServerInfo
 from common.types import Position, Stage
-from learner.checkpoint import write_checkpoint
+from learner.checkpoint import CheckpointStore
 from learner.driver.run_directory import LOCK, Start, begin, claimed, continuity, require_same_rewards
 from learner.preflight.command_line import Invocation
 
@@ -49,7 +49,7 @@ def finished_run(run_dir: Path) -> Path:
         begin(invocation(run_dir), start)
     (run_dir / "metrics.jsonl").write_text("")
     (run_dir / "samples" / "policies").mkdir(parents=True)
-    return write_checkpoint(run_dir / "checkpoints", Position(Stage.ALIGNMENT, 3), STATE, continuity(config()))
+    return CheckpointStore(run_dir / "checkpoints").save(Position(Stage.ALIGNMENT, 3), STATE, continuity(config()))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -113,7 +113,7 @@ def test_resuming_takes_the_checkpoint_and_its_settings(tmp_path: Path) -> None:
 def test_a_reward_that_has_become_another_is_refused_on_resume(tmp_path: Path, change: dict[str, object]) -> None:
     finished_run(tmp_path)
     settings = continuity(config(), {"hps": INFO})
-    checkpoint = write_checkpoint(tmp_path / "checkpoints", Position(Stage.ALIGNMENT, 4), STATE, settings)
+    checkpoint = CheckpointStore(tmp_path / "checkpoints").save(Position(Stage.ALIGNMENT, 4), STATE, settings)
     start = start_of(invocation(tmp_path, resume=True))
     require_same_rewards(start, {"hps": INFO})
     assert start.settings == settings
@@ -173,11 +173,11 @@ def test_a_dry_run_writes_elsewhere(tmp_path: Path) -> None:
 
 
 def test_a_borrowed_cold_start_is_verified(tmp_path: Path) -> None:
-    borrowed = write_checkpoint(tmp_path, Position(Stage.COLD_START, 9), STATE, {})
+    borrowed = CheckpointStore(tmp_path).save(Position(Stage.COLD_START, 9), STATE, {})
     start = start_of(invocation(tmp_path / "run", from_checkpoint=borrowed, iterations=5))
     assert start == Start(Position(Stage.COLD_START, 5), borrowed)
     assert not start.resumes
-    aligned = write_checkpoint(tmp_path, Position(Stage.ALIGNMENT, 1), STATE, {})
+    aligned = CheckpointStore(tmp_path).save(Position(Stage.ALIGNMENT, 1), STATE, {})
     with pytest.raises(CheckpointError, match=r"from_checkpoint: .* is not a checkpoint of the cold start"):
         start_of(invocation(tmp_path / "run", from_checkpoint=aligned))
     with pytest.raises(CheckpointError, match="is not a checkpoint"):
