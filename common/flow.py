@@ -20,13 +20,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-Sigma: TypeAlias = float | Tensor
+from common.renoise_levels import RENOISE_MARGIN, RENOISE_MAX, RENOISE_MIN
 
-# The renoise level of a sub-interval that starts at s is uniform in [s + MARGIN, 1], then clamped: next to s its kernel
-# has no width, next to 0 and 1 a velocity says nothing about the noise or the image.
-RENOISE_MARGIN = 0.01
-RENOISE_MIN = 0.02
-RENOISE_MAX = 0.98
+Sigma: TypeAlias = float | Tensor
 
 
 def upcast(tensor: Tensor) -> Tensor:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import inspect
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from common.backbones.base import Backbone
 from common.backbones.files.sizes import ModelSizes
 from common.config.backbones import BackboneConfig
 from common.config.run import LoraConfig
 from common.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+    from common.backbones.base import Backbone
 
 _FAMILIES = {
     "sd3": "common.backbones.sd3:StableDiffusion3",

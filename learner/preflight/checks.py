@@ -7,11 +7,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from common.config.run import Config
 from common.errors import ConfigError
-from common.flow import RENOISE_MARGIN, RENOISE_MAX
+from common.renoise_levels import RENOISE_MARGIN, RENOISE_MAX
 from common.rewards.access import RewardAccess
 from common.rewards.api import ServerInfo
 from common.rewards.control_request import PlainQuestion
@@ -51,6 +49,8 @@ def gpus_wanted(config: Config) -> float:
 
 def check_gpus(config: Config) -> None:
     """A cluster may grow; this machine does not."""
+    import torch  # only here: the light rooms do without it
+
     learner, workers, found = config.learner, config.workers, torch.cuda.device_count()
     if not _have_room([learner.num_gpus] * learner.ranks + [workers.num_gpus] * workers.count, found):
         raise ConfigError(

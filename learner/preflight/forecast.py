@@ -14,8 +14,6 @@ import os
 import time
 from dataclasses import dataclass
 
-import torch
-
 from common.backbones.files.sizes import ModelSizes
 from common.config.run import Config
 from common.errors import ConfigError
@@ -58,6 +56,8 @@ DEVICES = {
 
 def this_cpu(threads: int) -> Device:
     """This machine's memory, and as many times the speed of one thread: the fastest of some matrix products."""
+    import torch  # only here: the light rooms do without it
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     matrix = torch.ones(MATRIX_SIDE, MATRIX_SIDE)

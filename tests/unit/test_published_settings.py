@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from common import flow
+from common import renoise_levels
 from common.backbones.base import Backbone
 from common.config.run import AlignmentConfig, ColdStartConfig, Config
 from learner.objectives import consistency
@@ -90,9 +90,9 @@ def interval(prefix: str, weight: Read, names: dict[str, str]) -> dict[str, Read
     keys: dict[str, Read] = {
         "start_mode": same("next_sigma"),
         "end_timestep": same(1000.0),
-        "timestep_offset": same(1000 * flow.RENOISE_MARGIN),
-        "min_step": same(1000 * flow.RENOISE_MIN),
-        "max_step": same(1000 * flow.RENOISE_MAX),
+        "timestep_offset": same(1000 * renoise_levels.RENOISE_MARGIN),
+        "min_step": same(1000 * renoise_levels.RENOISE_MIN),
+        "max_step": same(1000 * renoise_levels.RENOISE_MAX),
         "target_formula_move_scale_out": same(True),
         "fake_loss_weight_clamp_min": same(0.0),
         "fake_loss_weight_clamp_max": lambda config: config.cold_start.fake_max_weight,
