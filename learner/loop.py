@@ -1,4 +1,4 @@
-"""THE loop: stage 2, RTDMD as a distributed service.
+"""THE loop: stage 2, RTDMD as a distributed service; below it stage 1, which needs the learner alone.
 
     prompts, StepPlan ──► rollouts.request ──► workers: sample 4 steps, decode, score ──► ScoredGroup references
                              ▲                                                               │
@@ -56,3 +56,15 @@ def run_alignment(
                 result: UpdateResult = answer(learner.align.remote(collected.groups))
             step.record(collected, result)
         milestones.after(Position(Stage.ALIGNMENT, iteration + 1))
+
+
+def run_cold_start(
+    learner: ActorHandle, tracker: Tracker, milestones: Milestones, *, start: int, iterations: int
+) -> None:
+    """Stage 1, from iteration `start` up to `iterations`: it needs neither rewards nor workers."""
+    for iteration in range(start, iterations):
+        with tracker.iteration(Stage.COLD_START, iteration) as step:
+            with step.timed("wait_update"):
+                result: UpdateResult = answer(learner.cold_start.remote(iteration))
+            step.record_update(result)
+        milestones.after(Position(Stage.COLD_START, iteration + 1))

@@ -1,9 +1,10 @@
-"""The composition root: reads the command line, starts what a run needs, runs it, and stops it whatever happens.
+"""The commands that train, and that forecast a run.
 
-    python learner/main.py --config deploy/runs/shapes.yaml
+    rtdmd train --config deploy/runs/shapes.yaml
     RAY_AUTH_MODE=token ray job submit --working-dir . -- python learner/main.py
 
-The only file that knows all services; what uses a finished run (`generate.py`, `evaluate.py`) knows the sampler.
+Reads the command line and decides the exit status; `compose.py` starts everything else. Heavy libraries are imported
+once the command line is known to be right.
 """
 
 from __future__ import annotations
@@ -11,340 +12,40 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
-import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
-PROJECT_ROOT = Path(__file__).resolve().parents[1]
-if __name__ == "__main__":
-    # Run as a script, Python puts this folder first on the path, not the project.
-    sys.path[0] = str(PROJECT_ROOT)
+from common.command import exit_status
+from learner.preflight.command_line import parse, parse_forecast
+
 # Which image processor transformers falls back to is of no interest here: only its errors are shown.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-import ray
-from prometheus_client import CollectorRegistry
-from ray.actor import ActorHandle
-
-from common.backbones import model_sizes
-from common.config.rewards import RewardConfig
-from common.config.run import Config
-from common.errors import ConfigError, ModelError, RtdmdError, RunStopped
-from common.policies import few_step_teacher_spec, student_spec, teacher_spec
-from common.prompts import load_prompts
-from common.redis_link import RedisAddress, RedisLink, RunControl
-from common.rewards.access import REWARD_TOKEN, RewardAccess
-from common.rewards.client import RewardEndpoint
-from common.rewards.guard import Outage
-from common.types import PromptSets
-from learner.driver.calls import CALL_TIMEOUT_S, answer, last_line
-from learner.driver.cluster import ADDRESS, ray_cluster
-from learner.driver.comparison import PolicyRecords
-from learner.driver.embedded_redis import embedded_redis
-from learner.driver.learner_group import started_learner
-from learner.driver.local_servers import LocalServers, LocalServerSpec
-from learner.driver.run_directory import Start, begin, claimed, continuity, require_same_rewards
-from learner.driver.worker_pool import WorkerPool
-from learner.preflight.checks import (
-    check_enough_prompts,
-    check_files,
-    check_gpus,
-    check_guidance,
-    check_rewards,
-    check_schedule,
-    plain_questions,
-)
-from learner.preflight.command_line import Invocation, parse
-from learner.preflight.forecast import Prediction, choose_device, predict, requirements_text
-from learner.records.console import Console
-from learner.records.metrics_log import Tracker
-from learner.records.prometheus import DriverMetrics, LearnerMetrics, serve
-from learner.run import PolicySpecs, Service
-from rollout_workers.actor import RolloutWorker, WorkerSettings
-
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status: 0 done, 1 failed, 2 refused at start, 130 interrupted or stopped on request."""
+    """Train; exit status as of `common.command.exit_status`."""
     signal.signal(signal.SIGTERM, _interrupt)
-    try:
+
+    def train() -> None:
         invocation = parse(argv, os.environ)
-        if invocation.plan is not None:
-            print(_plan(invocation.config, invocation.plan))
-            return 0
-        with _errors_from_ray(invocation):
-            _run(invocation)
-    except (ConfigError, ModelError) as error:
-        return _fail(error, 2)
-    except RunStopped as stop:
-        print(f"{stop}; continue with --resume", file=sys.stderr)
-        return 130
-    except RtdmdError as error:
-        return _fail(error, 1)
-    except KeyboardInterrupt:
-        print("interrupted; continue with --resume", file=sys.stderr)
-        return 130
-    return 0
+        from learner.compose import run
+
+        run(invocation)
+
+    return exit_status(train, interrupted="interrupted; continue with --resume")
 
 
-@contextmanager
-def _errors_from_ray(invocation: Invocation) -> Iterator[None]:
-    """Our own errors come out as another process raised them; any other in one line, its traceback in a file."""
-    try:
-        yield
-    except ray.exceptions.RayError as error:
-        if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, RtdmdError):
-            raise error.cause from error
-        log = invocation.run_dir / "logs" / "error.log"
-        if invocation.dry_run or not log.parent.is_dir():
-            raise RtdmdError(last_line(error)) from error
-        log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-        raise RtdmdError(f"{last_line(error)}; see {log}") from error
+def forecast(argv: Sequence[str]) -> int:
+    """Print what a run will need; exit status as of `common.command.exit_status`."""
 
+    def tell() -> None:
+        config, device = parse_forecast(argv, os.environ)
+        from learner.compose import forecast_text
 
-def _plan(config: Config, device_name: str) -> str:
-    sizes, device = model_sizes(config.backbone, config.lora), choose_device(device_name, config)
-    if sizes is None:
-        raise ConfigError(f"--plan knows the sizes of our own families alone, not of {config.backbone.family}")
-    check_guidance(config, sizes.guidance)
-    return requirements_text(config, sizes, predict(config, sizes, device), device)
+        print(forecast_text(config, device))
 
-
-def _checked_prediction(config: Config) -> Prediction | None:
-    """What the run is compared with at its end; None where only a cluster need hold the model, or a family has no plan.
-
-    Raises:
-        ConfigError, ModelError: the model's small files show that the run cannot be.
-    """
-    paths = [value for value in config.backbone.model_dump().values() if isinstance(value, Path)]
-    elsewhere = ADDRESS in os.environ and not all(path.is_dir() for path in paths)
-    sizes = None if elsewhere else model_sizes(config.backbone, config.lora)
-    if sizes is None:
-        return None
-    check_guidance(config, sizes.guidance)
-    return predict(config, sizes, choose_device("auto", config))
-
-
-def _run(invocation: Invocation) -> None:
-    config = invocation.config
-    check_files(config, resuming=invocation.resume)
-    if ADDRESS not in os.environ:
-        check_gpus(config)
-    prompts = _load_prompts(config)
-    check_enough_prompts(config, prompts)
-    prediction = _checked_prediction(config)
-    with (
-        claimed(invocation) as (run_dir, start),
-        started_service(invocation, run_dir, start, prompts, prediction) as service,
-    ):
-        if invocation.dry_run:
-            print(plan_text(invocation, start))
-        else:
-            service.run(start)
-
-
-def _load_prompts(config: Config) -> PromptSets:
-    files = config.prompts
-    train, evaluation = load_prompts(files.train), load_prompts(files.evaluation)
-    return PromptSets(train if files.cold_start is None else load_prompts(files.cold_start), train, evaluation)
-
-
-@contextmanager
-def started_service(
-    invocation: Invocation,
-    run_dir: Path,
-    start: Start,
-    prompts: PromptSets,
-    prediction: Prediction | None,
-) -> Iterator[Service]:
-    """Everything a run needs, started in order and stopped in reverse, on every way out."""
-    config = invocation.config
-    with ExitStack() as stack:
-        redis = stack.enter_context(_redis(config, run_dir))
-        servers = stack.enter_context(LocalServers(_local_servers(config), run_dir / "logs"))
-        access = _reward_access(config, servers.urls, redis)
-        plain = plain_questions(config, prompts.alignment[0], prompts.evaluation[0])
-        access = replace(access, infos=check_rewards(config, access, plain), plain=plain)
-        require_same_rewards(start, access.infos)
-        stack.enter_context(ray_cluster(config))
-        device = _device(config.learner.num_gpus)
-        ranks = stack.enter_context(started_learner(config, prompts.cold_start, access, device))
-        workers = _start_workers(config, access)
-        sigmas = _wait_until_loaded(config, ranks, workers)
-        check_schedule(config, sigmas)
-        check_guidance(config, answer(ranks[0].guidance.remote()))
-        if not invocation.dry_run:
-            begin(invocation, start)
-        yield Service(
-            config,
-            run_dir,
-            ranks[0],
-            sigmas,
-            WorkerPool(workers, CALL_TIMEOUT_S, lambda: servers.check(_waited_for(config))),
-            stack.enter_context(_tracker(config, run_dir)),
-            PolicyRecords(run_dir, config.evaluation.grid_prompts),
-            prompts,
-            PolicySpecs(teacher_spec(config), few_step_teacher_spec(config), student_spec(config)),
-            servers.check,
-            stack.enter_context(_run_control(config, redis)),
-            prediction,
-            continuity(config, access.infos),
-        )
-
-
-@contextmanager
-def _redis(config: Config, run_dir: Path) -> Iterator[RedisAddress | None]:
-    """The Redis of the run: its own, that of the run file, or none."""
-    if config.redis.url == "none":
-        yield None
-    elif config.redis.url == "embedded":
-        with embedded_redis(run_dir / "logs" / "redis.log") as address:
-            print(f"redis: embedded, at {address.url} (redis.url names another, or none)", file=sys.stderr)
-            yield address
-    else:
-        address = RedisAddress.from_environment(config.redis.url)
-        address.require("redis.url", "start it, name another, or do without (redis.url: none)")
-        yield address
-
-
-@contextmanager
-def _run_control(config: Config, redis: RedisAddress | None) -> Iterator[RunControl | None]:
-    if redis is None:
-        yield None
-        return
-    link = RedisLink(redis)
-    try:
-        yield RunControl(link, config.run.name)
-    finally:
-        link.close()
-
-
-@contextmanager
-def _tracker(config: Config, run_dir: Path) -> Iterator[Tracker]:
-    """Console, metrics.jsonl and the /metrics endpoint."""
-    registry = CollectorRegistry()
-    total = config.cold_start.iterations + config.alignment.iterations
-    with ExitStack() as stack:
-        console = stack.enter_context(Console(total, config.run.name))
-        if config.metrics.port is not None:
-            server = serve(config.metrics.port, registry)
-            stack.callback(server.close)
-            console.message(f"metrics: http://127.0.0.1:{server.port}/metrics")
-        driver, learner = DriverMetrics.build(registry), LearnerMetrics.build(registry)
-        tracker = Tracker(run_dir / "metrics.jsonl", console, driver, learner, config.workers.count)
-        stack.callback(tracker.close)
-        yield tracker
-
-
-def _local_servers(config: Config) -> list[LocalServerSpec]:
-    return [
-        LocalServerSpec(reward.name, reward.scorer, reward.model, reward.threads, reward.max_batch)
-        for reward in config.rewards
-        if reward.url == "local" and reward.scorer is not None
-    ]
-
-
-def _reward_access(config: Config, local_urls: dict[str, str], redis: RedisAddress | None) -> RewardAccess:
-    urls = {
-        reward.name: (local_urls[reward.name],) if reward.url == "local" else reward.urls for reward in config.rewards
-    }
-    return RewardAccess(
-        endpoints=tuple(RewardEndpoint(name, url) for name, found in urls.items() for url in found),
-        outages={reward.name: Outage(reward.outage, reward.outage_limit_s) for reward in config.rewards},
-        settings=config.reward_client,
-        token=os.environ.get(REWARD_TOKEN),
-        redis=redis,
-        cached_scores=config.redis.cached_scores,
-    )
-
-
-def _waited_for(config: Config) -> set[str]:
-    """Rewards that the run cannot go on without: a local server of theirs that died ends it at once."""
-    return {reward.name for reward in config.rewards if reward.outage == "pause"}
-
-
-def _start_workers(config: Config, access: RewardAccess) -> list[ActorHandle]:
-    """Rollout workers, placed by their resources."""
-    settings = WorkerSettings(
-        backbone=config.backbone,
-        lora=config.lora,
-        rewards=access,
-        trained_rewards=tuple(reward.name for reward in config.rewards if reward.trained),
-        seed=config.run.seed,
-        threads=config.workers.threads,
-        device=_device(config.workers.num_gpus),
-        compiled=config.workers.compiled,
-    )
-    worker_class = ray.remote(RolloutWorker).options(
-        num_cpus=config.workers.num_cpus,
-        num_gpus=config.workers.num_gpus,
-        max_restarts=config.workers.restarts,
-        max_task_retries=config.workers.restarts,
-    )
-    return [worker_class.remote(settings) for _ in range(config.workers.count)]
-
-
-def _wait_until_loaded(config: Config, ranks: list[ActorHandle], workers: list[ActorHandle]) -> tuple[float, ...]:
-    """The student's noise levels, once everybody has loaded the same base model."""
-    pending = [*(rank.base_fingerprint.remote() for rank in ranks), *(worker.ready.remote() for worker in workers)]
-    fingerprints, until = set(), time.monotonic() + CALL_TIMEOUT_S
-    try:
-        while pending:
-            # One at a time: a rank that fails is not to be hidden behind those that wait for it.
-            done, pending = ray.wait(pending, timeout=max(0.0, until - time.monotonic()))
-            if not done:
-                raise ConfigError(
-                    f"learner and workers did not start in {CALL_TIMEOUT_S:.0f} s: does the cluster have the CPUs and "
-                    "GPUs that learner.* and workers.* ask for?"
-                )
-            fingerprints |= set(ray.get(done))
-    except ray.exceptions.RayActorError as error:
-        raise ModelError(f"learner or workers could not start: {last_line(error)}") from error
-    if len(fingerprints) > 1:
-        raise ModelError(f"learner and workers found different models at {config.backbone.path}: give all the same")
-    sigmas: tuple[float, ...] = answer(ranks[0].sigmas.remote(config.sampling.steps))
-    return sigmas
-
-
-def plan_text(invocation: Invocation, start: Start) -> str:
-    """What `--dry-run` prints, after everything has been started and asked once."""
-    config = invocation.config
-    alignment, cold_start = config.alignment, config.cold_start
-    images = alignment.prompts_per_iteration * alignment.group_size
-    lines = [
-        f"run        {config.run.name}, seed {config.run.seed}, into {invocation.run_dir.resolve()}",
-        f"start      at iteration {start.position.iteration} of {start.position.stage}"
-        f"{f', from {start.checkpoint}' if start.checkpoint else ''}",
-        f"backbone   {config.backbone.family} at {config.backbone.path}, {config.backbone.dtype}",
-        f"stage 1    {cold_start.iterations} iterations of {cold_start.batch_size} samples",
-        f"stage 2    {alignment.iterations} iterations of {images} samples, "
-        f"policy gradient {alignment.policy_gradient}",
-        f"workers    {config.workers.count} of {config.workers.num_cpus:g} CPU, {config.workers.num_gpus:g} GPU",
-        f"learner    {config.learner.ranks} of {config.learner.num_cpus:g} CPU, {config.learner.num_gpus:g} GPU",
-        *(_reward_text(reward) for reward in config.rewards),
-        "everything loaded, every reward server answered: ready to run",
-    ]
-    return "\n".join(lines)
-
-
-def _reward_text(reward: RewardConfig) -> str:
-    use = "evaluation only" if not reward.trained else f"weight {reward.weight:g}"
-    where = reward.url if isinstance(reward.url, str) else ", ".join(reward.url)
-    gradient = ", differentiable" if reward.differentiable else ""
-    return f"reward     {reward.name} at {where}, {use}{gradient}, when out: {reward.outage}"
-
-
-def _device(num_gpus: float) -> str:
-    return "cuda" if num_gpus > 0 else "cpu"
-
-
-def _fail(error: BaseException, status: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return status
+    return exit_status(tell)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:

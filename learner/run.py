@@ -2,7 +2,7 @@
 
     teacher measured ─► cold start ─► measured ─► alignment ─► measured ─► export, summary, report
 
-Composed by `learner/main.py`; what is measured or checkpointed already is not repeated on resume.
+Composed by `learner/compose.py`; what is measured or checkpointed already is not repeated on resume.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from common.errors import CheckpointError, RewardError, RtdmdError
 from common.policies import SamplingSpec
 from common.redis_link import RunControl
 from common.types import Position, Prompt, PromptSets, Stage, StepPlan
-from learner.cold_start import run_cold_start
 from learner.driver.between_iterations import EVALUATION_VERSION, RunMilestones
 from learner.driver.calls import answer
 from learner.driver.comparison import PolicyRecords
@@ -30,7 +29,7 @@ from learner.driver.evaluation import evaluate
 from learner.driver.rollouts import Rollouts
 from learner.driver.run_directory import Start
 from learner.driver.worker_pool import WorkerPool
-from learner.loop import run_alignment
+from learner.loop import run_alignment, run_cold_start
 from learner.preflight.forecast import Prediction, compared
 from learner.records.metrics_log import Tracker
 from learner.records.report import write_report

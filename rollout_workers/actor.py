@@ -1,6 +1,6 @@
 """A rollout worker: samples whole groups, has them scored, and samples for evaluations.
 
-Plain Python; `learner/main.py` makes a Ray actor of it. Every call carries the weights it must run with, so a call can
+Plain Python; `learner/compose.py` makes a Ray actor of it. Every call carries the weights it must run with, so it can
 be repeated on a worker that was restarted in between, and a worker swaps weights between groups, never inside one.
 """
 

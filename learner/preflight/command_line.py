@@ -1,6 +1,6 @@
-"""The command line of `learner/main.py`: run file < environment < options, and a help text that explains every knob.
+"""The command lines of `rtdmd train` and `rtdmd forecast`: run file < environment < options, and help for every knob.
 
-    python learner/main.py [--config FILE] [--section.key VALUE ...] [--run-dir DIR] [--quick] [--dry-run] [--resume]
+    rtdmd train [--config FILE] [--section.key VALUE ...] [--run-dir DIR] [--quick] [--dry-run] [--resume]
 
 A run file may carry a `quick:` block, a partial configuration that `--quick` lays over the rest of the file.
 Environment variables are RTDMD_SECTION__KEY. A reward is addressed by name: `--rewards.hps.weight 0.5`.
@@ -37,12 +37,10 @@ class Invocation:
     run_dir: Path
     dry_run: bool
     resume: bool
-    plan: str | None = None
-    """The device whose memory and speed `--plan` reckons with; None is no plan."""
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Invocation:
-    """Read the run file, lay environment and options over it, and validate.
+    """What `rtdmd train` is asked for: the run file, with environment and options laid over it.
 
     Args:
         argv: the arguments, without the program's name. `--help` prints the help and exits, as usual.
@@ -51,7 +49,23 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Invocation:
     Raises:
         ConfigError: one line for each problem, naming its origin, key and value.
     """
-    arguments, overrides = _parser().parse_known_args(argv)
+    arguments, overrides = _train_parser().parse_known_args(argv)
+    config = _configured(arguments, overrides, environ)
+    run_dir = arguments.run_dir or Path("runs") / config.run.name
+    return Invocation(config, run_dir, arguments.dry_run, arguments.resume)
+
+
+def parse_forecast(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[Config, str]:
+    """The run that `rtdmd forecast` is asked about, and the name of the device ("auto" where none is named).
+
+    Raises:
+        ConfigError: see `parse`.
+    """
+    arguments, overrides = _forecast_parser().parse_known_args(argv)
+    return _configured(arguments, overrides, environ), arguments.device
+
+
+def _configured(arguments: argparse.Namespace, overrides: Sequence[str], environ: Mapping[str, str]) -> Config:
     run_file = read_run_file(arguments.config)
     quick = run_file.pop(QUICK_BLOCK, None)
     draft = Draft(str(arguments.config))
@@ -60,9 +74,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Invocation:
         _lay_quick(draft, run_file, quick, arguments)
     for key, text, origin in (*_from_environment(environ), *_from_options(overrides)):
         draft.lay(_nested(key, _value(key, text, origin)), origin)
-    config = draft.build()
-    run_dir = arguments.run_dir or Path("runs") / config.run.name
-    return Invocation(config, run_dir, arguments.dry_run, arguments.resume, arguments.plan)
+    return draft.build()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -70,12 +82,42 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"command line: {message}; see --help")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _train_parser() -> argparse.ArgumentParser:
+    parser = _parser(
+        "rtdmd train",
+        "[--run-dir DIR] [--quick] [--dry-run] [--resume]",
+        "Distil a text-to-image model into a few-step student, then align it with rewards.",
+    )
+    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where the run writes (default runs/NAME)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="start everything once, say what would be trained, and stop"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the newest checkpoint of the run directory"
+    )
+    parser.add_argument("--plan", nargs="?", action=_Renamed, help=argparse.SUPPRESS)
+    return parser
+
+
+def _forecast_parser() -> argparse.ArgumentParser:
+    parser = _parser(
+        "rtdmd forecast",
+        "[--device DEVICE] [--quick]",
+        "Print the placement, memory and seconds that a run will need, estimated from the sizes of its model.",
+    )
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="a100, l40s, h100, h200 or b200 (default: h200 where the run file asks for GPUs, else this machine)",
+    )
+    return parser
+
+
+def _parser(program: str, options: str, description: str) -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="python learner/main.py",
-        usage="python learner/main.py [--config FILE] [--section.key VALUE ...] [--run-dir DIR] "
-        "[--quick] [--plan [DEVICE]] [--dry-run] [--resume]",
-        description="Distil a text-to-image model into a few-step student, then align it with rewards.",
+        prog=program,
+        usage=f"{program} [--config FILE] [--section.key VALUE ...] {options}",
+        description=description,
         epilog=_knobs_help(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -83,21 +125,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config", type=Path, default=DEFAULT_RUN_FILE, metavar="FILE", help=f"run file (default {DEFAULT_RUN_FILE})"
     )
-    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where the run writes (default runs/NAME)")
     parser.add_argument("--quick", action="store_true", help="lay the run file's quick block over it: a smoke run")
-    parser.add_argument(
-        "--plan",
-        nargs="?",
-        const="auto",
-        metavar="DEVICE",
-        help="print placement, memory and seconds that the run will need, from the model's sizes alone; DEVICE: a100, "
-        "l40s, h100, h200, b200 (default: h200 where the run file asks for GPUs, else this machine)",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="validate everything, print the plan, train nothing")
-    parser.add_argument(
-        "--resume", action="store_true", help="continue from the newest checkpoint of the run directory"
-    )
     return parser
+
+
+class _Renamed(argparse.Action):
+    """An option of an earlier version."""
+
+    def __call__(self, *_: object) -> NoReturn:
+        raise ConfigError("command line: --plan is now a command: rtdmd forecast [--device DEVICE]")
 
 
 def _lay_quick(draft: Draft, run_file: dict[str, Any], quick: Any, arguments: argparse.Namespace) -> None:
@@ -138,7 +174,7 @@ def _from_options(words: Sequence[str]) -> Iterator[tuple[Key, str, str]]:
 
 
 def _option_suggestion(option: str) -> str:
-    flags = ["--config", "--run-dir", "--quick", "--plan", "--dry-run", "--resume"]
+    flags = ["--config", "--run-dir", "--quick", "--dry-run", "--resume"]
     by_leaf = [f"--{knob.dotted}" for knob in knobs() if knob.key[-1] == option.removeprefix("--")]
     close = by_leaf or difflib.get_close_matches(option, flags, n=1)
     return f"; did you mean {' or '.join(close)}?" if close else ""

@@ -177,7 +177,7 @@ def _seconds(config: Config, sizes: ModelSizes, device: Device) -> dict[str, flo
 
 
 def requirements_text(config: Config, sizes: ModelSizes, prediction: Prediction, device: Device) -> str:
-    """What `--plan` prints."""
+    """What `rtdmd forecast` prints."""
     rows = [
         ("learner rank", config.learner.ranks, config.learner.num_gpus, prediction.learner_gib),
         ("rollout worker", config.workers.count, config.workers.num_gpus, prediction.worker_gib),
@@ -212,7 +212,7 @@ def choose_device(name: str, config: Config) -> Device:
     if name == "auto":
         return DEVICES["h200"] if config.learner.num_gpus > 0 else this_cpu(config.learner.threads)
     if name not in DEVICES:
-        raise ConfigError(f"--plan {name}: known devices are {', '.join(DEVICES)}")
+        raise ConfigError(f"--device {name}: known devices are {', '.join(DEVICES)}")
     return DEVICES[name]
 
 

@@ -1,6 +1,6 @@
 """report.html of a run: final table, before/after gallery, curves, seconds, configuration. One file, no script.
 
-    python -m learner.report RUN_DIR
+    rtdmd report RUN_DIR
 
 Reads what the run left in its directory:
 
@@ -233,8 +233,8 @@ def _shown(value: Any) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`python -m learner.report RUN_DIR`: exit status 1 when there is nothing to report."""
-    parser = argparse.ArgumentParser(prog="python -m learner.report", description="Write a run's report.html anew.")
+    """`rtdmd report RUN_DIR`: exit status 1 when there is nothing to report."""
+    parser = argparse.ArgumentParser(prog="rtdmd report", description="Write a run's report.html anew.")
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     try:
         print(write_report(parser.parse_args(argv).run_dir))
@@ -242,7 +242,3 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

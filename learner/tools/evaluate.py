@@ -1,7 +1,7 @@
 """Score a run, or any diffusers pipeline, on a prompt set with any rewards, and write the published tables' columns.
 
-    python learner/tools/evaluate.py --run runs/NAME --prompts prompts.jsonl --out scores  # the run's own rewards
-    python learner/tools/evaluate.py --pipeline DIR --call num_inference_steps=28 --prompts prompts.txt \\
+    rtdmd evaluate --run runs/NAME --prompts prompts.jsonl --out scores  # the run's own rewards
+    rtdmd evaluate --pipeline DIR --call num_inference_steps=28 --prompts prompts.txt \\
         --reward pickscore=http://host:8101 --scorer ocr=ocr --out scores
 
     prompts ─► pictures of each ─► every reward ─► scores.jsonl, evaluation.md, grid.png
@@ -13,17 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-if __name__ == "__main__":
-    # Run as a script, Python puts this folder first on the path, not the project.
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
 
@@ -36,7 +30,7 @@ from common.types import ByteArray, Prompt
 from learner.preflight.run_file import parse_yaml
 from learner.records.pictures import captioned_grid
 from learner.tools.diffusers_pipeline import PipelinePictures
-from learner.tools.options import add_sampling_options, at_least_one, exit_status
+from learner.tools.options import add_sampling_options, at_least_one, tool_status
 from learner.tools.score_table import PUBLISHED_UNITS, TAG, ScoredPrompt, markdown_table, table, tables_by_tag
 from learner.tools.scoring import EvaluationRewards, choose, started
 from learner.tools.trained_run import TrainedRun
@@ -179,7 +173,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
 
 def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python learner/tools/evaluate.py", description="Score a run or a diffusers pipeline on a prompt set."
+        prog="rtdmd evaluate", description="Score a run or a diffusers pipeline on a prompt set."
     )
     subject = parser.add_mutually_exclusive_group(required=True)
     subject.add_argument("--run", type=Path, metavar="DIR", help="a run, or one of its checkpoints")
@@ -210,10 +204,6 @@ def _build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status as of `learner.tools.options.exit_status`."""
+    """Exit status as of `learner.tools.options.tool_status`."""
     arguments = _build_parser().parse_args(argv)
-    return exit_status(lambda: print(evaluate(arguments)))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    return tool_status(lambda: print(evaluate(arguments)))

@@ -1,6 +1,6 @@
 """Export what a run has trained, for programs that know nothing of it.
 
-    python learner/tools/export.py --run runs/NAME --format lora|pipeline|comfyui --out DIR
+    rtdmd export --run runs/NAME --format lora|pipeline|comfyui --out DIR
 
     lora       a LoRA in diffusers' format, for `load_lora_weights`; what a run leaves in `lora/` at its end
     pipeline   a whole diffusers directory, the student's adapters merged into the transformer's weights
@@ -16,16 +16,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-
-if __name__ == "__main__":
-    # Run as a script, Python puts this folder first on the path, not the project.
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -35,7 +28,7 @@ from common.backbones.diffusers_backbone import DiffusersBackbone
 from common.config.run import Config
 from common.errors import ConfigError, ModelError
 from common.types import Guidance
-from learner.tools.options import exit_status
+from learner.tools.options import tool_status
 from learner.tools.trained_run import ALIGNED_POLICY, COLD_START_POLICY, TrainedRun
 from learner.training.lora_file import LORA_PREFIX, student_lora, write_lora
 
@@ -140,9 +133,9 @@ def _call_options(config: Config, guidance: Guidance) -> dict[str, str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status as of `learner.tools.options.exit_status`."""
+    """Exit status as of `learner.tools.options.tool_status`."""
     parser = argparse.ArgumentParser(
-        prog="python learner/tools/export.py",
+        prog="rtdmd export",
         description="Write the trained student as a LoRA, as a merged pipeline, or as ComfyUI's single file.",
     )
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="a run, or one of its checkpoints")
@@ -155,8 +148,4 @@ def main(argv: Sequence[str]) -> int:
     def export() -> None:
         print("\n".join(_export(arguments)))
 
-    return exit_status(export)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    return tool_status(export)

@@ -1,6 +1,6 @@
 """Sample with a trained run.
 
-    python learner/tools/generate.py --run runs/NAME --prompt "a red circle" --prompt "two dogs" --out pictures
+    rtdmd generate --run runs/NAME --prompt "a red circle" --prompt "two dogs" --out pictures
 
 Writes PROMPT-SAMPLE.png and prints the paths. Noise is a function of (seed, place of the prompt, sample), as in a run's
 own evaluations: their prompt file and the run's seed give their pictures. Needs no Ray and no reward server.
@@ -9,22 +9,15 @@ own evaluations: their prompt file and the run's seed give their pictures. Needs
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-if __name__ == "__main__":
-    # Run as a script, Python puts this folder first on the path, not the project.
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from common.errors import PromptError
 from common.policies import policy_spec
 from common.prompts import load_prompts
 from common.types import Prompt
 from learner.records.pictures import save_png
-from learner.tools.options import add_sampling_options, at_least_one, exit_status
+from learner.tools.options import add_sampling_options, at_least_one, tool_status
 from learner.tools.trained_run import TrainedRun
 from rollout_workers.sampler import sample_pictures
 
@@ -55,9 +48,9 @@ def _prompts(texts: Sequence[str] | None, file: Path | None) -> list[Prompt]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status as of `learner.tools.options.exit_status`."""
+    """Exit status as of `learner.tools.options.tool_status`."""
     parser = argparse.ArgumentParser(
-        prog="python learner/tools/generate.py",
+        prog="rtdmd generate",
         description="Sample with a trained run; prints the paths of the pictures.",
     )
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="a run, or one of its checkpoints")
@@ -73,8 +66,4 @@ def main(argv: Sequence[str]) -> int:
         for path in generate(arguments):
             print(path, flush=True)
 
-    return exit_status(write_and_tell)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    return tool_status(write_and_tell)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,26 +10,26 @@ import diffusers
 import torch
 import transformers
 
-from common.errors import ConfigError, ModelError, PromptError, RtdmdError
+from common.command import exit_status
+from common.errors import RtdmdError
 from learner.tools.trained_run import ALIGNED_POLICY, POLICIES
 
 
-def exit_status(command: Callable[[], None]) -> int:
-    """Run it: 0 done, 1 failed, 2 refused at start, 130 interrupted; a failure is told in one line, or a few."""
+def tool_status(command: Callable[[], None]) -> int:
+    """Run a command without the libraries' progress bars; exit status as of `common.command.exit_status`."""
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    try:
-        command()
-    except (ConfigError, ModelError, PromptError) as error:
-        return _failed(str(error), 2)
-    except RtdmdError as error:
-        return _failed(str(error), 1)
-    except torch.OutOfMemoryError as error:
-        reason = str(error).splitlines()[0]
-        return _failed(f"out of memory: {reason} Ask for fewer images of a prompt, or use --device cpu", 1)
-    except KeyboardInterrupt:
-        return _failed("interrupted", 130)
-    return 0
+
+    def named() -> None:
+        try:
+            command()
+        except torch.OutOfMemoryError as error:
+            reason = str(error).splitlines()[0]
+            raise RtdmdError(
+                f"out of memory: {reason} Ask for fewer images of a prompt, or use --device cpu"
+            ) from error
+
+    return exit_status(named)
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -52,8 +51,3 @@ def at_least_one(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
     return value
-
-
-def _failed(message: str, status: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return status

@@ -49,7 +49,7 @@ def bright(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def command(name: str, *options: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, f"learner/{name}.py", *map(str, options)]
+    line = [sys.executable, "-m", "learner.commands", name, *map(str, options)]
     found = subprocess.run(line, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     assert found.returncode == status, found.stdout + found.stderr
     return found

@@ -16,8 +16,8 @@ from common.flow import static_shift_sigmas
 from common.rewards.api import ScoreRequest, ScoreResponse
 from common.rewards.control_request import PlainQuestion
 from common.types import Guidance, Prompt
+from learner.compose import _checked_prediction, _errors_from_ray, _redis, _reward_access
 from learner.driver.cluster import ADDRESS, _say_what_is_waited_for, ray_cluster
-from learner.main import _checked_prediction, _errors_from_ray, _redis, _reward_access
 from learner.preflight.checks import (
     check_files,
     check_gpus,

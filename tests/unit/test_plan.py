@@ -1,10 +1,11 @@
-"""What --plan says: sizes read from files equal those of the loaded model, and arithmetic by hand."""
+"""What `rtdmd forecast` says: sizes read from files equal those of the loaded model, and arithmetic by hand."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 
 from common.backbones import load_backbone, model_sizes
@@ -12,7 +13,7 @@ from common.backbones.files.sizes import ModelSizes
 from common.config.run import Config
 from common.errors import ConfigError, ModelError
 from common.types import Guidance
-from learner.main import main
+from learner.main import forecast
 from learner.preflight.forecast import (
     DEVICES,
     FLOAT32,
@@ -154,7 +155,7 @@ def test_what_does_not_fit_is_said_with_the_remedy() -> None:
 
 
 def test_an_unknown_device_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--plan abacus: known devices are a100"):
+    with pytest.raises(ConfigError, match="--device abacus: known devices are a100"):
         choose_device("abacus", config())
 
 
@@ -165,7 +166,7 @@ def test_prediction_stands_beside_measurement() -> None:
     assert both["iteration_s"]["measured"] == 6.79
 
 
-def test_plan_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--config", "deploy/runs/shapes.yaml", "--plan", "--run-dir", str(tmp_path / "run")]) == 0
+def test_a_forecast_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert forecast(["--config", "deploy/runs/shapes.yaml"]) == 0
     assert "learner rank" in capsys.readouterr().out
-    assert not (tmp_path / "run").exists()
+    assert not ray.is_initialized()

@@ -1,0 +1,34 @@
+"""How every command ends: its exit status, and one line on standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from common.errors import ConfigError, ModelError, PromptError, RtdmdError, RunStopped
+
+DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+
+
+def exit_status(command: Callable[[], None], interrupted: str = "interrupted") -> int:
+    """Run a command: 0 done, 1 failed, 2 refused at its start, 130 interrupted or stopped on request.
+
+    Args:
+        interrupted: what to say after Ctrl-C.
+    """
+    try:
+        command()
+    except (ConfigError, ModelError, PromptError) as error:
+        return _told(f"error: {error}", REFUSED)
+    except RunStopped as stop:
+        return _told(f"{stop}; continue with --resume", INTERRUPTED)
+    except RtdmdError as error:
+        return _told(f"error: {error}", FAILED)
+    except KeyboardInterrupt:
+        return _told(interrupted, INTERRUPTED)
+    return DONE
+
+
+def _told(message: str, status: int) -> int:
+    print(message, file=sys.stderr)
+    return status

@@ -1,0 +1,79 @@
+"""The command `rtdmd`: one word chooses what to do, the rest of the line belongs to it.
+
+Each command is imported when it is asked for, so that a reward server needs none of the trainer's libraries.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+Main = Callable[[list[str]], int]
+
+COMMANDS = {
+    "train": ("learner.main:main", "train: cold start, alignment, report (also `python learner/main.py`)"),
+    "forecast": ("learner.main:forecast", "placement, memory and seconds that a run will need, without starting it"),
+    "generate": ("learner.tools.generate:main", "draw pictures with a finished run"),
+    "evaluate": ("learner.tools.evaluate:main", "score a finished run, or any diffusers pipeline, on a prompt file"),
+    "export": ("learner.tools.export:main", "write the trained student as a LoRA, a pipeline or a file for ComfyUI"),
+    "report": ("learner.records.report:main", "write the report of a run anew"),
+    "serve": ("reward_servers.main:main", "serve a reward over HTTP (also `python -m reward_servers`)"),
+    "score": ("reward_servers.score:main", "score images by a running reward server"),
+    "convert": ("reward_servers.convert:main", "convert a published reward checkpoint to a scorer's directory"),
+}
+"""Name -> where its `main(arguments) -> exit status` is, and what it does."""
+
+COMPLETION = """\
+_rtdmd() {{
+    local words
+    if ((COMP_CWORD == 1)); then
+        words="{names} completion"
+    else
+        words=$(rtdmd "${{COMP_WORDS[1]}}" --help 2>/dev/null | grep -oE -- '--[a-zA-Z0-9_.-]+' | sort -u)
+    fi
+    COMPREPLY=($(compgen -W "$words" -- "${{COMP_WORDS[COMP_CWORD]}}"))
+    ((${{#COMPREPLY[@]}})) || compopt -o default
+}}
+complete -F _rtdmd rtdmd"""
+"""For bash, and for zsh after `bashcompinit`."""
+
+
+def main() -> int:
+    """Exit status: that of the command, or 2 where there is no such command."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name == "completion":
+        print(COMPLETION.format(names=" ".join(COMMANDS)))
+        return 0
+    if name not in COMMANDS:
+        print(f"error: rtdmd {name}: no such command; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return _loaded(COMMANDS[name][0])(rest)
+
+
+def _loaded(path: str) -> Main:
+    module, _, function = path.partition(":")
+    command: Main = vars(import_module(module))[function]
+    return command
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {about}" for name, (_, about) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: rtdmd COMMAND [OPTIONS]      rtdmd COMMAND --help explains a command",
+            "",
+            *lines,
+            "",
+            'Completion for bash and zsh: eval "$(rtdmd completion)"',
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
