@@ -48,7 +48,8 @@ def test_policy_loss_by_hand():
 
 
 def test_clip_widths_are_separate():
-    surrogate_B = vector(1.3, 0.7).log()
+    # Swapped, the bounds would give (-1.1 + 0.6) / 2.
+    surrogate_B = vector(1.3, 0.6).log()
     loss = subgrpo_loss(surrogate_B, torch.zeros(2).double(), vector(1.0, -1.0), 0.1, 0.5)
     assert loss.value.item() == pytest.approx((-1.3 + 0.9) / 2)
     assert metric(loss, "clipped_fraction") == 0.5
