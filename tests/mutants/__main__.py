@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.mutants.mutant import Mutant, TableError
-from tests.mutants.runner import Job, Outcome, import_libraries, outcomes
+from tests.mutants.reach import reaching_tests
+from tests.mutants.runner import Job, import_libraries, outcomes
 from tests.mutants.table import MUTANTS
+from tests.mutants.verdict import ERROR, KILLED, Verdict
 
 TEST_TIMEOUT_S = 60.0
 WHOLE_TIMEOUT_S = 3600.0
-UNIT_TESTS = "tests/unit"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.json is not None:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
-    killed = sum(record["result"] == "killed" for record in records)
+    killed = sum(record["result"] == KILLED for record in records)
     print(f"{killed} passed, {len(records) - killed} failed")
     return int(killed < len(records))
 
@@ -62,43 +63,22 @@ def _require_passing(mutants: Sequence[Mutant], work: Path) -> None:
 
 def _run(mutants: Sequence[Mutant], work: Path, *, whole: bool) -> list[dict[str, object]]:
     if whole:
-        jobs = [Job([UNIT_TESTS], WHOLE_TIMEOUT_S, mutant) for mutant in mutants]
+        jobs = [Job(reaching_tests(mutant.file), WHOLE_TIMEOUT_S, mutant) for mutant in mutants]
     else:
         jobs = [Job([mutant.test, "-x"], TEST_TIMEOUT_S, mutant) for mutant in mutants]
     records = []
     for outcome in outcomes(jobs, work):
         assert outcome.job.mutant is not None
-        result, detail = _result(outcome)
-        tests = f", {len(outcome.verdict.failed)} tests fail" if whole and outcome.verdict is not None else ""
-        print(f"{result:8} {outcome.seconds:5.1f} s  {outcome.job.mutant.name}{tests}", flush=True)
+        verdict = outcome.verdict or Verdict()
+        result, detail = (ERROR, outcome.output) if outcome.verdict is None else verdict.judged()
+        failing = [*verdict.failed, *verdict.broken]
+        line = f"{result:8} {outcome.seconds:5.1f} s  {outcome.job.mutant.name}"
+        print(f"{line}: {len(failing)} tests fail" if whole else line, flush=True)
         if detail:
             print(f"         {detail}", flush=True)
-        records.append(
-            {
-                "name": outcome.job.mutant.name,
-                "result": result,
-                "seconds": round(outcome.seconds, 1),
-                "failing": [] if outcome.verdict is None else outcome.verdict.failed,
-                "broken": {} if outcome.verdict is None else outcome.verdict.broken,
-            }
-        )
+        seconds = round(outcome.seconds, 1)
+        records.append({"name": outcome.job.mutant.name, "result": result, "seconds": seconds, "failing": failing})
     return records
-
-
-def _result(outcome: Outcome) -> tuple[str, str]:
-    """killed, SURVIVED or ERROR, and why it is an error."""
-    verdict = outcome.verdict
-    if verdict is None:
-        return "ERROR", outcome.output
-    if not verdict.served:
-        return "ERROR", "its test never imports the mutated file"
-    if verdict.failed:
-        return "killed", ""
-    if verdict.broken:
-        return "ERROR", f"not by an assertion: {next(iter(verdict.broken.items()))}"
-    if verdict.exit_code not in (0, 1) or not verdict.passed:
-        return "ERROR", f"pytest ended with {verdict.exit_code}: {outcome.output}"
-    return "SURVIVED", ""
 
 
 if __name__ == "__main__":

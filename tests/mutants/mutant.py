@@ -53,6 +53,12 @@ class Mutant:
         return original.replace(self.before, self.after)
 
 
+def unit_test(name: str) -> str:
+    """The node id of `FILE::TEST`, without the folder and without `test_`."""
+    file, _, test = name.partition("::")
+    return f"tests/unit/test_{file}.py::test_{test}"
+
+
 class MutantFinder(MetaPathFinder):
     """Finds one module, whose code is the mutant's; no file is changed and no bytecode is written.
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+KILLED, SURVIVED, ERROR = "killed", "SURVIVED", "ERROR"
+
 
 @dataclass
 class Verdict:
@@ -30,6 +32,18 @@ class Verdict:
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    def judged(self) -> tuple[str, str]:
+        """KILLED, SURVIVED or ERROR, and why it is an error: of the mutant, which proves nothing then."""
+        if not self.served:
+            return ERROR, "its test never imports the mutated file"
+        if self.failed:
+            return KILLED, ""
+        if self.broken:
+            return ERROR, "no assertion failed: " + ", ".join(f"{name}: {why}" for name, why in self.broken.items())
+        if self.exit_code != 0 or not self.passed:
+            return ERROR, f"pytest ended with {self.exit_code} after {self.passed} passed tests"
+        return SURVIVED, ""
 
     @classmethod
     def read(cls, path: Path) -> Verdict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -254,6 +255,7 @@ def test_a_gradient_that_is_not_finite_stops_its_network_by_name(networks: Netwo
         states[0] = np.inf  # not the final state, on which the fake score trains
         states[1] = np.inf
         states[2] = np.inf
+        states[3] = np.inf
     else:
         states = np.full_like(groups[0].trajectory.latents_SGchw, np.nan)
     groups[0] = replace(groups[0], trajectory=replace(groups[0].trajectory, latents_SGchw=states))
@@ -262,6 +264,15 @@ def test_a_gradient_that_is_not_finite_stops_its_network_by_name(networks: Netwo
         alignment_trainer(networks).update(groups)
     expected = set() if network == "fake score" else {ALIGNED_FAKE_SCORE}
     assert adapters(changed(networks.backbone, before)) == expected
+
+
+def test_the_average_moves_every_kth_iteration(networks: Networks) -> None:
+    trainer, averages = alignment_trainer(networks, alignment_settings(ema_every=2)), [networks.average.state()]
+    for iteration in range(3):
+        trainer.update(scored_groups(networks.backbone, iteration))
+        averages.append(networks.average.state())
+    moved = [any(not torch.equal(now[key], before[key]) for key in now) for before, now in pairwise(averages)]
+    assert moved == [False, True, False]
 
 
 def test_reward_back_propagation_raises_the_reward(tiny_pipeline: Path) -> None:

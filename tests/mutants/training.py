@@ -1,0 +1,286 @@
+"""Mutants of what trains: matching, the two trainers, the networks and their optimizers."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant, unit_test
+
+_MATCHING = "learner/matching.py"
+_COLD_START = "learner/cold_start_trainer.py"
+_ALIGNMENT = "learner/alignment_trainer.py"
+_NETWORKS = "learner/networks.py"
+_OPTIMIZER = "learner/optimizer.py"
+
+MATCHING = (
+    Mutant(
+        "teacher and fake score are swapped",
+        _MATCHING,
+        "for velocity in (fake, teacher)",
+        "for velocity in (teacher, fake)",
+        unit_test("matching::the_students_gradient_by_hand"),
+    ),
+    Mutant(
+        "the teacher of the matching gradient is not guided",
+        _MATCHING,
+        "sigma, conditioning, empty, settings.guidance)",
+        "sigma, conditioning, empty, 1.0)",
+        unit_test("matching::the_students_gradient_by_hand"),
+    ),
+    Mutant(
+        "the fake score is guided as the teacher is",
+        _MATCHING,
+        "fake = backbone.velocity(Network.FAKE_SCORE, latents, sigma, conditioning)",
+        "fake = guided_velocity(backbone, Network.FAKE_SCORE, latents, sigma, conditioning, empty, 3.0)",
+        unit_test("matching::the_students_gradient_by_hand"),
+    ),
+    Mutant(
+        "the student's own velocity stands for the fake score's",
+        _MATCHING,
+        "fake = backbone.velocity(Network.FAKE_SCORE, latents",
+        "fake = backbone.velocity(Network.STUDENT, latents",
+        unit_test("matching::the_students_gradient_by_hand"),
+    ),
+    Mutant(
+        "teacher and fake score are projected with different noise",
+        _MATCHING,
+        ".sample(noise)\n",
+        '.sample(key.normal("other" if velocity is fake else "project", latents))\n',
+        unit_test("matching::the_students_gradient_by_hand"),
+    ),
+    Mutant(
+        "teacher and fake score are projected to clean images",
+        _MATCHING,
+        "velocity, sigma, renoised.sigma_start, settings.eta)",
+        "velocity, sigma, 0.0, settings.eta)",
+        unit_test("matching::the_students_gradient_by_hand"),
+    ),
+    Mutant(
+        "the projection back ignores eta",
+        _MATCHING,
+        "sigma, renoised.sigma_start, settings.eta)",
+        "sigma, renoised.sigma_start, 0.0)",
+        unit_test("matching::the_students_gradient_by_hand"),
+    ),
+    Mutant(
+        "consistency is subtracted",
+        _MATCHING,
+        "denoising.value + settings.consistency_weight",
+        "denoising.value - settings.consistency_weight",
+        unit_test("matching::the_fake_scores_loss_and_gradient_by_hand"),
+    ),
+    Mutant(
+        "consistency ignores its weight",
+        _MATCHING,
+        "settings.consistency_weight * consistency.value",
+        "consistency.value",
+        unit_test("matching::the_fake_scores_loss_and_gradient_by_hand"),
+    ),
+    Mutant(
+        "consistency takes one sample for both",
+        _MATCHING,
+        '("first", "second")',
+        '("first", "first")',
+        unit_test("matching::the_fake_scores_loss_and_gradient_by_hand"),
+    ),
+    Mutant(
+        "consistency is the teacher's",
+        _MATCHING,
+        "prediction = backbone.velocity(Network.FAKE_SCORE,",
+        "prediction = backbone.velocity(Network.TEACHER,",
+        unit_test("matching::the_fake_scores_loss_and_gradient_by_hand"),
+    ),
+    Mutant(
+        "consistency's gradient flows through its transitions",
+        _MATCHING,
+        "velocity_Bchw.detach(), sigma, earlier",
+        "velocity_Bchw, sigma, earlier",
+        unit_test("matching::the_fake_scores_loss_and_gradient_by_hand"),
+    ),
+    Mutant(
+        "the fake score's target takes the samples for clean",
+        _MATCHING,
+        "renoised.noise_Bchw, renoised.sigma_start, renoised.sigma_B)",
+        "renoised.noise_Bchw, 0.0, renoised.sigma_B)",
+        unit_test("matching::the_fake_scores_loss_and_gradient_by_hand"),
+    ),
+    Mutant(
+        "samples are renoised as if they were clean",
+        _MATCHING,
+        "renoise(x_start_Bchw, noise_Bchw, sigma_start, sigma_B)",
+        "renoise(x_start_Bchw, noise_Bchw, 0.0, sigma_B)",
+        unit_test("matching::samples_are_renoised_from_their_own_level_with_draws_of_their_own"),
+    ),
+    Mutant(
+        "all rows of a batch share one draw",
+        _MATCHING,
+        '"sample": sample}',
+        '"sample": 0}',
+        unit_test("matching::samples_are_renoised_from_their_own_level_with_draws_of_their_own"),
+    ),
+)
+
+TRAINERS = (
+    Mutant(
+        "the student is updated one iteration late",
+        _COLD_START,
+        "if (iteration + 1) % self._settings.student_every == 0:",
+        "if iteration % self._settings.student_every == 0:",
+        unit_test("networks::the_student_updates_every_kth_time_and_the_fake_score_always"),
+    ),
+    Mutant(
+        "the policy loss takes no share of the final step's part",
+        _ALIGNMENT,
+        "term_share = 1 / (len(trained_steps) + 1)",
+        "term_share = 1 / max(len(trained_steps), 1)",
+        unit_test("alignment_trainer::the_policy_gradient_is_minus_advantage_times_surrogate"),
+    ),
+    Mutant(
+        "all stochastic steps are trained, selected or not",
+        _ALIGNMENT,
+        "else batch.plan.selected",
+        "else tuple(range(batch.plan.num_steps - 1))",
+        unit_test("alignment_trainer::the_policy_gradient_is_minus_advantage_times_surrogate"),
+    ),
+    Mutant(
+        "the policy loss does not use the advantages",
+        _ALIGNMENT,
+        "surrogate_B, old_B, batch.advantages_B[rows],",
+        "surrogate_B, old_B, torch.ones_like(old_B),",
+        unit_test("alignment_trainer::the_policy_gradient_is_minus_advantage_times_surrogate"),
+    ),
+    Mutant(
+        "the policy loss never uses the rollout's surrogate",
+        _ALIGNMENT,
+        'if self._settings.old_surrogate == "rollout" else',
+        'if self._settings.old_surrogate == "none" else',
+        unit_test("alignment_trainer::a_disagreement_is_measured"),
+    ),
+    Mutant(
+        "the hinge pushes the rewards down",
+        _ALIGNMENT,
+        "value = value + settings.reward_gradient_weight * hinge.value",
+        "value = value - settings.reward_gradient_weight * hinge.value",
+        unit_test("alignment_trainer::reward_back_propagation_raises_the_reward"),
+    ),
+    Mutant(
+        "every micro-batch of the fake score counts as the whole batch",
+        _ALIGNMENT,
+        "            (loss.value * share).backward()",
+        "            loss.value.backward()",
+        unit_test("alignment_trainer::the_micro_batch_changes_no_result[1]"),
+    ),
+    Mutant(
+        "every sample's reward gradient is clipped as a mean",
+        _ALIGNMENT,
+        "clip_sample_norms(gradients_Bchw, self._settings.reward_gradient_clip)",
+        "clip_sample_norms(gradients_Bchw, None)",
+        unit_test("alignment_trainer::clipping_scales_every_samples_reward_gradient"),
+    ),
+    Mutant(
+        "the average of stage 1 moves with the student's updates alone",
+        _COLD_START,
+        "        self._networks.update_average()\n        return totals",
+        "            self._networks.update_average()\n        return totals",
+        unit_test("networks::the_average_moves_in_every_iteration_of_stage_one"),
+    ),
+    Mutant(
+        "the average of stage 2 moves in every iteration",
+        _ALIGNMENT,
+        "if (iteration + 1) % self._settings.ema_every == 0:",
+        "if True:",
+        unit_test("alignment_trainer::the_average_moves_every_kth_iteration"),
+    ),
+    Mutant(
+        "the fake score trains on the samples before the final step",
+        _ALIGNMENT,
+        "renoise_samples(batch.latents_SBchw[-1, rows], 0.0, key)",
+        "renoise_samples(batch.latents_SBchw[-2, rows], 0.0, key)",
+        unit_test("alignment_trainer::a_gradient_that_is_not_finite_stops_its_network_by_name[student]"),
+    ),
+)
+
+NETWORKS = (
+    Mutant(
+        "stage 2 goes on training the fake score's adapter of stage 1",
+        _NETWORKS,
+        "        bank.freeze(FAKE_SCORE)\n",
+        "",
+        unit_test("networks::stage_two_begins_at_the_averaged_student"),
+    ),
+    Mutant(
+        "the fake score has no fresh adapter in stage 2",
+        _NETWORKS,
+        "bank.define(Network.FAKE_SCORE, (FAKE_SCORE, ALIGNED_FAKE_SCORE))",
+        "bank.define(Network.FAKE_SCORE, (FAKE_SCORE,))",
+        unit_test("networks::stage_two_begins_at_the_averaged_student"),
+    ),
+    Mutant(
+        "stage 2 starts from the student's raw weights",
+        _NETWORKS,
+        "        bank.load(COLD_START, self.average.state())\n",
+        "",
+        unit_test("networks::stage_two_begins_at_the_averaged_student"),
+    ),
+    Mutant(
+        "the moving average's decay is inverted",
+        _OPTIMIZER,
+        "average.lerp_(parameters[name].detach().to(average), 1 - self._decay)",
+        "average.lerp_(parameters[name].detach().to(average), self._decay)",
+        unit_test("networks::the_moving_average_by_hand"),
+    ),
+    Mutant(
+        "a linear learning rate stays constant",
+        _OPTIMIZER,
+        'remaining = 1.0 if self.schedule == "constant" else max(0.0, 1 - iteration / self.iterations)',
+        "remaining = 1.0",
+        unit_test("optimizer::a_linear_learning_rate_falls_to_zero"),
+    ),
+    Mutant(
+        "a step uses the first iteration's rate",
+        _OPTIMIZER,
+        "self._settings.learning_rate.at(iteration)",
+        "self._settings.learning_rate.at(0)",
+        unit_test("optimizer::a_step_uses_the_rate_of_its_iteration[2-0.25]"),
+    ),
+    Mutant(
+        "student and fake score swap their weight decays",
+        _NETWORKS,
+        "stage.weight_decay_student,",
+        "stage.weight_decay_fake,",
+        unit_test("networks::each_network_is_trained_by_its_own_settings"),
+    ),
+    Mutant(
+        "the fake score learns at the student's rate",
+        _NETWORKS,
+        "LearningRate(stage.learning_rate_fake, *schedule)",
+        "LearningRate(stage.learning_rate_student, *schedule)",
+        unit_test("networks::each_network_is_trained_by_its_own_settings"),
+    ),
+    Mutant(
+        "the fake score's optimizer has the student's settings",
+        _NETWORKS,
+        "bank.parameters(fake_adapter), settings.fake,",
+        "bank.parameters(fake_adapter), settings.student,",
+        unit_test("networks::each_network_is_trained_by_its_own_settings"),
+    ),
+    Mutant(
+        "stage 2's fresh adapters start at 1 / rank",
+        _NETWORKS,
+        "init_std=settings.init_std)",
+        "init_std=None)",
+        unit_test("networks::stage_twos_adapters_are_fresh_and_of_its_own_size"),
+    ),
+    Mutant(
+        "no gradient is clipped",
+        _OPTIMIZER,
+        "        clip_grads_with_norm_(parameters, self._settings.gradient_clip, norm)\n",
+        "",
+        unit_test("optimizer::a_long_gradient_is_clipped_and_its_norm_before_is_returned"),
+    ),
+    Mutant(
+        "weight decay is ignored",
+        _OPTIMIZER,
+        "weight_decay=settings.weight_decay,",
+        "weight_decay=0.0,",
+        unit_test("optimizer::weight_decay_takes_its_share_of_the_weight"),
+    ),
+)
