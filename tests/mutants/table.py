@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.mutants.formulas import FLOW, OBJECTIVES
 from tests.mutants.models import BACKBONES, SAMPLER
-from tests.mutants.training import MATCHING, NETWORKS, TRAINERS
+from tests.mutants.trainers import ALIGNMENT, COLD_START
+from tests.mutants.training import MATCHING, NETWORKS
 
-MUTANTS = (*MATCHING, *TRAINERS, *NETWORKS, *FLOW, *OBJECTIVES, *SAMPLER, *BACKBONES)
+MUTANTS = (*MATCHING, *COLD_START, *ALIGNMENT, *NETWORKS, *FLOW, *OBJECTIVES, *SAMPLER, *BACKBONES)

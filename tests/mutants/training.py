@@ -1,12 +1,10 @@
-"""Mutants of what trains: matching, the two trainers, the networks and their optimizers."""
+"""Mutants of what the trainers train with: matching, the networks and their optimizers."""
 
 from __future__ import annotations
 
 from tests.mutants.mutant import Mutant, unit_test
 
 _MATCHING = "learner/matching.py"
-_COLD_START = "learner/cold_start_trainer.py"
-_ALIGNMENT = "learner/alignment_trainer.py"
 _NETWORKS = "learner/networks.py"
 _OPTIMIZER = "learner/optimizer.py"
 
@@ -115,86 +113,6 @@ MATCHING = (
         '"sample": sample}',
         '"sample": 0}',
         unit_test("matching::samples_are_renoised_from_their_own_level_with_draws_of_their_own"),
-    ),
-)
-
-TRAINERS = (
-    Mutant(
-        "the student is updated one iteration late",
-        _COLD_START,
-        "if (iteration + 1) % self._settings.student_every == 0:",
-        "if iteration % self._settings.student_every == 0:",
-        unit_test("networks::the_student_updates_every_kth_time_and_the_fake_score_always"),
-    ),
-    Mutant(
-        "the policy loss takes no share of the final step's part",
-        _ALIGNMENT,
-        "term_share = 1 / (len(trained_steps) + 1)",
-        "term_share = 1 / max(len(trained_steps), 1)",
-        unit_test("alignment_trainer::the_policy_gradient_is_minus_advantage_times_surrogate"),
-    ),
-    Mutant(
-        "all stochastic steps are trained, selected or not",
-        _ALIGNMENT,
-        "else batch.plan.selected",
-        "else tuple(range(batch.plan.num_steps - 1))",
-        unit_test("alignment_trainer::the_policy_gradient_is_minus_advantage_times_surrogate"),
-    ),
-    Mutant(
-        "the policy loss does not use the advantages",
-        _ALIGNMENT,
-        "surrogate_B, old_B, batch.advantages_B[rows],",
-        "surrogate_B, old_B, torch.ones_like(old_B),",
-        unit_test("alignment_trainer::the_policy_gradient_is_minus_advantage_times_surrogate"),
-    ),
-    Mutant(
-        "the policy loss never uses the rollout's surrogate",
-        _ALIGNMENT,
-        'if self._settings.old_surrogate == "rollout" else',
-        'if self._settings.old_surrogate == "none" else',
-        unit_test("alignment_trainer::a_disagreement_is_measured"),
-    ),
-    Mutant(
-        "the hinge pushes the rewards down",
-        _ALIGNMENT,
-        "value = value + settings.reward_gradient_weight * hinge.value",
-        "value = value - settings.reward_gradient_weight * hinge.value",
-        unit_test("alignment_trainer::reward_back_propagation_raises_the_reward"),
-    ),
-    Mutant(
-        "every micro-batch of the fake score counts as the whole batch",
-        _ALIGNMENT,
-        "            (loss.value * share).backward()",
-        "            loss.value.backward()",
-        unit_test("alignment_trainer::the_micro_batch_changes_no_result[1]"),
-    ),
-    Mutant(
-        "every sample's reward gradient is clipped as a mean",
-        _ALIGNMENT,
-        "clip_sample_norms(gradients_Bchw, self._settings.reward_gradient_clip)",
-        "clip_sample_norms(gradients_Bchw, None)",
-        unit_test("alignment_trainer::clipping_scales_every_samples_reward_gradient"),
-    ),
-    Mutant(
-        "the average of stage 1 moves with the student's updates alone",
-        _COLD_START,
-        "        self._networks.update_average()\n        return totals",
-        "            self._networks.update_average()\n        return totals",
-        unit_test("networks::the_average_moves_in_every_iteration_of_stage_one"),
-    ),
-    Mutant(
-        "the average of stage 2 moves in every iteration",
-        _ALIGNMENT,
-        "if (iteration + 1) % self._settings.ema_every == 0:",
-        "if True:",
-        unit_test("alignment_trainer::the_average_moves_every_kth_iteration"),
-    ),
-    Mutant(
-        "the fake score trains on the samples before the final step",
-        _ALIGNMENT,
-        "renoise_samples(batch.latents_SBchw[-1, rows], 0.0, key)",
-        "renoise_samples(batch.latents_SBchw[-2, rows], 0.0, key)",
-        unit_test("alignment_trainer::a_gradient_that_is_not_finite_stops_its_network_by_name[student]"),
     ),
 )
 
