@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
             mutant.source()
         import_libraries()
         with tempfile.TemporaryDirectory(prefix="mutants-") as work:
-            _require_passing(chosen, Path(work) / "without")
+            _require_passing(_tests(chosen, whole=arguments.whole), Path(work) / "without")
             records = _run(chosen, Path(work), whole=arguments.whole)
     except TableError as error:
         print(error)
@@ -51,14 +51,20 @@ def main(argv: Sequence[str]) -> int:
     return int(killed < len(records))
 
 
-def _require_passing(mutants: Sequence[Mutant], work: Path) -> None:
-    """Raise TableError unless the named tests pass on the code as it is."""
-    tests = sorted({mutant.test for mutant in mutants})
-    jobs = [Job(part, TEST_TIMEOUT_S * 5) for part in (tests[: len(tests) // 2], tests[len(tests) // 2 :]) if part]
+def _tests(mutants: Sequence[Mutant], *, whole: bool) -> list[str]:
+    """All that the mutants are run against."""
+    if whole:
+        return sorted({test for file in {mutant.file for mutant in mutants} for test in reaching_tests(file)})
+    return sorted({mutant.test for mutant in mutants})
+
+
+def _require_passing(tests: Sequence[str], work: Path) -> None:
+    """Raise TableError unless the tests pass on the code as it is."""
+    jobs = [Job(part, WHOLE_TIMEOUT_S) for part in (tests[::2], tests[1::2]) if part]
     for outcome in outcomes(jobs, work):
         verdict = outcome.verdict
         if verdict is None or verdict.exit_code != 0:
-            raise TableError(f"the named tests do not pass without mutation:\n{outcome.output}")
+            raise TableError(f"the tests do not pass without mutation:\n{outcome.output}")
 
 
 def _run(mutants: Sequence[Mutant], work: Path, *, whole: bool) -> list[dict[str, object]]:
