@@ -11,6 +11,7 @@ from torch import Tensor
 
 from common.backbones.adapters import stacked_state
 from common.backbones.base import Conditioning, Network
+from common.backbones.lora_targets import adapted_layers, suffixes
 from common.backbones.sd3 import TIMESTEP_SCALE, StableDiffusion3
 from common.config_backbones import Sd3Backbone
 from common.errors import ModelError, WeightUpdateError
@@ -214,3 +215,32 @@ def test_state_is_a_copy_and_load_takes_it_back(backbone: StableDiffusion3) -> N
     assert not torch.equal(velocity(backbone, Network.STUDENT), before)
     backbone.adapters.load("second", saved)
     assert torch.equal(velocity(backbone, Network.STUDENT), before)
+
+
+@pytest.mark.parametrize(("init_std", "expected"), [(None, 1 / 2), (1.0, 1.0), (0.25, 0.25)])
+def test_a_fresh_adapter_has_a_gaussian_a_of_the_asked_width_and_no_effect(
+    tiny_pipeline: Path, init_std: float | None, expected: float
+) -> None:
+    fresh = load_tiny_backbone(tiny_pipeline)
+    fresh.adapters.add("new", seed=0, trainable=True, init_std=init_std)
+    fresh.adapters.define(Network.STUDENT, ("new",))
+    parameters = fresh.adapters.parameters("new")
+    values = torch.cat([value.flatten() for key, value in parameters.items() if ".lora_A." in key])
+    assert values.std().item() == pytest.approx(expected, rel=0.1)
+    assert all(value.abs().max() == 0 for key, value in parameters.items() if ".lora_B." in key)
+    fresh.adapters.define(Network.TEACHER, ())
+    assert torch.equal(velocity(fresh, Network.STUDENT), velocity(fresh, Network.TEACHER))
+
+
+def test_the_layers_of_an_adapter_and_the_targets_that_bind_to_them() -> None:
+    state = [f"blocks.{block}.attn.to_out.0.lora_{part}.weight" for block in (0, 11) for part in "AB"]
+    layers = adapted_layers([*state, "proj_out.lora_A.weight"])
+    assert layers == ("blocks.0.attn.to_out.0", "blocks.11.attn.to_out.0", "proj_out")
+    assert suffixes(layers) == ["attn.to_out.0", "proj_out"]
+
+
+def test_a_target_that_names_containers_alone_is_refused(tiny_pipeline: Path) -> None:
+    """SD3's `attn.to_out` is a list of layers; FLUX.2's single-stream blocks have a layer of that name."""
+    backbone = load_tiny_backbone(tiny_pipeline, tiny_lora(("attn.to_out",)))
+    with pytest.raises(ModelError, match=r"\['attn.to_out'\] bind to no module"):
+        backbone.adapters.add("new", seed=0, trainable=True)

@@ -185,3 +185,15 @@ def test_a_name_may_outgrow_six_digits(tmp_path: Path) -> None:
 def test_what_is_not_named_like_a_checkpoint_is_none(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     assert latest_checkpoint(tmp_path) is None
+
+
+def test_a_checkpoint_of_an_earlier_layout_is_read_but_not_continued(tmp_path: Path) -> None:
+    directory = write(tmp_path)
+    about = json.loads((directory / "checkpoint.json").read_text())
+    del about["layout"]
+    (directory / "checkpoint.json").write_text(json.dumps(about))
+    position, state = read_checkpoint(directory)
+    assert position == HERE
+    assert torch.equal(state["adapter/a"], STATE["adapter/a"])
+    with pytest.raises(CheckpointError, match=r"written by an earlier version.*cold_start\.from_checkpoint"):
+        read_checkpoint(directory, SETTINGS)

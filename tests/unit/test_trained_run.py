@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from common.backbones.base import Network
 from common.backbones.sd3 import StableDiffusion3
@@ -89,6 +90,19 @@ def test_a_base_that_moved_is_named_anew(moved: Path, tiny_pipeline: Path) -> No
     with pytest.raises(ModelError, match="/nowhere"):
         loaded(moved)
     assert velocity(loaded(moved, base=tiny_pipeline)).isfinite().all()
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("left", ["checkpoints", "lora"])
+def test_the_layers_are_those_of_the_weights_whatever_the_targets_are(
+    trained: tuple[Path, StableDiffusion3], moved: Path, left: str
+) -> None:
+    """A family's default targets may have changed since the run."""
+    shutil.rmtree(moved / {"checkpoints": "lora", "lora": "checkpoints"}[left])
+    values = yaml.safe_load((moved / "config.yaml").read_text())
+    values["lora"]["targets"] = ["to_q", "proj_out"]
+    (moved / "config.yaml").write_text(yaml.safe_dump(values))
+    torch.testing.assert_close(velocity(loaded(moved)), velocity(trained[1]), rtol=0, atol=1e-5)
 
 
 def test_relative_paths_are_found_from_the_project_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
