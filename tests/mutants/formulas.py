@@ -75,6 +75,20 @@ FLOW = (
         "return noise_factor * upcast(noise_Bchw) + scale / (1 - start)",
         unit_test("flow::ambient_target_from_a_clean_sample_is_the_velocity"),
     ),
+    Mutant(
+        "SD3's schedule is not shifted",
+        _FLOW,
+        "return shift * raw / (1 + (shift - 1) * raw)",
+        "return raw",
+        unit_test("flow::sd3_schedule_equals_the_reference"),
+    ),
+    Mutant(
+        "FLUX.2's shift ignores the number of steps",
+        _FLOW,
+        "return mu_10_steps + (mu_200_steps - mu_10_steps) * (num_steps - 10) / 190",
+        "return mu_10_steps",
+        unit_test("flow::flux2_schedule_equals_the_reference[flux2_klein_1024]"),
+    ),
 )
 
 OBJECTIVES = (
@@ -193,5 +207,12 @@ OBJECTIVES = (
         "(target - total_B).relu().mean()",
         "(target - total_B).mean()",
         unit_test("objectives_losses::hinge_by_hand"),
+    ),
+    Mutant(
+        "a served gradient is descended",
+        _HINGE,
+        "(offset_BCHW * upcast(gradients_BCHW).detach())",
+        "(offset_BCHW * -upcast(gradients_BCHW).detach())",
+        unit_test("objectives_losses::attached_gradient_equals_autograd_through_the_reward"),
     ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutants.mutant import Mutant, unit_test
 
 _SAMPLER = "rollout_workers/sampler.py"
+_SEEDING = "common/seeding.py"
 _BASE = "common/backbones/base.py"
 _ADAPTERS = "common/backbones/adapters.py"
 _DIFFUSERS = "common/backbones/diffusers_backbone.py"
@@ -33,6 +34,20 @@ SAMPLER = (
         "conditioning, empty, spec.guidance)",
         "conditioning, empty, 1.0)",
         unit_test("sampler::an_evaluation_repeats_itself_and_guidance_changes_it"),
+    ),
+    Mutant(
+        "the same steps are selected in every iteration",
+        _SEEDING,
+        'purpose="selected", iteration=iteration)',
+        'purpose="selected", iteration=0)',
+        unit_test("seeding::selected_steps_are_sorted_distinct_and_cover_every_subset"),
+    ),
+    Mutant(
+        "the teacher samples in the student's place",
+        _SAMPLER,
+        "velocity = backbone.velocity(Network.STUDENT,",
+        "velocity = backbone.velocity(Network.TEACHER,",
+        unit_test("alignment_trainer::learner_and_sampler_agree"),
     ),
 )
 
@@ -92,5 +107,12 @@ BACKBONES = (
         '"attn.to_q",\n    "attn.to_k",',
         '"to_q",\n    "to_k",',
         unit_test("sd3_backbone::targets_default_to_the_joint_attention_alone"),
+    ),
+    Mutant(
+        "an exported adapter has the inverse scale",
+        _ADAPTERS,
+        "self.scale = alpha / rank",
+        "self.scale = rank / alpha",
+        unit_test("adapters::a_stack_equals_one_adapter_of_concatenated_ranks"),
     ),
 )

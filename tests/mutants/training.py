@@ -114,6 +114,27 @@ MATCHING = (
         '"sample": 0}',
         unit_test("matching::samples_are_renoised_from_their_own_level_with_draws_of_their_own"),
     ),
+    Mutant(
+        "consistency over some of the rows counts as over all",
+        _MATCHING,
+        "return Loss(weight * loss.value,",
+        "return Loss(loss.value,",
+        unit_test("matching::parts_of_a_batch_add_up_to_its_consistency"),
+    ),
+    Mutant(
+        "every iteration has the same draws",
+        _MATCHING,
+        '"iteration": self.iteration,',
+        '"iteration": 0,',
+        unit_test("matching::a_draw_is_a_function_of_every_part_of_its_key[other2]"),
+    ),
+    Mutant(
+        "fake score and student have the same draws",
+        _MATCHING,
+        'purpose=f"{self.purpose}/{what}", **self._keys(sample))\n            for',
+        "purpose=what, **self._keys(sample))\n            for",
+        unit_test("matching::a_draw_is_a_function_of_every_part_of_its_key[other1]"),
+    ),
 )
 
 NETWORKS = (

@@ -62,8 +62,12 @@ def test_parts_of_a_batch_add_up_to_its_consistency(tiny_pipeline: Path, fractio
 def consistency(
     backbone: Backbone, renoised: Renoised, conditioning: Conditioning, fraction: float, key: DrawKey
 ) -> float:
-    settings = replace(SETTINGS, consistency_fraction=fraction)
-    return float(fake_score_objective(backbone, renoised, conditioning, settings, key).metrics["consistency_loss"])
+    """As it is reported, which is as it counts."""
+    settings = replace(SETTINGS, consistency_fraction=fraction, consistency_weight=1e3)
+    loss = fake_score_objective(backbone, renoised, conditioning, settings, key)
+    reported = float(loss.metrics["consistency_loss"])
+    assert float(loss.value.detach() - loss.metrics["fake_score_loss"]) == pytest.approx(1e3 * reported, rel=1e-3)
+    return reported
 
 
 def renoised_rows(renoised: Renoised, index: torch.Tensor) -> Renoised:
@@ -116,6 +120,18 @@ def stepped(x: Tensor, v: Tensor, t: Tensor, s: Tensor | float, z: Tensor) -> Te
     """One CPS transition from t to s, written out."""
     angle = ETA * math.pi / 2
     return (1 - s) * (x - t * v) + s * math.cos(angle) * (x + (1 - t) * v) + s * math.sin(angle) * z
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"purpose": "other"}, {"iteration": 4}, {"rows": range(3, 9)}])
+def test_a_draw_is_a_function_of_every_part_of_its_key(other: dict[str, object]) -> None:
+    like, key = torch.empty(len(KEY.rows), 2, 1, 3), replace(KEY, **other)
+    for found, again in (
+        (KEY.normal("x", like), key.normal("x", like)),
+        (KEY.uniform("x", like.device), key.uniform("x", like.device)),
+    ):
+        assert (found != again).all()
+    assert (KEY.normal("x", like) != KEY.normal("y", like)).all()
+    assert torch.equal(replace(KEY, batch=20).normal("x", like), KEY.normal("x", like))
 
 
 def test_samples_are_renoised_from_their_own_level_with_draws_of_their_own() -> None:

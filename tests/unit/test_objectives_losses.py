@@ -233,11 +233,12 @@ def test_attached_gradient_equals_autograd_through_the_reward():
     scores_B, gradients = remote_reward(images)
     attached_B = attach_gradient(scores_B, gradients, images)
     assert torch.equal(attached_B.detach(), scores_B)
-    (served,) = torch.autograd.grad(reward_hinge_loss({"r": attached_B}, {"r": 0.7}, 3.0).value, latents)
+    (served,) = torch.autograd.grad(reward_hinge_loss({"r": attached_B}, {"r": 0.7}, 9.0).value, latents)
     images_again = latents.sin() * 2
     in_process = images_again.tanh().square().sum(dim=(1, 2, 3))
-    (direct,) = torch.autograd.grad(reward_hinge_loss({"r": in_process}, {"r": 0.7}, 3.0).value, latents)
+    (direct,) = torch.autograd.grad(reward_hinge_loss({"r": in_process}, {"r": 0.7}, 9.0).value, latents)
     torch.testing.assert_close(served, direct)
+    assert direct.abs().max() > 0.01  # the target is above all rewards
 
 
 def test_attached_gradient_agrees_with_finite_differences_of_the_remote_score():
