@@ -30,9 +30,11 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Unit tests side by side; the others start real processes, of which each wants a machine of its own.
+# Unit tests side by side; the others start real processes, of which each wants a machine of its own. In between, proof
+# that the unit tests notice wrong changes to the method.
 test: lint
 	$(BIN)/python -m pytest tests/unit -n 2
+	$(BIN)/python -m tests.mutants
 	$(BIN)/python -m pytest tests/integration -m "not slow"
 
 # The environment of the published hpsv2 package, which `hps` is compared with; test-slow makes it as well.
@@ -41,6 +43,7 @@ hps-parity-env: $(STAMP)
 
 test-slow: $(STAMP) $(JUDGE_STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m tests.mutants --whole --json build/mutants.json
 
 # The environment of a VLM judge on the CPU: vLLM, which our own environment has no room for (2 minutes, 3.5 GB).
 judge-env: $(JUDGE_STAMP)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +14,22 @@ import torch
 from torch import Tensor
 
 from common.errors import RewardUnavailable, TrainingError
-from common.flow import cps_transition, surrogate_log_density
+from common.flow import cps_transition, gaussian_log_density, surrogate_log_density
 from common.types import Network, Position, Prompt, ScoredGroup, Stage
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.objectives.advantage import group_advantages
+from learner.training.distribution_matching import DrawKey, MatchingSettings, renoise_samples, student_objective
 from learner.training.networks import ALIGNED, ALIGNED_FAKE_SCORE, Networks, StageSettings
 from tests.tiny_pipeline import UNUSED_MODULE
 from tests.tiny_training import (
+    GUIDANCE,
     REWARDS,
+    SAMPLING,
     Brightness,
     alignment_settings,
     alignment_trainer,
     changed,
+    cold_start_settings,
     cold_start_trainer,
     new_networks,
     scored_groups,
@@ -92,21 +97,22 @@ def test_a_disagreement_is_measured(networks: Networks) -> None:
     assert metrics["ratio_mean"] == pytest.approx((1 + math.exp(-0.25)) / 2, abs=1e-4)
 
 
-def test_the_policy_gradient_is_minus_advantage_times_surrogate(tiny_pipeline: Path) -> None:
+@pytest.mark.parametrize("surrogate", ["squared_error", "gaussian"])
+def test_the_policy_gradient_is_minus_advantage_times_surrogate(tiny_pipeline: Path, surrogate: str) -> None:
     """Against plain autograd, with AdamW's first moment as the witness of the gradient."""
     pure = {"matching_weight": 0.0, "reward_gradient_weight": 0.0, "gradient_clip_student": 1e9}
     networks = aligned_networks(tiny_pipeline, **pure)
-    settings = alignment_settings(**pure)
+    settings = alignment_settings(**pure, surrogate=surrogate)
     groups = scored_groups(networks.backbone, 0, settings)
-    expected = policy_gradient_by_hand(networks, groups)
+    expected = policy_gradient_by_hand(networks, groups, exact=surrogate == "gaussian")
     alignment_trainer(networks, settings).update(groups)
     moments = networks.student_optimizer.state()
     for key, gradient in expected.items():
-        assert torch.allclose(moments[f"{key}|exp_avg"], 0.1 * gradient, atol=1e-6)
+        assert torch.allclose(moments[f"{key}|exp_avg"], 0.1 * gradient, rtol=1e-4, atol=1e-6)
     assert max(gradient.abs().max() for gradient in expected.values()) > 1e-4
 
 
-def policy_gradient_by_hand(networks: Networks, groups: Sequence[ScoredGroup]) -> dict[str, Tensor]:
+def policy_gradient_by_hand(networks: Networks, groups: Sequence[ScoredGroup], *, exact: bool) -> dict[str, Tensor]:
     backbone, plan = networks.backbone, groups[0].trajectory.plan
     rewards = {name: torch.stack([torch.tensor(group.rewards_G[name]) for group in groups]) for name in REWARDS}
     advantages = group_advantages(rewards, REWARDS, "batch", 5.0)
@@ -117,13 +123,49 @@ def policy_gradient_by_hand(networks: Networks, groups: Sequence[ScoredGroup]) -
         for step in plan.selected:
             sigma, sigma_next = plan.sigmas[step], plan.sigmas[step + 1]
             velocity = backbone.velocity(Network.STUDENT, states[step], torch.full((3,), sigma), conditioning)
-            mean = cps_transition(states[step], velocity, sigma, sigma_next, plan.eta).mean_Bchw
-            surrogate = surrogate_log_density(mean, states[step + 1])
+            transition = cps_transition(states[step], velocity, sigma, sigma_next, plan.eta)
+            mean, after = transition.mean_Bchw, states[step + 1]
+            surrogate = (
+                gaussian_log_density(mean, transition.std, after) if exact else surrogate_log_density(mean, after)
+            )
             # Averaged over samples, and over the selected steps and the final one.
             total = total - (advantages_G * surrogate).sum() / advantages.numel() / (len(plan.selected) + 1)
-    parameters = backbone.adapters.parameters(ALIGNED)
-    gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    return student_gradient(networks, total)
+
+
+def student_gradient(networks: Networks, value: Tensor) -> dict[str, Tensor]:
+    parameters = networks.backbone.adapters.parameters(ALIGNED)
+    gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
     return {key: gradient for key, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
+
+
+def test_the_final_steps_matching_gradient_by_hand(tiny_pipeline: Path) -> None:
+    """On the clean prediction of the last step, with draws of its own, against the fake score as just updated."""
+    pure = {
+        "policy_gradient": "none",
+        "matching_weight": 0.3,
+        "reward_gradient_weight": 0.0,
+        "gradient_clip_student": 1e9,
+        "learning_rate_student": 0.0,  # so that the gradient can be had afterwards
+    }
+    networks, settings = aligned_networks(tiny_pipeline, **pure), alignment_settings(**pure)
+    backbone, groups = networks.backbone, scored_groups(networks.backbone, 0, settings)
+    alignment_trainer(networks, settings).update(groups)
+
+    states = torch.cat([torch.tensor(group.trajectory.latents_SGchw) for group in groups], dim=1)
+    conditioning = backbone.encode_prompts([group.trajectory.prompt.text for group in groups]).repeat(3)
+    sigma_B = torch.full((6,), groups[0].trajectory.plan.sigmas[3])
+    velocity = backbone.velocity(Network.STUDENT, states[3], sigma_B, conditioning)
+    sample, key = states[3] - sigma_B.view(-1, 1, 1, 1) * velocity, DrawKey(0, "alignment/student", 0, range(6), 6)
+    torch.testing.assert_close(sample.detach(), states[4])
+    matching, empty = MatchingSettings.of(cold_start_settings(), SAMPLING, GUIDANCE, 0.0), backbone.encode_prompts([""])
+    renoised = renoise_samples(sample, 0.0, key)
+    loss = student_objective(backbone, sample, renoised, conditioning, empty, matching, key)
+    moments, expected = networks.student_optimizer.state(), student_gradient(networks, 0.3 * loss.value)
+    largest = float(max(gradient.abs().max() for gradient in expected.values()))
+    assert largest > 1e-4
+    for name, gradient in expected.items():
+        torch.testing.assert_close(moments[f"{name}|exp_avg"], 0.1 * gradient, rtol=1e-3, atol=1e-4 * largest)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 4, 100])
@@ -253,6 +295,7 @@ def test_a_gradient_that_is_not_finite_stops_its_network_by_name(networks: Netwo
         states[0] = np.inf  # not the final state, on which the fake score trains
         states[1] = np.inf
         states[2] = np.inf
+        states[3] = np.inf
     else:
         states = np.full_like(groups[0].trajectory.latents_SGchw, np.nan)
     groups[0] = replace(groups[0], trajectory=replace(groups[0].trajectory, latents_SGchw=states))
@@ -263,12 +306,32 @@ def test_a_gradient_that_is_not_finite_stops_its_network_by_name(networks: Netwo
     assert adapters(changed(networks.backbone, before)) == expected
 
 
+def test_the_average_moves_every_kth_iteration(networks: Networks) -> None:
+    trainer, averages = alignment_trainer(networks, alignment_settings(ema_every=2)), [networks.average.state()]
+    for iteration in range(3):
+        trainer.update(scored_groups(networks.backbone, iteration))
+        averages.append(networks.average.state())
+    moved = [any(not torch.equal(now[key], before[key]) for key in now) for before, now in pairwise(averages)]
+    assert moved == [False, True, False]
+
+
 def test_reward_back_propagation_raises_the_reward(tiny_pipeline: Path) -> None:
     settings = alignment_settings(policy_gradient="none", matching_weight=0.0, reward_gradient_weight=1.0)
     networks = aligned_networks(tiny_pipeline)
     trainer = alignment_trainer(networks, settings, rewards={"bright": 1.0})
     first, *_, last = [trainer.update(scored_groups(networks.backbone, 0, settings))[0].values() for _ in range(6)]
     assert last["reward/bright"] > first["reward/bright"]
+
+
+def test_each_clip_width_is_on_its_own_side(networks: Networks) -> None:
+    """Ratios of exp(-.25) on half the batch lie above 1 - .5, and would lie below 1 - 1e-3."""
+    groups = scored_groups(networks.backbone, 0)
+    off = replace(groups[1].trajectory, surrogate_TG=groups[1].trajectory.surrogate_TG + np.float32(0.25))
+    groups[1] = replace(groups[1], trajectory=off)
+    settings = alignment_settings(old_surrogate="rollout", clip_low=0.5, clip_high=1e-3)
+    assert alignment_trainer(networks, settings).update(groups)[0].values()["clipped_fraction"] == 0
+    settings = alignment_settings(old_surrogate="rollout", clip_low=1e-3, clip_high=0.5)
+    assert alignment_trainer(networks, settings).update(groups)[0].values()["clipped_fraction"] > 0
 
 
 def test_the_policy_gradient_raises_a_reward_without_gradient(tiny_pipeline: Path) -> None:

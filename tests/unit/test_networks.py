@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
+from common.config.run import AlignmentConfig, ColdStartConfig
 from common.errors import CheckpointError
 from common.types import Network, Position, Stage
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.training.networks import ALIGNED, ALIGNED_FAKE_SCORE, COLD_START, FAKE_SCORE, Networks, StageSettings
-from learner.training.optimizer import MovingAverage
+from learner.training.optimizer import LearningRate, MovingAverage, OptimizerSettings
 from tests.tiny_pipeline import UNUSED_MODULE, load_tiny_backbone, tiny_lora
 from tests.tiny_training import (
     alignment_settings,
@@ -82,6 +84,56 @@ def test_stage_two_begins_at_the_averaged_student(tiny_pipeline: Path) -> None:
     assert networks.backbone.adapters.stack(Network.FAKE_SCORE) == (FAKE_SCORE, ALIGNED_FAKE_SCORE)
     assert {name.split(".")[-2] for name in trainable(networks.backbone)} == {ALIGNED, ALIGNED_FAKE_SCORE}
     assert networks.student_optimizer.state() == {}
+
+
+@pytest.mark.parametrize("settings_of", [cold_start_settings, alignment_settings])
+def test_each_network_is_trained_by_its_own_settings(
+    tiny_pipeline: Path, settings_of: Callable[..., ColdStartConfig | AlignmentConfig]
+) -> None:
+    student = {"learning_rate_student": 0.1, "weight_decay_student": 0.2, "gradient_clip_student": 0.3}
+    fake = {"learning_rate_fake": 0.4, "weight_decay_fake": 0.5, "gradient_clip_fake": 0.6}
+    stage = StageSettings.of(settings_of(**student, **fake, ema_decay=0.7, lora_init_std=0.8, iterations=9))
+    assert stage.student == OptimizerSettings(LearningRate(0.1, "constant", 9), 0.2, 0.3)
+    assert stage.fake == OptimizerSettings(LearningRate(0.4, "constant", 9), 0.5, 0.6)
+    assert (stage.ema_decay, stage.init_std) == (0.7, 0.8)
+    networks = Networks(load_tiny_backbone(tiny_pipeline), stage, seed=0)
+    assert networks.student_optimizer._settings == stage.student
+    assert networks.fake_optimizer._settings == stage.fake
+
+
+def test_stage_twos_adapters_are_fresh_and_of_its_own_size(tiny_pipeline: Path) -> None:
+    """A of standard deviation 1 / rank = .5 in stage 1 and 1 in stage 2, B zero; stage 1's weights stay behind."""
+    networks = new_networks(tiny_pipeline)
+    bank = networks.backbone.adapters
+    for name in (COLD_START, FAKE_SCORE):
+        assert spread(bank.state(name)) == pytest.approx((0.5, 0.0), rel=0.1)
+    cold_start_trainer(networks).update(0)
+    before = bank.state(FAKE_SCORE)
+    networks.begin_alignment(StageSettings.of(alignment_settings()))
+    for name in (ALIGNED, ALIGNED_FAKE_SCORE):
+        assert spread(bank.state(name)) == pytest.approx((1.0, 0.0), rel=0.1)
+    assert all(torch.equal(bank.state(FAKE_SCORE)[key], before[key]) for key in before)
+
+
+def spread(state: Mapping[str, torch.Tensor]) -> tuple[float, ...]:
+    """Root mean squares of an adapter's A and B."""
+    parts = [[value.flatten() for key, value in state.items() if kind in key] for kind in (".lora_A.", ".lora_B.")]
+    return tuple(torch.cat(part).square().mean().sqrt().item() for part in parts)
+
+
+def test_the_average_moves_in_every_iteration_of_stage_one(tiny_pipeline: Path) -> None:
+    """Also in those that do not train the student: by a hundredth of the way to the same weights."""
+    settings = cold_start_settings(student_every=2)
+    networks = new_networks(tiny_pipeline, settings)
+    trainer = cold_start_trainer(networks, settings)
+    trainer.update(0)
+    trainer.update(1)
+    before = networks.average.state()
+    trainer.update(2)
+    weights, after = networks.backbone.adapters.state(COLD_START), networks.average.state()
+    assert any((weights[key] - before[key]).abs().max() > 1e-4 for key in before)
+    for key, value in before.items():
+        torch.testing.assert_close(after[key], 0.99 * value + 0.01 * weights[key], rtol=0, atol=1e-6)
 
 
 def test_the_averaged_student_is_lent_even_when_its_block_fails(tiny_pipeline: Path) -> None:

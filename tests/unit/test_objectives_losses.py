@@ -48,7 +48,8 @@ def test_policy_loss_by_hand():
 
 
 def test_clip_widths_are_separate():
-    surrogate_B = vector(1.3, 0.7).log()
+    # Swapped, the bounds would give (-1.1 + 0.6) / 2.
+    surrogate_B = vector(1.3, 0.6).log()
     loss = subgrpo_loss(surrogate_B, torch.zeros(2).double(), vector(1.0, -1.0), 0.1, 0.5)
     assert loss.value.item() == pytest.approx((-1.3 + 0.9) / 2)
     assert metric(loss, "clipped_fraction") == 0.5
@@ -232,11 +233,12 @@ def test_attached_gradient_equals_autograd_through_the_reward():
     scores_B, gradients = remote_reward(images)
     attached_B = attach_gradient(scores_B, gradients, images)
     assert torch.equal(attached_B.detach(), scores_B)
-    (served,) = torch.autograd.grad(reward_hinge_loss({"r": attached_B}, {"r": 0.7}, 3.0).value, latents)
+    (served,) = torch.autograd.grad(reward_hinge_loss({"r": attached_B}, {"r": 0.7}, 9.0).value, latents)
     images_again = latents.sin() * 2
     in_process = images_again.tanh().square().sum(dim=(1, 2, 3))
-    (direct,) = torch.autograd.grad(reward_hinge_loss({"r": in_process}, {"r": 0.7}, 3.0).value, latents)
+    (direct,) = torch.autograd.grad(reward_hinge_loss({"r": in_process}, {"r": 0.7}, 9.0).value, latents)
     torch.testing.assert_close(served, direct)
+    assert direct.abs().max() > 0.01  # the target is above all rewards
 
 
 def test_attached_gradient_agrees_with_finite_differences_of_the_remote_score():

@@ -10,8 +10,8 @@ from common.errors import TrainingError
 from learner.training.optimizer import AdapterOptimizer, LearningRate, OptimizerSettings
 
 
-def optimizer_of(weight: Parameter, rate: LearningRate) -> AdapterOptimizer:
-    return AdapterOptimizer("student", {"weight": weight}, OptimizerSettings(rate, weight_decay=0.0, gradient_clip=1.0))
+def optimizer_of(weight: Parameter, rate: LearningRate, weight_decay: float = 0.0) -> AdapterOptimizer:
+    return AdapterOptimizer("student", {"weight": weight}, OptimizerSettings(rate, weight_decay, gradient_clip=1.0))
 
 
 def test_a_constant_learning_rate_stays() -> None:
@@ -32,6 +32,23 @@ def test_a_step_uses_the_rate_of_its_iteration(iteration: int, moved: float) -> 
     weight.grad = torch.tensor([0.01])
     assert optimizer.step(iteration) == pytest.approx(0.01)
     assert weight.item() == pytest.approx(1 - moved, abs=1e-6)
+
+
+def test_a_long_gradient_is_clipped_and_its_norm_before_is_returned() -> None:
+    """AdamW's first moment is a tenth of the gradient it was given: (3, 4) of norm 5, clipped to norm 1."""
+    weight = Parameter(torch.zeros(2))
+    optimizer = optimizer_of(weight, LearningRate(0.5, "constant", iterations=4))
+    weight.grad = torch.tensor([3.0, 4.0])
+    assert optimizer.step(0) == pytest.approx(5.0)
+    assert optimizer.state()["weight|exp_avg"].tolist() == pytest.approx([0.06, 0.08], rel=1e-4)
+
+
+def test_weight_decay_takes_its_share_of_the_weight() -> None:
+    weight = Parameter(torch.tensor([2.0]))
+    optimizer = optimizer_of(weight, LearningRate(0.5, "constant", iterations=4), weight_decay=0.1)
+    weight.grad = torch.zeros(1)
+    optimizer.step(0)
+    assert weight.item() == pytest.approx(2 * (1 - 0.5 * 0.1))
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing() -> None:

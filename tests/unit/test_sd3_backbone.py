@@ -13,11 +13,19 @@ from diffusers import StableDiffusion3Pipeline
 from common import seeding
 from common.backbones.base import Conditioning, guided_velocity
 from common.backbones.sd3 import StableDiffusion3
+from common.config.run import LoraConfig
 from common.errors import ModelError
 from common.policies import SamplingSpec
 from common.types import Network, Prompt
 from rollout_workers.sampler import EVALUATION, sample_for_evaluation
-from tests.tiny_pipeline import IMAGE_SIDE, LATENT_SIDE, T5_TOKENS, load_tiny_backbone, randomise
+from tests.tiny_pipeline import (
+    IMAGE_SIDE,
+    LATENT_SIDE,
+    T5_TOKENS,
+    load_tiny_backbone,
+    randomise,
+    write_tiny_pipeline,
+)
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +108,18 @@ def test_an_impossible_resolution_is_refused_before_loading(
     monkeypatch.setattr(StableDiffusion3Pipeline, "from_pretrained", None)  # not reached
     with pytest.raises(ModelError, match=expected):
         load_tiny_backbone(tiny_pipeline, **sides)
+
+
+def test_targets_default_to_the_joint_attention_alone(tmp_path: Path) -> None:
+    """Not SD3.5-M's second attention of the image tokens, `attn2`, whose projections have the same names."""
+    path = write_tiny_pipeline(tmp_path / "medium", dual_attention=(0,))
+    backbone = load_tiny_backbone(path, LoraConfig(rank=2, alpha=4))
+    assert any(".attn2.to_q" in name for name, _ in backbone._transformer.named_modules())
+    backbone.adapters.add("s", seed=0, trainable=True)
+    modules = {key.rsplit(".lora_", 1)[0] for key in backbone.adapters.parameters("s")}
+    names = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    both = {f"transformer_blocks.{block}.attn.{name}" for block in (0, 1) for name in names}
+    assert modules == both - {"transformer_blocks.1.attn.to_add_out"}  # the last block drops what its text becomes
 
 
 def test_features_run_from_shallow_to_deep(backbone: StableDiffusion3) -> None:
@@ -242,8 +262,6 @@ def test_weights_of_another_shape_are_named(tiny_pipeline: Path, tmp_path: Path)
 
 
 def test_the_base_fingerprint_is_of_the_base_alone(tiny_pipeline: Path, tmp_path: Path) -> None:
-    from tests.tiny_pipeline import write_tiny_pipeline
-
     same = load_tiny_backbone(tiny_pipeline)
     before = same.base_fingerprint()
     same.adapters.add("student", seed=0, trainable=True)

@@ -1,0 +1,118 @@
+"""Mutants of the sampler, the model families and their adapters."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant, unit_test
+
+_SAMPLER = "rollout_workers/sampler.py"
+_SEEDING = "common/seeding.py"
+_BASE = "common/backbones/base.py"
+_ADAPTERS = "common/backbones/adapters.py"
+_DIFFUSERS = "common/backbones/diffusers_backbone.py"
+_SD3 = "common/backbones/sd3.py"
+_FLUX1 = "common/backbones/flux1.py"
+_FLUX2 = "common/backbones/flux2.py"
+
+SAMPLER = (
+    Mutant(
+        "the noise of unselected steps is each sample's own",
+        _SAMPLER,
+        "shared=step not in plan.selected",
+        "shared=False",
+        unit_test("sampler::unselected_steps_share_their_noise_and_selected_ones_do_not[1]"),
+    ),
+    Mutant(
+        "the group shares the noise of selected steps",
+        _SAMPLER,
+        "shared=step not in plan.selected",
+        "shared=True",
+        unit_test("sampler::unselected_steps_share_their_noise_and_selected_ones_do_not[0]"),
+    ),
+    Mutant(
+        "evaluation samples without guidance",
+        _SAMPLER,
+        "conditioning, empty, spec.guidance)",
+        "conditioning, empty, 1.0)",
+        unit_test("sampler::an_evaluation_repeats_itself_and_guidance_changes_it"),
+    ),
+    Mutant(
+        "the same steps are selected in every iteration",
+        _SEEDING,
+        'purpose="selected", iteration=iteration)',
+        'purpose="selected", iteration=0)',
+        unit_test("seeding::selected_steps_are_sorted_distinct_and_cover_every_subset"),
+    ),
+    Mutant(
+        "the teacher samples in the student's place",
+        _SAMPLER,
+        "velocity = backbone.velocity(Network.STUDENT,",
+        "velocity = backbone.velocity(Network.TEACHER,",
+        unit_test("alignment_trainer::learner_and_sampler_agree"),
+    ),
+)
+
+BACKBONES = (
+    Mutant(
+        "guidance extrapolates from the prompt, not from the empty one",
+        _BASE,
+        "return unconditional + scale * (conditional - unconditional)",
+        "return conditional + scale * (conditional - unconditional)",
+        unit_test("sd3_backbone::guidance_extrapolates_from_the_empty_prompt"),
+    ),
+    Mutant(
+        "SD3's transformer is told sigma for its timestep",
+        _SD3,
+        "timestep=sigma_B * TIMESTEP_SCALE,",
+        "timestep=sigma_B,",
+        unit_test("sd3_backbone::the_euler_sampler_equals_the_pipeline[1.0]"),
+    ),
+    Mutant(
+        "FLUX.1's student gets the teacher's guidance input",
+        _FLUX1,
+        "return settings.guidance_scale if network is Network.TEACHER else settings.student_guidance",
+        "return settings.guidance_scale",
+        unit_test("flux1_backbone::the_euler_sampler_equals_the_pipeline[student-1.0-1.5]"),
+    ),
+    Mutant(
+        "FLUX.2's single-stream outputs have no adapter",
+        _FLUX2,
+        '"attn.to_qkv_mlp_proj", "attn.to_out")',
+        '"attn.to_qkv_mlp_proj")',
+        unit_test("flux2_backbone::targets_default_to_the_familys_own"),
+    ),
+    Mutant(
+        "a layer of an adapter trains though the adapter is frozen",
+        _ADAPTERS,
+        "linear.requires_grad_(name in self._trainable)",
+        "linear.requires_grad_(True)",
+        unit_test("adapters::freezing_holds_through_a_switch"),
+    ),
+    Mutant(
+        "a stack of adapters is its last one alone",
+        _ADAPTERS,
+        "layer.set_adapter(list(stack))",
+        "layer.set_adapter(list(stack[-1:]))",
+        unit_test("adapters::a_stack_equals_one_adapter_of_concatenated_ranks"),
+    ),
+    Mutant(
+        "a fresh A has the variance 1 / rank, not the deviation",
+        _ADAPTERS,
+        "noise / self._rank if",
+        "noise / self._rank**0.5 if",
+        unit_test("networks::stage_twos_adapters_are_fresh_and_of_its_own_size"),
+    ),
+    Mutant(
+        "adapters bind to SD3.5-M's second attention too",
+        _DIFFUSERS,
+        '"attn.to_q",\n    "attn.to_k",',
+        '"to_q",\n    "to_k",',
+        unit_test("sd3_backbone::targets_default_to_the_joint_attention_alone"),
+    ),
+    Mutant(
+        "an exported adapter has the inverse scale",
+        _ADAPTERS,
+        "self.scale = alpha / rank",
+        "self.scale = rank / alpha",
+        unit_test("adapters::a_stack_equals_one_adapter_of_concatenated_ranks"),
+    ),
+)
