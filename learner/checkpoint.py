@@ -83,7 +83,11 @@ class Checkpoint:
 
     def require_settings(self, settings: Mapping[str, Any]) -> None:
         """CheckpointError unless a run under these settings can go on from here; the first difference is named."""
-        if self.layout != LAYOUT:
+        if self.layout > LAYOUT:
+            raise CheckpointError(
+                f"checkpoint {self.directory} was written by a later version: resume it with that one"
+            )
+        if self.layout < LAYOUT:
             raise CheckpointError(
                 f"checkpoint {self.directory} was written by an earlier version, whose training this one cannot "
                 "continue: resume it with that version, or start another run from its cold start "

@@ -113,13 +113,16 @@ def guided_velocity(
     empty: Conditioning,
     scale: float,
 ) -> Tensor:
-    """The velocity under guidance of this scale. Scale 1 is none: the network as it trains.
+    """The velocity under guidance of this scale.
 
-    Classifier-free: v_empty + scale (v - v_empty), both halves in one forward pass.
+    Classifier-free: v_empty + scale (v - v_empty), both halves in one forward pass; scale 1 is none. Where guidance is
+    an input, the scale is the teacher's input; student and fake score always take their own.
 
     Raises:
         ModelError: guidance for a family that takes none.
     """
+    if backbone.guidance is Guidance.INPUT and network is Network.TEACHER:
+        return backbone.velocity(network, latents_Bchw, sigma_B, conditioning, guidance_input=scale)
     if scale == 1.0:
         return backbone.velocity(network, latents_Bchw, sigma_B, conditioning)
     if backbone.guidance is Guidance.NONE:
@@ -127,8 +130,6 @@ def guided_velocity(
             f"guidance {scale:g} given to a model that takes none: set backbone.guidance_scale and "
             "evaluation.teacher_guidance to 1, or for a step-distilled FLUX.2 backbone.teacher_path to its base model"
         )
-    if backbone.guidance is Guidance.INPUT:
-        return backbone.velocity(network, latents_Bchw, sigma_B, conditioning, guidance_input=scale)
     count = len(latents_Bchw)
     both = Conditioning.concatenate([conditioning, empty.expand_to(count)])
     velocity = backbone.velocity(network, latents_Bchw.repeat(2, 1, 1, 1), sigma_B.repeat(2), both)

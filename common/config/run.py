@@ -47,8 +47,8 @@ class PromptsConfig(Section):
     train: Path = Field(description="Prompts that both stages sample from.")
     cold_start: Path | None = Field(
         None,
-        description="Prompts of the cold start, where they are not those of train. Published: PickScore's prompts for "
-        "the cold start, GenEval's with metadata for alignment.",
+        description="Prompts of the cold start; null: those of train. Published: PickScore's prompts for the cold "
+        "start, GenEval's with metadata for alignment.",
     )
     evaluation: Path = Field(description="Held-out prompts of evaluations, sample grids and the final table.")
 
@@ -84,7 +84,7 @@ class ColdStartConfig(Section):
         0.99,
         ge=0,
         lt=1,
-        description="Decay of the student's moving average per iteration, also in those that do not train the student.",
+        description="Decay of the student's moving average per iteration, also where the student was not trained.",
     )
     consistency_weight: NonNegativeFloat = Field(
         0.01, description="Weight of the fake score's two-sample consistency regulariser in this stage."

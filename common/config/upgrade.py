@@ -19,17 +19,25 @@ RENAMED: dict[tuple[str, ...], tuple[str, ...]] = {
 
 
 def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a config.yaml in today's keys. What is new is set to what the version that wrote the file did."""
+    """The values of a config.yaml in today's keys.
+
+    What is new is set to what the version that wrote the file did, but for `lora.targets: null`: a family's own targets
+    have changed, so whoever loads weights takes the layers from them.
+    """
     values = deepcopy(dict(saved))
     cold_start, alignment = values.get("cold_start", {}), values.get("alignment", {})
     if "weight_decay" not in alignment:
         return values
     for stage in (cold_start, alignment):
         for key in ("weight_decay", "gradient_clip"):
-            stage[f"{key}_student"] = stage[f"{key}_fake"] = stage.pop(key)
-    alignment["consistency_weight"] = cold_start["consistency_weight"]
+            if key in stage:
+                stage[f"{key}_student"] = stage[f"{key}_fake"] = stage.pop(key)
+    if "consistency_weight" in cold_start:
+        alignment["consistency_weight"] = cold_start["consistency_weight"]
     cold_start["lora_init_std"] = alignment["lora_init_std"] = None
-    backbone = values["backbone"]
-    if backbone.get("family") in ("flux1", "flux2"):
+    backbone = values.get("backbone", {})
+    has_own_teacher = backbone.get("teacher_path") is not None  # klein, which takes no guidance input
+    if backbone.get("family") in ("flux1", "flux2") and not has_own_teacher and "guidance_scale" in backbone:
+        # Teacher, student and fake score had one guidance input.
         backbone["student_guidance"] = backbone["guidance_scale"]
     return values

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from common.config.run import Config
+from common.config.upgrade import upgraded
 from common.errors import CheckpointError, ConfigError
 from common.rewards.api import ServerInfo
 from common.types import Position, Stage
@@ -143,10 +144,34 @@ def _verified_start(invocation: Invocation) -> Start:
         return Start(checkpoint.position, own, settings)
     borrowed = config.cold_start.from_checkpoint
     if borrowed is not None:
-        if Checkpoint.open(borrowed).position.stage is not Stage.COLD_START:
-            raise CheckpointError(f"cold_start.from_checkpoint: {borrowed} is not a checkpoint of the cold start")
+        _require_same_student(Checkpoint.open(borrowed), config)
         return Start(Position(Stage.COLD_START, config.cold_start.iterations), borrowed)
     return Start(BEGINNING)
+
+
+STUDENTS_KEYS = (
+    ("backbone", "student_guidance"),
+    ("backbone", "max_sequence_length"),
+    ("lora", "rank"),
+    ("lora", "alpha"),
+)
+"""Settings without which the weights of a cold start are another student."""
+
+
+def _require_same_student(checkpoint: Checkpoint, config: Config) -> None:
+    """CheckpointError unless the cold start of another run is this run's student too."""
+    if checkpoint.position.stage is not Stage.COLD_START:
+        raise CheckpointError(
+            f"cold_start.from_checkpoint: {checkpoint.directory} is not a checkpoint of the cold start"
+        )
+    saved, own = upgraded(checkpoint.settings), config.model_dump(mode="json")
+    for section, key in STUDENTS_KEYS:
+        then, now = saved.get(section, {}).get(key), own[section].get(key)
+        if then is not None and then != now:
+            raise CheckpointError(
+                f"cold_start.from_checkpoint: {checkpoint.directory} was trained with {section}.{key} = {then}, this "
+                f"run has {now}: set {section}.{key} to {then}"
+            )
 
 
 def _not_writable(run_dir: Path, error: OSError) -> CheckpointError:

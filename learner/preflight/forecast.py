@@ -90,9 +90,10 @@ def predict(config: Config, sizes: ModelSizes, device: Device) -> Prediction:
     adapter = sizes.adapter * FLOAT32 / GIB
     kind = "cpu" if device.name == "cpu" else "cuda"
     number = 4 if config.backbone.dtype == "float32" else 2
-    # Stage 2: of student and fake score each the cold start's adapter, frozen, and a fresh one, trained.
+    # Student and fake score each train an adapter; stage 2 keeps the cold start's two beside them, frozen.
+    frozen = 2 if config.alignment.iterations > 0 else 0
     learner = PROCESS_GIB[kind] + _frozen_gib(config, sizes, config.learner.shard_base)
-    learner += adapter * (2 + 2 * TRAINED_COPIES) + _activations_gib(config, sizes)
+    learner += adapter * (frozen + 2 * TRAINED_COPIES) + _activations_gib(config, sizes)
     one_sample = sizes.tokens * sizes.width * BLOCK_ACTIVATIONS * number / GIB
     worker = PROCESS_GIB[kind] + _frozen_gib(config, sizes, False) + 2 * adapter
     worker += config.alignment.group_size * one_sample

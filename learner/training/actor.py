@@ -111,7 +111,7 @@ class Learner:
             return self._cold_start.update(iteration)
 
     def begin_alignment(self) -> None:
-        """Freeze stage 1's averaged student and put a fresh adapter on it."""
+        """Freeze stage 1's averaged student and its fake score, and put a fresh adapter on each."""
         pending = [other.begin_alignment.remote() for other in self._others]
         self._networks.begin_alignment(StageSettings.of(self._config.alignment))
         ray.get(pending)

@@ -157,8 +157,8 @@ def _require_same_layers(name: str, saved: Collection[str], own: Collection[str]
     if there != here:
         first = min(there ^ here)
         raise CheckpointError(
-            f"the checkpoint's adapter {name!r} is on {len(there)} layers, and lora.targets bind to {len(here)} here: "
-            f"{first} is only {'in the checkpoint' if first in there else 'here'}; for the checkpoint's layers set "
+            f"the checkpoint's adapter {name!r} is on {len(there)} layers, lora.targets bind to {len(here)}. "
+            f"{first} is only in the {'checkpoint' if first in there else 'run'}. To use the checkpoint set "
             f"lora.targets to [{', '.join(suffixes(there))}]"
         )
 

@@ -1,4 +1,7 @@
-"""Stage 1 on the tiny pipeline, its samples and gradients written out; at rates of zero no network moves meanwhile."""
+"""The wiring of stage 1 on the tiny pipeline: which samples each update takes, with which draws, into which loss.
+
+The losses themselves are checked in test_matching; learning rates of zero keep the networks still.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of earlier versions: a saved run stays usable, and an old key in a run file is refused by its new name."""
+"""Settings of earlier versions: saved runs stay usable, and an old key in a run file names the new ones."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_the_saved_values_are_not_changed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", RENAMED)
-def test_an_old_key_in_a_run_file_is_refused_by_its_new_name(tmp_path: Path, key: tuple[str, str]) -> None:
+def test_an_old_key_in_a_run_file_is_an_error_that_names_the_new_keys(tmp_path: Path, key: tuple[str, str]) -> None:
     stage, name = key
     draft = Draft("run.yaml")
     draft.lay(yaml.safe_load(dump_config(tiny_config(tmp_path, tmp_path))), "run.yaml")

@@ -14,14 +14,15 @@ from safetensors.torch import load_file, save_file
 
 from common import seeding
 from common.backbones.sd3 import StableDiffusion3
+from common.config.run import Config
 from common.errors import ModelError
 from common.policies import SamplingSpec
-from common.types import ByteArray, Network, Prompt
-from learner.tools.export import main, write_comfyui, write_pipeline
+from common.types import ByteArray, Guidance, Network, Prompt
+from learner.tools.export import _call_options, main, write_comfyui, write_pipeline
 from learner.training.lora_file import student_lora
 from rollout_workers.sampler import EVALUATION, sample_pictures
 from tests.conftest import HUB_NAME
-from tests.trained_run import write_trained_run
+from tests.trained_run import tiny_config, write_trained_run
 
 PROMPT = Prompt(4, "red circle")
 SEED = 3
@@ -172,3 +173,22 @@ def test_what_cannot_be_exported_is_refused(run: Path, tmp_path: Path, capsys: p
     assert "is there and not empty" in capsys.readouterr().err
     with pytest.raises(ModelError, match="a local diffusers directory is needed, name it with --base"):
         write_pipeline({}, 1.0, tmp_path / "absent", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("family", "guidance", "expected"),
+    [
+        ("sd3", Guidance.CLASSIFIER_FREE, {"guidance_scale": "1.0", "max_sequence_length": "128"}),
+        ("flux1", Guidance.INPUT, {"guidance_scale": "1.5", "max_sequence_length": "512"}),
+        ("flux1", Guidance.NONE, {"guidance_scale": "1.0", "max_sequence_length": "512"}),
+    ],
+)
+def test_the_recipe_samples_as_the_student_was_trained(
+    tmp_path: Path, family: str, guidance: Guidance, expected: dict[str, str]
+) -> None:
+    values = tiny_config(tmp_path, tmp_path).model_dump(mode="json")
+    values["backbone"] = {"family": family, "path": "m", "guidance_scale": 3.5}
+    if family == "flux1":
+        values["backbone"]["student_guidance"] = 1.5
+    found = _call_options(Config.model_validate(values), guidance)
+    assert found == {"sigmas": "[1, 0.75, 0.5, 0.25]"} | expected

@@ -180,7 +180,7 @@ def test_guidance_that_an_evaluation_gives_to_a_guidance_free_model_is_refused(f
 
 
 def test_dev_equals_its_pipeline_and_takes_guidance_as_an_input(tmp_path: Path) -> None:
-    """Scale 1 stands for the network as it trains: guidance_scale of the teacher, student_guidance of the others."""
+    """The scale is the teacher's guidance input; student and fake score take student_guidance."""
     pipeline = write_tiny_dev(tmp_path / "dev")
     pipeline.set_progress_bar_config(disable=True)
     dev = load_tiny_klein(tmp_path / "dev")
@@ -188,7 +188,7 @@ def test_dev_equals_its_pipeline_and_takes_guidance_as_an_input(tmp_path: Path) 
     assert len(dev._pipeline.text_encoder.layers) == max(TEXT_LAYERS)
     dev.adapters.define(Network.STUDENT, ())
     for network, scale, guidance in (
-        (Network.TEACHER, 1.0, 3.0),
+        (Network.TEACHER, 1.0, 1.0),
         (Network.TEACHER, 5.0, 5.0),
         (Network.STUDENT, 1.0, 1.0),
     ):

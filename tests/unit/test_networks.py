@@ -175,7 +175,7 @@ def test_a_state_of_other_adapters_is_refused(tiny_pipeline: Path) -> None:
     fewer = load_tiny_backbone(tiny_pipeline, tiny_lora(("to_q",)))
 
     other = Networks(fewer, StageSettings.of(cold_start_settings()), seed=0)
-    with pytest.raises(CheckpointError, match=r"'cold_start' is on \d+ layers, and lora.targets bind to 2 here"):
+    with pytest.raises(CheckpointError, match=r"'cold_start' is on \d+ layers, lora.targets bind to 2\. "):
         other.load(networks.state())
 
 

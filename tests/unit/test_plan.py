@@ -141,7 +141,7 @@ def test_a_cold_start_alone_by_hand() -> None:
     # 2.5 steps on the way and three of the fake score; every fifth time 2.5 steps and the student's five.
     assert prediction.seconds == pytest.approx({"fake_score": one_pass * 5.5, "student": one_pass * 7.5 / 5})
     activations = 4 * 1000 * 1000 * 2 * (20 + 40)  # one pass of 4 rows: the fake score's, or the student's
-    weights = 2 * (10**9 + 10**8) + 10**7 * FLOAT32 * 12
+    weights = 2 * (10**9 + 10**8) + 10**7 * FLOAT32 * 10
     assert prediction.learner_gib == pytest.approx(PROCESS_GIB["cuda"] + (weights + activations) / GIB)
 
 

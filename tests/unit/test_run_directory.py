@@ -184,6 +184,28 @@ def test_a_borrowed_cold_start_is_verified(tmp_path: Path) -> None:
         start_of(invocation(tmp_path / "run", from_checkpoint=tmp_path / "nowhere", dry_run=True))
 
 
+@pytest.mark.parametrize(("key", "then"), [("lora.rank", 4), ("backbone.max_sequence_length", 256)])
+def test_a_borrowed_cold_start_is_the_same_student(tmp_path: Path, key: str, then: int) -> None:
+    """Its weights load under other settings too, but then they are another student."""
+    settings = continuity(config())
+    section, name = key.split(".")
+    settings[section][name] = then
+    borrowed = CheckpointStore(tmp_path).save(Position(Stage.COLD_START, 9), STATE, settings)
+    with pytest.raises(CheckpointError, match=rf"was trained with {key} = {then}, .*set {key} to {then}"):
+        start_of(invocation(tmp_path / "run", from_checkpoint=borrowed, iterations=5))
+
+
+def test_a_cold_start_of_an_earlier_version_keeps_its_guidance_input(tmp_path: Path) -> None:
+    """FLUX.1's three networks had one; now the student has its own, 1.0 by default."""
+    settings = continuity(config())
+    settings["alignment"] = {"weight_decay": 0.0, "gradient_clip": 1.0}
+    settings["backbone"] = {"family": "flux1", "guidance_scale": 3.5}
+    borrowed = CheckpointStore(tmp_path).save(Position(Stage.COLD_START, 9), STATE, settings)
+    values = config(from_checkpoint=borrowed).model_dump(mode="json") | {"backbone": {"family": "flux1", "path": "m"}}
+    with pytest.raises(CheckpointError, match=r"set backbone\.student_guidance to 3\.5"):
+        start_of(Invocation(Config.model_validate(values), tmp_path / "run", dry_run=False, resume=False))
+
+
 LINE = '{{"stage": "alignment", "iteration": {}, "kind": "train"}}\n'
 
 
