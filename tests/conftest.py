@@ -15,7 +15,7 @@ HUB_NAME = Path("somebody/some-model")
 def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a random pipeline of a few kilobytes; nobody writes to it."""
     # Imported here: most tests need no model and start in a fraction of the time without diffusers.
-    from tests.tiny_pipeline import write_tiny_pipeline
+    from tests.helpers.tiny_pipeline import write_tiny_pipeline
 
     return write_tiny_pipeline(tmp_path_factory.mktemp("tiny") / "pipeline")
 

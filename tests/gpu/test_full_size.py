@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.random_pipelines import MODELS
-from tests.running_service import PROJECT_ROOT
+from tests.helpers.running_service import PROJECT_ROOT
 
 DEADLINE = 1200.0
 

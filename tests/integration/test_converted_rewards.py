@@ -18,13 +18,13 @@ from reward_servers.scorers.aesthetic import AestheticScorer
 from reward_servers.scorers.clipscore import ClipScoreScorer
 from reward_servers.scorers.image_reward import ImageRewardScorer
 from reward_servers.scorers.torch_scorer import TorchScorer
-from tests.published_checkpoints import (
+from tests.helpers.published_checkpoints import (
     IMAGE_REWARD_SETTINGS,
     published_head,
     published_image_reward,
     write_bert_vocabulary,
 )
-from tests.tiny_rewards import CLIP_FEATURES, random_images, write_pickscore
+from tests.helpers.tiny_rewards import CLIP_FEATURES, random_images, write_pickscore
 
 DEADLINE = 120.0
 SCORERS = (ClipScoreScorer, AestheticScorer, ImageRewardScorer)

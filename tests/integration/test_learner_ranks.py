@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 
 from learner.training.batch_metrics import Totals
 from learner.training.ranks import Ranks
-from tests.running_service import PROJECT_ROOT
+from tests.helpers.running_service import PROJECT_ROOT
 
 DEADLINE = 180.0
 GONE = "a rank of the learner is gone"
 
 
 def start(pipeline: Path, out: Path, count: int, base: str, fault: str = "") -> list[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "tests.rank_process", str(pipeline), str(out)]
+    command = [sys.executable, "-m", "tests.helpers.rank_process", str(pipeline), str(out)]
     return [
         subprocess.Popen(
             [*command, str(index), str(count), base, *filter(None, [fault])],

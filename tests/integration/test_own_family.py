@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.running_service import PROJECT_ROOT, Run
-from tests.toy_family import write_toy
+from tests.helpers.running_service import PROJECT_ROOT, Run
+from tests.helpers.toy_family import write_toy
 
 PROMPTS = "red\nblue\na dot\ntwo\n"
 
@@ -38,7 +38,7 @@ def test_a_family_found_on_the_users_path_is_trained_to_the_end(
         "evaluation": {"every": 1, "prompts": 2, "grid_prompts": 2, "final_prompts": 2},
         "workers": {"num_cpus": 0.1},
         "learner": {"num_cpus": 0.1, "num_gpus": 0},
-        "rewards": [{"name": "bright", "scorer": "tests.toy_scorers:BrightnessScorer", "differentiable": True}],
+        "rewards": [{"name": "bright", "scorer": "tests.helpers.toy_scorers:BrightnessScorer", "differentiable": True}],
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
     run = Run(tmp_path / "run.yaml", tmp_path / "run")

@@ -1,7 +1,7 @@
 """A dry run of each published model's run files, on tiny pipelines of the same classes.
 
-Their settings are compared with the authors' in tests/unit/test_published_settings.py. The dry runs share one Ray
-cluster and one reward server of five scorers. What they override is what only large machines and real models have.
+Their settings are compared with the authors' in tests/unit/common/config/test_published_settings.py. The dry runs share
+one Ray cluster and one reward server of five scorers. What they override only large machines and real models have.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.running_service import DEADLINE, PROJECT_ROOT
-from tests.tiny_flux1 import write_tiny_flux1
-from tests.tiny_flux2 import HEIGHT, TEXT_LAYERS, TEXT_TOKENS, WIDTH, write_tiny_klein
-from tests.tiny_pipeline import IMAGE_SIDE, write_tiny_pipeline
-from tests.waiting import wait_until
+from tests.helpers.running_service import DEADLINE, PROJECT_ROOT
+from tests.helpers.tiny_flux1 import write_tiny_flux1
+from tests.helpers.tiny_flux2 import HEIGHT, TEXT_LAYERS, TEXT_TOKENS, WIDTH, write_tiny_klein
+from tests.helpers.tiny_pipeline import IMAGE_SIDE, write_tiny_pipeline
+from tests.helpers.waiting import wait_until
 
 RUNS = PROJECT_ROOT / "deploy/runs"
 REWARDS = ("clipscore", "hps", "pickscore", "geneval_parts", "geneval")
@@ -65,7 +65,9 @@ def cluster() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def rewards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ready = tmp_path_factory.mktemp("rewards") / "ready.json"
-    scorers = [word for name in REWARDS for word in ("--scorer", "tests.toy_scorers:BrightnessScorer", "--name", name)]
+    scorers = [
+        word for name in REWARDS for word in ("--scorer", "tests.helpers.toy_scorers:BrightnessScorer", "--name", name)
+    ]
     with process("-m", "reward_servers", "--port", "0", "--ready-file", str(ready), *scorers):
         wait_until(ready.exists, "the reward servers to be ready")
         yield f"http://127.0.0.1:{json.loads(ready.read_text())['port']}"

@@ -62,7 +62,7 @@ def launch(address: RedisAddress) -> Iterator[Callable[[], subprocess.Popen[byte
     started: list[subprocess.Popen[bytes]] = []
 
     def start() -> subprocess.Popen[bytes]:
-        scorer = "tests.toy_scorers:BrightnessScorer"
+        scorer = "tests.helpers.toy_scorers:BrightnessScorer"
         options = ["--scorer", scorer, "--port", "0", "--redis-url", address.url]
         command = [sys.executable, "-m", "reward_servers", *options]
         environment = os.environ | {"REDIS_PASSWORD": str(address.password)}

@@ -20,8 +20,8 @@ from common.rewards.breaker import BreakerState
 from common.rewards.client import RewardClient, RewardEndpoint
 from common.rewards.guard import Outage, OutagePolicy, RewardGuard
 from common.rewards.http import RewardHttp
-from tests.fickle_server import DEADLINE, FickleServer
-from tests.waiting import wait_until
+from tests.helpers.fickle_server import DEADLINE, FickleServer
+from tests.helpers.waiting import wait_until
 
 OPENS_WITHIN_S = 5.0
 RECOVERS_WITHIN_S = 10.0

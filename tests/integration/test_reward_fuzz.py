@@ -12,11 +12,11 @@ import pytest
 
 from common.rewards.api import SCORE_PATH, ScoreRequest, ScoreResponse
 from reward_servers.scorers.pickscore import PickScoreScorer
-from tests.hostile_bodies import KINDS, Hostile, hostile_bodies
+from tests.helpers.hostile_bodies import KINDS, Hostile, hostile_bodies
+from tests.helpers.serving_app import LIMITS, serving_app
+from tests.helpers.tiny_rewards import write_pickscore
+from tests.helpers.toy_scorers import BrightnessScorer
 from tests.integration.test_reward_servers import BRIGHTNESS, running
-from tests.serving_app import LIMITS, serving_app
-from tests.tiny_rewards import write_pickscore
-from tests.toy_scorers import BrightnessScorer
 
 IN_PROCESS = 10_400
 SEEDS = range(8)

@@ -14,11 +14,11 @@ import pytest
 from common.errors import RewardUnavailable
 from common.rewards.api import READY_PATH
 from learner.driver.local_servers import PROJECT_ROOT, LocalServers, LocalServerSpec
-from tests.tiny_rewards import write_hps
-from tests.waiting import wait_until
+from tests.helpers.tiny_rewards import write_hps
+from tests.helpers.waiting import wait_until
 
 DEADLINE = 60.0
-BRIGHTNESS = LocalServerSpec("brightness", "tests.toy_scorers:BrightnessScorer", None)
+BRIGHTNESS = LocalServerSpec("brightness", "tests.helpers.toy_scorers:BrightnessScorer", None)
 
 LAUNCHER = """
 import signal, sys, time
@@ -26,7 +26,7 @@ from pathlib import Path
 from learner.driver.local_servers import LocalServers, LocalServerSpec
 # Whoever runs the tests in the background has them, and so this, ignore SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-specs = [LocalServerSpec(name, "tests.toy_scorers:BrightnessScorer", None) for name in ("one", "two")]
+specs = [LocalServerSpec(name, "tests.helpers.toy_scorers:BrightnessScorer", None) for name in ("one", "two")]
 with LocalServers(specs, Path(sys.argv[1])) as servers:
     print(*servers.urls.values(), flush=True)
     time.sleep(600)

@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from common.rewards.api import SCORE_PATH, ScoreRequest, ScoreResponse
 from learner.driver.local_servers import LocalServers, LocalServerSpec
-from tests.tiny_rewards import random_images
-from tests.tiny_vision import write_geneval, write_hpsv3
+from tests.helpers.tiny_rewards import random_images
+from tests.helpers.tiny_vision import write_geneval, write_hpsv3
 
 DEADLINE = 60.0
 DEMAND = {"tag": "single_object", "include": [{"class": "dog", "count": 1}]}

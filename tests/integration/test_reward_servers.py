@@ -26,12 +26,12 @@ from learner.driver.local_servers import PROJECT_ROOT, LocalServers, LocalServer
 from reward_servers.scorers.clip import ClipScorer
 from reward_servers.scorers.hps import HpsScorer
 from reward_servers.scorers.pickscore import PickScoreScorer
-from tests.tiny_rewards import random_images, write_hps, write_pickscore
-from tests.waiting import wait_until
+from tests.helpers.tiny_rewards import random_images, write_hps, write_pickscore
+from tests.helpers.waiting import wait_until
 
 DEADLINE = 60.0
-BRIGHTNESS = "tests.toy_scorers:BrightnessScorer"
-MISCHIEF = "tests.toy_scorers:MischiefScorer"
+BRIGHTNESS = "tests.helpers.toy_scorers:BrightnessScorer"
+MISCHIEF = "tests.helpers.toy_scorers:MischiefScorer"
 PROMPTS = ["a red cat", "two dogs", "a red cat"]
 
 
@@ -292,7 +292,7 @@ def test_a_scorer_of_ones_own_is_found_in_the_working_directory(tmp_path: Path) 
         (("--scorer", BRIGHTNESS, "--host", "0.0.0.0"), "set REWARD_SERVER_TOKEN"),
         (("--scorer", BRIGHTNESS, "--port", "70000"), "port 70000"),
         (("--scorer", BRIGHTNESS, "--redis-url", "foo"), "--redis-url foo: Redis URL must specify"),
-        (("--scorer", "tests.toy_scorers:SickScorer"), "failed its probe (nan)"),
+        (("--scorer", "tests.helpers.toy_scorers:SickScorer"), "failed its probe (nan)"),
     ],
 )
 def test_what_cannot_start_says_why_in_one_line(options: tuple[str, ...], message: str) -> None:

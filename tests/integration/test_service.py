@@ -13,8 +13,8 @@ import torch
 import xxhash
 from diffusers import StableDiffusion3Pipeline
 
-from tests.running_service import PROJECT_ROOT, Process, Run, wait_until, write_config
-from tests.tiny_rewards import write_hps
+from tests.helpers.running_service import PROJECT_ROOT, Process, Run, wait_until, write_config
+from tests.helpers.tiny_rewards import write_hps
 
 PROMPTS = ("red", "blue", "a dot", "two", "big", "small", "a line", "green")
 
@@ -141,7 +141,7 @@ def test_a_reward_server_that_dies_ends_the_run_by_name(config: Path) -> None:
     run = Run(config, config.parent / "no_reward", *(word for pair in options.items() for word in pair))
     run.wait_for_lines(4, stage="alignment")
     assert "evaluation" in [line["kind"] for line in run.lines()]
-    (server,) = run.processes("reward_servers --scorer tests.toy_scorers:BrightnessScorer")
+    (server,) = run.processes("reward_servers --scorer tests.helpers.toy_scorers:BrightnessScorer")
     os.kill(server.pid, signal.SIGKILL)
     run.finish(status=1)
     assert "error: " in run.output

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from common.redis_link import RedisAddress, RedisLink, RunControl
-from tests.fickle_server import FickleServer
-from tests.running_service import Run, wait_until, write_config
-from tests.tiny_rewards import write_hps
+from tests.helpers.fickle_server import FickleServer
+from tests.helpers.running_service import Run, wait_until, write_config
+from tests.helpers.tiny_rewards import write_hps
 
 PROMPTS = ("red", "blue", "a dot", "two", "big", "small", "a line", "green")
 LEFT_OUT = "renormalised_groups/fickle:"

@@ -15,8 +15,8 @@ from PIL import Image
 
 from common.types import ByteArray
 from learner.driver.local_servers import LocalServers, LocalServerSpec
-from tests.running_service import PROJECT_ROOT, Run, write_config
-from tests.tiny_rewards import write_hps
+from tests.helpers.running_service import PROJECT_ROOT, Run, write_config
+from tests.helpers.tiny_rewards import write_hps
 
 PROMPTS = ("red", "blue", "a dot", "two", "big", "small")
 SHORT = {
@@ -43,7 +43,7 @@ def moved(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="module")
 def bright(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a running server."""
-    spec = LocalServerSpec("bright", "tests.toy_scorers:BrightnessScorer", None)
+    spec = LocalServerSpec("bright", "tests.helpers.toy_scorers:BrightnessScorer", None)
     with LocalServers([spec], tmp_path_factory.mktemp("server")) as servers:
         yield servers.urls["bright"]
 
@@ -113,7 +113,7 @@ def test_a_score_that_cannot_be_had_is_an_error_not_a_zero(moved: Path, tmp_path
     """The scorer answers the first prompts and fails at the last."""
     (tmp_path / "prompts.txt").write_text("red\nraise\n")
     options = ("--run", moved, "--prompts", tmp_path / "prompts.txt", "--images-per-prompt", "1", "--device", "cpu")
-    scorer = ("--scorer", "mischief=tests.toy_scorers:MischiefScorer")
+    scorer = ("--scorer", "mischief=tests.helpers.toy_scorers:MischiefScorer")
     failed = command("evaluate", *options, *scorer, "--out", tmp_path / "out", status=1)
     assert "error: reward mischief" in failed.stderr
     assert not (tmp_path / "out" / "evaluation.md").exists()

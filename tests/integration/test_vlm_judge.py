@@ -17,7 +17,7 @@ from common.errors import ModelError, RewardUnavailable
 from common.rewards.client import RewardClient, RewardEndpoint
 from learner.driver.local_servers import LocalServers, LocalServerSpec
 from reward_servers.scorers.vlm_judge import VlmJudgeScorer
-from tests.fake_vllm import write_python
+from tests.helpers.fake_vllm import write_python
 
 PROJECT_ROOT = Path(__file__).parents[2]
 DEADLINE = 180.0

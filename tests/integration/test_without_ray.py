@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.running_service import PROJECT_ROOT
+from tests.helpers.running_service import PROJECT_ROOT
 
 ROOMS = {
     "models and updates": (

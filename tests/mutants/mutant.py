@@ -54,9 +54,10 @@ class Mutant:
 
 
 def unit_test(name: str) -> str:
-    """The node id of `FILE::TEST`, without the folder and without `test_`."""
-    file, _, test = name.partition("::")
-    return f"tests/unit/test_{file}.py::test_{test}"
+    """The node id of `FOLDER/FILE::TEST` under tests/unit, whose names stand here without `test_`."""
+    place, _, test = name.partition("::")
+    folder, _, file = place.rpartition("/")
+    return f"tests/unit/{folder}/test_{file}.py::test_{test}"
 
 
 class MutantFinder(MetaPathFinder):

@@ -13,7 +13,7 @@ from tests.mutants.mutant import REPOSITORY
 UNIT_TESTS = "tests/unit"
 IMPORT_PATH = re.compile(r"([a-z_]\w*(?:\.\w+)+):\w+")
 """How the sources name a class that is imported when it is asked for."""
-FIXTURES = {"tiny_pipeline": "tests.tiny_pipeline", "cached": "tests.tiny_pipeline"}
+FIXTURES = {"tiny_pipeline": "tests.helpers.tiny_pipeline", "cached": "tests.helpers.tiny_pipeline"}
 """What the fixtures of tests/conftest.py import."""
 
 
@@ -21,7 +21,7 @@ def reaching_tests(file: str) -> list[str]:
     """The files of unit tests that import the file, relative to the repository."""
     return [
         str(path.relative_to(REPOSITORY))
-        for path in sorted((REPOSITORY / UNIT_TESTS).glob("test_*.py"))
+        for path in sorted((REPOSITORY / UNIT_TESTS).rglob("test_*.py"))
         if REPOSITORY / file in _reached(path)
     ]
 

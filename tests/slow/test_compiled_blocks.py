@@ -12,8 +12,8 @@ from common.types import Network
 from common.weights import publish
 from learner.training.networks import ALIGNED, COLD_START, FAKE_SCORE, Networks, StageSettings
 from rollout_workers.weight_receiver import PROBE_TOLERANCE, WeightReceiver
-from tests.tiny_pipeline import load_tiny_backbone, randomise
-from tests.tiny_training import alignment_settings, cold_start_settings
+from tests.helpers.tiny_pipeline import load_tiny_backbone, randomise
+from tests.helpers.tiny_training import alignment_settings, cold_start_settings
 
 SIGMA = 0.4
 

@@ -22,8 +22,8 @@ from PIL import Image
 
 from common.rewards.api import ByteArray
 from reward_servers.scorers.hps import HpsScorer
+from tests.helpers.tiny_rewards import hps_state, random_images
 from tests.slow.hps_environment import hps_python, merges_path
-from tests.tiny_rewards import hps_state, random_images
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 

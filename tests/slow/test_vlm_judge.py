@@ -18,7 +18,7 @@ from common.rewards.client import RewardClient, RewardEndpoint
 from learner.driver.local_servers import LocalServers, LocalServerSpec
 from reward_servers.scorers.vlm_judge import VlmJudgeScorer
 from reward_servers.scorers.vlm_judge_client import data_url
-from tests.running_service import PROJECT_ROOT, descendants
+from tests.helpers.running_service import PROJECT_ROOT, descendants
 from zoo.judge import CLEAN, EXACTLY, judge_tokenizer
 from zoo.judge_questions import sample_asked, write_on
 from zoo.preference_pairs import TWINS, sample_twins

@@ -1,0 +1,184 @@
+"""What each outage policy does with a reward that fails, on a client that answers as it is told."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from common.errors import (
+    RewardError,
+    RewardInvalid,
+    RewardOutage,
+    RewardOverloaded,
+    RewardRejected,
+    RewardUnavailable,
+)
+from common.rewards.api import FloatArray, ScoreRequest
+from common.rewards.client import RewardClient, ScoreQuestion
+from common.rewards.control_request import PlainQuestion
+from common.rewards.guard import Outage, OutagePolicy, RewardGuard
+from tests.helpers.fake_reward_server import Time
+
+IMAGES = np.zeros((2, 4, 4, 3), np.uint8)
+PROMPTS = ["a", "b"]
+SERVER = "http://server:1"
+PLAIN = PlainQuestion("a dot", {"count": 1})
+
+
+def failing(error: RewardError) -> RewardError:
+    """As the client raises it: signed by the server that failed."""
+    error.url = SERVER
+    return error
+
+
+DOWN = failing(RewardUnavailable("hps", "refused", "nobody there"))
+NAN = failing(RewardInvalid("hps", "nan", "not finite"))
+RAISED = failing(RewardUnavailable("hps", "scorer", "out of memory"))
+LATE = failing(RewardUnavailable("hps", "deadline", "no answer within 57 s"))
+FULL = failing(RewardOverloaded("hps", "overloaded", "queue full", retry_after=4.0))
+REJECTED = RewardRejected("hps", "request", "too long")
+
+
+class Client(RewardClient):
+    """`pick` always answers 1; `hps` raises what `failures` holds, in turn, then answers 2."""
+
+    def __init__(self, failures: Sequence[RewardError]) -> None:
+        self.failures = list(failures)
+        self.asked: list[tuple[str, bool]] = []
+        self.plainly: list[tuple[str, PlainQuestion, str | None]] = []
+        self.answers_plainly = True
+
+    def seconds_to_probe(self, name: str) -> float:
+        return 0.5
+
+    def score_one(self, name: str, question: ScoreQuestion, *, again: bool = False) -> FloatArray:
+        count = len(ScoreRequest.from_bytes(question.body).prompts)
+        self.asked.append((name, again))
+        if name == "hps" and self.failures:
+            raise self.failures.pop(0)
+        return np.full(count, 2 if name == "hps" else 1, np.float32)
+
+    def ask_plainly(self, name: str, plain: PlainQuestion, *, url: str | None = None, gradient: bool = False) -> None:
+        self.plainly.append((name, plain, url))
+        if not self.answers_plainly:
+            raise NAN
+
+
+def guarded(
+    client: Client, policy: OutagePolicy, limit_s: float = 10.0, plain: PlainQuestion | None = PLAIN
+) -> tuple[RewardGuard, Time]:
+    time = Time()
+    outages = {"hps": Outage(policy, limit_s), "pick": Outage("pause", limit_s)}
+    known = {} if plain is None else {"hps": plain, "pick": plain}
+    return RewardGuard(client, outages, known, time.timing(draw=lambda: 0.0)), time
+
+
+def test_a_pause_holds_until_the_reward_is_back() -> None:
+    client = Client([DOWN] * 5)
+    guard, time = guarded(client, "pause")
+    answers = guard.score(IMAGES, PROMPTS, [], ["hps", "pick"])
+    assert {name: values.tolist() for name, values in answers.values.items()} == {"hps": [2, 2], "pick": [1, 1]}
+    assert (answers.left_out, answers.failure) == ({}, None)
+    assert answers.held_s == time.now == 2.5
+    # It is one question, however often it is asked.
+    assert [again for name, again in client.asked if name == "hps"] == [False, *[True] * 5]
+
+
+def test_a_pause_is_bounded_and_ends_by_name() -> None:
+    guard, time = guarded(Client([DOWN] * 1000), "pause", limit_s=10.0)
+    with pytest.raises(RewardOutage, match=r"reward hps was out for 10 s.*outage_limit_s.*nobody there") as caught:
+        guard.score(IMAGES, PROMPTS, [], ["hps", "pick"])
+    assert (caught.value.reward, caught.value.cause) == ("hps", "refused")
+    assert time.now == 10.0
+
+
+@pytest.mark.parametrize("error", [DOWN, FULL, RewardOutage("hps", "refused", "out for 10 s")])
+def test_an_error_survives_the_trip_between_processes(error: RewardError) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
+
+
+def test_a_full_queue_is_given_the_time_it_asks_for() -> None:
+    guard, time = guarded(Client([FULL, FULL]), "pause")
+    guard.score(IMAGES, PROMPTS, [], ["hps"])
+    assert time.pauses == [4.0, 4.0]
+
+
+def test_a_dropped_group_names_its_failure_at_once() -> None:
+    guard, time = guarded(Client([DOWN]), "drop_group")
+    answers = guard.score(IMAGES, PROMPTS, [], ["hps", "pick"])
+    assert answers.failure is DOWN
+    assert time.now == 0
+
+
+@pytest.mark.parametrize("failure", [DOWN, NAN, RAISED])
+def test_renormalise_goes_on_with_the_others(failure: RewardError) -> None:
+    guard, _ = guarded(Client([failure]), "renormalise")
+    answers = guard.score(IMAGES, PROMPTS, [], ["hps", "pick"])
+    assert list(answers.values) == ["pick"]
+    assert answers.left_out == {"hps": failure}
+    assert answers.failure is None
+
+
+def test_with_no_reward_left_the_group_is_dropped() -> None:
+    guard, _ = guarded(Client([DOWN]), "renormalise")
+    answers = guard.score(IMAGES, PROMPTS, [], ["hps"])
+    assert (answers.values, answers.failure) == ({}, DOWN)
+
+
+@pytest.mark.parametrize("policy", ["pause", "drop_group", "renormalise"])
+def test_a_rejected_request_is_no_outage(policy: OutagePolicy) -> None:
+    guard, time = guarded(Client([REJECTED]), policy)
+    assert guard.score(IMAGES, PROMPTS, [], ["hps", "pick"]).failure is REJECTED
+    assert time.now == 0
+
+
+@pytest.mark.parametrize("failure", [NAN, RAISED, LATE])
+def test_a_question_that_fails_alone_pauses_nothing(failure: RewardError) -> None:
+    """The very first of a worker: the server that failed at it answers a plain one, so the group itself is at fault."""
+    client = Client([failure])
+    guard, time = guarded(client, "pause")
+    assert guard.score(IMAGES, PROMPTS, [], ["hps"]).failure is failure
+    assert client.plainly == [("hps", PLAIN, SERVER)]
+    assert time.now == 0
+
+
+@pytest.mark.parametrize("failure", [NAN, RAISED, LATE])
+def test_failing_at_everything_is_an_outage(failure: RewardError) -> None:
+    client = Client([failure] * 3)
+    client.answers_plainly = False
+    guard, _ = guarded(client, "pause")
+    answers = guard.score(IMAGES, PROMPTS, [], ["hps"])
+    assert answers.values["hps"].tolist() == [2, 2]
+    assert answers.held_s > 0
+
+
+def test_a_server_that_is_away_is_not_asked_plainly() -> None:
+    client = Client([DOWN] * 3)
+    guarded(client, "pause")[0].score(IMAGES, PROMPTS, [], ["hps"])
+    assert client.plainly == []
+
+
+def test_without_a_plain_question_every_failure_is_an_outage() -> None:
+    client = Client([NAN])
+    guard, _ = guarded(client, "pause", plain=None)
+    assert guard.score(IMAGES, PROMPTS, [], ["hps"]).held_s > 0
+
+
+@pytest.mark.parametrize("policy", ["drop_group", "renormalise"])
+def test_an_evaluation_always_waits(policy: OutagePolicy) -> None:
+    guard, time = guarded(Client([DOWN] * 4), policy)
+    assert sorted(guard.score_all(IMAGES, PROMPTS, [])) == ["hps", "pick"]
+    assert time.now == 2.0
+    with pytest.raises(RewardRejected, match="too long"):
+        guarded(Client([REJECTED]), policy)[0].score_all(IMAGES, PROMPTS, [])
+
+
+def test_an_evaluation_goes_on_without_what_a_reward_fails_at_alone() -> None:
+    """The images are the same on every resume: a run that ended here could never get past them."""
+    guard, time = guarded(Client([RAISED]), "pause")
+    assert list(guard.score_all(IMAGES, PROMPTS, [])) == ["pick"]
+    assert time.now == 0

@@ -1,0 +1,242 @@
+"""Registered servers, known scores and run control in a real Redis, which is lost and comes back."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import redis
+
+from common.errors import ConfigError, StoreError
+from common.redis_link import RETRY_AFTER_S, RedisAddress, RedisLink, RunControl, ServerRegistry
+from common.rewards.cache import EXPIRES_S, ScoreCache
+from learner.driver import embedded_redis as embedding
+from learner.driver.embedded_redis import embedded_redis
+
+PROJECT_ROOT = Path(__file__).resolve().parents[3]
+DEADLINE = 60.0
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from learner.driver.embedded_redis import embedded_redis
+with embedded_redis(Path(sys.argv[1])) as address:
+    print(address.url, address.password, flush=True)
+    time.sleep(600)
+"""
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never came true"
+        time.sleep(0.02)
+
+
+def answers(address: RedisAddress) -> bool:
+    with address.connect() as client:
+        try:
+            return bool(client.ping())
+        except redis.RedisError:
+            return False
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisAddress]:
+    with embedded_redis(tmp_path_factory.mktemp("redis") / "redis.log") as started:
+        yield started
+    assert not answers(started)
+
+
+@pytest.fixture
+def client(address: RedisAddress) -> Iterator[redis.Redis]:
+    with address.connect() as connected:
+        connected.flushall()
+        yield connected
+
+
+@pytest.fixture
+def link(address: RedisAddress, client: redis.Redis) -> Iterator[RedisLink]:
+    opened = RedisLink(address)
+    yield opened
+    opened.close()
+
+
+def test_servers_are_listed_by_reward_while_their_lease_lives(link: RedisLink, client: redis.Redis) -> None:
+    registry = ServerRegistry(link)
+    for reward, server in (("hps", "http://b"), ("hps", "http://a"), ("other", "http://c")):
+        registry.register(reward, server)
+    assert registry.urls("hps") == ("http://a", "http://b")
+    assert 0 < client.pttl("rtdmd:lease:hps:http://a") <= 15_000
+    registry.deregister("hps", "http://b")
+    client.pexpire("rtdmd:lease:hps:http://a", 1)
+    wait_until(lambda: registry.urls("hps") == ())
+    assert client.smembers("rtdmd:servers:hps") == set()
+    assert registry.urls("other") == ("http://c",)
+
+
+def test_what_others_put_there_is_no_server(link: RedisLink, client: redis.Redis) -> None:
+    registry = ServerRegistry(link)
+    registry.register("hps", "http://a")
+    client.sadd("rtdmd:servers:hps", b"\xff\xfe", "garbage")
+    assert registry.urls("hps") == ("http://a",)
+
+
+def test_known_scores_are_bounded_and_the_least_used_go_first(link: RedisLink, client: redis.Redis) -> None:
+    cache = ScoreCache(link, max_entries=4)
+    cache.put(["a", "b"], np.array([0.1, 0.2], np.float32))
+    cache.put(["c", "d"], np.array([0.3, 0.4], np.float32))
+    np.testing.assert_array_equal(cache.get(["b", "a"]), np.array([0.2, 0.1], np.float32))
+    cache.put(["e"], np.array([0.5], np.float32))
+    cache.put(["f"], np.array([0.6], np.float32))
+    assert [key for key in "abcdef" if cache.get([key]) is not None] == ["a", "b", "e", "f"]
+    assert len(client.keys("rtdmd:score:*")) == client.zcard("rtdmd:scores") == 4
+    assert 0 < client.ttl("rtdmd:score:a") <= EXPIRES_S
+
+
+def test_scores_are_known_all_or_none(link: RedisLink, client: redis.Redis) -> None:
+    cache = ScoreCache(link, max_entries=4)
+    cache.put(["a"], np.array([0.1], np.float32))
+    client.set("rtdmd:score:torn", b"abc")
+    for keys in (["a", "b"], ["a", "torn"], []):
+        assert cache.get(keys) is None
+    assert client.keys("rtdmd:score:b") == []
+
+
+def test_a_run_is_asked_to_pause_or_to_stop(link: RedisLink, client: redis.Redis) -> None:
+    control = RunControl(link, "shapes")
+    assert control.asked() is None
+    for request in ("pause", "stop"):
+        control.ask(request)
+        assert control.asked() == request
+        assert RunControl(link, "another").asked() is None
+    control.ask(None)
+    assert control.asked() is None
+    client.set("rtdmd:run:shapes", "dance")
+    assert control.asked() is None
+
+
+@pytest.fixture
+def frozen(client: redis.Redis) -> Iterator[Callable[[bool], None]]:
+    """Freezes Redis, as a lost network would, and thaws it."""
+    process_id = client.info("server")["process_id"]
+
+    def freeze(on: bool) -> None:
+        os.kill(process_id, signal.SIGSTOP if on else signal.SIGCONT)
+
+    yield freeze
+    freeze(False)
+
+
+def test_a_lost_redis_costs_one_wait_and_is_used_again_when_it_is_back(
+    address: RedisAddress, frozen: Callable[[bool], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said once that it is lost, however often it is looked for, and once that it is back."""
+    now = [0.0]
+    link = RedisLink(address, clock=lambda: now[0])
+    registry = ServerRegistry(link)
+    registry.register("hps", "http://a")
+    caplog.set_level(logging.WARNING)
+    frozen(True)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="cannot be used"):
+            registry.urls("hps")
+        with pytest.raises(StoreError, match="lost a moment ago"):
+            registry.urls("hps")
+        now[0] += RETRY_AFTER_S
+    frozen(False)
+    for _ in range(2):
+        assert registry.urls("hps") == ("http://a",)
+    assert [record.getMessage().split(" ")[4] for record in caplog.records] == ["lost", "again"]
+    link.close()
+
+
+def test_a_redis_that_refuses_one_thing_is_not_lost(
+    link: RedisLink, client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.set("rtdmd:servers:hps", "no set")
+    registry = ServerRegistry(link)
+    for _ in range(3):
+        with pytest.raises(StoreError, match="refuses: WRONGTYPE"):
+            registry.urls("hps")
+    assert len(caplog.records) == 1
+    assert registry.urls("other") == ()
+
+
+def test_credentials_come_from_the_environment_and_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_PASSWORD", "sesame")
+    address = RedisAddress.from_environment("redis://me:sesame@host:1/0?password=sesame")
+    assert address.password == "sesame"
+    assert "sesame" not in repr(address)
+    assert address.shown == "redis://host:1/0"
+
+
+# ── a Redis of the run's own ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_only_who_may_read_the_run_may_use_its_redis(tmp_path: Path) -> None:
+    with embedded_redis(tmp_path / "redis.log") as address:
+        with replace(address, password=None).connect() as stranger, pytest.raises(redis.AuthenticationError):
+            stranger.ping()
+        settings = tmp_path / "redis.conf"
+        assert stat.S_IMODE(settings.stat().st_mode) == 0o600
+        assert f"requirepass {address.password}" in settings.read_text()
+        with address.connect() as client:
+            process_id = client.info("server")["process_id"]
+        for process in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                assert address.password.encode() not in process.read_bytes()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+        assert Path(f"/proc/{process_id}").exists()
+    assert not settings.exists()
+
+
+def test_a_port_that_was_taken_meanwhile_is_not_mistaken_for_ours(
+    address: RedisAddress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another Redis answers there: the next attempt takes another port."""
+    taken, free = int(address.url.rpartition(":")[2].partition("/")[0]), embedding._free_port
+    ports = [taken, free()]
+    monkeypatch.setattr(embedding, "_free_port", lambda: ports.pop(0))
+    with embedded_redis(tmp_path / "redis.log") as other:
+        assert other.url != address.url
+        assert answers(other)
+    ports = [taken] * embedding.START_ATTEMPTS
+    with pytest.raises(ConfigError, match="did not start at redis://127"):
+        embedded_redis(tmp_path / "redis.log").__enter__()
+
+
+def test_an_embedded_redis_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PARENT, str(tmp_path / "redis.log")]
+    with subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        url, password = parent.stdout.readline().split()
+        address = RedisAddress(url, password=password)
+        assert answers(address)
+        parent.kill()
+    wait_until(lambda: not answers(address))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["redis.conf", "redis.log"]
+
+
+def test_without_a_server_binary_the_remedies_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    with pytest.raises(ConfigError, match=r"redis\.url = embedded, but there is no Redis to start"):
+        embedded_redis(tmp_path / "log").__enter__()
+
+
+def test_a_named_redis_must_answer_to_our_credentials(address: RedisAddress) -> None:
+    address.require("redis.url", "do without")
+    expected = r"redis\.url = redis://127.0.0.1:\d+/0: no Redis that can be used: .*do without"
+    with pytest.raises(ConfigError, match=expected):
+        replace(address, password="wrong").require("redis.url", "do without")

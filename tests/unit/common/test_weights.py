@@ -1,0 +1,206 @@
+"""Weights from learner to worker: whatever is wrong with them is named, and the next good publication is accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.backbones.sd3 import StableDiffusion3
+from common.errors import AttestationError, RtdmdError, WeightUpdateError, WireError
+from common.types import Network, PolicyVersion
+from common.weights import PublishedWeights, probe_velocity, publish, student_state
+from common.wire import fingerprint, tensor_hashes, weights_from_bytes, weights_to_bytes
+from rollout_workers.weight_receiver import WeightReceiver
+from tests.helpers.tiny_pipeline import load_tiny_backbone, randomise
+
+KEY = "cold_start/transformer_blocks.0.attn.to_q.lora_A.weight"
+
+
+@pytest.fixture
+def learner(tiny_pipeline: Path) -> StableDiffusion3:
+    backbone = load_tiny_backbone(tiny_pipeline)
+    for seed, name in enumerate(("cold_start", "aligned", "fake_score")):
+        backbone.adapters.add(name, seed=0, trainable=True)
+        randomise(backbone, name, seed)
+    backbone.adapters.define(Network.STUDENT, ("cold_start",))
+    return backbone
+
+
+@pytest.fixture
+def worker(tiny_pipeline: Path) -> StableDiffusion3:
+    return load_tiny_backbone(tiny_pipeline)
+
+
+def repacked(published: PublishedWeights, edit: Callable[[dict[str, np.ndarray]], None]) -> PublishedWeights:
+    """The same manifest over an edited payload."""
+    state = weights_from_bytes(published.payload.tobytes())
+    edit(state)
+    return replace(published, payload=np.frombuffer(weights_to_bytes(state), dtype=np.uint8))
+
+
+def test_a_publication_is_applied_and_attested(learner: StableDiffusion3, worker: StableDiffusion3) -> None:
+    published = publish(learner, 3)
+    version = WeightReceiver(worker).receive(published)
+    assert version == PolicyVersion(3, fingerprint(tensor_hashes(student_state(worker))))
+    assert np.array_equal(probe_velocity(worker).numpy(), published.manifest.probe_velocity_chw)
+    assert set(published.manifest.tensor_hashes) == set(student_state(learner))
+    assert KEY in published.manifest.tensor_hashes
+    assert not any(key.startswith("fake_score/") for key in published.manifest.tensor_hashes)
+
+
+def test_a_worker_follows_the_learner_from_one_stage_to_the_next(
+    learner: StableDiffusion3, worker: StableDiffusion3
+) -> None:
+    receiver = WeightReceiver(worker)
+    receiver.receive(publish(learner, 0))
+    before = probe_velocity(worker)
+    learner.adapters.define(Network.STUDENT, ("cold_start", "aligned"))
+    receiver.receive(publish(learner, 1))
+    assert worker.adapters.stack(Network.STUDENT) == ("cold_start", "aligned")
+    assert torch.equal(probe_velocity(worker), probe_velocity(learner))
+    assert not torch.equal(probe_velocity(worker), before)
+
+
+def test_receiving_is_idempotent(
+    learner: StableDiffusion3, worker: StableDiffusion3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receiver, published = WeightReceiver(worker), publish(learner, 0)
+    first = receiver.receive(published)
+    loads: list[str] = []
+    monkeypatch.setattr(worker.adapters, "load", lambda name, state: loads.append(name))
+    assert receiver.receive(published) == first
+    assert loads == []
+
+
+def test_equal_numbers_with_other_weights_are_another_version(
+    learner: StableDiffusion3, worker: StableDiffusion3
+) -> None:
+    """Evaluations all carry the same number."""
+    receiver = WeightReceiver(worker)
+    receiver.receive(publish(learner, -1))
+    randomise(learner, "cold_start", seed=7)
+    receiver.receive(publish(learner, -1))
+    assert torch.equal(probe_velocity(worker), probe_velocity(learner))
+
+
+def test_no_worker_weight_trains(learner: StableDiffusion3, worker: StableDiffusion3) -> None:
+    WeightReceiver(worker).receive(publish(learner, 0))
+    assert not any(parameter.requires_grad for parameter in worker._transformer.parameters())
+
+
+# ── what can be wrong ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def flipped_value(published: PublishedWeights) -> PublishedWeights:
+    def flip(state: dict[str, np.ndarray]) -> None:
+        state[KEY][0, 0] += 1e-3
+
+    return repacked(published, flip)
+
+
+def flipped_byte(published: PublishedWeights) -> PublishedWeights:
+    payload = published.payload.copy()
+    payload[-1] ^= 1
+    return replace(published, payload=payload)
+
+
+def truncated(published: PublishedWeights) -> PublishedWeights:
+    return replace(published, payload=published.payload[:-10])
+
+
+def missing_key(published: PublishedWeights) -> PublishedWeights:
+    return repacked(published, lambda state: state.__delitem__(KEY))
+
+
+def unknown_key(published: PublishedWeights) -> PublishedWeights:
+    return repacked(published, lambda state: state.update({"cold_start/elsewhere.lora_A.weight": state[KEY]}))
+
+
+def extra_adapter(published: PublishedWeights) -> PublishedWeights:
+    return repacked(published, lambda state: state.update({KEY.replace("cold_start", "spare"): state[KEY]}))
+
+
+def wrong_shape(published: PublishedWeights) -> PublishedWeights:
+    return repacked(published, lambda state: state.update({KEY: state[KEY][:1]}))
+
+
+def adapter_without_weights(published: PublishedWeights) -> PublishedWeights:
+    return replace(published, manifest=replace(published.manifest, stack=("cold_start", "aligned")))
+
+
+def empty_stack(published: PublishedWeights) -> PublishedWeights:
+    return replace(published, manifest=replace(published.manifest, stack=()))
+
+
+def another_base(published: PublishedWeights) -> PublishedWeights:
+    return replace(published, manifest=replace(published.manifest, base_fingerprint="0" * 32))
+
+
+def wrong_probe(published: PublishedWeights) -> PublishedWeights:
+    velocity = published.manifest.probe_velocity_chw.copy()
+    velocity[0, 0, 0] += 1e-4
+    return replace(published, manifest=replace(published.manifest, probe_velocity_chw=velocity))
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (flipped_value, AttestationError, rf"version 1, 1 of \d+ tensors .* the first being {KEY}"),
+        (flipped_byte, AttestationError, r"version 1, 1 of \d+ tensors"),
+        (truncated, WireError, "not valid safetensors"),
+        (missing_key, WeightUpdateError, r"'cold_start': 1 missing .*to_q"),
+        (unknown_key, WeightUpdateError, r"'cold_start': .*1 unknown .*elsewhere"),
+        (extra_adapter, WeightUpdateError, "outside the stack.*spare/"),
+        (wrong_shape, WeightUpdateError, r"to_q\.lora_A\.weight is \[1, 16\], expected \[2, 16\]"),
+        (adapter_without_weights, WeightUpdateError, r"'aligned': \d+ missing"),
+        (empty_stack, WeightUpdateError, "version 1 contain no adapter"),
+        (another_base, WeightUpdateError, "trained on base 0000.*same model directory"),
+        (wrong_probe, AttestationError, "velocity on the probe is off by 1.00e-04"),
+    ],
+)
+def test_what_is_wrong_is_named_and_a_good_publication_afterwards_is_accepted(
+    learner: StableDiffusion3,
+    worker: StableDiffusion3,
+    damage: Callable[[PublishedWeights], PublishedWeights],
+    error: type[RtdmdError],
+    message: str,
+) -> None:
+    receiver = WeightReceiver(worker)
+    receiver.receive(publish(learner, 0))
+    randomise(learner, "cold_start", seed=5)
+    good = publish(learner, 1)
+    for _ in range(2):  # a repeated call must not take the half-applied version for applied
+        with pytest.raises(error, match=message) as caught:
+            receiver.receive(damage(good))
+        assert caught.type is error
+    assert receiver.receive(good).number == 1
+    assert torch.equal(probe_velocity(worker), probe_velocity(learner))
+
+
+def test_weights_that_are_not_numbers_are_refused(learner: StableDiffusion3, worker: StableDiffusion3) -> None:
+    receiver, good = WeightReceiver(worker), publish(learner, 0)
+    next(iter(learner.adapters.parameters("cold_start").values())).data[0, 0] = float("nan")
+    with pytest.raises(AttestationError, match="off by nan"):
+        receiver.receive(publish(learner, 1))
+    assert receiver.receive(good).number == 0
+
+
+def test_a_worker_on_another_base_refuses(learner: StableDiffusion3, tmp_path: Path) -> None:
+    from tests.helpers.tiny_pipeline import write_tiny_pipeline
+
+    other = load_tiny_backbone(write_tiny_pipeline(tmp_path / "other", seed=1))
+    with pytest.raises(WeightUpdateError, match=f"loaded base {other.base_fingerprint()}"):
+        WeightReceiver(other).receive(publish(learner, 0))
+
+
+def test_a_worker_whose_adapters_bind_elsewhere_refuses(learner: StableDiffusion3, tiny_pipeline: Path) -> None:
+    from tests.helpers.tiny_pipeline import tiny_lora
+
+    fewer = load_tiny_backbone(tiny_pipeline, tiny_lora(("to_q", "to_k")))
+    with pytest.raises(WeightUpdateError, match=r"'cold_start': 0 missing .* \d+ unknown"):
+        WeightReceiver(fewer).receive(publish(learner, 0))

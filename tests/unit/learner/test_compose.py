@@ -1,0 +1,225 @@
+"""What the composition root refuses, and how errors of other processes reach a person."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from ray.exceptions import ObjectLostError, RayTaskError
+
+from common.config.run import Config
+from common.errors import AttestationError, ConfigError, ModelError, RewardRejected, RewardUnavailable, RtdmdError
+from common.flow import static_shift_sigmas
+from common.rewards.api import ScoreRequest, ScoreResponse
+from common.rewards.control_request import PlainQuestion
+from common.types import Guidance, Prompt
+from learner.compose import _checked_prediction, _errors_from_ray, _redis, _reward_access
+from learner.driver.cluster import ADDRESS, _say_what_is_waited_for, ray_cluster
+from learner.preflight.checks import (
+    check_files,
+    check_gpus,
+    check_guidance,
+    check_rewards,
+    check_schedule,
+    plain_questions,
+)
+from learner.preflight.command_line import Invocation
+from tests.helpers.fake_reward_server import INFO, SCORES, error_body, fake_server
+
+PLAIN = {"unasked": PlainQuestion("a dot", {})}
+
+
+def config(**sections: object) -> Config:
+    base = {
+        "run": {"name": "test"},
+        "backbone": {"path": "model"},
+        "prompts": {"train": "a.txt", "evaluation": "b.txt"},
+        "alignment": {"reward_gradient_weight": 0},
+        "rewards": [{"name": "unasked", "url": "http://x"}],
+        "reward_client": {"attempts": 1, "timeout_s": 5},
+    }
+    return Config.model_validate(base | sections)
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def test_every_reward_server_is_asked_before_the_run(closed_port: int) -> None:
+    chosen = config(rewards=[{"name": "unasked", "url": f"http://127.0.0.1:{closed_port}"}])
+    with pytest.raises(RewardUnavailable, match=rf"reward unasked at http://127\.0\.0\.1:{closed_port}"):
+        check_rewards(chosen, _reward_access(chosen, {}, None), PLAIN)
+
+
+def test_a_reward_nobody_serves_is_refused_before_the_run() -> None:
+    chosen = config(rewards=[{"name": "unasked", "url": "redis"}], redis={"url": "redis://host:1/0"})
+    with pytest.raises(
+        RewardUnavailable, match="reward unasked: no server of that name is registered that may be asked"
+    ):
+        check_rewards(chosen, _reward_access(chosen, {}, None), PLAIN)
+
+
+def test_every_reward_answers_a_plain_question_before_the_run() -> None:
+    """So that every worker can tell, from its first group on, whose fault a failure is."""
+    with fake_server() as server:
+        chosen = config(rewards=[{"name": "unasked", "url": server.url}])
+        server.replies = [(200, ScoreResponse("fake", "hash", SCORES[:1]).to_bytes())]
+        plain = plain_questions(chosen, Prompt(0, "a train", {"count": 1}), Prompt(1, "evaluation"))
+        assert plain == {"unasked": PlainQuestion("a train", {"count": 1})}
+        assert check_rewards(chosen, _reward_access(chosen, {}, None), plain) == {"unasked": INFO}
+        assert ScoreRequest.from_bytes(server.bodies[0]).metadata == [{"count": 1}]
+        server.replies = [(422, error_body("request"))]
+        with pytest.raises(RewardRejected):
+            check_rewards(chosen, _reward_access(chosen, {}, None), plain)
+
+
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:{port}/0?password=sesame", "redis://127.0.0.1:port/0"])
+def test_a_named_redis_is_asked_before_the_run(closed_port: int, url: str, tmp_path: Path) -> None:
+    chosen = config(redis={"url": url.format(port=closed_port)})
+    expected = r"redis\.url = redis://127\.0\.0\.1:\w+/0: no Redis .*redis\.url: none"
+    with pytest.raises(ConfigError, match=expected) as caught, _redis(chosen, tmp_path):
+        pytest.fail("entered")
+    assert "sesame" not in str(caught.value)
+
+
+@pytest.mark.parametrize("steps", [3, 33, 34, 100])
+def test_a_schedule_without_room_to_renoise_is_refused(steps: int) -> None:
+    sigmas = static_shift_sigmas(steps, shift=1.0)  # the second level is 1 - 1 / steps
+    chosen = config(sampling={"steps": steps})
+    if steps <= 33:
+        check_schedule(chosen, sigmas)
+        return
+    with pytest.raises(ConfigError, match=rf"sampling\.steps = {steps}: .* is {1 - 1 / steps:.3f}, .* at most 0\.97"):
+        check_schedule(chosen, sigmas)
+    check_schedule(config(sampling={"steps": steps}, cold_start={"iterations": 0}), sigmas)
+
+
+def test_guidance_for_a_teacher_that_takes_none_is_refused_before_training() -> None:
+    guided = config(evaluation={"teacher_guidance": 4})
+    with pytest.raises(ConfigError, match=r"evaluation\.teacher_guidance = 4: the teacher at model takes no guidance"):
+        check_guidance(guided, Guidance.NONE)
+    check_guidance(guided, Guidance.INPUT)
+    check_guidance(config(evaluation={"teacher_guidance": 1}), Guidance.NONE)
+    check_guidance(config(evaluation={"teacher_guidance": 4, "teacher": False}), Guidance.NONE)
+
+
+def test_everything_that_is_missing_is_told_at_once(tmp_path: Path) -> None:
+    there = tmp_path / "prompts.txt"
+    there.write_text("red")
+    rewards = [{"name": "hps", "scorer": "hps", "model": tmp_path / "no-hps", "url": "local"}]
+    lacking = config(rewards=rewards, prompts={"train": there, "evaluation": tmp_path / "none.txt"})
+    with pytest.raises(ConfigError) as caught:
+        check_files(lacking, resuming=False)
+    expected = f"prompts.evaluation = {tmp_path}/none.txt, rewards.hps.model = {tmp_path}/no-hps"
+    assert str(caught.value) == f"not there: {expected} (looked for from {Path.cwd()})"
+
+
+def test_a_borrowed_cold_start_must_be_there_until_the_run_has_its_own(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("red")
+    prompts = {"train": tmp_path / "prompts.txt", "evaluation": tmp_path / "prompts.txt"}
+    borrowing = config(prompts=prompts, cold_start={"from_checkpoint": tmp_path / "gone"})
+    with pytest.raises(ConfigError, match=f"not there: cold_start.from_checkpoint = {tmp_path}/gone"):
+        check_files(borrowing, resuming=False)
+    check_files(borrowing, resuming=True)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "rank_gpus", "workers", "worker_gpus", "gpus"),
+    [(7, 1, 2, 0.5, 8), (1, 0, 4, 0, 0), (10, 0.1, 2, 0.5, 2), (1, 0.6, 2, 0.7, 3), (1, 2, 1, 1, 3)],
+)
+def test_one_gpu_less_than_a_run_asks_for_is_refused(
+    ranks: int, rank_gpus: float, workers: int, worker_gpus: float, gpus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shares of a GPU are on one: .6, .7 and .7 need three."""
+    chosen = config(
+        learner={"num_gpus": rank_gpus, "ranks": ranks}, workers={"count": workers, "num_gpus": worker_gpus}
+    )
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    check_gpus(chosen)
+    if gpus > 0:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus - 1)
+        with pytest.raises(ConfigError, match=f"have no room on this machine's {gpus - 1} GPUs: ask for fewer"):
+            check_gpus(chosen)
+
+
+def test_a_cluster_that_may_still_get_its_gpus_is_waited_for_aloud(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
+    _say_what_is_waited_for(config(learner={"num_gpus": 1, "ranks": 2}))
+    assert capsys.readouterr().err == ""
+    _say_what_is_waited_for(config(learner={"num_gpus": 1, "ranks": 2}, workers={"num_gpus": 0.5}))
+    assert capsys.readouterr().err == "waiting for GPUs: the run asks for 2.5, the cluster has 2 so far\n"
+
+
+def test_a_model_that_only_a_cluster_holds_is_not_looked_for_here(
+    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = config(backbone={"path": tiny_pipeline, "max_sequence_length": 4})
+    student = {"family": "flux2", "path": tiny_pipeline, "teacher_path": tmp_path / "on" / "workers"}
+    elsewhere, of_two = config(backbone={"path": tmp_path / "on" / "workers"}), config(backbone=student)
+    with pytest.raises(ModelError, match=r"no pipeline at .*/on/workers"):
+        _checked_prediction(elsewhere)
+    monkeypatch.setenv(ADDRESS, "127.0.0.1:6379")
+    assert _checked_prediction(elsewhere) is _checked_prediction(of_two) is None
+    prediction = _checked_prediction(here)
+    assert prediction is not None
+    assert prediction.iteration_s > 0
+
+
+def invocation(run_dir: Path, *, dry_run: bool = False) -> Invocation:
+    return Invocation(config(), run_dir, dry_run=dry_run, resume=False)
+
+
+def raised_remotely(cause: Exception) -> Exception:
+    error: Exception = RayTaskError("call", f"Traceback\nremote line\n{cause!r}", cause, "title", 1, "ip")
+    return error
+
+
+def test_an_error_of_ours_comes_out_as_it_was_raised(tmp_path: Path) -> None:
+    cause = AttestationError("other weights")
+    with pytest.raises(AttestationError) as caught, _errors_from_ray(invocation(tmp_path)):
+        raise raised_remotely(cause)
+    assert caught.value is cause
+
+
+@pytest.mark.parametrize("error", [raised_remotely(ValueError("odd shape")), ObjectLostError("ab" * 14, None, "")])
+def test_any_other_error_is_one_line_and_a_file(tmp_path: Path, error: Exception) -> None:
+    (tmp_path / "logs").mkdir()
+    with pytest.raises(RtdmdError) as caught, _errors_from_ray(invocation(tmp_path)):
+        raise error
+    log = tmp_path / "logs" / "error.log"
+    assert str(caught.value).endswith(f"; see {log}")
+    assert "\n" not in str(caught.value)
+    assert "Traceback" in log.read_text()
+
+
+def test_a_dry_run_leaves_no_log(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    with pytest.raises(RtdmdError, match="odd shape"), _errors_from_ray(invocation(tmp_path, dry_run=True)):
+        raise raised_remotely(ValueError("odd shape"))
+    assert list((tmp_path / "logs").iterdir()) == []
+
+
+def test_a_cluster_that_is_not_there_is_named_at_once(monkeypatch: pytest.MonkeyPatch, closed_port: int) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed_port}")
+    with pytest.raises(ConfigError, match=rf"RAY_ADDRESS = 127\.0\.0\.1:{closed_port}: nobody"), ray_cluster(config()):
+        pytest.fail("entered")
+
+
+def test_a_failing_start_of_ray_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**settings: object) -> None:
+        raise ValueError("not enough shared memory\nmany details")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.init", fail)
+    expected = "^no Ray cluster to run in: not enough shared memory$"
+    with pytest.raises(ConfigError, match=expected), ray_cluster(config()):
+        pytest.fail("entered")

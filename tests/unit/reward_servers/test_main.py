@@ -1,0 +1,116 @@
+"""What a server says when it cannot start, and under which address it is listed."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.errors import ConfigError
+from reward_servers import main, score
+from reward_servers.app import Served
+from reward_servers.main import BUILT_IN_SCORERS, load_scorers, open_for_requests, server_info
+from reward_servers.options import ServerSettings, build_parser, check
+from tests.helpers.toy_scorers import BrightnessScorer
+
+
+def settings(*arguments: str) -> ServerSettings:
+    return check(build_parser().parse_args(list(arguments)))
+
+
+@pytest.mark.parametrize(("name", "extra"), [("ocr", "ocr"), ("geneval", "geneval"), ("geneval_parts", "geneval")])
+def test_a_scorer_that_is_not_installed_says_how_to_install_it(
+    name: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(module: str) -> None:
+        raise ModuleNotFoundError("No module named 'rapidocr'")
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(ConfigError) as caught:
+        load_scorers(settings("--scorer", name))
+    assert str(caught.value) == f"--scorer {name}: No module named 'rapidocr'; pip install -e '.[{extra}]'"
+
+
+def test_what_a_library_misses_when_a_model_is_built_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unbuildable(BrightnessScorer):
+        @classmethod
+        def load(cls, model_dir: Path | None, device: str) -> Self:
+            raise ImportError("\nMask2Former requires the scipy library\nbut it was not found" + " at all" * 200)
+
+    monkeypatch.setattr(main, "_scorer_class", lambda spec: Unbuildable)
+    with pytest.raises(ConfigError) as caught:
+        load_scorers(settings("--scorer", "geneval"))
+    assert str(caught.value).startswith("--scorer geneval: Mask2Former requires the scipy library but it was not")
+    assert str(caught.value).endswith("; pip install -e '.[geneval]'")
+    assert len(str(caught.value)) < 400
+
+
+def test_every_built_in_scorer_has_its_extra() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert {name.removesuffix("_parts") for name in BUILT_IN_SCORERS} <= set(project["optional-dependencies"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "url"),
+    [
+        (("--host", "::1"), "http://[::1]:8000"),
+        (("--host", "127.0.0.1"), "http://127.0.0.1:8000"),
+        (("--advertise-url", "http://gpu-3:80/"), "http://gpu-3:80"),
+    ],
+)
+def test_a_server_is_listed_under_an_address_that_is_one(
+    arguments: tuple[str, ...], url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed: dict[str, str] = {}
+
+    @asynccontextmanager
+    async def registered(redis_url: str | None, urls: Mapping[str, str]) -> AsyncIterator[None]:
+        listed.update(urls)
+        yield
+
+    monkeypatch.setattr(main, "registered", registered)
+    served: Any = Served("/b", server_info("b", BrightnessScorer(), reproducible=False), None, None, 0.5)
+
+    async def run() -> None:
+        async with open_for_requests(settings("--scorer", "hps", *arguments), 8000, [served]):
+            pass
+
+    asyncio.run(run())
+    assert listed == {"b": f"{url}/b"}
+
+
+def test_an_image_that_is_a_bomb_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bomb.png"
+    Image.fromarray(np.zeros((10, 10, 3), np.uint8)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert score.main(["--url", "http://127.0.0.1:1", str(path), "--prompt", "a"]) == 2
+    errors = capsys.readouterr().err
+    assert (len(errors.splitlines()), "bomb.png is no image that can be read" in errors) == (1, True)
+
+
+def test_a_token_is_not_given_to_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "image.png"
+    Image.fromarray(np.zeros((10, 10, 3), np.uint8)).save(path)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("REWARD_SERVER_TOKEN", "sesame")
+    proxied: list[bool] = []
+    post = httpx.Client.post
+
+    def noted(client: httpx.Client, url: str, **options: Any) -> httpx.Response:
+        proxied.append(client.trust_env)
+        return post(client, url, **options)
+
+    monkeypatch.setattr(httpx.Client, "post", noted)
+    assert score.main(["--url", "http://127.0.0.1:1", str(path), "--prompt", "a"]) == 2
+    assert proxied == [False]
