@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.mutants.mutant import Mutant, unit_test
 
+_SAMPLING = "common/sampling.py"
 _COLD_START = "learner/training/cold_start_trainer.py"
 _ALIGNMENT = "learner/training/alignment_trainer.py"
 
@@ -25,15 +26,15 @@ COLD_START = (
     Mutant(
         "the samples of stage 1 count as clean",
         _COLD_START,
-        "renoise_samples(sample, self._sigmas[step + 1], key)",
+        "renoise_samples(sample, self._steps[index].sigma_next, key)",
         "renoise_samples(sample, 0.0, key)",
         unit_test("learner/training/cold_start_by_hand::each_update_has_samples_of_its_own_after_a_random_step"),
     ),
     Mutant(
         "stage 1 always rolls to the last step",
         _COLD_START,
-        "        sample = self._roll_to(step, conditioning",
-        "        step = steps - 1\n        sample = self._roll_to(step, conditioning",
+        "        sample = self._roll_to(index, conditioning",
+        "        index = len(self._steps) - 1\n        sample = self._roll_to(index, conditioning",
         unit_test("learner/training/cold_start_by_hand::each_update_has_samples_of_its_own_after_a_random_step"),
     ),
     Mutant(
@@ -46,22 +47,22 @@ COLD_START = (
     Mutant(
         "stage 1's rollout ignores eta",
         _COLD_START,
-        "self._sigmas[step + 1], self._eta)",
-        "self._sigmas[step + 1], 0.0)",
+        "steps_between(self._backbone.sigmas(sampling.steps), sampling.eta)",
+        "steps_between(self._backbone.sigmas(sampling.steps), 0.0)",
         unit_test("learner/training/cold_start_by_hand::each_update_has_samples_of_its_own_after_a_random_step"),
     ),
     Mutant(
         "every step of the rollout keeps its graph",
         _COLD_START,
-        "with_graph and step == last_step",
+        "with_graph and index == last_step",
         "with_graph",
         unit_test("learner/training/cold_start_by_hand::the_gradients_of_both_updates_by_hand"),
     ),
     Mutant(
         "stage 1 rolls out the fake score",
         _COLD_START,
-        "Network.STUDENT, latents, sigma_B",
-        "Network.FAKE_SCORE, latents, sigma_B",
+        "Network.STUDENT, latents_Bchw, sigma_B",
+        "Network.FAKE_SCORE, latents_Bchw, sigma_B",
         unit_test("learner/training/networks::two_updates_change_every_trainable_parameter_and_no_other"),
     ),
     Mutant(
@@ -74,15 +75,15 @@ COLD_START = (
     Mutant(
         "every step of the rollout has the same noise",
         _COLD_START,
-        'key.normal(f"step{step}", latents)',
+        'key.normal(f"step{index}", latents)',
         'key.normal("step", latents)',
         unit_test("learner/training/cold_start_by_hand::each_update_has_samples_of_its_own_after_a_random_step"),
     ),
     Mutant(
         "a step's velocity is the next level's",
-        _COLD_START,
-        "torch.full((len(conditioning),), self._sigmas[step])",
-        "torch.full((len(conditioning),), self._sigmas[step + 1])",
+        _SAMPLING,
+        "torch.full((len(latents_Bchw),), step.sigma)",
+        "torch.full((len(latents_Bchw),), step.sigma_next)",
         unit_test("learner/training/cold_start_by_hand::each_update_has_samples_of_its_own_after_a_random_step"),
     ),
     Mutant(
@@ -252,8 +253,8 @@ ALIGNMENT = (
     Mutant(
         "every step is given the first level",
         _ALIGNMENT,
-        "sigma, sigma_next = batch.plan.sigmas[step],",
-        "sigma, sigma_next = batch.plan.sigmas[0],",
+        "batch.latents_SBchw[step, rows], batch.plan.steps[step])",
+        "batch.latents_SBchw[step, rows], batch.plan.steps[0])",
         unit_test("learner/training/alignment_trainer::learner_and_sampler_agree"),
     ),
     Mutant(
