@@ -1,20 +1,22 @@
 """The method's losses on the Gaussian world, written out once more: float64, and no formula of the project's.
 
-Only the draws are the project's (`common.seeding`), by the names under which the trainers ask for them. Shapes: N pixels
-of a sample, so that latents are [B, N, c]; levels are [B, 1, 1].
+Only the draws are the project's (`common.seeding`), by the names under which the trainers ask for them. Latents are
+[B, N, c], N pixels a sample; levels are [B, 1, 1].
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from common import seeding
-from tests.gaussian_backbone import DIRECTION, ETA, FACTOR, SIGMAS, TEACHER
+from common.backbones.base import Network
+from tests.gaussian_backbone import DIRECTION, ETA, FACTOR, SIGMAS, TEACHER, GaussianBackbone
 from tests.gaussian_world import AffineGenerator, Gaussian
 
 COSINE, SINE = math.cos(ETA * math.pi / 2), math.sin(ETA * math.pi / 2)
@@ -55,6 +57,15 @@ class FakeScore:
     mean_Tc: Tensor
     factor_Tcc: Tensor
 
+    @classmethod
+    def of(cls, backbone: GaussianBackbone) -> FakeScore:
+        """The fake score as it is now."""
+        totals = (backbone.adapters.total(Network.FAKE_SCORE, key) for key in ("mean", "factor"))
+        return cls(*(total.detach().double().requires_grad_() for total in totals))
+
+    def gradients(self) -> dict[str, Tensor]:
+        return {"mean": self.mean_Tc.grad, "factor": self.factor_Tcc.grad}
+
     def velocity(self, x_BNc: Tensor, level_B11: Tensor, strengths: Sequence[float]) -> Tensor:
         rows = []
         for x_Nc, level, strength in zip(x_BNc, level_B11.flatten(), strengths, strict=True):
@@ -90,7 +101,10 @@ def roll(students: Sequence[AffineGenerator], draws: Draws, last_step: int) -> l
     states = [draws.normal("initial")]
     for step in range(last_step + 1):
         v = torch.stack(
-            [x @ student.weights_Tcc[step].T + student.biases_Tc[step] for student, x in zip(students, states[-1])]
+            [
+                x @ student.weights_Tcc[step].T + student.biases_Tc[step]
+                for student, x in zip(students, states[-1], strict=True)
+            ]
         )
         states.append(transition(states[-1], v, SIGMAS[step], SIGMAS[step + 1], draws.normal(f"step{step}")))
     return states
@@ -167,3 +181,23 @@ def student_gradient(force: Tensor, states: Sequence[Tensor], step: int) -> dict
     weight_Tcc[step] = -velocity_weight(step) * torch.einsum("bni,bnj->ij", force, states[step])
     bias_Tc[step] = -velocity_weight(step) * force.sum(dim=(0, 1))
     return {"weight": weight_Tcc, "bias": bias_Tc}
+
+
+def advantages(
+    rewards_PG: Mapping[str, np.ndarray], weights: Mapping[str, float], floor: float = 1e-4, clip: float = 5.0
+) -> np.ndarray:
+    """Each reward less its group's mean, over its deviation in the batch; their weighted sum, over its own."""
+    total_PG = sum(
+        weight * (rewards_PG[name] - rewards_PG[name].mean(axis=1, keepdims=True)) / (rewards_PG[name].std() + floor)
+        for name, weight in weights.items()
+    )
+    return np.clip(total_PG / (total_PG.std() + floor), -clip, clip)
+
+
+def assert_gradients(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Equal up to float32."""
+    assert actual.keys() == expected.keys()
+    for key, value in expected.items():
+        size = value.abs().max().item()
+        assert size > 0
+        assert (actual[key] - value).abs().max().item() < 1e-4 * size, key

@@ -25,7 +25,15 @@ from tests.gaussian_training import (
     new_networks,
     scatter,
 )
-from tests.method_by_hand import Draws, FakeScore, fake_score_loss, matching_direction, roll, student_gradient
+from tests.method_by_hand import (
+    Draws,
+    FakeScore,
+    assert_gradients,
+    fake_score_loss,
+    matching_direction,
+    roll,
+    student_gradient,
+)
 
 SETTINGS = cold_start_settings(learning_rate_student=0.02, learning_rate_fake=0.02, ema_decay=0.75)
 
@@ -53,21 +61,6 @@ def draws_of(update: str, iteration: int) -> Draws:
     return Draws(SEED, f"cold_start/{update}", iteration, SETTINGS.batch_size, GaussianBackbone(4).latent_shape)
 
 
-def fake_score(networks: Networks) -> FakeScore:
-    state = networks.backbone.adapters.state(FAKE_SCORE)
-    return FakeScore(*(state[key].double().requires_grad_() for key in ("mean", "factor")))
-
-
-def assert_equal(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert actual.keys() == expected.keys()
-    for key, value in expected.items():
-        size = value.abs().max().item()
-        assert size > 0
-        torch.testing.assert_close(
-            actual[key], value, rtol=1e-4, atol=1e-4 * size, msg=lambda m, key=key: f"{key}: {m}"
-        )
-
-
 @pytest.mark.parametrize("step", range(STEPS))
 def test_the_students_gradient_by_hand(step: int) -> None:
     """The fake score that judges the student is the one this iteration has already updated."""
@@ -75,9 +68,11 @@ def test_the_students_gradient_by_hand(step: int) -> None:
     words, draws = strengths(iteration, SETTINGS.batch_size), draws_of("student", iteration)
     states = roll([student(networks.backbone, word) for word in words], draws, step)
     cold_start_trainer(networks, SETTINGS).update(iteration)
-    direction = matching_direction(fake_score(networks), states[-1], SIGMAS[step + 1], words, draws, GUIDANCE).detach()
+    direction = matching_direction(
+        FakeScore.of(networks.backbone), states[-1], SIGMAS[step + 1], words, draws, GUIDANCE
+    ).detach()
     expected = student_gradient(direction / direction.numel(), states, step)
-    assert_equal(gradients(networks, Network.STUDENT), expected)
+    assert_gradients(gradients(networks, Network.STUDENT), expected)
 
 
 @pytest.mark.parametrize("step", range(STEPS))
@@ -85,10 +80,10 @@ def test_the_fake_scores_gradient_by_hand(step: int) -> None:
     iteration, networks = iteration_that_stops_at("fake", step), scattered_networks()
     words, draws = strengths(iteration, SETTINGS.batch_size), draws_of("fake", iteration)
     sample = roll([student(networks.backbone, word) for word in words], draws, step)[-1]
-    fake = fake_score(networks)
+    fake = FakeScore.of(networks.backbone)
     fake_score_loss(fake, sample, SIGMAS[step + 1], words, draws, SETTINGS.consistency_weight).backward()
     cold_start_trainer(networks, SETTINGS).update(iteration)
-    assert_equal(gradients(networks, Network.FAKE_SCORE), {"mean": fake.mean_Tc.grad, "factor": fake.factor_Tcc.grad})
+    assert_gradients(gradients(networks, Network.FAKE_SCORE), fake.gradients())
 
 
 class Recording(GaussianBackbone):
