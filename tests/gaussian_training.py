@@ -24,8 +24,8 @@ SEED = 5
 GUIDANCE = 3.0
 SAMPLING = SamplingConfig(steps=STEPS, eta=ETA)
 PROMPTS = [Prompt(index, text) for index, text in enumerate(("1", "0.5", "-0.5", "0.25", "2", "1.5"))]
-ONE_PROMPT = [Prompt(index, "1") for index in range(6)]
-"""One distribution, six sets of noise."""
+ONE_PROMPT = [Prompt(index, "1") for index in range(16)]
+"""One distribution, and noise of its own for each."""
 UNCLIPPED = {"gradient_clip_student": 1e9, "gradient_clip_fake": 1e9}
 
 
