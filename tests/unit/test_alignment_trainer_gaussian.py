@@ -11,7 +11,7 @@ subtracts sigma_last b_last from it, so over all pixels b_last gets lambda sigma
 
 **Matching.** A fake score N(mu + D, C) differs from the teacher by g = t^2 S_t^-1 D in every pixel, with
 S_t = (1 - t)^2 C + t^2 I. The normaliser n is the mean of |x - x^teacher|, whose entries are Gaussian with variance
-t^2 C S_t^-1 and mean t^2 S_t^-1 (m - mu) for a student N(m, C): a folded normal's mean, up to few pixels.
+t^2 C S_t^-1 and mean t^2 S_t^-1 (m - mu) for a student N(m, C): a folded normal's mean for many pixels.
 So b_last gets -(w / c) sigma_last K D with K = E_t[t^2 S_t^-1 / n_t].
 
 **SubGRPO.** The surrogate of step j has the gradient -(2 / d) kappa_j std_j sum_n z_n in b_j. What z_bar, of variance
@@ -43,6 +43,7 @@ from common.types import ScoredGroup
 from learner.networks import ALIGNED, ALIGNED_FAKE_SCORE, COLD_START, FAKE_SCORE, Networks
 from tests.gaussian_backbone import (
     DIRECTION,
+    ETA,
     FAKE_SHAPES,
     SIGMAS,
     STEPS,
@@ -127,46 +128,48 @@ def hinge_force(sample: Tensor, target: float, clip: float | None) -> Tensor:
     return each * active[:, None, None] / len(sample)
 
 
-def update_by_hand(changes: dict[str, object]) -> tuple[Networks, list[ScoredGroup], dict[str, Tensor]]:
-    """One update by the trainer; its networks and groups, and the student's gradient by hand."""
-    settings = alignment_settings(**BY_HAND | changes)
-    networks, served = scattered_networks(settings), Served(A, ("linear", "square"))
-    groups = scored_groups(networks, 7, settings, served, PROMPTS, SELECTED)
-    words = [float(group.trajectory.prompt.text) for group in groups for _ in range(settings.group_size)]
-    students = [student(networks.backbone, word) for word in words]
-    stacked = torch.cat([torch.tensor(group.trajectory.latents_SGchw) for group in groups], dim=1)
-    states = [pixels(state) for state in stacked]
-    alignment_trainer(networks, settings, WEIGHTS, served).update(groups)
+def flattened(groups: list[ScoredGroup]) -> tuple[list[float], list[Tensor]]:
+    """Every sample's prompt, and the states of all samples: row b is sample b % G of group b // G."""
+    words = [float(group.trajectory.prompt.text) for group in groups for _ in range(group.trajectory.group_size)]
+    states_SBchw = torch.cat([torch.tensor(group.trajectory.latents_SGchw) for group in groups], dim=1)
+    return words, [pixels(state) for state in states_SBchw]
 
-    rewards_PG = {name: np.stack([group.rewards_G[name] for group in groups]).astype(float) for name in WEIGHTS}
-    advantages_B = advantages(rewards_PG, WEIGHTS).flatten()
-    draws = Draws(SEED, "alignment/student", 7, len(words), networks.backbone.latent_shape)
-    fake = FakeScore.of(networks.backbone)
-    direction = matching_direction(fake, states[-1], 0.0, words, draws, GUIDANCE).detach()
-    final = settings.matching_weight * direction / direction.numel()
-    if settings.reward_gradient_weight:
-        hinge = hinge_force(states[-1], settings.reward_target, settings.reward_gradient_clip)
-        final = final + settings.reward_gradient_weight * hinge
-    terms = [student_gradient(final, states, LAST)]
-    if settings.policy_gradient != "none":
-        terms += [student_gradient(policy_force(states, students, j, advantages_B), states, j) for j in SELECTED]
-    return networks, groups, {key: sum(term[key] for term in terms) / len(terms) for key in ("weight", "bias")}
+
+def final_gradient(
+    fake: FakeScore, sample: Tensor, words: list[float], draws: Draws, settings: AlignmentConfig
+) -> Tensor:
+    """The gradient of matching and hinge in the final samples."""
+    direction = matching_direction(fake, sample, 0.0, words, draws, GUIDANCE).detach()
+    force = settings.matching_weight * direction / direction.numel()
+    if settings.reward_gradient_weight == 0:
+        return force
+    hinge = hinge_force(sample, settings.reward_target, settings.reward_gradient_clip)
+    return force + settings.reward_gradient_weight * hinge
 
 
 @pytest.mark.parametrize(
     "changes",
-    [
-        {},
-        {"reward_gradient_clip": 0.077, "policy_gradient": "none"},
-        {"reward_gradient_weight": 0.0},
-    ],
+    [{}, {"reward_gradient_clip": 0.077, "policy_gradient": "none"}, {"reward_gradient_weight": 0.0}],
     ids=["all", "clipped-hinge", "policy-and-matching"],
 )
 def test_the_students_gradient_by_hand(changes: dict[str, object]) -> None:
     """The fake score that judges the student is the one this iteration has already updated."""
-    networks, _, expected = update_by_hand(changes)
+    settings, served = alignment_settings(**BY_HAND | changes), Served(A, ("linear", "square"))
+    networks = scattered_networks(settings)
+    groups = scored_groups(networks, 7, settings, served, PROMPTS, SELECTED)
+    words, states = flattened(groups)
+    students = [student(networks.backbone, word) for word in words]
+    alignment_trainer(networks, settings, WEIGHTS, served).update(groups)
+
+    draws = Draws(SEED, "alignment/student", 7, len(words), networks.backbone.latent_shape)
+    final = final_gradient(FakeScore.of(networks.backbone), states[-1], words, draws, settings)
+    terms = [student_gradient(final, states, LAST)]
+    if settings.policy_gradient != "none":
+        rewards_PG = {name: np.stack([group.rewards_G[name] for group in groups]).astype(float) for name in WEIGHTS}
+        advantages_B = advantages(rewards_PG, WEIGHTS).flatten()
+        terms += [student_gradient(policy_force(states, students, j, advantages_B), states, j) for j in SELECTED]
     actual = gradients(networks, Network.STUDENT)
-    assert_gradients(actual, expected)
+    assert_gradients(actual, {key: sum(term[key] for term in terms) / len(terms) for key in actual})
     assert actual["bias"][1].abs().max() == 0  # the stochastic step that was not selected
 
 
@@ -175,11 +178,10 @@ def test_the_fake_scores_gradient_by_hand() -> None:
     settings = alignment_settings(**BY_HAND)
     networks, served = scattered_networks(settings), Served(A, ("linear",))
     groups = scored_groups(networks, 7, settings, served, PROMPTS)
-    words = [float(group.trajectory.prompt.text) for group in groups for _ in range(settings.group_size)]
-    final = pixels(torch.cat([torch.tensor(group.trajectory.latents_SGchw[-1]) for group in groups]))
+    words, states = flattened(groups)
     fake = FakeScore.of(networks.backbone)
     draws = Draws(SEED, "alignment/fake", 7, len(words), networks.backbone.latent_shape)
-    fake_score_loss(fake, final, 0.0, words, draws, 0.4).backward()
+    fake_score_loss(fake, states[-1], 0.0, words, draws, 0.4).backward()
     alignment_trainer(networks, settings, WEIGHTS, served).update(groups)
     assert_gradients(gradients(networks, Network.FAKE_SCORE), fake.gradients())
 
@@ -210,7 +212,7 @@ PARTS = {
 
 
 def exact_student() -> AffineGenerator:
-    return exact_steps(TILTED, SIGMAS, 0.9)
+    return exact_steps(TILTED, SIGMAS, ETA)
 
 
 def exact_networks(offset_c: Tensor, settings: AlignmentConfig, side: int = SIDE) -> Networks:
