@@ -149,7 +149,11 @@ def final_gradient(
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"reward_gradient_clip": 0.077, "policy_gradient": "none"}, {"reward_gradient_weight": 0.0}],
+    [
+        {},
+        {"reward_gradient_clip": 0.0757, "reward_gradient_weight": 5.0, "policy_gradient": "none"},
+        {"reward_gradient_weight": 0.0},
+    ],
     ids=["all", "clipped-hinge", "policy-and-matching"],
 )
 def test_the_students_gradient_by_hand(changes: dict[str, object]) -> None:
