@@ -266,4 +266,46 @@ ALIGNMENT = (
             "learner/training/alignment_trainer::the_policy_gradient_is_minus_advantage_times_surrogate[squared_error]"
         ),
     ),
+    Mutant(
+        "the fake score of stage 2 ascends",
+        _ALIGNMENT,
+        "            (loss.value * share).backward()",
+        "            (-loss.value * share).backward()",
+        unit_test("learner/training/alignment_trainer_gaussian::the_fake_scores_gradient_by_hand"),
+    ),
+    Mutant(
+        "the fake score of stage 2 takes its samples for noisy",
+        _ALIGNMENT,
+        "renoise_samples(batch.latents_SBchw[-1, rows], 0.0, key)",
+        "renoise_samples(batch.latents_SBchw[-1, rows], 0.5, key)",
+        unit_test("learner/training/alignment_trainer_gaussian::the_fake_scores_gradient_by_hand"),
+    ),
+    Mutant(
+        "the fake score of stage 2 has no consistency term",
+        _ALIGNMENT,
+        "self._matching = matching\n",
+        "self._matching = MatchingSettings(matching.guidance, matching.eta, matching.fake_max_weight, 0.0, 1.0)\n",
+        unit_test("learner/training/alignment_trainer_gaussian::the_fake_scores_gradient_by_hand"),
+    ),
+    Mutant(
+        "stage 2 gets the cold start's consistency weight",
+        "learner/training/actor.py",
+        "config.backbone.guidance_scale, config.alignment.consistency_weight",
+        "config.backbone.guidance_scale, config.cold_start.consistency_weight",
+        unit_test("learner/training/actor::each_stage_has_its_own_consistency_weight[0.5-0.0]"),
+    ),
+    Mutant(
+        "alignment samples the cold start's prompts",
+        "learner/run.py",
+        "prompts = self.prompts.alignment",
+        "prompts = self.prompts.cold_start",
+        unit_test("learner/run::a_plan_is_drawn_from_the_prompts_of_alignment"),
+    ),
+    Mutant(
+        "the recipe of an export has the teacher's guidance",
+        "learner/tools/export.py",
+        'settings.get("student_guidance", 1.0)',
+        'settings.get("guidance_scale", 1.0)',
+        unit_test("learner/tools/export::the_recipe_samples_as_the_student_was_trained"),
+    ),
 )

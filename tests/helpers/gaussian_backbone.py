@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from common.backbones.base import Conditioning, Guidance, Network
-from tests.gaussian_world import AffineGenerator, Gaussian, teachers_own_steps
+from common.backbones.base import Conditioning
+from common.types import Guidance, Network
+from tests.helpers.gaussian_world import AffineGenerator, Gaussian, teachers_own_steps
 
 SIGMAS = (1.0, 0.9, 0.75, 0.5, 0.0)
 STEPS = len(SIGMAS) - 1

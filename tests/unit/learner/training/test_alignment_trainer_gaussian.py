@@ -1,4 +1,4 @@
-"""Stage 2 by its real trainer, in a world whose answers are known on paper (`tests/gaussian_backbone.py`).
+"""Stage 2 by its real trainer, in a world whose answers are known on paper (`tests/helpers/gaussian_backbone.py`).
 
 A sample is N pixels of c channels, d = c N. The reward is linear in the mean pixel: a . x_bar in latents, the decoder's
 factor included. The student is the exact generator of N(mu, C), mu the guided teacher's mean, so that its state m_j
@@ -37,11 +37,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.backbones.base import Network
-from common.config import AlignmentConfig
-from common.types import ScoredGroup
-from learner.networks import ALIGNED, ALIGNED_FAKE_SCORE, COLD_START, FAKE_SCORE, Networks
-from tests.gaussian_backbone import (
+from common.config.run import AlignmentConfig
+from common.types import Network, ScoredGroup
+from learner.training.networks import ALIGNED, ALIGNED_FAKE_SCORE, COLD_START, FAKE_SCORE, Networks
+from tests.helpers.gaussian_backbone import (
     DIRECTION,
     ETA,
     FAKE_SHAPES,
@@ -52,7 +51,7 @@ from tests.gaussian_backbone import (
     student,
     student_deltas,
 )
-from tests.gaussian_training import (
+from tests.helpers.gaussian_training import (
     GUIDANCE,
     ONE_PROMPT,
     PROMPTS,
@@ -65,8 +64,8 @@ from tests.gaussian_training import (
     scattered_networks,
     scored_groups,
 )
-from tests.gaussian_world import AffineGenerator, exact_steps
-from tests.method_by_hand import (
+from tests.helpers.gaussian_world import AffineGenerator, exact_steps
+from tests.helpers.method_by_hand import (
     Draws,
     FakeScore,
     advantages,

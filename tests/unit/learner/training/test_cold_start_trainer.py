@@ -1,8 +1,8 @@
-"""Stage 1 by its real trainer, in a world whose answers are known on paper (`tests/gaussian_backbone.py`).
+"""Stage 1 by its real trainer, in a world whose answers are known on paper (`tests/helpers/gaussian_backbone.py`).
 
-The gradients of one update are computed once more by hand (`tests/method_by_hand.py`). The student's follows from that
-in its sample: the loss 0.5 mean (x - stopgrad(x - g))^2 has the gradient g / (B d) in a sample x of d numbers, and
-x = ... - kappa_j (W_j x_j + b_j) + ... with kappa_j the weight of the velocity in the step.
+The gradients of one update are computed once more by hand (`tests/helpers/method_by_hand.py`). The student's follows
+from that in its sample: the loss 0.5 mean (x - stopgrad(x - g))^2 has the gradient g / (B d) in a sample x of d numbers,
+and x = ... - kappa_j (W_j x_j + b_j) + ... with kappa_j the weight of the velocity in the step.
 
 A student whose every state is distributed as the guided teacher's is at rest, and affine steps can be exact: training
 must reach that mean and covariance from a wrong start. The normaliser changes the gradient's size, not where it is 0.
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from common import seeding
-from common.backbones.base import Network
-from learner.networks import COLD_START, FAKE_SCORE, Networks, StageSettings
-from tests.gaussian_backbone import ETA, SIGMAS, STEPS, GaussianBackbone, prompted, student, student_deltas
-from tests.gaussian_training import (
+from common.types import Network
+from learner.training.networks import COLD_START, FAKE_SCORE, Networks, StageSettings
+from tests.helpers.gaussian_backbone import ETA, SIGMAS, STEPS, GaussianBackbone, prompted, student, student_deltas
+from tests.helpers.gaussian_training import (
     GUIDANCE,
     ONE_PROMPT,
     PROMPTS,
@@ -30,8 +30,8 @@ from tests.gaussian_training import (
     scatter,
     scattered,
 )
-from tests.gaussian_world import exact_steps
-from tests.method_by_hand import (
+from tests.helpers.gaussian_world import exact_steps
+from tests.helpers.method_by_hand import (
     Draws,
     FakeScore,
     assert_gradients,

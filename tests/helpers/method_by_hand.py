@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from common import seeding
-from common.backbones.base import Network
-from tests.gaussian_backbone import DIRECTION, ETA, FACTOR, SIGMAS, TEACHER, GaussianBackbone
-from tests.gaussian_world import AffineGenerator, Gaussian
+from common.types import Network
+from tests.helpers.gaussian_backbone import DIRECTION, ETA, FACTOR, SIGMAS, TEACHER, GaussianBackbone
+from tests.helpers.gaussian_world import AffineGenerator, Gaussian
 
 COSINE, SINE = math.cos(ETA * math.pi / 2), math.sin(ETA * math.pi / 2)
 

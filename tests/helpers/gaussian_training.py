@@ -9,16 +9,15 @@ import torch
 from torch import Tensor
 
 from common import seeding
-from common.backbones.base import Network
-from common.config import AlignmentConfig, ColdStartConfig, SamplingConfig
-from common.types import PolicyVersion, Prompt, ScoredGroup, StepPlan, TrajectoryGroup
-from learner.alignment_trainer import AlignmentTrainer
-from learner.cold_start_trainer import ColdStartTrainer
-from learner.matching import MatchingSettings
-from learner.networks import ALIGNED, ALIGNED_FAKE_SCORE, COLD_START, FAKE_SCORE, Networks, StageSettings
-from learner.served_rewards import ServedRewards
+from common.config.run import AlignmentConfig, ColdStartConfig, SamplingConfig
+from common.types import Network, PolicyVersion, Prompt, ScoredGroup, StepPlan, TrajectoryGroup
+from learner.training.alignment_trainer import AlignmentTrainer
+from learner.training.cold_start_trainer import ColdStartTrainer
+from learner.training.distribution_matching import MatchingSettings
+from learner.training.networks import ALIGNED, ALIGNED_FAKE_SCORE, COLD_START, FAKE_SCORE, Networks, StageSettings
+from learner.training.reward_gradients import ServedRewards
 from rollout_workers.sampler import sample_group
-from tests.gaussian_backbone import ETA, SIGMAS, STEPS, GaussianBackbone
+from tests.helpers.gaussian_backbone import ETA, SIGMAS, STEPS, GaussianBackbone
 
 SEED = 5
 GUIDANCE = 3.0
