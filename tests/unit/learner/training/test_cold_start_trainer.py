@@ -1,8 +1,8 @@
 """Stage 1 by its real trainer, in a world whose answers are known on paper (`tests/helpers/gaussian_backbone.py`).
 
 The gradients of one update are computed once more by hand (`tests/helpers/method_by_hand.py`). The student's follows
-from that in its sample: the loss 0.5 mean (x - stopgrad(x - g))^2 has the gradient g / (B d) in a sample x of d numbers,
-and x = ... - kappa_j (W_j x_j + b_j) + ... with kappa_j the weight of the velocity in the step.
+from that in its sample: the loss 0.5 mean (x - stopgrad(x - g))^2 has the gradient g / (B d) in a sample x of d
+numbers, and x = ... - kappa_j (W_j x_j + b_j) + ... with kappa_j the weight of the velocity in the step.
 
 A student whose every state is distributed as the guided teacher's is at rest, and affine steps can be exact: training
 must reach that mean and covariance from a wrong start. The normaliser changes the gradient's size, not where it is 0.
