@@ -20,7 +20,6 @@ import argparse
 import json
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ from learner.preflight.forecast import DEVICES, UTILISATION, Device, predict, th
 from learner.training.alignment_trainer import AlignmentTrainer
 from learner.training.distribution_matching import MatchingSettings
 from learner.training.networks import ALIGNED, COLD_START, FAKE_SCORE, Networks, StageSettings
-from learner.training.reward_gradients import ServedRewards
+from learner.training.reward_gradients import DifferentiableRewards, ServedRewards
 from rollout_workers.sampler import SampledGroup, decode_to_uint8, sample_group
 from rollout_workers.weight_receiver import PROBE_TOLERANCE, WeightReceiver
 
@@ -51,11 +50,10 @@ class MeanPixel(ServedRewards):
 
     def __init__(self) -> None:
         self.names = ("bright",)
-        self.left_out = Counter()
 
-    def differentiable(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+    def differentiable(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> DifferentiableRewards:
         assert len(prompts) == len(images_BCHW)
-        return {"bright": images_BCHW.mean(dim=(1, 2, 3))}
+        return DifferentiableRewards({"bright": images_BCHW.mean(dim=(1, 2, 3))})
 
 
 def main() -> None:

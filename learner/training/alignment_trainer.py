@@ -154,7 +154,7 @@ class AlignmentTrainer:
                     value, metrics = self._policy_loss(batch, step, rows)
                     (value * share * term_share).backward()
                     totals.add(metrics, share / len(trained_steps))
-                value, metrics = self._final_step_loss(batch, rows, key)
+                value, metrics = self._final_step_loss(batch, rows, key, totals)
                 if value.requires_grad:
                     (value * share * term_share).backward()
                 totals.add(metrics, share)
@@ -163,8 +163,6 @@ class AlignmentTrainer:
         totals.add({"student_gradient_norm": norm}, len(batch) / batch.total)
         if (iteration + 1) % self._settings.ema_every == 0:
             self._networks.update_average()
-        totals.count({f"{LEFT_OUT_GRADIENTS}/{cause}": float(n) for cause, n in self._served.left_out.items()})
-        self._served.left_out.clear()
 
     def _policy_loss(self, batch: Batch, step: int, rows: slice) -> tuple[Tensor, dict[str, float]]:
         """SubGRPO on one selected step, the transition's mean recomputed with its graph."""
@@ -181,8 +179,10 @@ class AlignmentTrainer:
         )
         return loss.value, {**as_floats(loss.metrics), "surrogate_gap": gap}
 
-    def _final_step_loss(self, batch: Batch, rows: slice, key: DrawKey) -> tuple[Tensor, dict[str, float]]:
-        """Matching and reward back-propagation through the deterministic last step."""
+    def _final_step_loss(
+        self, batch: Batch, rows: slice, key: DrawKey, totals: Totals
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Matching and reward back-propagation through the deterministic last step; counts missing gradients."""
         settings, metrics = self._settings, {}
         sample = self._transition(batch, batch.plan.num_steps - 1, rows).mean_Bchw
         conditioning = batch.conditioning.rows(rows)
@@ -195,13 +195,13 @@ class AlignmentTrainer:
             value = value + settings.matching_weight * matching.value
             metrics.update(as_floats(matching.metrics))
         if settings.reward_gradient_weight > 0:
-            hinge = self._reward_hinge(sample, batch.prompts[rows])
+            hinge = self._reward_hinge(sample, batch.prompts[rows], totals)
             if hinge is not None:
                 value = value + settings.reward_gradient_weight * hinge.value
                 metrics.update(as_floats(hinge.metrics))
         return value, metrics
 
-    def _reward_hinge(self, sample_Bchw: Tensor, prompts: Sequence[Prompt]) -> Loss | None:
+    def _reward_hinge(self, sample_Bchw: Tensor, prompts: Sequence[Prompt], totals: Totals) -> Loss | None:
         """The hinge on the differentiable rewards of the decoded samples, its gradient clipped sample by sample.
 
         None when no differentiable reward can be had now.
@@ -210,11 +210,14 @@ class AlignmentTrainer:
         images_BCHW = self._backbone.decode(latents_Bchw)
         with self._timed("reward_gradient"):
             rewards = self._served.differentiable(images_BCHW, prompts)
-        if not rewards:
+        totals.count({f"{LEFT_OUT_GRADIENTS}/{cause}": float(count) for cause, count in rewards.left_out.items()})
+        if not rewards.scores:
             return None
         # Scaled where one is out, so that the sum stays comparable with its target.
-        weights = renormalised_weights({name: self._reward_weights[name] for name in self._served.names}, rewards)
-        hinge = reward_hinge_loss(rewards, weights, self._settings.reward_target)
+        weights = renormalised_weights(
+            {name: self._reward_weights[name] for name in self._served.names}, rewards.scores
+        )
+        hinge = reward_hinge_loss(rewards.scores, weights, self._settings.reward_target)
         # The mean's gradient times the count is each sample's own.
         (gradients_Bchw,) = torch.autograd.grad(hinge.value * len(prompts), latents_Bchw)
         clipped_Bchw = clip_sample_norms(gradients_Bchw, self._settings.reward_gradient_clip)

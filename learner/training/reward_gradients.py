@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,21 +14,28 @@ from common.types import Prompt
 from learner.objectives.reward_gradient import attach_gradient
 
 
-class ServedRewards:
-    """Asks reward servers for score and d score / d image, so that the learner holds no reward model.
+@dataclass(frozen=True)
+class DifferentiableRewards:
+    """The rewards of some images, with the graph to them.
 
     Attributes:
-        names: the differentiable rewards.
-        left_out: "reward:cause" -> samples trained without that reward's gradient; the trainer reads and clears it.
+        scores: name -> [B]; empty where these samples get no reward gradient at all.
+        left_out: "reward:cause" -> samples that are trained without that reward's gradient.
     """
+
+    scores: Mapping[str, Tensor]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+
+class ServedRewards:
+    """Asks reward servers for score and d score / d image, so that the learner holds no reward model."""
 
     def __init__(self, guard: RewardGuard, names: Sequence[str]) -> None:
         self._guard = guard
         self.names = tuple(names)
-        self.left_out: Counter[str] = Counter()
 
-    def differentiable(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """Name -> [B], with the graph to `images_BCHW` (float in [0, 1]); all rewards are asked at the same time.
+    def differentiable(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> DifferentiableRewards:
+        """Every reward of `images_BCHW` (float in [0, 1]); all servers are asked at the same time.
 
         A reward that is out is waited for (`pause`), or absent (`renormalise`), or all are absent (`drop_group`: these
         samples get no reward gradient at all; what else they train is sound, since their scores were complete). All are
@@ -45,14 +52,14 @@ class ServedRewards:
             if isinstance(failure, RewardRejected):
                 raise failure
             absent[failure.reward] = failure
-        for error in absent.values():
-            self.left_out[f"{error.reward}:{error.cause}"] += len(prompts)
+        left_out = {f"{error.reward}:{error.cause}": len(prompts) for error in absent.values()}
         if failure is not None:
-            return {}
+            return DifferentiableRewards({}, left_out)
         device = images_BCHW.device
-        return {
+        scores = {
             name: attach_gradient(
                 torch.tensor(scores_B, device=device), torch.tensor(gradients_BCHW, device=device), images_BCHW
             )
             for name, (scores_B, gradients_BCHW) in answers.values.items()
         }
+        return DifferentiableRewards(scores, left_out)

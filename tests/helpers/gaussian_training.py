@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -15,7 +14,7 @@ from learner.training.alignment_trainer import AlignmentTrainer
 from learner.training.cold_start_trainer import ColdStartTrainer
 from learner.training.distribution_matching import MatchingSettings
 from learner.training.networks import ALIGNED, ALIGNED_FAKE_SCORE, COLD_START, FAKE_SCORE, Networks, StageSettings
-from learner.training.reward_gradients import ServedRewards
+from learner.training.reward_gradients import DifferentiableRewards, ServedRewards
 from rollout_workers.sampler import sample_group
 from tests.helpers.gaussian_backbone import ETA, SIGMAS, STEPS, GaussianBackbone
 
@@ -85,11 +84,13 @@ class Served(ServedRewards):
     """Two rewards with their graph, where servers would be asked."""
 
     def __init__(self, direction_c: Tensor, names: Sequence[str]) -> None:
-        self.names, self.left_out = tuple(names), Counter()
+        self.names = tuple(names)
         self._direction_c = direction_c.float()
 
-    def differentiable(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        return {name: value for name, value in self.score(images_BCHW).items() if name in self.names}
+    def differentiable(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> DifferentiableRewards:
+        return DifferentiableRewards(
+            {name: value for name, value in self.score(images_BCHW).items() if name in self.names}
+        )
 
     def score(self, images_BCHW: Tensor) -> dict[str, Tensor]:
         """linear: a . (mean pixel of the image); square: mean of its squares, whose gradient differs by sample."""

@@ -13,7 +13,6 @@ import json
 import os
 import signal
 import sys
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from common.types import Prompt
 from learner.training.batch_metrics import Totals
 from learner.training.networks import StageSettings
 from learner.training.ranks import ALONE, Meeting
+from learner.training.reward_gradients import DifferentiableRewards
 from tests.helpers.tiny_training import (
     Brightness,
     alignment_settings,
@@ -44,10 +44,9 @@ class Faulty(Brightness):
 
     def __init__(self, fault: str) -> None:
         super().__init__()
-        self.left_out = Counter()
         self._fault = fault
 
-    def differentiable(self, images_BCHW: Tensor, prompts: list[Prompt]) -> dict[str, Tensor]:
+    def differentiable(self, images_BCHW: Tensor, prompts: list[Prompt]) -> DifferentiableRewards:
         if self._fault == "death":
             os.kill(os.getpid(), signal.SIGKILL)
         raise RewardUnavailable("bright", "http://127.0.0.1:1", "out")

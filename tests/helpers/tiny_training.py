@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from learner.training.cold_start_trainer import ColdStartTrainer
 from learner.training.distribution_matching import MatchingSettings
 from learner.training.networks import Networks, StageSettings
 from learner.training.ranks import ALONE, Ranks
-from learner.training.reward_gradients import ServedRewards
+from learner.training.reward_gradients import DifferentiableRewards, ServedRewards
 from rollout_workers.sampler import sample_group
 from tests.helpers.tiny_pipeline import load_tiny_backbone
 
@@ -64,11 +63,10 @@ class Brightness(ServedRewards):
 
     def __init__(self) -> None:
         self.names = ("bright",)
-        self.left_out = Counter()
 
-    def differentiable(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+    def differentiable(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> DifferentiableRewards:
         assert len(images_BCHW) == len(prompts)
-        return {"bright": images_BCHW.mean(dim=(1, 2, 3))}
+        return DifferentiableRewards({"bright": images_BCHW.mean(dim=(1, 2, 3))})
 
 
 def alignment_trainer(

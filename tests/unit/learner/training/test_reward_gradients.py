@@ -15,7 +15,7 @@ from common.rewards.client import RewardClient
 from common.rewards.control_request import PlainQuestion
 from common.rewards.guard import Outage, OutagePolicy, RewardGuard
 from common.types import Prompt
-from learner.training.reward_gradients import ServedRewards
+from learner.training.reward_gradients import DifferentiableRewards, ServedRewards
 
 PROMPTS = [Prompt(0, "a dot", {"count": 1}), Prompt(1, "two")]
 
@@ -67,7 +67,7 @@ def served_by(factors: dict[str, float], policy: OutagePolicy = "pause", pause: 
 def test_all_rewards_are_asked_at_once_with_metadata_and_carry_their_graph() -> None:
     images = torch.full((2, 3, 2, 2), 0.5, requires_grad=True)
     served = served_by({"hps": 2.0, "bright": 0.5})
-    rewards = served.differentiable(images, PROMPTS)
+    rewards = served.differentiable(images, PROMPTS).scores
     assert list(rewards) == ["hps", "bright"]
     assert rewards["hps"].tolist() == [12.0, 12.0]
     assert rewards["bright"].tolist() == [3.0, 3.0]
@@ -86,13 +86,11 @@ def test_a_reward_that_is_out_is_left_out_and_counted() -> None:
     """Renormalised: the other stays. Dropped: the samples get no reward gradient at all."""
     images = torch.full((2, 3, 2, 2), 0.5)
     served = served_by({"hps": 2.0, "bright": -1.0}, "renormalise")
-    assert {name: values.tolist() for name, values in served.differentiable(images, PROMPTS).items()} == {
-        "hps": [12.0, 12.0]
-    }
-    assert served.left_out == {"bright:refused": 2}
-    dropping = served_by({"hps": 2.0, "bright": -1.0}, "drop_group")
-    assert dropping.differentiable(images, PROMPTS) == {}
-    assert dropping.left_out == {"bright:refused": 2}
+    found = served.differentiable(images, PROMPTS)
+    assert {name: values.tolist() for name, values in found.scores.items()} == {"hps": [12.0, 12.0]}
+    assert found.left_out == {"bright:refused": 2}
+    dropping = served_by({"hps": 2.0, "bright": -1.0}, "drop_group").differentiable(images, PROMPTS)
+    assert dropping == DifferentiableRewards({}, {"bright:refused": 2})
 
 
 def test_samples_that_a_reward_fails_at_alone_do_not_end_a_run_that_would_wait_for_it() -> None:
@@ -100,11 +98,11 @@ def test_samples_that_a_reward_fails_at_alone_do_not_end_a_run_that_would_wait_f
     outages = dict.fromkeys(("hps", "bright"), Outage("pause", 5.0))
     guard = RewardGuard(client, outages, {"bright": PlainQuestion("a dot", {})})
     served = ServedRewards(guard, ["hps", "bright"])
-    assert served.differentiable(torch.zeros(2, 3, 2, 2), PROMPTS) == {}
-    assert served.left_out == {"bright:scorer": 2}
+    found = served.differentiable(torch.zeros(2, 3, 2, 2), PROMPTS)
+    assert found == DifferentiableRewards({}, {"bright:scorer": 2})
 
 
 def test_with_every_reward_out_nothing_is_left() -> None:
     served = served_by({"hps": -2.0, "bright": -1.0}, "renormalise")
-    assert served.differentiable(torch.zeros(2, 3, 2, 2), PROMPTS) == {}
-    assert served.left_out == {"hps:refused": 2, "bright:refused": 2}
+    found = served.differentiable(torch.zeros(2, 3, 2, 2), PROMPTS)
+    assert found == DifferentiableRewards({}, {"hps:refused": 2, "bright:refused": 2})
