@@ -24,7 +24,7 @@ The page is generated from the schema in `common/config/`. Do not edit it. Regen
 
     python -m learner.preflight.configuration_page > docs/configuration.md
 
-- **Set an option** in the run file, as an environment variable or on the command line. These three lines are equal:
+- **Set an option** in the run file, as an environment variable or on the command line. These three are equal:
   `alignment: {group_size: 16}`, `RTDMD_ALIGNMENT__GROUP_SIZE=16`, `--alignment.group_size 16`. A later one of the three
   overrides an earlier one.
 - **Set an option of one reward** by its name: `--rewards.hps.weight 0.5`. NAME stands for the name below.
