@@ -18,9 +18,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import total_ordering
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,6 +96,27 @@ class PromptSets:
 
 
 @dataclass(frozen=True)
+class Step:
+    """One step of a sampler, from a noise level down to the next.
+
+    Attributes:
+        sigma, sigma_next: the levels, in [0, 1]; 0 is the image.
+        eta: stochasticity of coefficient-preserving sampling, in [0, 1]; a step to level 0 is deterministic anyway.
+        shared_noise: whether the samples of a group share this step's noise.
+    """
+
+    sigma: float
+    sigma_next: float
+    eta: float
+    shared_noise: bool = False
+
+
+def steps_between(sigmas: Sequence[float], eta: float) -> tuple[Step, ...]:
+    """The steps through a schedule of T + 1 levels, all with one eta; every sample has its own noise."""
+    return tuple(Step(sigma, sigma_next, eta) for sigma, sigma_next in pairwise(sigmas))
+
+
+@dataclass(frozen=True)
 class StepPlan:
     """How one iteration samples: the same plan on every worker.
 
@@ -114,6 +136,12 @@ class StepPlan:
     @property
     def num_steps(self) -> int:
         return len(self.sigmas) - 1
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """Its steps; on those that are not selected a group shares its noise."""
+        steps = steps_between(self.sigmas, self.eta)
+        return tuple(replace(step, shared_noise=index not in self.selected) for index, step in enumerate(steps))
 
 
 @dataclass(frozen=True)

@@ -286,7 +286,8 @@ class RewardService:
             if hang_up.done():
                 raise ClientDisconnect
             answer = self._batcher.submit(message)
-            await asyncio.wait({answer, hang_up}, return_when=asyncio.FIRST_COMPLETED)
+            pending: set[asyncio.Future[Any]] = {answer, hang_up}
+            await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
                 raise ClientDisconnect
             return answer.result()

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -190,7 +191,7 @@ class Batcher:
             await self._wait_for_work()
             async with self._device.turn:
                 pieces = self._take_call()
-                results = await self._device.run(lambda pieces=pieces: self._execute(pieces)) if pieces else []
+                results = await self._device.run(partial(self._execute, pieces)) if pieces else []
             for piece, result in zip(pieces, results, strict=True):
                 _deliver(piece.job, result)
 
@@ -280,7 +281,7 @@ class Batcher:
         prompts = [prompt for piece in pieces for prompt in piece.prompts]
         metadata = [item for piece in pieces for item in piece.metadata]
         with_gradient = isinstance(pieces[0].job.request, GradientRequest)
-        call = self._call_with_gradient if with_gradient else self._call
+        call: Callable[..., tuple[FloatArray, FloatArray]] = self._call_with_gradient if with_gradient else self._call
         started = time.perf_counter()
         answer = call(images, prompts, metadata)
         self._metrics.model_called(len(images), time.perf_counter() - started)

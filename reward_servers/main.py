@@ -155,7 +155,8 @@ async def _probe(batcher: Batcher, scorer: Scorer) -> float:
     try:
         answer = await batcher.submit(request)
         if scorer.differentiable:
-            pixels_BCHW = np.ascontiguousarray(request.images_BHWC.transpose(0, 3, 1, 2), dtype=np.float32) / 255
+            pixels_BCHW = np.ascontiguousarray(request.images_BHWC.transpose(0, 3, 1, 2), dtype=np.float32)
+            pixels_BCHW /= np.float32(255)
             await batcher.submit(GradientRequest(pixels_BCHW, request.prompts, request.metadata))
     except RewardError as error:
         raise ModelError(f"the scorer {scorer.name} failed its probe ({error.cause}): {error}") from error

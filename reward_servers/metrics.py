@@ -24,7 +24,7 @@ class ServerMetrics:
         ProcessCollector(registry=self._registry)
         self._scores = _ScoreHistograms()
         self._registry.register(self._scores)
-        shared = {"labelnames": ("scorer",), "registry": self._registry}
+        by_scorer, registry = ("scorer",), self._registry
         self._requests = Counter(
             "reward_server_requests_total", "Answered requests.", ("scorer", "path", "code"), registry=self._registry
         )
@@ -35,11 +35,19 @@ class ServerMetrics:
             registry=self._registry,
             buckets=SECONDS_BUCKETS,
         )
-        self._queue_images = Gauge("reward_server_queue_images", "Images waiting.", **shared)
-        self._queue_bytes = Gauge("reward_server_queue_bytes", "Bytes held by requests not yet answered.", **shared)
-        self._batch = Histogram("reward_server_batch_images", "Images per model call.", **shared, buckets=BATCH_BUCKETS)
+        self._queue_images = Gauge("reward_server_queue_images", "Images waiting.", by_scorer, registry=registry)
+        self._queue_bytes = Gauge(
+            "reward_server_queue_bytes", "Bytes held by requests not yet answered.", by_scorer, registry=registry
+        )
+        self._batch = Histogram(
+            "reward_server_batch_images", "Images per model call.", by_scorer, registry=registry, buckets=BATCH_BUCKETS
+        )
         self._model_seconds = Histogram(
-            "reward_server_model_seconds", "Seconds per model call.", **shared, buckets=SECONDS_BUCKETS
+            "reward_server_model_seconds",
+            "Seconds per model call.",
+            by_scorer,
+            registry=registry,
+            buckets=SECONDS_BUCKETS,
         )
 
     def of_scorer(self, scorer: str, low: float, high: float) -> ScorerMetrics:

@@ -97,7 +97,7 @@ def _scorer_paths(info: ServerInfo, guarded: bool) -> Json:
 
 
 def _operation(summary: str, request: str | None, response: str | None, errors: Sequence[int], guarded: bool) -> Json:
-    responses = {} if response is None else {"200": {"description": "Done."} | _content(response)}
+    responses: Json = {} if response is None else {"200": {"description": "Done."} | _content(response)}
     for status in sorted({*errors, *((401,) if guarded else ())}):
         responses[str(status)] = {"description": ERRORS[status]} | _content("Error")
     if "429" in responses:

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from common import seeding
 from common.backbones.base import Backbone, Conditioning, guided_velocity
-from common.flow import cps_transition, surrogate_log_density
+from common.flow import surrogate_log_density
 from common.policies import SamplingSpec
-from common.types import ByteArray, Network, Prompt, StepPlan
+from common.sampling import step_transition
+from common.types import ByteArray, Network, Prompt, StepPlan, steps_between
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,15 @@ def sample_group(backbone: Backbone, prompt: Prompt, plan: StepPlan, *, seed: in
     conditioning = backbone.encode_prompts([prompt.text]).expand_to(group_size)
     shape = backbone.latent_shape
     latents = seeding.initial_noise_Gchw(seed, plan.iteration, prompt.index, group_size, shape).to(backbone.device)
+
+    def student(latents_Gchw: Tensor, sigma_G: Tensor) -> Tensor:
+        return backbone.velocity(Network.STUDENT, latents_Gchw, sigma_G, conditioning)
+
     states, surrogates = [latents], []
-    for step in range(plan.num_steps):
-        sigma, sigma_next = plan.sigmas[step], plan.sigmas[step + 1]
-        velocity = backbone.velocity(Network.STUDENT, latents, torch.full((group_size,), sigma), conditioning)
-        transition = cps_transition(latents, velocity, sigma, sigma_next, plan.eta)
+    for index, step in enumerate(plan.steps):
+        transition = step_transition(student, latents, step)
         noise = seeding.step_noise_Gchw(
-            seed, plan.iteration, prompt.index, step, group_size, shape, shared=step not in plan.selected
+            seed, plan.iteration, prompt.index, index, group_size, shape, shared=step.shared_noise
         )
         latents = transition.sample(noise.to(backbone.device))
         states.append(latents)
@@ -55,15 +58,15 @@ def sample_for_evaluation(
 ) -> Tensor:
     """Final latents [count, c, h, w] of one prompt. Every policy starts from the same noise, so images compare."""
     conditioning = backbone.encode_prompts([prompt.text]).expand_to(count)
-    sigmas = backbone.sigmas(spec.num_steps)
     shape = backbone.latent_shape
     latents = seeding.initial_noise_Gchw(seed, EVALUATION, prompt.index, count, shape).to(backbone.device)
-    for step in range(spec.num_steps):
-        sigma = torch.full((count,), sigmas[step])
-        velocity = guided_velocity(backbone, spec.network, latents, sigma, conditioning, empty, spec.guidance)
-        transition = cps_transition(latents, velocity, sigmas[step], sigmas[step + 1], spec.eta)
-        noise = seeding.step_noise_Gchw(seed, EVALUATION, prompt.index, step, count, shape, shared=False)
-        latents = transition.sample(noise.to(backbone.device))
+
+    def policy(latents_Bchw: Tensor, sigma_B: Tensor) -> Tensor:
+        return guided_velocity(backbone, spec.network, latents_Bchw, sigma_B, conditioning, empty, spec.guidance)
+
+    for index, step in enumerate(steps_between(backbone.sigmas(spec.num_steps), spec.eta)):
+        noise = seeding.step_noise_Gchw(seed, EVALUATION, prompt.index, index, count, shape, shared=False)
+        latents = step_transition(policy, latents, step).sample(noise.to(backbone.device))
     return latents
 
 

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from common.backbones.base import Conditioning
 from common.config.run import AlignmentConfig
-from common.flow import Transition, cps_transition, gaussian_log_density, surrogate_log_density
+from common.flow import Transition, gaussian_log_density, surrogate_log_density
+from common.sampling import step_transition
 from common.types import Network, Prompt, ScoredGroup, StepPlan
 from learner.metric_names import LEFT_OUT_GRADIENTS
 from learner.objectives.advantage import renormalised_group_advantages, zero_spread_fraction
@@ -222,11 +223,12 @@ class AlignmentTrainer:
 
     def _transition(self, batch: Batch, step: int, rows: slice) -> Transition:
         """The student's transition at a step of the rollout, with its graph."""
-        latents = batch.latents_SBchw[step, rows]
-        sigma, sigma_next = batch.plan.sigmas[step], batch.plan.sigmas[step + 1]
-        sigma_B = torch.full((len(latents),), sigma)
-        velocity = self._backbone.velocity(Network.STUDENT, latents, sigma_B, batch.conditioning.rows(rows))
-        return cps_transition(latents, velocity, sigma, sigma_next, batch.plan.eta)
+        conditioning = batch.conditioning.rows(rows)
+
+        def student(latents_Bchw: Tensor, sigma_B: Tensor) -> Tensor:
+            return self._backbone.velocity(Network.STUDENT, latents_Bchw, sigma_B, conditioning)
+
+        return step_transition(student, batch.latents_SBchw[step, rows], batch.plan.steps[step])
 
     def _parts(self, batch: Batch, update: str) -> Iterator[tuple[slice, float, DrawKey]]:
         """Micro-batches: their rows among this rank's, their share of the whole batch, and the key of their draws."""

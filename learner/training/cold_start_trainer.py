@@ -15,8 +15,8 @@ from torch import Tensor
 from common import seeding
 from common.backbones.base import Conditioning
 from common.config.run import ColdStartConfig, SamplingConfig
-from common.flow import cps_transition
-from common.types import Network, Prompt
+from common.sampling import step_transition
+from common.types import Network, Prompt, steps_between
 from learner.objectives.loss import as_floats
 from learner.training.batch_metrics import Totals
 from learner.training.distribution_matching import (
@@ -47,8 +47,7 @@ class ColdStartTrainer:
         self._networks = networks
         self._backbone = networks.backbone
         self._settings = settings
-        self._eta = sampling.eta
-        self._sigmas = self._backbone.sigmas(sampling.steps)
+        self._steps = steps_between(self._backbone.sigmas(sampling.steps), sampling.eta)
         self._matching = MatchingSettings.of(settings, sampling, guidance, settings.consistency_weight)
         self._prompts = prompts
         self._empty = self._backbone.encode_prompts([""])
@@ -109,21 +108,22 @@ class ColdStartTrainer:
 
     def _sub_interval(self, conditioning: Conditioning, key: DrawKey, *, with_graph: bool) -> tuple[Tensor, Renoised]:
         """The student's sample after a random step, the same step for the whole batch, and the sample renoised."""
-        steps = len(self._sigmas) - 1
-        (step,) = seeding.sample_indices(
-            steps, 1, seed=key.seed, purpose=f"{key.purpose}/step", iteration=key.iteration
+        (index,) = seeding.sample_indices(
+            len(self._steps), 1, seed=key.seed, purpose=f"{key.purpose}/step", iteration=key.iteration
         )
-        sample = self._roll_to(step, conditioning, key, with_graph=with_graph)
-        return sample, renoise_samples(sample, self._sigmas[step + 1], key)
+        sample = self._roll_to(index, conditioning, key, with_graph=with_graph)
+        return sample, renoise_samples(sample, self._steps[index].sigma_next, key)
 
     def _roll_to(self, last_step: int, conditioning: Conditioning, key: DrawKey, *, with_graph: bool) -> Tensor:
         """The student's sample after `last_step`; only that step may keep its graph."""
         shape = (len(conditioning), *self._backbone.latent_shape)
         latents = key.normal("initial", torch.empty(shape, device=self._backbone.device))
-        for step in range(last_step + 1):
-            with torch.set_grad_enabled(with_graph and step == last_step):
-                sigma_B = torch.full((len(conditioning),), self._sigmas[step])
-                velocity = self._backbone.velocity(Network.STUDENT, latents, sigma_B, conditioning)
-                transition = cps_transition(latents, velocity, self._sigmas[step], self._sigmas[step + 1], self._eta)
-                latents = transition.sample(key.normal(f"step{step}", latents))
+
+        def student(latents_Bchw: Tensor, sigma_B: Tensor) -> Tensor:
+            return self._backbone.velocity(Network.STUDENT, latents_Bchw, sigma_B, conditioning)
+
+        for index, step in enumerate(self._steps[: last_step + 1]):
+            with torch.set_grad_enabled(with_graph and index == last_step):
+                transition = step_transition(student, latents, step)
+                latents = transition.sample(key.normal(f"step{index}", latents))
         return latents

@@ -17,14 +17,14 @@ SAMPLER = (
     Mutant(
         "the noise of unselected steps is each sample's own",
         _SAMPLER,
-        "shared=step not in plan.selected",
+        "shared=step.shared_noise",
         "shared=False",
         unit_test("rollout_workers/sampler::unselected_steps_share_their_noise_and_selected_ones_do_not[1]"),
     ),
     Mutant(
         "the group shares the noise of selected steps",
         _SAMPLER,
-        "shared=step not in plan.selected",
+        "shared=step.shared_noise",
         "shared=True",
         unit_test("rollout_workers/sampler::unselected_steps_share_their_noise_and_selected_ones_do_not[0]"),
     ),
@@ -45,8 +45,8 @@ SAMPLER = (
     Mutant(
         "the teacher samples in the student's place",
         _SAMPLER,
-        "velocity = backbone.velocity(Network.STUDENT,",
-        "velocity = backbone.velocity(Network.TEACHER,",
+        "return backbone.velocity(Network.STUDENT,",
+        "return backbone.velocity(Network.TEACHER,",
         unit_test("learner/training/alignment_trainer::learner_and_sampler_agree"),
     ),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.mutants.mutant import Mutant, unit_test
 
+_SAMPLING = "common/sampling.py"
 _COLD_START = "learner/training/cold_start_trainer.py"
 _ALIGNMENT = "learner/training/alignment_trainer.py"
 
@@ -25,15 +26,15 @@ COLD_START = (
     Mutant(
         "the samples of stage 1 count as clean",
         _COLD_START,
-        "renoise_samples(sample, self._sigmas[step + 1], key)",
+        "renoise_samples(sample, self._steps[index].sigma_next, key)",
         "renoise_samples(sample, 0.0, key)",
         unit_test("learner/training/cold_start_by_hand::each_update_has_samples_of_its_own_after_a_random_step"),
     ),
     Mutant(
         "stage 1 always rolls to the last step",
         _COLD_START,
-        "        sample = self._roll_to(step, conditioning",
-        "        step = steps - 1\n        sample = self._roll_to(step, conditioning",
+        "        sample = self._roll_to(index, conditioning",
+        "        index = len(self._steps) - 1\n        sample = self._roll_to(index, conditioning",
         unit_test("learner/training/cold_start_by_hand::each_update_has_samples_of_its_own_after_a_random_step"),
     ),
     Mutant(
@@ -46,22 +47,22 @@ COLD_START = (
     Mutant(
         "stage 1's rollout ignores eta",
         _COLD_START,
-        "self._sigmas[step + 1], self._eta)",
-        "self._sigmas[step + 1], 0.0)",
+        "steps_between(self._backbone.sigmas(sampling.steps), sampling.eta)",
+        "steps_between(self._backbone.sigmas(sampling.steps), 0.0)",
         unit_test("learner/training/cold_start_by_hand::each_update_has_samples_of_its_own_after_a_random_step"),
     ),
     Mutant(
         "every step of the rollout keeps its graph",
         _COLD_START,
-        "with_graph and step == last_step",
+        "with_graph and index == last_step",
         "with_graph",
         unit_test("learner/training/cold_start_by_hand::the_gradients_of_both_updates_by_hand"),
     ),
     Mutant(
         "stage 1 rolls out the fake score",
         _COLD_START,
-        "Network.STUDENT, latents, sigma_B",
-        "Network.FAKE_SCORE, latents, sigma_B",
+        "Network.STUDENT, latents_Bchw, sigma_B",
+        "Network.FAKE_SCORE, latents_Bchw, sigma_B",
         unit_test("learner/training/networks::two_updates_change_every_trainable_parameter_and_no_other"),
     ),
     Mutant(
@@ -74,15 +75,15 @@ COLD_START = (
     Mutant(
         "every step of the rollout has the same noise",
         _COLD_START,
-        'key.normal(f"step{step}", latents)',
+        'key.normal(f"step{index}", latents)',
         'key.normal("step", latents)',
         unit_test("learner/training/cold_start_by_hand::each_update_has_samples_of_its_own_after_a_random_step"),
     ),
     Mutant(
         "a step's velocity is the next level's",
-        _COLD_START,
-        "torch.full((len(conditioning),), self._sigmas[step])",
-        "torch.full((len(conditioning),), self._sigmas[step + 1])",
+        _SAMPLING,
+        "torch.full((len(latents_Bchw),), step.sigma)",
+        "torch.full((len(latents_Bchw),), step.sigma_next)",
         unit_test("learner/training/cold_start_by_hand::each_update_has_samples_of_its_own_after_a_random_step"),
     ),
     Mutant(
@@ -252,8 +253,8 @@ ALIGNMENT = (
     Mutant(
         "every step is given the first level",
         _ALIGNMENT,
-        "sigma, sigma_next = batch.plan.sigmas[step],",
-        "sigma, sigma_next = batch.plan.sigmas[0],",
+        "batch.latents_SBchw[step, rows], batch.plan.steps[step])",
+        "batch.latents_SBchw[step, rows], batch.plan.steps[0])",
         unit_test("learner/training/alignment_trainer::learner_and_sampler_agree"),
     ),
     Mutant(
@@ -264,5 +265,47 @@ ALIGNMENT = (
         unit_test(
             "learner/training/alignment_trainer::the_policy_gradient_is_minus_advantage_times_surrogate[squared_error]"
         ),
+    ),
+    Mutant(
+        "the fake score of stage 2 ascends",
+        _ALIGNMENT,
+        "            (loss.value * share).backward()",
+        "            (-loss.value * share).backward()",
+        unit_test("learner/training/alignment_trainer_gaussian::the_fake_scores_gradient_by_hand"),
+    ),
+    Mutant(
+        "the fake score of stage 2 takes its samples for noisy",
+        _ALIGNMENT,
+        "renoise_samples(batch.latents_SBchw[-1, rows], 0.0, key)",
+        "renoise_samples(batch.latents_SBchw[-1, rows], 0.5, key)",
+        unit_test("learner/training/alignment_trainer_gaussian::the_fake_scores_gradient_by_hand"),
+    ),
+    Mutant(
+        "the fake score of stage 2 has no consistency term",
+        _ALIGNMENT,
+        "self._matching = matching\n",
+        "self._matching = MatchingSettings(matching.guidance, matching.eta, matching.fake_max_weight, 0.0, 1.0)\n",
+        unit_test("learner/training/alignment_trainer_gaussian::the_fake_scores_gradient_by_hand"),
+    ),
+    Mutant(
+        "stage 2 gets the cold start's consistency weight",
+        "learner/training/actor.py",
+        "config.backbone.guidance_scale, config.alignment.consistency_weight",
+        "config.backbone.guidance_scale, config.cold_start.consistency_weight",
+        unit_test("learner/training/actor::each_stage_has_its_own_consistency_weight[0.5-0.0]"),
+    ),
+    Mutant(
+        "alignment samples the cold start's prompts",
+        "learner/run.py",
+        "prompts = self.prompts.alignment",
+        "prompts = self.prompts.cold_start",
+        unit_test("learner/run::a_plan_is_drawn_from_the_prompts_of_alignment"),
+    ),
+    Mutant(
+        "the recipe of an export has the teacher's guidance",
+        "learner/tools/export.py",
+        'settings.get("student_guidance", 1.0)',
+        'settings.get("guidance_scale", 1.0)',
+        unit_test("learner/tools/export::the_recipe_samples_as_the_student_was_trained"),
     ),
 )

@@ -10,7 +10,7 @@ import torch
 from common.backbones.sd3 import StableDiffusion3
 from common.flow import cps_transition, surrogate_log_density
 from common.policies import SamplingSpec
-from common.types import Network, Prompt, StepPlan
+from common.types import Network, Prompt, Step, StepPlan
 from rollout_workers.sampler import SampledGroup, sample_for_evaluation, sample_group
 from tests.helpers.tiny_pipeline import load_tiny_backbone, randomise
 
@@ -142,3 +142,8 @@ def test_an_evaluation_repeats_itself_and_guidance_changes_it(backbone: StableDi
     assert not torch.allclose(
         evaluate(backbone, plain), evaluate(backbone, SamplingSpec(Network.TEACHER, 4, 4.0, 0.0)), atol=1e-2
     )
+
+
+def test_the_steps_of_a_plan_by_hand() -> None:
+    plan = StepPlan(iteration=0, sigmas=(1.0, 0.5, 0.0), eta=0.9, selected=(1,))
+    assert plan.steps == (Step(1.0, 0.5, 0.9, shared_noise=True), Step(0.5, 0.0, 0.9, shared_noise=False))
