@@ -25,26 +25,30 @@ class BackboneSection(Section):
         description="A diffusers pipeline: its directory (model_index.json and its parts), or an ORGANISATION/NAME of "
         "the Hugging Face hub."
     )
-    height: PositiveInt | None = Field(None, description="Image height in pixels; null is the family's own.")
-    width: PositiveInt | None = Field(None, description="Image width in pixels; null is the family's own.")
+    height: PositiveInt | None = Field(None, description="Image height in pixels. null: the family's default.")
+    width: PositiveInt | None = Field(None, description="Image width in pixels. null: the family's default.")
     dtype: Literal["float32", "bfloat16"] = Field(
-        "bfloat16", description="Model arithmetic; sigmas, means, densities and advantages are float32 in any case."
+        "bfloat16",
+        description="Type of the model's arithmetic. Sigmas, means, densities and advantages are always float32.",
     )
     guidance_scale: float = Field(1.0, ge=1, description="Guidance c of the teacher inside the losses; 1 is none.")
     gradient_checkpointing: bool = Field(
         False,
-        description="Recompute the transformer's activations in the backward pass: a third more time for less memory.",
+        description="Recompute the transformer's activations in the backward pass. It needs less memory and a third "
+        "more time.",
     )
     idle_on_cpu: bool = Field(
         False,
-        description="Text encoders, and the VAE outside of back-propagation, wait on the CPU between two uses.",
+        description="Keep text encoders, and the VAE outside of back-propagation, on the CPU between two uses.",
     )
     text_encoder_int8: bool = Field(
         False,
-        description="Keep the text encoders' matrices as 8-bit integers, a scale a row: half of bfloat16's memory.",
+        description="Keep the text encoders' matrices as 8-bit integers with a scale per row: half of the memory of "
+        "bfloat16.",
     )
     decode_chunk: PositiveInt = Field(
-        16, description="Images the VAE decodes at once: bounds its memory, changes pixels by float rounding at most."
+        16,
+        description="Images that the VAE decodes at once. It bounds memory and changes pixels by float rounding only.",
     )
 
 
@@ -66,27 +70,27 @@ class Flux2Backbone(BackboneSection):
     family: Literal["flux2"] = Field(description="Model family: a Flux2KleinPipeline or Flux2Pipeline.")
     teacher_path: Path | None = Field(
         None,
-        description="Pipeline whose transformer is teacher and starts the fake score, where they do not start from the "
-        "student's: a second frozen base. null: all three share the one at path.",
+        description="Pipeline whose transformer is the base of teacher and fake score, a second frozen base. null: "
+        "all three networks share the transformer at path.",
     )
     max_sequence_length: PositiveInt = Field(512, description="Text tokens a prompt is padded or cut to.")
     text_encoder_layers: tuple[NonNegativeInt, ...] | None = Field(
         None,
         min_length=1,
-        description="Layers of the text encoder whose outputs are the prompt's encoding; those above the last never "
-        "run. null: klein 9, 18, 27; dev 10, 20, 30.",
+        description="Layers of the text encoder whose outputs are the prompt's encoding. Layers above the last one "
+        "never run. null: klein 9, 18, 27; dev 10, 20, 30.",
     )
     guidance_scale: float = Field(
         4.0,
         ge=1,
-        description="Guidance c of the teacher inside the losses: classifier-free for klein, where 1 is none; for dev "
-        "the teacher's guidance input.",
+        description="Guidance c of the teacher inside the losses. klein: classifier-free, 1 is none. dev: the "
+        "teacher's guidance input.",
     )
     student_guidance: float = Field(
         1.0,
         ge=1,
-        description="dev: the guidance input of student and fake score, in training, sampling and export. klein has no "
-        "guidance input and ignores it.",
+        description="dev: the guidance input of student and fake score, in training, sampling and export. klein has "
+        "no guidance input and ignores it.",
     )
 
 
@@ -105,7 +109,7 @@ class ImportedBackbone(BackboneSection):
     """A family of your own: a class that takes (settings, lora, device) and offers common.backbones.base.Backbone."""
 
     family: str = Field(pattern=IMPORT_PATH, description="Import path module:Class of the family.")
-    options: dict[str, JsonValue] = Field({}, description="Whatever the family needs to know besides.")
+    options: dict[str, JsonValue] = Field({}, description="Further settings of the family.")
 
 
 def _family_of(section: Any) -> str | None:

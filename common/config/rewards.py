@@ -21,25 +21,34 @@ LONGEST_QUESTION_S = 1700
 class RewardConfig(Section):
     """One reward and the servers that compute it."""
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="Its name in metrics and overrides.")
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="Name of the reward in metrics and overrides.")
     url: str | tuple[str, ...] = Field(
         "local",
-        description="local: the launcher starts the server. An http(s) URL, or several of equal servers: [a, b]. "
-        "redis: those registered at redis.url, and only those; others are joined by registered equal ones.",
+        description="local: the run starts the server. An http(s) URL, or several of identical servers: [a, b]. "
+        "redis: use only servers registered at redis.url. With any other value, registered servers with identical "
+        "weights are added as replicas.",
     )
     scorer: str | None = Field(None, description="Local only: hps, pickscore, ... or an import path module:Class.")
     model: Path | None = Field(None, description="Local only: the scorer's model directory.")
     weight: NonNegativeFloat = Field(1.0, description="Weight in the advantage and in the back-propagated sum.")
-    differentiable: bool = Field(False, description="Back-propagate it through the final step (needs /v1/gradient).")
-    evaluation_only: bool = Field(False, description="Measured, never trained on: tells progress from reward hacking.")
+    differentiable: bool = Field(
+        False, description="Back-propagate it through the final step. Its server must offer /v1/gradient."
+    )
+    evaluation_only: bool = Field(
+        False,
+        description="Evaluate it and never train on it. Such a reward distinguishes progress from reward hacking.",
+    )
     outage: Literal["pause", "drop_group", "renormalise"] = Field(
         "pause",
-        description="When it cannot be had. pause: hold until it is back, at most outage_limit_s, then end the run by "
-        "name. drop_group: drop the groups it could not score whole; an iteration left without any is sampled again "
-        "for at most outage_limit_s. renormalise: train such groups on the other rewards, their weights scaled to the "
-        "same sum. Dropped and renormalised groups are counted by cause. Evaluations always pause.",
+        description="Outage policy. pause: wait for the reward, at most outage_limit_s, then end the run with an "
+        "error that names it. drop_group: drop groups that it could not score; an iteration without any group is "
+        "sampled again for at most outage_limit_s. renormalise: train such groups on the other rewards, with "
+        "weights scaled to the same sum. Dropped and renormalised groups are counted by cause. Evaluations always "
+        "pause.",
     )
-    outage_limit_s: float = Field(600.0, gt=0, le=LONGEST_OUTAGE_S, description="Seconds an outage may hold the run.")
+    outage_limit_s: float = Field(
+        600.0, gt=0, le=LONGEST_OUTAGE_S, description="Longest outage that a run waits for, in seconds."
+    )
     max_batch: PositiveInt = Field(16, description="Local only: images per batch of the server.")
     threads: PositiveInt = Field(1, description="Local only: CPU threads of the server.")
 
@@ -72,21 +81,23 @@ class RewardConfig(Section):
 
 
 class RewardClientConfig(Section):
-    """How workers and learner ask the reward servers."""
+    """Requests to reward servers."""
 
     timeout_s: float = Field(
         60.0,
         gt=0,
-        description="Seconds one request may take at most. A server that hangs, or takes five times as long as is "
-        "usual for it, counts as out long before.",
+        description="Timeout of one request, in seconds. A server that hangs, or takes five times its usual "
+        "latency, counts as unhealthy long before.",
     )
     attempts: PositiveInt = Field(
-        3, description="Tries of a request, within a budget of 10 % extra requests, before its reward counts as out."
+        3,
+        description="Attempts per request before its reward counts as out. Retries are limited to 10 % of all "
+        "requests.",
     )
     trusted_hosts: tuple[str, ...] = Field(
         (),
-        description="Hosts that may be sent the bearer token though they only registered in Redis; those of "
-        "rewards.*.url and loopback may in any case.",
+        description="Hosts that get the bearer token although they are known from Redis alone. Hosts of "
+        "rewards.*.url and loopback always get it.",
     )
 
 
@@ -96,11 +107,11 @@ class RedisConfig(Section):
     url: str = Field(
         "embedded",
         pattern=r"^(embedded|none|rediss?://[^@\s]+)$",
-        description="embedded: the launcher starts one on loopback, for this run. none: do without. Or redis://HOST:PORT/"
-        "DB; credentials come from REDIS_USERNAME and REDIS_PASSWORD.",
+        description="embedded: the run starts its own Redis on loopback. none: no Redis. Or redis://HOST:PORT/DB, "
+        "with credentials from REDIS_USERNAME and REDIS_PASSWORD.",
     )
     cached_scores: PositiveInt = Field(
-        100_000, description="Images whose scores are remembered, about 400 bytes each and reward, for a week at most."
+        100_000, description="Images whose scores are cached, at most for a week. One takes about 400 bytes per reward."
     )
 
 

@@ -19,13 +19,14 @@ from common.config.section import Section, problem
 
 
 class RunIdentity(Section):
-    """Who this run is."""
+    """Name and seed of a run."""
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
-        description="Names the run and its default directory runs/NAME; letters, digits, dot, dash, underscore.",
+        description="Name of the run, and of its default directory runs/NAME. Letters, digits, dot, dash and "
+        "underscore.",
     )
-    seed: NonNegativeInt = Field(0, description="Every random draw is a function of it: equal seeds, equal runs.")
+    seed: NonNegativeInt = Field(0, description="Seed of every random draw. Runs with equal seeds are equal.")
 
 
 class LoraConfig(Section):
@@ -36,8 +37,8 @@ class LoraConfig(Section):
     targets: tuple[str, ...] | None = Field(
         None,
         min_length=1,
-        description="Module-name suffixes that get an adapter; null: the family's attention projections. Small models "
-        "need the feed-forward layers too.",
+        description="Endings of the names of linear layers that get an adapter. null: the family's attention "
+        "projections. Small models need the feed-forward layers too.",
     )
 
 
@@ -56,26 +57,32 @@ class PromptsConfig(Section):
 class SamplingConfig(Section):
     """The few-step sampler (coefficient-preserving sampling, arXiv 2509.05952)."""
 
-    steps: int = Field(4, ge=2, description="Steps T of the student; the last one is deterministic.")
-    eta: float = Field(0.9, ge=0, le=1, description="Stochasticity of a step: 0 is Euler, 1 renoises the prediction.")
+    steps: int = Field(4, ge=2, description="Steps T of the student. The last one is deterministic.")
+    eta: float = Field(
+        0.9, ge=0, le=1, description="Stochasticity of a step. 0 is an Euler step, 1 renoises the clean prediction."
+    )
 
 
 class ColdStartConfig(Section):
     """Stage 1: AC-DMD, distilling the teacher into the few-step student."""
 
-    iterations: NonNegativeInt = Field(15_000, description="Fake-score updates; 0 starts alignment at the teacher.")
+    iterations: NonNegativeInt = Field(
+        15_000, description="Iterations, each with one fake-score update. 0 starts alignment from the teacher."
+    )
     batch_size: PositiveInt = Field(72, description="Samples per iteration (published: 9 on each of 8 GPUs).")
-    student_every: PositiveInt = Field(10, description="Student updates once in so many fake-score updates.")
+    student_every: PositiveInt = Field(10, description="Fake-score updates per student update.")
     learning_rate_student: NonNegativeFloat = Field(3e-5, description="AdamW learning rate of the student.")
     learning_rate_fake: NonNegativeFloat = Field(3e-5, description="AdamW learning rate of the fake score.")
     learning_rate_schedule: Literal["constant", "linear"] = Field(
-        "constant", description="linear: both learning rates fall to zero over the stage's iterations."
+        "constant", description="linear: both learning rates fall to zero over the iterations of the stage."
     )
     weight_decay_student: NonNegativeFloat = Field(0.0, description="AdamW weight decay of the student.")
     weight_decay_fake: NonNegativeFloat = Field(0.0, description="AdamW weight decay of the fake score.")
     gradient_clip_student: float = Field(1.0, gt=0, description="Largest gradient norm of the student.")
     gradient_clip_fake: float = Field(
-        1.0, gt=0, description="Largest gradient norm of the fake score; it bounds the loss's spikes at high noise."
+        1.0,
+        gt=0,
+        description="Largest gradient norm of the fake score. It bounds the spikes of the loss at high noise.",
     )
     lora_init_std: float | None = Field(
         None, gt=0, description="Standard deviation of the fresh adapters' A (B is zero); null: 1 / lora.rank."
@@ -84,7 +91,8 @@ class ColdStartConfig(Section):
         0.99,
         ge=0,
         lt=1,
-        description="Decay of the student's moving average per iteration, also where the student was not trained.",
+        description="Decay of the student's moving average per iteration. It applies also where the student was not "
+        "trained.",
     )
     consistency_weight: NonNegativeFloat = Field(
         0.01, description="Weight of the fake score's two-sample consistency regulariser in this stage."
@@ -93,62 +101,73 @@ class ColdStartConfig(Section):
         1.0,
         gt=0,
         le=1,
-        description="Fraction of the samples the consistency regulariser is estimated on, evenly spread over the "
-        "batch, in both stages; over all of them it costs twice what the fake loss does.",
+        description="Fraction of the samples on which the consistency regulariser is estimated, spread evenly over "
+        "the batch, in both stages. On all samples it costs twice as much as the fake loss.",
     )
     fake_max_weight: float = Field(
-        10.0, gt=0, description="Cap of the fake loss's weight 1/w^2, in both stages; w vanishes near the sub-interval."
+        10.0,
+        gt=0,
+        description="Largest weight 1/w^2 of the fake loss, in both stages. w vanishes near the start of the "
+        "sub-interval.",
     )
     from_checkpoint: Path | None = Field(
-        None, description="Reuse the cold start of another run (its checkpoint directory) and skip this stage."
+        None,
+        description="Checkpoint directory of another run's cold start. This run starts from it and skips the stage.",
     )
 
 
 class AlignmentConfig(Section):
-    """Stage 2: RTDMD, rewards by SubGRPO and back-propagation while matching the teacher's distribution."""
+    """Stage 2: RTDMD. Rewards by SubGRPO and back-propagation, with the teacher's distribution as the anchor."""
 
-    iterations: NonNegativeInt = Field(1_000, description="Iterations; each is one update of student and fake score.")
-    prompts_per_iteration: PositiveInt = Field(32, description="Groups P sampled per iteration.")
-    group_size: int = Field(16, ge=2, description="Samples G per prompt; an advantage compares within the group.")
+    iterations: NonNegativeInt = Field(1_000, description="Iterations. Each is one update of student and fake score.")
+    prompts_per_iteration: PositiveInt = Field(
+        32, description="Prompts P per iteration, each with one group of samples."
+    )
+    group_size: int = Field(
+        16, ge=2, description="Samples G per prompt. An advantage compares a sample with its group."
+    )
     policy_gradient: Literal["subgrpo", "grpo", "none"] = Field(
-        "subgrpo", description="subgrpo trains selected steps with shared noise elsewhere; grpo all stochastic steps."
+        "subgrpo",
+        description="subgrpo: train selected steps; on the others the group shares its noise. grpo: train all "
+        "stochastic steps. none: no policy gradient.",
     )
-    selected_steps: PositiveInt = Field(
-        2, description="Stochastic steps m trained per iteration: less reward spread from noise that is not trained."
+    selected_steps: PositiveInt = Field(2, description="Stochastic steps m that subgrpo trains per iteration.")
+    clip_low: float = Field(
+        1e-5, gt=0, lt=1, description="Width of the ratio's clip below 1. It is tiny because the surrogate is a mean."
     )
-    clip_low: float = Field(1e-5, gt=0, lt=1, description="Ratio clip below 1; tiny since the surrogate is a mean.")
-    clip_high: float = Field(1e-5, gt=0, lt=1, description="Ratio clip above 1.")
+    clip_high: float = Field(1e-5, gt=0, lt=1, description="Width of the ratio's clip above 1.")
     old_surrogate: Literal["learner", "rollout"] = Field(
         "learner",
-        description="Who evaluates the old surrogate. The learner is immune to sampler arithmetic, but its ratio is 1 "
-        "on stale samples too (max_staleness > 0); rollout corrects for staleness.",
+        description="Process that evaluates the old surrogate. learner: no effect of the sampler's arithmetic, but "
+        "the ratio is 1 on stale samples too (max_staleness > 0). rollout: corrects for staleness.",
     )
     surrogate: Literal["squared_error", "gaussian"] = Field(
-        "squared_error", description="Transition log-density: the published surrogate or the exact Gaussian."
+        "squared_error",
+        description="Log-density of a transition. squared_error: the published surrogate. gaussian: the exact density.",
     )
     advantage_scale: Literal["batch", "group"] = Field(
-        "batch", description="Whose standard deviation divides a reward: the whole batch's or the group's own."
+        "batch", description="Standard deviation that divides a reward: of the whole batch, or of the group."
     )
-    advantage_clip: float = Field(5.0, gt=0, description="Advantages are clipped to +- this.")
+    advantage_clip: float = Field(5.0, gt=0, description="Largest absolute advantage. Larger ones are clipped.")
     matching_weight: NonNegativeFloat = Field(
-        1e-3, description="Weight of the AC-DMD student loss on the final step: the brake on reward hacking."
+        1e-3, description="Weight of the AC-DMD student loss at the final step. It limits reward hacking."
     )
     reward_gradient_weight: NonNegativeFloat = Field(
-        1e-4, description="Weight of the reward back-propagated through the final step."
+        1e-4, description="Weight of the rewards that are back-propagated through the final step."
     )
     reward_gradient_clip: float | None = Field(
         None,
         gt=0,
-        description="Largest norm of d rewards / d latents of one sample: a few broken images have gradients many "
-        "times the usual and drown the others. None, as published: not clipped.",
+        description="Largest norm of one sample's gradient of the rewards with respect to its latents. A few broken "
+        "images have gradients many times larger than the others. null: no clip, as published.",
     )
     reward_target: float = Field(
-        3.0, description="Back-propagation stops once the weighted sum of differentiable rewards reaches this."
+        3.0, description="Weighted sum of the differentiable rewards at which back-propagation of a sample stops."
     )
     learning_rate_student: NonNegativeFloat = Field(3e-6, description="AdamW learning rate of the student.")
     learning_rate_fake: NonNegativeFloat = Field(3e-5, description="AdamW learning rate of the fake score.")
     learning_rate_schedule: Literal["constant", "linear"] = Field(
-        "constant", description="linear: both learning rates fall to zero over the stage's iterations."
+        "constant", description="linear: both learning rates fall to zero over the iterations of the stage."
     )
     weight_decay_student: NonNegativeFloat = Field(1e-4, description="AdamW weight decay of the student.")
     weight_decay_fake: NonNegativeFloat = Field(0.0, description="AdamW weight decay of the fake score.")
@@ -172,52 +191,58 @@ class AlignmentConfig(Section):
     )
     ema_every: PositiveInt = Field(8, description="Iterations between two updates of the moving average.")
     max_staleness: NonNegativeInt = Field(
-        0, description="Oldest policy trained on, in versions behind the learner; 0 is synchronous."
+        0, description="Largest age of the samples' policy, in versions behind the learner. 0 is synchronous."
     )
     micro_batch: PositiveInt = Field(
-        16, description="Samples per forward and backward pass; bounds memory, changes results by float rounding."
+        16,
+        description="Samples per forward and backward pass. It bounds memory and changes results by float rounding "
+        "only.",
     )
 
 
 class WorkersConfig(Section):
     """Rollout workers (Ray actors)."""
 
-    count: PositiveInt = Field(1, description="How many; neither count nor placement changes the samples of a run.")
-    threads: PositiveInt = Field(1, description="CPU threads of each.")
-    num_cpus: NonNegativeFloat = Field(1.0, description="CPUs Ray reserves for each.")
-    num_gpus: NonNegativeFloat = Field(0.0, description="GPUs Ray reserves for each.")
-    compiled: bool = Field(
-        False, description="Compile the transformer's blocks: slow to start, and workers may differ by rounding."
+    count: PositiveInt = Field(
+        1, description="Number of rollout workers. Neither the number nor the placement changes the samples of a run."
     )
-    restarts: NonNegativeInt = Field(3, description="Times a dead worker is brought back before the run stops.")
+    threads: PositiveInt = Field(1, description="CPU threads per worker.")
+    num_cpus: NonNegativeFloat = Field(1.0, description="CPUs that Ray reserves per worker.")
+    num_gpus: NonNegativeFloat = Field(0.0, description="GPUs that Ray reserves per worker.")
+    compiled: bool = Field(
+        False, description="Compile the transformer's blocks. The start is slower, and workers may differ by rounding."
+    )
+    restarts: NonNegativeInt = Field(3, description="Restarts of each dead worker before the run stops.")
 
 
 class LearnerConfig(Section):
     """The learner (Ray actors, placed by resources: a cluster's head has no GPU)."""
 
     ranks: PositiveInt = Field(
-        1, description="Processes that share every update, each a part of the batch; results differ by float rounding."
+        1,
+        description="Processes that share every update, each with a part of the batch. Results differ by float "
+        "rounding only.",
     )
-    threads: PositiveInt = Field(1, description="CPU threads of each rank.")
-    num_cpus: NonNegativeFloat = Field(1.0, description="CPUs Ray reserves for each rank.")
-    num_gpus: NonNegativeFloat = Field(0.0, description="GPUs Ray reserves for each rank.")
+    threads: PositiveInt = Field(1, description="CPU threads per rank.")
+    num_cpus: NonNegativeFloat = Field(1.0, description="CPUs that Ray reserves per rank.")
+    num_gpus: NonNegativeFloat = Field(0.0, description="GPUs that Ray reserves per rank.")
     shard_base: bool = Field(
-        False, description="Spread the frozen weights over the ranks (FSDP2), where they do not fit a rank's GPU."
+        False, description="Shard the frozen weights over the ranks (FSDP2), for models that do not fit one GPU."
     )
 
 
 class EvaluationConfig(Section):
-    """What is measured, how often, on how much."""
+    """Evaluations: how often, and on how many prompts and images."""
 
     every: PositiveInt = Field(50, description="Alignment iterations between two evaluations.")
-    cold_start_every: PositiveInt = Field(1000, description="The same in the cold start, whose iterations are short.")
-    prompts: PositiveInt = Field(64, description="Prompts of such an evaluation, from the head of the file.")
+    cold_start_every: PositiveInt = Field(1000, description="Cold-start iterations between two evaluations.")
+    prompts: PositiveInt = Field(64, description="Prompts per evaluation, from the head of the file.")
     images_per_prompt: int = Field(2, ge=2, description="Images per prompt; diversity needs at least 2.")
-    teacher: bool = Field(True, description="Measure the teacher too, for the final comparison.")
+    teacher: bool = Field(True, description="Evaluate the teacher too, for the final comparison.")
     teacher_steps: PositiveInt = Field(28, description="Euler steps of the many-step teacher.")
     teacher_guidance: float = Field(7.0, ge=1, description="Guidance scale of the many-step teacher.")
     grid_prompts: PositiveInt = Field(8, description="Prompts of the sample grids and of the report's gallery.")
-    final_prompts: PositiveInt = Field(256, description="Prompts of the final table, for all policies.")
+    final_prompts: PositiveInt = Field(256, description="Prompts of the final table, the same for all policies.")
     final_images_per_prompt: int = Field(2, ge=2, description="Images per prompt of the final table.")
 
 
@@ -225,14 +250,17 @@ class CheckpointConfig(Section):
     """Atomic checkpoints, from which a run resumes exactly."""
 
     every: PositiveInt = Field(50, description="Iterations between two checkpoints, in both stages.")
-    keep: PositiveInt = Field(2, description="Newest checkpoints kept.")
+    keep: PositiveInt = Field(2, description="Checkpoints that are kept, the newest ones, per stage.")
 
 
 class MetricsConfig(Section):
     """Prometheus metrics of the driver."""
 
     port: int | None = Field(
-        0, ge=0, le=65_535, description="Port on loopback; 0 picks a free one, told at the start; null is off."
+        0,
+        ge=0,
+        le=65_535,
+        description="Port on loopback. 0: any free port, printed at the start. null: no metrics endpoint.",
     )
 
 
