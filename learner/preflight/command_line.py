@@ -196,7 +196,7 @@ def _nested(key: Key, value: Any) -> dict[str, Any]:
 
 def _knobs_help() -> str:
     """Every knob with type, default and reason, a paragraph a section."""
-    lines = ["Knobs, with the schema's defaults (a run file sets its own):"]
+    lines = ["Options of a run, with their defaults (a run file sets its own):"]
     for (prefix, section), group in groupby(knobs(), key=lambda knob: (knob.key[:-1], knob.section)):
         lines += ["", f"{'.'.join(prefix)}: {(section.__doc__ or '').strip().splitlines()[0]}"]
         for knob in group:
