@@ -1,5 +1,7 @@
-# `make demo` and `make test` work from nothing but Python 3.11: the environment is made on first use.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# `make demo` and `make test` need nothing but Python 3.11, 3.12 or 3.13: the environment is made on first use.
+# The first interpreter that starts is taken: a name on PATH may be a launcher without an interpreter behind it.
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
+	$$name -c '' 2>/dev/null && command -v $$name && break; done)
 BIN := .venv/bin
 STAMP := .venv/.installed
 JUDGE_STAMP := .venv-judge/.installed
@@ -13,8 +15,8 @@ environment: $(STAMP)
 
 # torch first and alone: where pip is configured with a CPU build of exactly this version, that build is taken.
 $(STAMP): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
-		{ echo "Python 3.11 is needed, $(PYTHON) is another; set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "Python 3.11, 3.12 or 3.13 is needed, not '$(PYTHON)'; set PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet -e '.[core,parquet,rewards,ocr,dev]'
