@@ -2,6 +2,9 @@
 # The first interpreter that starts is taken: a name on PATH may be a launcher without an interpreter behind it.
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 	$$name -c '' 2>/dev/null && command -v $$name && break; done)
+# Where test-interpreters looks for the other versions.
+INTERPRETERS ?= $(shell for name in python3.11 python3.12 python3.13; do \
+	$$name -c '' 2>/dev/null && command -v $$name; done)
 BIN := .venv/bin
 STAMP := .venv/.installed
 JUDGE_STAMP := .venv-judge/.installed
@@ -9,7 +12,7 @@ JUDGE_STAMP := .venv-judge/.installed
 export OMP_NUM_THREADS ?= 1
 ARGS ?=
 
-.PHONY: demo test test-slow hps-parity-env judge-env lint zoo bench environment clean
+.PHONY: demo test test-interpreters test-slow hps-parity-env judge-env lint zoo bench environment clean
 
 environment: $(STAMP)
 
@@ -38,6 +41,11 @@ test: lint
 	$(BIN)/python -m pytest tests/unit -n 2
 	$(BIN)/python -m tests.mutants
 	$(BIN)/python -m pytest tests/integration -m "not slow"
+	$(BIN)/python -m tests.interpreters $(INTERPRETERS)
+
+# The unit tests without heavy libraries, under every other supported Python among INTERPRETERS (40 s for each).
+test-interpreters: $(STAMP)
+	$(BIN)/python -m tests.interpreters $(INTERPRETERS)
 
 # The environment of the published hpsv2 package, which `hps` is compared with; test-slow makes it as well.
 hps-parity-env: $(STAMP)
@@ -72,4 +80,4 @@ bench: $(STAMP)
 	done
 
 clean:
-	rm -rf .venv .venv-judge .venv-hps-parity .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-3.* .venv-judge .venv-hps-parity .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
