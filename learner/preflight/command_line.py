@@ -21,6 +21,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from common.config.run import Config
 from common.errors import ConfigError
+from common.project_files import found_path, with_found_paths
 from learner.preflight.run_file import REWARD_PLACEHOLDER, Draft, Key, Knob, knobs, parse_yaml, read_run_file
 
 DEFAULT_RUN_FILE = Path("deploy/runs/shapes.yaml")
@@ -66,7 +67,7 @@ def parse_forecast(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[Con
 
 
 def _configured(arguments: argparse.Namespace, overrides: Sequence[str], environ: Mapping[str, str]) -> Config:
-    run_file = read_run_file(arguments.config)
+    run_file = read_run_file(found_path(arguments.config))
     quick = run_file.pop(QUICK_BLOCK, None)
     draft = Draft(str(arguments.config))
     draft.lay(run_file, str(arguments.config))
@@ -74,7 +75,7 @@ def _configured(arguments: argparse.Namespace, overrides: Sequence[str], environ
         _lay_quick(draft, run_file, quick, arguments)
     for key, text, origin in (*_from_environment(environ), *_from_options(overrides)):
         draft.lay(_nested(key, _value(key, text, origin)), origin)
-    return draft.build()
+    return with_found_paths(draft.build())
 
 
 class _Parser(argparse.ArgumentParser):

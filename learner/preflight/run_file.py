@@ -30,9 +30,12 @@ from common.config.run import Config
 from common.config.section import Section
 from common.config.upgrade import RENAMED, upgraded
 from common.errors import ConfigError
+from common.project_files import PROJECT_ROOT
 
 Key = tuple[str, ...]
 REWARD_PLACEHOLDER = "NAME"
+RUN_FILES = PROJECT_ROOT / "deploy" / "runs"
+"""The run files that ship with the project."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def read_run_file(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such run file (looked for it from {Path.cwd()}); see deploy/runs") from error
+        raise ConfigError(f"{path}: no such run file (looked for it from {Path.cwd()}); see {RUN_FILES}") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -17,7 +17,6 @@ from common.rewards.client import RewardClient, RewardEndpoint
 from common.rewards.control_request import PlainQuestion
 from common.types import ByteArray, FloatArray, Prompt
 from learner.driver.local_servers import LocalServers, LocalServerSpec
-from learner.tools.trained_run import found_path
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def _of_run(run: Config) -> RewardChoice:
         LocalServerSpec(
             reward.name,
             reward.scorer,
-            None if reward.model is None else found_path(reward.model),
+            reward.model,
             reward.threads,
             reward.max_batch,
         )

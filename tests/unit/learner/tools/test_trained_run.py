@@ -13,7 +13,7 @@ import yaml
 from common.backbones.sd3 import StableDiffusion3
 from common.errors import CheckpointError, ConfigError, ModelError
 from common.types import Network
-from learner.tools.trained_run import PROJECT_ROOT, TrainedRun, found_path
+from learner.tools.trained_run import TrainedRun
 from learner.training.networks import ALIGNED, COLD_START
 from tests.helpers.tiny_pipeline import write_tiny_pipeline
 from tests.helpers.trained_run import velocity, write_trained_run
@@ -103,14 +103,6 @@ def test_the_layers_are_those_of_the_weights_whatever_the_targets_are(
     values["lora"]["targets"] = ["to_q", "proj_out"]
     (moved / "config.yaml").write_text(yaml.safe_dump(values))
     torch.testing.assert_close(velocity(loaded(moved)), velocity(trained[1]), rtol=0, atol=1e-5)
-
-
-def test_relative_paths_are_found_from_the_project_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert found_path(Path("deploy/runs")) == PROJECT_ROOT / "deploy/runs"
-    assert found_path(Path("no/such")) == Path("no/such")
-    (tmp_path / "deploy/runs").mkdir(parents=True)
-    assert found_path(Path("deploy/runs")) == Path("deploy/runs")
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
