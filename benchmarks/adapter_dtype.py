@@ -1,4 +1,4 @@
-"""How far float32 and bfloat16 adapters move under the published rate of stage 2, on the shapes world.
+"""Movement of float32 and bfloat16 adapters under the published rate of stage 2, on the shapes world.
 
     python -m benchmarks.adapter_dtype [--iterations 1000] [--seeds 0 1 2] [--out FILE]
 

@@ -18,7 +18,7 @@ from tests.mutants.verdict import ERROR, KILLED, SURVIVED, Verdict
 
 def test_every_text_to_replace_occurs_once_and_leaves_valid_python() -> None:
     for mutant in MUTANTS:
-        ast.parse(mutant.source())
+        assert ast.parse(mutant.source()).body, mutant.name
 
 
 def test_names_are_unique() -> None:
