@@ -19,7 +19,7 @@ def test_a_family_found_on_the_users_path_is_trained_to_the_end(
 ) -> None:
     (tmp_path / "package").mkdir()
     (tmp_path / "model").mkdir()
-    shutil.copy(PROJECT_ROOT / "tests" / "toy_family.py", tmp_path / "package" / "my_family.py")
+    shutil.copy(PROJECT_ROOT / "tests" / "helpers" / "toy_family.py", tmp_path / "package" / "my_family.py")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "package"))
     (tmp_path / "prompts.txt").write_text(PROMPTS)
     values = {
