@@ -12,18 +12,31 @@ JUDGE_STAMP := .venv-judge/.installed
 export OMP_NUM_THREADS ?= 1
 ARGS ?=
 
-.PHONY: demo test test-interpreters test-slow hps-parity-env judge-env lint zoo bench environment clean
+.PHONY: demo test test-interpreters test-slow hps-parity-env judge-env lint zoo bench environment constraints clean
 
 environment: $(STAMP)
 
-# torch first and alone: where pip is configured with a CPU build of exactly this version, that build is taken.
-$(STAMP): pyproject.toml
+# torch first and without hashes: it brings what its build needs (CUDA's libraries or none), and where pip is configured
+# with a CPU build of exactly this version, that build is taken. All other packages are those of constraints.txt.
+$(STAMP): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 		{ echo "Python 3.11, 3.12 or 3.13 is needed, not '$(PYTHON)'; set PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet -e '.[core,parquet,rewards,ocr,dev]'
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r constraints.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
+
+# Write constraints.txt anew after a change of pyproject.toml: every package of the environment but torch and what only
+# torch needs, with the hashes of all its files. Pins that still fit are kept; ARGS=--upgrade takes the newest versions.
+constraints:
+	$(PYTHON) -m venv build/constraints
+	build/constraints/bin/pip install --quiet uv==0.13.9
+	echo torch > build/constraints/excluded.txt
+	build/constraints/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+		--extra core --extra parquet --extra rewards --extra ocr --extra dev \
+		--excludes build/constraints/excluded.txt --annotation-style line \
+		--custom-compile-command "make constraints" --output-file constraints.txt $(ARGS)
 
 # The main job on the shapes world: cold start, alignment, report. ARGS="--quick" makes it a smoke run.
 demo: $(STAMP)
