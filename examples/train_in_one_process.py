@@ -6,7 +6,6 @@ Takes a minute on one core, enough for stage 1 to gain, not for stage 2. The ser
 """
 
 import sys
-from collections import Counter
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from learner.training.alignment_trainer import AlignmentTrainer
 from learner.training.cold_start_trainer import ColdStartTrainer
 from learner.training.distribution_matching import MatchingSettings
 from learner.training.networks import Networks, StageSettings
-from learner.training.reward_gradients import ServedRewards
+from learner.training.reward_gradients import DifferentiableRewards, ServedRewards
 from reward_servers.scorers.hps import HpsScorer
 from rollout_workers.sampler import decode_to_uint8, sample_group, sample_pictures
 
@@ -48,12 +47,13 @@ class InProcessReward(ServedRewards):
     """The reward with its gradient; the service asks a reward server instead."""
 
     def __init__(self):
-        self.names, self.left_out = ("hps",), Counter()
+        self.names = ("hps",)
 
     def differentiable(self, images_BCHW, prompts):
         texts, pixels = [prompt.text for prompt in prompts], images_BCHW.detach().numpy()
         scores_B, gradients_BCHW = hps.score_with_gradient(pixels, texts, [{}] * len(texts))
-        return {"hps": attach_gradient(torch.tensor(scores_B), torch.tensor(gradients_BCHW), images_BCHW)}
+        score_B = attach_gradient(torch.tensor(scores_B), torch.tensor(gradients_BCHW), images_BCHW)
+        return DifferentiableRewards({"hps": score_B})
 
 
 # Stage 1, AC-DMD: the fake score follows the student's samples, and the student moves from it towards the teacher.
