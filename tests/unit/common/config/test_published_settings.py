@@ -314,6 +314,13 @@ def test_every_setting_is_the_authors(kind: str, stage: str, table: dict[str, Re
     assert unexplained(published, table) == []
 
 
+def test_the_copy_is_the_one_that_lies_beside_the_project() -> None:
+    original = PROJECT_ROOT.parent / "shared/parity/published_settings.json"
+    if not original.is_file():
+        pytest.skip("there is no shared/parity beside this clone: only the copy in tests/data is read")
+    assert json.loads(original.read_text())["values"] == AUTHORS
+
+
 @pytest.mark.parametrize(
     ("kind", "table"), [("cold_start", COLD_START), ("rtdmd", ALIGNMENT), ("inference", INFERENCE)]
 )
