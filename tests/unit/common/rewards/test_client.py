@@ -65,7 +65,7 @@ def test_all_rewards_are_asked_or_only_those_named(server: FakeServer) -> None:
     with RewardClient(endpoints, 5.0, 1) as client:
         assert sorted(client.score(IMAGES, PROMPTS)) == ["one", "two"]
         assert list(client.score(IMAGES, PROMPTS, names=["two"])) == ["two"]
-        with pytest.raises(RewardRejected, match="nobody serves a reward 'three'"):
+        with pytest.raises(RewardRejected, match="no server for the reward 'three'"):
             client.score(IMAGES, PROMPTS, names=["three"])
 
 

@@ -171,7 +171,7 @@ def test_a_server_is_checked_before_a_question_is_risked_on_it(server: FakeServe
 
 
 def test_a_server_of_other_weights_is_never_believed(server: FakeServer, stranger: FakeServer) -> None:
-    expected = rf"{stranger.url}: weights_hash is 'other', in this run it is 'hash' \(told by {server.url}\)"
+    expected = rf"{stranger.url}: weights_hash is 'other', in this run it is 'hash' \(declared by {server.url}\)"
     with client_at(server.url, stranger.url) as client, pytest.raises(RewardInvalid, match=expected):
         client.verify("fake")
     with client_at(stranger.url, attempts=1, infos={"fake": INFO}) as client, pytest.raises(RewardInvalid) as caught:
