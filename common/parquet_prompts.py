@@ -54,7 +54,7 @@ def _prompt(where: str, row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         json.dumps(metadata, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise PromptError(
-            f"{where} has metadata that JSON has no word for: {error}; make it text or a number"
+            f"{where} has metadata that JSON cannot represent: {error}; make it text or a number"
         ) from error
     return text.strip(), metadata
 

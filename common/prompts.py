@@ -40,7 +40,7 @@ def load_prompts(path: Path) -> list[Prompt]:
         try:
             check_text_lengths([text], [metadata])
         except RewardRejected as error:
-            raise PromptError(f"{path}: {where} is nothing that reward servers read: {error}") from error
+            raise PromptError(f"{path}: {where} is not accepted by reward servers: {error}") from error
         if len(text) > TRUNCATION_NOTE_CHARACTERS:
             logger.warning(
                 "%s: %s has %d characters; the text encoder reads only its first tokens", path, where, len(text)

@@ -112,7 +112,7 @@ class RedisLink:
         except (redis.RedisError, OSError) as error:
             with self._lock:
                 self._away_until = self._clock() + RETRY_AFTER_S
-            self._note(f"Redis at {self._address.shown} is lost ({error}): going on without it")
+            self._note(f"Redis at {self._address.shown} is lost ({error}): continuing without it")
             raise StoreError(f"Redis at {self._address.shown} cannot be used: {error}") from error
         self._note("")
         return result

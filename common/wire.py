@@ -175,7 +175,7 @@ class _MessageReader:
             value: object = unpacker.unpack()
         except msgpack.OutOfData as error:
             if len(window) < len(self._data) - self._position:
-                message = f"what is no array of a message exceeds {MAX_TEXT_BYTES} bytes, or a name {MAX_NAME_BYTES}"
+                message = f"the parts that are not arrays exceed {MAX_TEXT_BYTES} bytes, or a name {MAX_NAME_BYTES}"
                 raise WireError(f"{message}: send fewer images at once") from error
             raise WireError("the message ends too early") from error
         except (ValueError, TypeError, msgpack.UnpackException) as error:

@@ -177,8 +177,8 @@ class Service:
         """CheckpointError if the policy was not evaluated: after more training the student can no longer be."""
         if not self.records.has(policy, self._basis(spec, trained)):
             raise CheckpointError(
-                f"{self.run_dir}: {policy} was not measured under these evaluation settings and rewards, and its "
-                "weights have moved on: set them back, or use another --run-dir"
+                f"{self.run_dir}: {policy} was not evaluated with these evaluation settings and rewards, and its "
+                "weights have changed since: restore the settings, or use another --run-dir"
             )
 
     def _finish(self, policies: list[str], seconds: float) -> None:

@@ -124,7 +124,7 @@ def _cost_nothing(turn: Turn, failure: RewardError) -> bool:
 def _nobody(name: str, replicas: ReplicaSet) -> RewardUnavailable:
     urls = replicas.urls
     if not urls:
-        message = f"reward {name}: no server of that name is registered that may be asked: start one with --redis-url"
+        message = f"reward {name}: no usable server is registered under that name: start one with --redis-url"
         return RewardUnavailable(name, "no_server", message)
-    message = f"reward {name}: every server failed a moment ago ({', '.join(urls)}) and is not asked for now"
+    message = f"reward {name}: every server failed a moment ago ({', '.join(urls)}) and is not used for now"
     return RewardUnavailable(name, "circuit_open", message)

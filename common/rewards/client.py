@@ -237,7 +237,7 @@ class RewardClient:
             return
         replica = self._named(name).of_url(url)
         if replica is None:
-            raise RewardUnavailable(name, "no_server", f"reward {name}: the server at {url} has left")
+            raise RewardUnavailable(name, "no_server", f"reward {name}: the server at {url} is no longer registered")
         self._attempts.attempt_at(replica, Exchange(name, url, self._timeout_s), 1, attempt)
 
     def _score_attempt(self, question: ScoreQuestion) -> Callable[[Replica, Exchange], FloatArray]:

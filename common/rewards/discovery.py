@@ -52,7 +52,7 @@ class Discovery:
         except Exception as error:
             # Other programs write to this registry: no entry in it may end the thread.
             if repr(error) != self._complaint:
-                logger.exception("registered reward servers cannot be looked up: going on with the known ones")
+                logger.exception("cannot look up registered reward servers: continuing with the known ones")
             self._complaint = repr(error)
         else:
             self._complaint = ""

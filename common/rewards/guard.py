@@ -187,7 +187,7 @@ class RewardGuard:
             self._client.ask_plainly(name, self._plain[name], url=error.url, gradient=gradient)
         except RewardError:
             return False
-        logger.warning("reward %s fails at one question alone, which is given up: %s", name, error)
+        logger.warning("reward %s fails for one request only, which is dropped: %s", name, error)
         return True
 
 

@@ -80,7 +80,7 @@ class RewardIdentities:
         if silent and len(silent) == len(replicas.urls):
             raise silent[0]
         for failure in silent:
-            logger.warning("going on with the other servers of the reward %s: %s", name, failure)
+            logger.warning("continuing with the other servers of the reward %s: %s", name, failure)
         if not replicas.given:
             for (reward, _), refusal in list(self._refused.items()):
                 if reward == name and refusal.error.cause == "weights_changed":

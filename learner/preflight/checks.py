@@ -38,7 +38,7 @@ def check_files(config: Config, *, resuming: bool) -> None:
         named["cold_start.from_checkpoint"] = config.cold_start.from_checkpoint
     missing = [f"{key} = {path}" for key, path in named.items() if not os.path.exists(path)]
     if missing:
-        raise ConfigError(f"not there: {', '.join(missing)} (looked for from {Path.cwd()})")
+        raise ConfigError(f"missing: {', '.join(missing)} (looked for from {Path.cwd()})")
 
 
 def gpus_wanted(config: Config) -> float:

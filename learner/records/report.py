@@ -64,7 +64,7 @@ def _read_metrics(path: Path) -> list[Record]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
-        raise RtdmdError(f"{path}: not there: {path.parent} is not the directory of a run") from error
+        raise RtdmdError(f"{path}: missing: {path.parent} is not the directory of a run") from error
     records: dict[tuple[str, int, str], Record] = {}
     for number, line in enumerate(lines, start=1):
         try:

@@ -127,7 +127,7 @@ def _from_checkpoint(directory: Path, policy: str) -> tuple[States, str]:
         adapters = {COLD_START: adapters[COLD_START]}
     elif checkpoint.position.stage is not Stage.ALIGNMENT:
         raise CheckpointError(
-            f"--policy {policy}: {directory} is of the cold start, the run got no further: use --policy "
+            f"--policy {policy}: {directory} is from the cold start, and the run has no later one: use --policy "
             f"{COLD_START_POLICY}"
         )
     return adapters, checkpoint.base

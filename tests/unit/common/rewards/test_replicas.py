@@ -202,7 +202,7 @@ def test_registered_servers_join_and_leave_but_never_all(
     server: FakeServer, twin: FakeServer, stranger: FakeServer
 ) -> None:
     with client_at(attempts=1, discovered=["fake"]) as client:
-        with pytest.raises(RewardUnavailable, match="no server of that name is registered that may be asked") as caught:
+        with pytest.raises(RewardUnavailable, match="no usable server is registered under that name") as caught:
             client.score(IMAGES, PROMPTS)
         assert caught.value.cause == "no_server"
         client.offer("fake", [server.url + "/"])
