@@ -173,7 +173,7 @@ def plain_question(scene: Scene, rng: random.Random) -> Question:
 
 
 def questions_of(scene: Scene, other: Scene, rng: random.Random) -> tuple[Question, ...]:
-    """Questions about a clean image of `scene`; the caption of its twin `other` is wrong in one fact, others in more."""
+    """Questions about a clean image of `scene`; its twin's caption (`other`) is wrong in one fact, others in more."""
     questions = [
         caption_question(_reworded(scene, rng), scene),
         caption_question(other.caption, scene),

@@ -1,4 +1,4 @@
-"""What every section of the run file is, and how one complains (see `common.config.run`)."""
+"""Base class of the run file's sections, and their errors (see `common.config.run`)."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ Received = tuple[int, Mapping[str, str], bytes]
 
 
 class Watcher(Protocol):
-    """Is notified of a request that takes unusually long."""
+    """Receives a notice when a request takes unusually long."""
 
     patience_s: float
 

@@ -23,7 +23,7 @@ from reward_servers.scorers.model_directory import load_pretrained, require_dire
 from reward_servers.scorers.pixels import ImageRecipe
 
 SCORE_DIVISOR = 100.0
-"""Cosines of good pairs are 0.25 to 0.35, so the score is the cosine itself."""
+"""With OpenAI's weights the score is the cosine itself; good pairs have 0.25 to 0.35."""
 
 
 class ClipScoreScorer(ClipScorer):

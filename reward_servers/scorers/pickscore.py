@@ -16,7 +16,7 @@ from reward_servers.scorers.model_directory import load_pretrained, require_dire
 from reward_servers.scorers.pixels import ImageRecipe
 
 SCORE_DIVISOR = 26.0
-"""RTDMD divides raw PickScores by this: good images have 20 to 26, so this reward is about 0.8 to 1, like the others.
+"""RTDMD divides raw PickScores by this: good images have 20 to 26, so the reward is about 0.8 to 1, as large as others.
 
 A model trained at another temperature keeps the constant; adjust its reward weight instead.
 """
