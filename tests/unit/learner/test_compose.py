@@ -208,7 +208,10 @@ def test_a_dry_run_leaves_no_log(tmp_path: Path) -> None:
 
 def test_a_cluster_that_is_not_there_is_named_at_once(monkeypatch: pytest.MonkeyPatch, closed_port: int) -> None:
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed_port}")
-    with pytest.raises(ConfigError, match=rf"RAY_ADDRESS = 127\.0\.0\.1:{closed_port}: nobody"), ray_cluster(config()):
+    with (
+        pytest.raises(ConfigError, match=rf"RAY_ADDRESS = 127\.0\.0\.1:{closed_port}: no answer"),
+        ray_cluster(config()),
+    ):
         pytest.fail("entered")
 
 
