@@ -1,4 +1,4 @@
-"""How every command ends: its exit status, and one line on standard error."""
+"""Exit status and final line on standard error, the same for every command."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
 
 def exit_status(command: Callable[[], None], interrupted: str = "interrupted") -> int:
-    """Run a command: 0 done, 1 failed, 2 refused at its start, 130 interrupted or stopped on request.
+    """Run a command. Return 0 if done, 1 if failed, 2 if refused at its start, 130 if interrupted or asked to stop.
 
     Args:
-        interrupted: what to say after Ctrl-C.
+        interrupted: the message after Ctrl-C.
     """
     try:
         command()

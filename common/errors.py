@@ -8,18 +8,18 @@ RtdmdError
 ├── WireError                 bytes that are not a valid message
 ├── WeightUpdateError         published weights that do not fit the receiver (keys, shapes, base model)
 │   └── AttestationError      weights were applied, but what the receiver now computes is not what was published
-├── WorkerError               rollout workers are gone and could not be brought back
+├── WorkerError               rollout workers died and could not be restarted
 ├── LearnerError              the learner died or does not answer
-│   └── RankError             one of the learner's ranks failed or is gone, so that the others cannot go on
-├── TrainingError             an update that must not be made: its gradient is not finite
-├── StoreError                Redis does not answer; whoever asked goes on without it
-├── RunStopped                somebody asked the run to stop, through Redis; --resume goes on
-└── RewardError               a reward that could not be had; carries `reward`, `cause` and the `url` of its server
-    ├── RewardUnavailable     refused, reset, timed out, 5xx, no access: worth another try, at another server
-    ├── RewardOverloaded      429: worth another try, after `retry_after` seconds
-    ├── RewardRejected        400, 413, 422: the request itself is wrong, another try would fail as well
-    ├── RewardInvalid         an answer of the wrong count or shape, or one that is not finite
-    └── RewardOutage          did not come back in the time a run was told to wait for it
+│   └── RankError             one of the learner's ranks failed or died, so the others cannot continue
+├── TrainingError             an update that must not be applied: its gradient is not finite
+├── StoreError                Redis does not answer; the caller continues without it
+├── RunStopped                a stop was requested through Redis; --resume continues the run
+└── RewardError               a reward that is not available; carries `reward`, `cause` and the `url` of its server
+    ├── RewardUnavailable     refused, reset, timed out, 5xx, no access: retry, at another server
+    ├── RewardOverloaded      429: retry after `retry_after` seconds
+    ├── RewardRejected        400, 413, 422: the request itself is wrong, a retry would fail as well
+    ├── RewardInvalid         a response of the wrong count or shape, or one that is not finite
+    └── RewardOutage          the reward did not recover within the run's limit for an outage
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class CheckpointError(RtdmdError):
 
 
 class WireError(RtdmdError):
-    """Bytes that are not a valid message of ours."""
+    """Bytes that are not a valid message."""
 
 
 class WeightUpdateError(RtdmdError):
@@ -54,11 +54,11 @@ class WeightUpdateError(RtdmdError):
 
 
 class AttestationError(WeightUpdateError):
-    """Weights were applied, yet the receiver does not compute what the publisher computed."""
+    """Weights were applied, but the receiver does not compute what the publisher computed."""
 
 
 class WorkerError(RtdmdError):
-    """Rollout workers are gone and could not be brought back."""
+    """Rollout workers died and could not be restarted."""
 
 
 class LearnerError(RtdmdError):
@@ -66,26 +66,26 @@ class LearnerError(RtdmdError):
 
 
 class RankError(LearnerError):
-    """One of the learner's ranks failed or is gone, so that the others cannot go on."""
+    """One of the learner's ranks failed or died, so the others cannot continue."""
 
 
 class TrainingError(RtdmdError):
-    """An update that must not be made: its gradient is not finite."""
+    """An update that must not be applied: its gradient is not finite."""
 
 
 class StoreError(RtdmdError):
-    """Redis does not answer. Nothing that matters is kept there alone: whoever asked goes on without it."""
+    """Redis does not answer. Redis never holds the only copy of important data: the caller continues without it."""
 
 
 class RunStopped(RtdmdError):
-    """Somebody asked the run to stop, through Redis; it has written a checkpoint."""
+    """A stop was requested through Redis; the run has written a checkpoint."""
 
 
 class RewardError(RtdmdError):
-    """A reward that could not be had.
+    """A reward that is not available.
 
-    `cause` is a short fixed word ("timeout", "refused", "nan", ...), used as a metric label when failures are counted.
-    `url` is the server that failed, empty when it was none in particular.
+    `cause` is one of a fixed set of short words ("timeout", "refused", "nan", ...): the metric label of the failure.
+    `url` is the server that failed; it is empty when no single server failed.
     """
 
     def __init__(self, reward: str, cause: str, message: str) -> None:
@@ -95,16 +95,16 @@ class RewardError(RtdmdError):
         self.url = ""
 
     def __reduce__(self) -> tuple[type[RewardError], tuple[str, str, str], dict[str, object]]:
-        """Survive the trip between processes (the default would call the class with the message alone)."""
+        """Keep all fields when pickled between processes (the default would call the class with the message alone)."""
         return type(self), (self.reward, self.cause, str(self)), dict(vars(self))
 
 
 class RewardUnavailable(RewardError):
-    """The server could not be reached or broke: worth another try."""
+    """The server is unreachable or failed: a retry may succeed."""
 
 
 class RewardOverloaded(RewardError):
-    """The server's queue is full (429): worth another try, after `retry_after` seconds."""
+    """The server's queue is full (429): retry after `retry_after` seconds."""
 
     def __init__(self, reward: str, cause: str, message: str, retry_after: float = 0.1) -> None:
         super().__init__(reward, cause, message)
@@ -112,12 +112,12 @@ class RewardOverloaded(RewardError):
 
 
 class RewardRejected(RewardError):
-    """The request itself is wrong: another try would fail as well."""
+    """The request itself is wrong: a retry would fail as well."""
 
 
 class RewardInvalid(RewardError):
-    """An answer of the wrong count or shape, or one that is not finite."""
+    """A response of the wrong count or shape, or one that is not finite."""
 
 
 class RewardOutage(RewardError):
-    """A reward did not come back in the time a run was told to wait for it; `cause` is its last failure's."""
+    """A reward did not recover within the run's limit for an outage; `cause` is that of its last failure."""

@@ -1,4 +1,4 @@
-"""The flow and its transitions: the only home of these formulas, so that sampler and learner agree to the bit.
+"""Flow and transitions. These formulas exist only here, so that sampler and learner agree to the bit.
 
     x_sigma = (1 - sigma) x0 + sigma eps        linear flow; sigma in [0, 1], 1 is pure noise
     v       = eps - x0                          velocity, what every backbone predicts
@@ -7,8 +7,8 @@ Sources: the linear flow is rectified flow (arXiv 2209.03003); the transition is
 arXiv 2509.05952); the renoising of a sub-interval and its ambient target are AC-DMD's (arXiv 2605.26108).
 
 Conventions: a noise level (`Sigma`) is a float, or a tensor [B] with one level per sample. Half-precision inputs are
-computed in float32; float64 stays float64, so finite differences can be taken. Shapes and ranges are checked first and
-a ValueError names the argument.
+computed in float32; float64 stays float64, so that finite differences work. Shapes and ranges are checked first; a
+ValueError names the argument.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Sigma: TypeAlias = float | Tensor
 
 
 def upcast(tensor: Tensor) -> Tensor:
-    """The tensor in the precision all formulas use: float64 as it is, everything else as float32."""
+    """The tensor in the precision of all formulas: float64 unchanged, everything else as float32."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
@@ -44,7 +44,7 @@ def per_sample(value: Sigma, like_Bchw: Tensor, name: str) -> Tensor:
     Args:
         value: float, or tensor of shape [], [B], [1, 1, 1, 1] or [B, 1, 1, 1].
         like_Bchw: gives B, device and (after `upcast`) dtype.
-        name: what to call the value in an error.
+        name: the value's name in an error.
 
     Returns: [1, 1, 1, 1] or [B, 1, 1, 1].
     """
@@ -93,11 +93,11 @@ def noise_prediction(sample_Bchw: Tensor, velocity_Bchw: Tensor, sigma: Sigma) -
 
 @dataclass(frozen=True)
 class Transition:
-    """The Gaussian a sampler draws its next state from.
+    """The Gaussian from which a sampler draws its next state.
 
     Attributes:
-        mean_Bchw: keeps the graph of the velocity it was made from.
-        std: [1, 1, 1, 1] or [B, 1, 1, 1]; 0 where the step is deterministic.
+        mean_Bchw: keeps the graph of its velocity.
+        std: [1, 1, 1, 1] or [B, 1, 1, 1]; 0 for a deterministic step.
     """
 
     mean_Bchw: Tensor
@@ -139,8 +139,8 @@ def cps_transition(
 def surrogate_log_density(mean_Bchw: Tensor, next_sample_Bchw: Tensor) -> Tensor:
     """-mean_chw (x' - mean)^2, shape [B].
 
-    The Gaussian log-density times 2 std^2 / d without its constant: its gradient is bounded however small std is, and
-    it is no log-probability.
+    This is the Gaussian log-density times 2 std^2 / d without its constant. Its gradient is bounded however small std
+    is, and it is not a log-probability.
     """
     require_shapes(4, mean_Bchw=mean_Bchw, next_sample_Bchw=next_sample_Bchw)
     return -(upcast(next_sample_Bchw) - upcast(mean_Bchw)).square().mean(dim=(1, 2, 3))
@@ -196,7 +196,7 @@ def renoise_coefficients(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def renoise(x_start_Bchw: Tensor, noise_Bchw: Tensor, sigma_start: Sigma, sigma_end: Sigma) -> Tensor:
-    """Carry x_s at sigma_start = s forward to x_t = a x_s + w z at sigma_end = t > s."""
+    """Renoise x_s at sigma_start = s to x_t = a x_s + w z at sigma_end = t > s."""
     require_shapes(4, x_start_Bchw=x_start_Bchw, noise_Bchw=noise_Bchw)
     start, end = _level(sigma_start, x_start_Bchw, "sigma_start"), _level(sigma_end, x_start_Bchw, "sigma_end")
     keep, scale = renoise_coefficients(start, end)
@@ -206,7 +206,7 @@ def renoise(x_start_Bchw: Tensor, noise_Bchw: Tensor, sigma_start: Sigma, sigma_
 def ambient_target(
     x_start_Bchw: Tensor, noise_Bchw: Tensor, sigma_start: Sigma, sigma_end: Sigma
 ) -> tuple[Tensor, Tensor]:
-    """What a velocity at x_t must predict when only x_s is known (AC-DMD, arXiv 2605.26108), times w.
+    """Target of a velocity at x_t when only x_s is known (AC-DMD, arXiv 2605.26108), times w.
 
         v* = -x_s / (1 - s) + z (t + (1 - t) s^2 / (1 - s)^2) / w
 
@@ -256,7 +256,7 @@ def exponential_shift_sigmas(num_steps: int, mu: float) -> tuple[float, ...]:
 def flux2_mu(image_tokens: int, num_steps: int) -> float:
     """mu of FLUX.2's shift: a line in the token count, itself interpolated between a 10-step and a 200-step line.
 
-    The four numbers are FLUX.2's published fit. Above 4 300 tokens it uses the 200-step line whatever the step count.
+    The four numbers are FLUX.2's published fit. Above 4300 tokens it uses the 200-step line for any step count.
     """
     mu_200_steps = 0.00016927 * image_tokens + 0.45666666
     if image_tokens > 4300:

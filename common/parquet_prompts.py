@@ -1,8 +1,8 @@
-"""Prompts in parquet: a text column "prompt"; every other column is metadata, as the other keys of a .jsonl line are.
+"""Prompts in parquet: a text column "prompt"; every other column is metadata, like the other keys of a .jsonl line.
 
-A column has one type and a value in every row, JSON has neither. So nulls are left out, at any depth (GenEval's objects
-have a colour only where one is asked for), and what fits no column type (its position ["left of", 0]) may stand as JSON
-in a text column "metadata", whose keys join the others.
+A column has one type and a value in every row; JSON keys need neither. So nulls are dropped at any depth (GenEval's
+objects have a colour only if one is demanded). Values that fit no column type (its position ["left of", 0]) may be JSON
+in a text column "metadata", whose keys are merged with the others.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ PROMPT, METADATA = "prompt", "metadata"
 
 
 def read_parquet(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Place in the file, text and metadata of every row; rows whose prompt is null or blank are refused.
+    """Position in the file, text and metadata of every row; a row whose prompt is null or blank is an error.
 
     Raises:
-        PromptError: pyarrow is not installed, the file is missing or no parquet, or a row is no prompt.
+        PromptError: pyarrow is not installed, the file is missing or not parquet, or a row is not a prompt.
     """
     try:
         parquet = importlib.import_module("pyarrow.parquet")
@@ -33,7 +33,7 @@ def read_parquet(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
     if not path.is_file():
         raise PromptError(f"{path}: no such prompt file (looked for it from {Path.cwd()})")
     try:
-        # One file as it is: a folder's name in the path ("tag=colors/") is no column.
+        # partitioning=None: a folder name such as "tag=colors/" in the path must not become a column.
         rows = parquet.read_table(path, partitioning=None).to_pylist()
     except (OSError, ValueError) as error:  # pyarrow's own errors are subclasses
         raise PromptError(f"{path}: not a parquet file that can be read: {str(error).splitlines()[0]}") from error
@@ -54,7 +54,7 @@ def _prompt(where: str, row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         json.dumps(metadata, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise PromptError(
-            f"{where} has metadata that JSON has no word for: {error}; make it text or a number"
+            f"{where} has metadata that JSON cannot represent: {error}; make it text or a number"
         ) from error
     return text.strip(), metadata
 

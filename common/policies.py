@@ -1,4 +1,4 @@
-"""How each policy of a run samples when it is looked at: by the run file, and where somebody says otherwise."""
+"""Sampling settings for each policy of a run: from the run file, or from explicit overrides."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TEACHER = "teacher"
 
 @dataclass(frozen=True)
 class SamplingSpec:
-    """How an evaluation samples: which network, how many steps, how much guidance (1 is none) and stochasticity."""
+    """The settings of an evaluation's sampling: network, number of steps, guidance (1 is none) and stochasticity."""
 
     network: Network
     num_steps: int
@@ -26,18 +26,18 @@ def student_spec(config: Config) -> SamplingSpec:
 
 
 def teacher_spec(config: Config) -> SamplingSpec:
-    """The teacher as it is meant to be used: many steps, guided."""
+    """The teacher in its intended setting: many steps, with guidance."""
     evaluation = config.evaluation
     return SamplingSpec(Network.TEACHER, evaluation.teacher_steps, evaluation.teacher_guidance, eta=0.0)
 
 
 def few_step_teacher_spec(config: Config) -> SamplingSpec:
-    """The teacher with the student's means: as many steps, no guidance."""
+    """The teacher under the student's conditions: as many steps, no guidance."""
     return SamplingSpec(Network.TEACHER, config.sampling.steps, guidance=1.0, eta=0.0)
 
 
 def policy_spec(config: Config, policy: str, steps: int | None, guidance: float | None) -> SamplingSpec:
-    """How `policy` samples, with other steps or guidance if given.
+    """The sampling settings of `policy`, with `steps` or `guidance` replaced if given.
 
     Raises:
         ConfigError: a student is asked to sample with guidance, or the guidance is below 1.

@@ -1,7 +1,7 @@
-"""Finds the files that ship with the project: run files, prompts and the shapes world.
+"""Finds the files that come with the project: run files, prompts and the shapes world.
 
-They lie beside the packages, in the repository as in an installed wheel. A relative path is looked up in the working
-directory first, then here, so that `rtdmd train` works from any directory.
+They are beside the packages, both in the repository and in an installed wheel. A relative path is looked up first in
+the working directory and then here, so `rtdmd train` works from any directory.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TypeVar
 from common.config.section import Section
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
-"""The repository, or the directory that a wheel was installed in."""
+"""Root of the repository, or the directory into which a wheel was installed."""
 AnySection = TypeVar("AnySection", bound=Section)
 
 

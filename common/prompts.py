@@ -1,7 +1,7 @@
-"""Prompt files: .txt with one prompt a line, .jsonl with {"prompt": text, ...metadata} a line, or .parquet with a
-column "prompt" and others of metadata (see `parquet_prompts`).
+"""Prompt files: .txt with one prompt per line, .jsonl with {"prompt": text, ...metadata} per line, or .parquet with a
+column "prompt" and columns of metadata (see `parquet_prompts`).
 
-Special tokens such as <|endoftext|> or </s> are ordinary text here; the text encoders escape them.
+Special tokens such as <|endoftext|> or </s> are plain text here; the text encoders escape them.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from common.types import Prompt
 
 logger = logging.getLogger(__name__)
 
-MAX_CHARACTERS = 20_000  # far beyond any text encoder: a longer line is a damaged file, not a prompt
-MAX_LINE_BYTES = 1_000_000  # room for a .jsonl line's metadata
-TRUNCATION_NOTE_CHARACTERS = 2_000  # more than the 512 tokens of the longest encoder hold
+MAX_CHARACTERS = 20_000  # far more than any text encoder reads: a longer line is a damaged file, not a prompt
+MAX_LINE_BYTES = 1_000_000  # leaves room for a .jsonl line's metadata
+TRUNCATION_NOTE_CHARACTERS = 2_000  # more than the 512 tokens of the longest encoder can hold
 
 
 def load_prompts(path: Path) -> list[Prompt]:
-    """Every prompt of a file, in order; `Prompt.index` counts the prompts. Blank lines are skipped.
+    """Load all prompts of a file, in order; `Prompt.index` counts them. Blank lines are skipped.
 
     Raises:
-        PromptError: the file is missing, empty, binary, of another kind, or has a line that is no prompt.
+        PromptError: the file is missing, empty, binary, of another kind, or has a line that is not a prompt.
     """
     prompts: list[Prompt] = []
     for where, text, metadata in _records(path):
@@ -40,7 +40,7 @@ def load_prompts(path: Path) -> list[Prompt]:
         try:
             check_text_lengths([text], [metadata])
         except RewardRejected as error:
-            raise PromptError(f"{path}: {where} is nothing that reward servers read: {error}") from error
+            raise PromptError(f"{path}: {where} is not accepted by reward servers: {error}") from error
         if len(text) > TRUNCATION_NOTE_CHARACTERS:
             logger.warning(
                 "%s: %s has %d characters; the text encoder reads only its first tokens", path, where, len(text)
@@ -52,7 +52,7 @@ def load_prompts(path: Path) -> list[Prompt]:
 
 
 def _records(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Place in the file, text and metadata of every prompt."""
+    """Position in the file, text and metadata of every prompt."""
     if path.suffix == ".parquet":
         yield from read_parquet(path)
         return
@@ -62,7 +62,7 @@ def _records(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number and text of every line that is not blank, reading no more of a line than the limit."""
+    """Number and text of every non-blank line; of an overlong line only the limit is read."""
     if path.suffix not in (".txt", ".jsonl"):
         raise PromptError(f"{path}: a prompt file is .txt, .jsonl or .parquet, not {path.suffix or 'without a suffix'}")
     try:

@@ -1,11 +1,11 @@
-"""Redis, for three things a run can also do without: who serves which reward, scores known already, run control.
+"""Redis, for three optional services: reward server registry, score cache, run control.
 
-    rtdmd:servers:REWARD            set of URLs; each is a member while its lease rtdmd:lease:REWARD:URL lives
+    rtdmd:servers:REWARD            set of URLs; each is a member while its lease rtdmd:lease:REWARD:URL is alive
     rtdmd:score:KEY, rtdmd:scores   see `common.rewards.cache`
     rtdmd:run:NAME                  "pause" or "stop", read between iterations
 
-Redis lost is never an error of the run: each call raises StoreError, at once while Redis is known to be away, and the
-caller goes on with what it knows. Values are plain bytes; never pickle.
+Losing Redis never fails a run: each call raises StoreError, at once while Redis is known to be down, and the caller
+continues with what it has. Values are plain bytes, never pickle.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from common.errors import ConfigError, StoreError
 from common.urls import without_secrets
 
 CALL_TIMEOUT_S = 0.5
-"""Redis answers in under a millisecond; longer waits would cost more than it saves."""
+"""Redis answers in under a millisecond; a longer wait would cost more than Redis saves."""
 RETRY_AFTER_S = 2.0
-"""How long Redis is left alone after it was lost."""
+"""Redis is not contacted again for this long after it was lost."""
 LEASE_S = 15.0
 RENEW_S = 3.0
-"""A server renews its lease this often, so that a slow moment does not unlist it."""
+"""A server renews its lease at this interval, several times per lease, so that a short delay does not unregister it."""
 USERNAME = "REDIS_USERNAME"
 PASSWORD = "REDIS_PASSWORD"
-"""Environment variables with the credentials of Redis, if it wants any; they stand in no run file."""
+"""Environment variables with the credentials of Redis, if it requires any; run files never contain them."""
 
 RunRequest = Literal["pause", "stop"]
 Result = TypeVar("Result")
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RedisAddress:
-    """Where Redis is, and the credentials to use there."""
+    """The address of Redis and the credentials for it."""
 
     url: str
     username: str | None = None
@@ -57,11 +57,11 @@ class RedisAddress:
 
     @property
     def shown(self) -> str:
-        """The URL without anything secret."""
+        """The URL without secrets."""
         return without_secrets(self.url)
 
     def connect(self) -> redis.Redis:
-        """A client of it; nothing is sent yet. ValueError when the URL is none that Redis knows."""
+        """Create a client; nothing is sent yet. ValueError when the URL is not valid for Redis."""
         return redis.Redis.from_url(
             self.url,
             username=self.username,
@@ -72,7 +72,7 @@ class RedisAddress:
         )
 
     def require(self, setting: str, remedy: str) -> None:
-        """ConfigError naming `setting` unless Redis answers there, to these credentials."""
+        """ConfigError naming `setting` unless Redis answers and accepts the credentials."""
         try:
             with self.connect() as client:
                 client.ping()
@@ -81,7 +81,7 @@ class RedisAddress:
 
 
 class RedisLink:
-    """A connection that may be lost and comes back by itself; thread-safe. Said in the log once each time."""
+    """A connection that reconnects by itself; thread-safe. Each loss and each recovery is logged once."""
 
     def __init__(self, address: RedisAddress, clock: Callable[[], float] = time.monotonic) -> None:
         self._address = address
@@ -95,10 +95,10 @@ class RedisLink:
         self._redis.close()
 
     def call(self, action: Callable[[redis.Redis], Result]) -> Result:
-        """What `action` returns.
+        """Return the result of `action`.
 
         Raises:
-            StoreError: Redis does not answer, or did not a moment ago.
+            StoreError: Redis does not answer, or did not answer a moment ago.
         """
         with self._lock:
             if self._clock() < self._away_until:
@@ -106,19 +106,19 @@ class RedisLink:
         try:
             result = action(self._redis)
         except redis.ResponseError as error:
-            # It is there, but does not do this (out of memory, a key of another kind, no right to it).
+            # Redis is up but refuses (out of memory, a key of another type, no permission).
             self._note(f"Redis at {self._address.shown} refuses: {error}")
             raise StoreError(f"Redis at {self._address.shown} refuses: {error}") from error
         except (redis.RedisError, OSError) as error:
             with self._lock:
                 self._away_until = self._clock() + RETRY_AFTER_S
-            self._note(f"Redis at {self._address.shown} is lost ({error}): going on without it")
+            self._note(f"Redis at {self._address.shown} is lost ({error}): continuing without it")
             raise StoreError(f"Redis at {self._address.shown} cannot be used: {error}") from error
         self._note("")
         return result
 
     def _note(self, complaint: str) -> None:
-        """Log what has changed: a first complaint, or the end of them."""
+        """Log a change: the first problem, or the end of all problems."""
         with self._lock:
             before, self._complaint = self._complaint, complaint
         if complaint and not before:
@@ -128,13 +128,13 @@ class RedisLink:
 
 
 class ServerRegistry:
-    """Reward servers by the name of their reward. A server is listed as long as it renews its lease."""
+    """Registered reward servers by reward name. A server stays registered as long as it renews its lease."""
 
     def __init__(self, link: RedisLink) -> None:
         self._link = link
 
     def register(self, reward: str, url: str) -> None:
-        """List a server, or renew its lease; StoreError as in `RedisLink.call`."""
+        """Register a server, or renew its lease; StoreError as in `RedisLink.call`."""
 
         def write(client: redis.Redis) -> None:
             with client.pipeline() as pipeline:
@@ -154,13 +154,13 @@ class ServerRegistry:
         self._link.call(write)
 
     def urls(self, reward: str) -> tuple[str, ...]:
-        """The servers listed now, sorted; those whose lease ran out are forgotten."""
+        """The servers registered now, sorted; those with an expired lease are removed."""
 
         def read(client: redis.Redis) -> tuple[str, ...]:
             members = sorted(cast("set[bytes]", client.smembers(_servers(reward))))
             if not members:
                 return ()
-            # What is no text was put there by somebody else: it has no lease either.
+            # A member that is not text was written by another program and has no lease.
             leases = cast("list[bytes | None]", client.mget([_lease(reward, _text(url)) for url in members]))
             gone = [url for url, lease in zip(members, leases, strict=True) if lease is None]
             if gone:
@@ -171,21 +171,21 @@ class ServerRegistry:
 
 
 class RunControl:
-    """What a person asks of a running run: `redis-cli SET rtdmd:run:NAME pause` (or stop), DEL to go on."""
+    """Requests to a running run: `redis-cli SET rtdmd:run:NAME pause` (or stop); DEL to continue."""
 
     def __init__(self, link: RedisLink, run: str) -> None:
         self._link = link
         self._key = f"rtdmd:run:{run}"
 
     def ask(self, request: RunRequest | None) -> None:
-        """Ask the run to pause or to stop; None takes it back."""
+        """Request the run to pause or stop; None cancels the request."""
         if request is None:
             self._link.call(lambda client: client.delete(self._key))
         else:
             self._link.call(lambda client: client.set(self._key, request))
 
     def asked(self) -> RunRequest | None:
-        """What is asked for; None also for words that mean nothing. StoreError as in `RedisLink.call`."""
+        """The current request; None for anything but `pause` or `stop`. StoreError as in `RedisLink.call`."""
         value = self._link.call(lambda client: client.get(self._key))
         return cast("RunRequest", value.decode()) if value in (b"pause", b"stop") else None
 

@@ -1,4 +1,4 @@
-"""One step of sampling: the only home of what samplers and trainers do with a model at a noise level."""
+"""One step of sampling, shared by samplers and trainers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from common.flow import Transition, cps_transition
 from common.types import Step
 
 Model: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""latents [B, c, h, w] and noise levels [B] -> velocity [B, c, h, w]."""
+"""A model maps latents [B, c, h, w] and noise levels [B] to a velocity [B, c, h, w]."""
 
 
 def step_transition(model: Model, latents_Bchw: Tensor, step: Step) -> Transition:

@@ -1,10 +1,10 @@
 """Every random draw is a pure function of a key: the run's seed, a purpose, and integers.
 
-So the number, order and placement of workers cannot change a run, and any draw can be had again on its own.
+So the number, order and placement of workers cannot change a run, and any draw can be repeated on its own.
 
 The key's text is hashed (blake2b) to the 128-bit key of a counter-based generator (Philox), drawn on the CPU in
-float32. Why numpy's and not torch's: torch's CPU generator keeps only the low 32 bits of a seed, so that among the 10^5
-draws of a run two would likely be the same, and its normal draws use whatever vector instructions the machine has.
+float32. numpy is used instead of torch for two reasons: torch's CPU generator keeps only the low 32 bits of a seed, so
+two of a run's 10^5 draws would probably be equal; and its normal draws depend on the machine's vector instructions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 def _generator(seed: int, purpose: str, keys: dict[str, int]) -> np.random.Generator:
-    # Sorted, so that the order in which a caller writes its keys does not matter; int(), so that numpy integers do not.
+    # Sorted, so that the order of a caller's keys does not matter; int(), so that numpy integers give the same text.
     text = "|".join([f"seed={int(seed)}", f"purpose={purpose}", *(f"{k}={int(keys[k])}" for k in sorted(keys))])
     digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
@@ -38,7 +38,7 @@ def uniform(shape: Sequence[int], *, seed: int, purpose: str, **keys: int) -> Te
 
 
 def sample_indices(population: int, count: int, *, seed: int, purpose: str, **keys: int) -> tuple[int, ...]:
-    """`count` different integers of range(population), in random order.
+    """`count` different integers from range(population), in random order.
 
     Raises:
         ValueError: count is negative or larger than the population.
@@ -49,7 +49,7 @@ def sample_indices(population: int, count: int, *, seed: int, purpose: str, **ke
 
 
 def generator_seed(*, seed: int, purpose: str, **keys: int) -> int:
-    """A seed in [0, 2^63) for a generator that is not ours, as a library asks for one."""
+    """A seed in [0, 2^63) for another library's generator."""
     return int(_generator(seed, purpose, keys).integers(2**63))
 
 
@@ -59,7 +59,7 @@ def generator_seed(*, seed: int, purpose: str, **keys: int) -> int:
 def initial_noise_Gchw(
     seed: int, iteration: int, prompt_index: int, group_size: int, shape_chw: Sequence[int]
 ) -> Tensor:
-    """State 0 of a group, [G, c, h, w]. Sample g depends on g, not on the group's size."""
+    """State 0 of a group, [G, c, h, w]. Sample g depends on g but not on the group's size."""
     return torch.stack(
         [
             normal(shape_chw, seed=seed, purpose="initial", iteration=iteration, prompt=prompt_index, sample=sample)
@@ -80,7 +80,7 @@ def step_noise_Gchw(
     """The CPS noise of one step of a group, [G, c, h, w].
 
     shared: one draw, a function of (iteration, prompt, step) alone, expanded over the group without a copy
-    (SubGRPO's unselected steps). Otherwise each sample has its own, independent of the group's size.
+    (SubGRPO's unselected steps). Otherwise each sample has its own draw, independent of the group's size.
     """
     keys = {"iteration": plan_iteration, "prompt": prompt_index, "step": step}
     if shared:
@@ -92,16 +92,16 @@ def step_noise_Gchw(
 
 
 def selected_steps(seed: int, iteration: int, stochastic_steps: int, count: int) -> tuple[int, ...]:
-    """Which of the stochastic steps 0 .. stochastic_steps - 1 are trained in this iteration, ascending (SubGRPO)."""
+    """The stochastic steps, out of 0 .. stochastic_steps - 1, trained in this iteration, ascending (SubGRPO)."""
     return tuple(sorted(sample_indices(stochastic_steps, count, seed=seed, purpose="selected", iteration=iteration)))
 
 
 def prompt_indices(seed: int, iteration: int, count: int, num_prompts: int) -> tuple[int, ...]:
     """The prompts of one iteration, all different.
 
-    An epoch is num_prompts // count iterations over one shuffle: no prompt comes twice within it. The remainder of a
-    shuffle is left out rather than carried into the next epoch, where an iteration could meet a prompt twice and then,
-    noise being keyed by prompt, sample the same images twice.
+    An epoch is num_prompts // count iterations over one shuffle: no prompt occurs twice within it. The remainder of a
+    shuffle is left out and not carried into the next epoch: there an iteration could get a prompt twice and sample the
+    same images twice, because noise is keyed by prompt.
 
     Raises:
         ValueError: count is below 1 or above num_prompts.

@@ -5,9 +5,9 @@ Shape suffixes used throughout the project:
     B samples   P prompts   G samples per prompt (the group)   T steps   S = T + 1 states of a trajectory
     c latent channels   C image channels (3)   h, w latent height and width   H, W image height and width
 
-A group's life: a `Prompt` and a `StepPlan` go to a rollout worker, which holds the weights of one `PolicyVersion`. It
-returns a `TrajectoryGroup` (what was sampled), wrapped into a `ScoredGroup` (what every reward said of it). The learner
-re-derives nothing: the plan and the version travel with the samples.
+Life cycle of a group: a `Prompt` and a `StepPlan` go to a rollout worker, which holds the weights of one
+`PolicyVersion`. It returns a `TrajectoryGroup` (the samples), wrapped into a `ScoredGroup` (with every reward's
+scores). The learner derives nothing again: the plan and the version are sent with the samples.
 
 Example, four steps of which the first two are trained in this iteration:
 
@@ -45,7 +45,7 @@ class Network(StrEnum):
 
 
 class Guidance(StrEnum):
-    """How a family takes guidance: by a second pass without prompt, as an input of its networks, or not at all."""
+    """A family's kind of guidance: a second pass without prompt, an input of its networks, or none."""
 
     CLASSIFIER_FREE = "classifier_free"
     INPUT = "input"
@@ -53,7 +53,7 @@ class Guidance(StrEnum):
 
 
 class Stage(StrEnum):
-    """The two stages of a run, by the names that its files have."""
+    """The two stages of a run, with the names used in its files."""
 
     COLD_START = "cold_start"
     ALIGNMENT = "alignment"
@@ -62,7 +62,7 @@ class Stage(StrEnum):
 @total_ordering
 @dataclass(frozen=True)
 class Position:
-    """A place in a run: a stage, and how many of its iterations are done. The cold start comes before alignment."""
+    """A place in a run: a stage and the number of its finished iterations. The cold start comes before alignment."""
 
     stage: Stage
     iteration: int
@@ -88,7 +88,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptSets:
-    """A run's prompts: what each stage trains on, and what evaluations ask for."""
+    """A run's prompts: those that each stage trains on, and those of the evaluations."""
 
     cold_start: Sequence[Prompt]
     alignment: Sequence[Prompt]
@@ -118,14 +118,14 @@ def steps_between(sigmas: Sequence[float], eta: float) -> tuple[Step, ...]:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How one iteration samples: the same plan on every worker.
+    """The sampling of one iteration: the same plan on every worker.
 
     Attributes:
         iteration: the training iteration the samples are for; part of every random key.
         sigmas: T + 1 noise levels, from 1.0 (noise) down to 0.0 (image).
         eta: stochasticity of coefficient-preserving sampling, in [0, 1].
-        selected: the steps whose noise is each sample's own and which enter the policy loss (SubGRPO). On every other
-            stochastic step the group shares its noise.
+        selected: the steps on which each sample has its own noise and which enter the policy loss (SubGRPO). On every
+            other stochastic step the group shares its noise.
     """
 
     iteration: int
@@ -139,14 +139,14 @@ class StepPlan:
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """Its steps; on those that are not selected a group shares its noise."""
+        """Its steps; on those that are not selected the group shares its noise."""
         steps = steps_between(self.sigmas, self.eta)
         return tuple(replace(step, shared_noise=index not in self.selected) for index, step in enumerate(steps))
 
 
 @dataclass(frozen=True)
 class PolicyVersion:
-    """Which weights made a sample: a counter for people, a fingerprint for machines."""
+    """The weights that made a sample: a counter for people, a fingerprint for programs."""
 
     number: int
     fingerprint: str
@@ -175,11 +175,11 @@ class TrajectoryGroup:
 
 @dataclass(frozen=True)
 class ScoredGroup:
-    """A group and what every reward said of it.
+    """A group with the scores of every reward.
 
     Attributes:
-        rewards_G: reward name -> float32 [G], every value finite. A trained reward may be absent: it could not be had,
-            and its outage policy is to go on without.
+        rewards_G: reward name -> float32 [G], every value finite. A trained reward may be absent: it was not available,
+            and its outage policy is to continue without it.
     """
 
     trajectory: TrajectoryGroup
@@ -188,7 +188,7 @@ class ScoredGroup:
 
 @dataclass(frozen=True)
 class ScoringFailure:
-    """Why a reward could not be had, counted by reward and cause."""
+    """The reason why a reward was not available, counted by reward and cause."""
 
     reward: str
     cause: str
@@ -201,12 +201,12 @@ class ScoringFailure:
 
 @dataclass(frozen=True)
 class RolloutOutcome:
-    """What a rollout says of itself: small, for the driver; the group goes to the learner.
+    """A rollout's report for the driver: small, because the group itself goes to the learner.
 
     Attributes:
-        worker: host:pid, so that a restarted worker is a new one.
-        failure: why the group could not be scored; it is never trained on then.
-        left_out: rewards the group is trained without, where their outage policy says so.
+        worker: host:pid, so that a restarted worker counts as a new one.
+        failure: why the group could not be scored; such a group is never trained on.
+        left_out: rewards that the group is trained without, according to their outage policy.
     """
 
     worker: str
@@ -218,9 +218,9 @@ class RolloutOutcome:
 
 @dataclass(frozen=True)
 class EvaluatedPrompt:
-    """One prompt's images under one policy, uint8 [G, H, W, C], every reward of each [G], and how much they differ.
+    """One prompt's images under one policy, uint8 [G, H, W, C], every reward of each [G], and their diversity.
 
-    A reward that failed at these images alone is absent: it would fail at them again, whenever it was asked.
+    A reward that failed only at these images is absent: it would fail at them every time.
     """
 
     prompt: Prompt
@@ -235,10 +235,10 @@ class Collected:
 
     Attributes:
         groups: references in the order of the prompts, dropped ones left out.
-        seconds: worker seconds by part, summed over groups, those of samplings that came to nothing included.
-        dropped: reward:cause -> how many groups were dropped for it, of all samplings.
-        renormalised: reward:cause -> how many groups are trained without that reward.
-        images: worker -> samples it contributed.
+        seconds: worker seconds by part, summed over groups, including samplings without a result.
+        dropped: reward:cause -> number of groups dropped for it, over all samplings.
+        renormalised: reward:cause -> number of groups trained without that reward.
+        images: worker -> number of samples it contributed.
     """
 
     groups: list[ray.ObjectRef[ScoredGroup]]
@@ -250,7 +250,7 @@ class Collected:
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """What one update reports: metrics by name, seconds by part."""
+    """The report of one update: metrics by name, seconds by part."""
 
     metrics: dict[str, float]
     seconds: dict[str, float]

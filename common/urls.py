@@ -1,4 +1,4 @@
-"""What can be told from an address alone."""
+"""Facts about a URL or host, read from its text alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine, and nothing else can be meant."""
+    """Whether a host name or address certainly means this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -15,7 +15,7 @@ def is_loopback(host: str) -> bool:
 
 
 def host_of(url: str) -> str:
-    """The host of a URL, lower case, without brackets; "" when it has none."""
+    """The host of a URL in lower case, without brackets; "" when the URL has no host."""
     try:
         return urlsplit(url).hostname or ""
     except ValueError:
@@ -23,13 +23,13 @@ def host_of(url: str) -> str:
 
 
 def without_secrets(url: str) -> str:
-    """A URL that may be shown: credentials and query left out."""
+    """The URL without credentials and query, safe to show."""
     try:
         parts = urlsplit(url)
     except ValueError:
         return "(no URL)"
     where = parts.netloc.rpartition("@")[2]
     if not parts.netloc:
-        # Mistyped: what a scheme or a path is cannot be told, but credentials end at an "@".
+        # A mistyped URL: scheme and path cannot be separated, but credentials end at an "@".
         return url.partition("?")[0].rpartition("@")[2]
     return f"{parts.scheme}://{where}{parts.path}"

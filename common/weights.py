@@ -1,8 +1,8 @@
-"""Published weights: what travels from the learner to every rollout worker, and how both ends agree on what it is.
+"""Published weights: sent from the learner to every rollout worker and verified at both ends.
 
-A publication is a safetensors payload and a manifest. The manifest names every tensor with its hash, the base model the
-adapters belong to, and the velocity that the learner itself computes on a fixed probe. A receiver that holds other
-weights, binds them to other modules, or computes something else, can tell.
+A publication is a safetensors payload and a manifest. The manifest contains a hash of every tensor, the base model of
+the adapters, and the velocity that the learner itself computes on a fixed probe. A receiver notices if it holds other
+weights, binds them to other modules, or computes something else.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from common.wire import fingerprint, tensor_hashes, weights_to_bytes
 
 PROBE_PROMPT = "attestation probe"
 PROBE_SIGMA = 0.7
-"""A noise level at which a velocity depends on the prompt, the latents and every layer."""
+"""At this noise level a velocity depends on the prompt, the latents and every layer."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a payload contains.
+    """Description of a payload.
 
     Attributes:
         version: counter and fingerprint of the adapters' weights.
-        stack: the adapters that make up the student, in order.
+        stack: the adapters of the student, in order.
         tensor_hashes: "adapter/module path.lora_A.weight" -> xxh3-128 of dtype, shape and bytes.
         base_fingerprint: hash of the frozen transformer the adapters were trained on.
         probe_velocity_chw: float32; the student's velocity on the fixed probe, computed by the learner.
@@ -72,7 +72,7 @@ def probe_velocity(backbone: Backbone) -> Tensor:
 
 
 def publish(backbone: Backbone, number: int) -> PublishedWeights:
-    """Package the student's present weights as version `number`."""
+    """Package the student's current weights as version `number`."""
     state = student_state(backbone)
     hashes = tensor_hashes(state)
     manifest = Manifest(

@@ -1,10 +1,10 @@
 """Bytes between processes: msgpack with raw array buffers for messages, safetensors for weights. Never pickle.
 
-A message is a dict of scalars, strings, bytes, lists, dicts and numpy arrays. An array travels as one msgpack extension
-holding `[dtype, shape, raw little-endian buffer]`, so no text encoding and no parsing stands between two arrays.
-Reading is strict: sizes, depth and dtypes are bounded before anything is believed, and an array's shape is known, and
-can be refused, before its buffer is touched. What is no array of the top map is bounded as text: hostile megabytes of
-nested lists would otherwise become gigabytes of objects.
+A message is a dict of scalars, strings, bytes, lists, dicts and numpy arrays. An array is one msgpack extension that
+contains `[dtype, shape, raw little-endian buffer]`, so arrays need no text encoding and no parsing. Reading is strict:
+sizes, depth and dtypes are checked before content is used, and an array's shape can be refused before its buffer is
+read. Everything but the arrays of the top map counts as text and is bounded: otherwise a hostile message of megabytes
+of nested lists would become gigabytes of objects.
 """
 
 from __future__ import annotations
@@ -23,41 +23,44 @@ from safetensors import SafetensorError
 from common.errors import WireError
 
 AnyArray = npt.NDArray[Any]
-# Called with an array's dtype name and shape before it is read; raises to refuse it.
 ArrayCheck = Callable[[str, tuple[int, ...]], None]
+"""A check is called with an array's dtype name and shape before the array is read; it raises to refuse the array."""
 Container = TypeVar("Container", list[Any], dict[Any, Any])
 
 ARRAY_EXTENSION = 1
 ARRAY_DTYPES = ("uint8", "float16", "float32", "int64")
 MAX_ARRAY_RANK = 8
-# Deep enough for metadata, shallow enough that a hostile message cannot exhaust the stack of a reader.
 MAX_DEPTH = 16
-# msgpack reserves room for a list before it reads it: without this bound, a few nested headers claim gigabytes.
+"""This is deep enough for metadata and too shallow for a hostile message to exhaust a reader's stack."""
 MAX_LIST_ITEMS = 16_384
-# Of all lists and maps of a message together: a byte of text can be a list, whose object takes seventy.
+"""msgpack reserves memory for a list before it reads it: without this limit, a few nested headers claim gigabytes."""
 MAX_ITEMS = 65_536
-# Of the top map: no message of ours has half as many.
+"""All lists and maps of a message together hold at most this many items.
+
+One byte of text can be a list, whose object takes seventy bytes.
+"""
 MAX_FIELDS = 16
-# Of everything but the arrays of the top map: names, prompts, metadata.
+"""The top map has at most this many fields; no message of ours has half as many."""
 MAX_TEXT_BYTES = 2**20
+"""Everything but the arrays of the top map (names, prompts, metadata) has at most this many bytes."""
 MAX_NAME_BYTES = 256
-# Of a hostile name, in the error that refuses it.
 QUOTED_CHARACTERS = 40
+"""An error that refuses a hostile name quotes this many of its characters."""
 DEFAULT_MAX_BYTES = 256 * 2**20
-# Longest possible [dtype, shape] of an array, with room to spare.
 ARRAY_HEADER_BYTES = 128
+"""The longest possible [dtype, shape] of an array fits into this, with room to spare."""
 MAX_ARRAY_BYTES = 2**32 - ARRAY_HEADER_BYTES
 SCALARS = frozenset({type(None), bool, int, float, str, bytes})
-# Markers of msgpack, and the bytes of the length that follows them.
+# Type markers of msgpack, and the number of length bytes that follow each.
 SMALL_MAPS = range(0x80, 0x90)
 MAP_16 = 0xDE
 BIN_LENGTH_BYTES = {0xC4: 1, 0xC5: 2, 0xC6: 4}
-# Extensions of a fixed length (at most 16 bytes) are no arrays of any use: they are read as text.
+# Extensions of a fixed length (at most 16 bytes) cannot hold a useful array: they are read as text.
 EXTENSION_LENGTH_BYTES = {0xC7: 1, 0xC8: 2, 0xC9: 4}
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
-    """Encode a message, copying its arrays once; WireError names the first value that cannot travel."""
+    """Encode a message, copying its arrays once; WireError names the first value that cannot be encoded."""
     if len(message) > MAX_FIELDS:
         raise WireError(f"a message of {len(message)} fields cannot travel: at most {MAX_FIELDS} at its top")
     _check_value(message, "message")
@@ -77,7 +80,7 @@ def unpack(
 ) -> dict[str, Any]:
     """Decode a message; WireError on anything that `pack` would not have written.
 
-    Its arrays are writable. Those of uint8 in a bytearray stay where they lie and keep it alive; others are copied.
+    Its arrays are writable. Arrays of uint8 in a bytearray are not copied and keep it alive; others are copied.
     """
     if len(data) > max_bytes:
         raise WireError(f"a message of {len(data)} bytes exceeds the limit of {max_bytes}: send fewer images at once")
@@ -88,13 +91,13 @@ def unpack(
 
 def weights_to_bytes(weights: Mapping[str, AnyArray]) -> bytes:
     """Encode named tensors as safetensors."""
-    # safetensors reads the buffer as it lies in memory: a transposed view would silently be saved scrambled.
+    # safetensors reads the buffer in memory order: a transposed view would silently be saved scrambled.
     contiguous = {name: np.require(tensor, requirements="C") for name, tensor in weights.items()}
     return safetensors.numpy.save(contiguous)
 
 
 def weights_from_bytes(data: bytes) -> dict[str, AnyArray]:
-    """Decode safetensors into writable arrays; WireError when truncated, corrupt or of a dtype numpy lacks."""
+    """Decode safetensors into writable arrays; WireError if truncated, corrupt or of a dtype that numpy lacks."""
     try:
         return safetensors.numpy.load(data)
     except (SafetensorError, KeyError, ValueError) as error:
@@ -107,7 +110,7 @@ def tensor_hashes(weights: Mapping[str, AnyArray]) -> dict[str, str]:
 
 
 def fingerprint(hashes: Mapping[str, str]) -> str:
-    """One hash (xxh3-128, hex) for a set of named tensor hashes, whatever their order."""
+    """One hash (xxh3-128, hex) for a set of named tensor hashes, independent of their order."""
     lines = "".join(f"{name}:{digest}\n" for name, digest in sorted(hashes.items()))
     return xxhash.xxh3_128(lines.encode()).hexdigest()
 
@@ -119,7 +122,7 @@ def _tensor_hash(tensor: AnyArray) -> str:
 
 
 class _MessageReader:
-    """Walks the top map of a message, so that its arrays are seen in place instead of being copied by msgpack."""
+    """Reads the top map of a message, so that its arrays are used in place and not copied by msgpack."""
 
     def __init__(self, data: memoryview, check_array: ArrayCheck | None) -> None:
         self._data = data
@@ -160,7 +163,7 @@ class _MessageReader:
         return _decode_array(code, self._take(length), self._check_array)
 
     def _read_text(self, most: int) -> object:
-        """One value of at most `most` bytes that is no array of the top map."""
+        """Read one value of at most `most` bytes that is not an array of the top map."""
         window = self._data[self._position : self._position + most]
         unpacker = _unpacker(
             lambda code, content: _decode_array(code, memoryview(content), self._check_array),
@@ -172,7 +175,7 @@ class _MessageReader:
             value: object = unpacker.unpack()
         except msgpack.OutOfData as error:
             if len(window) < len(self._data) - self._position:
-                message = f"what is no array of a message exceeds {MAX_TEXT_BYTES} bytes, or a name {MAX_NAME_BYTES}"
+                message = f"the parts that are not arrays exceed {MAX_TEXT_BYTES} bytes, or a name {MAX_NAME_BYTES}"
                 raise WireError(f"{message}: send fewer images at once") from error
             raise WireError("the message ends too early") from error
         except (ValueError, TypeError, msgpack.UnpackException) as error:
@@ -183,7 +186,7 @@ class _MessageReader:
         return value
 
     def _count_items(self, container: Container) -> Container:
-        """Called with each list and map as soon as it is complete, so that most of a hostile message is never built."""
+        """Count each list and map as soon as it is complete, so that most of a hostile message is never built."""
         self._items_left -= 1 + len(container)
         if self._items_left < 0:
             raise WireError(
@@ -206,7 +209,7 @@ def _unpacker(extension_hook: Callable[[int, bytes], AnyArray], **hooks: Callabl
 
 
 def _array_parts(array: AnyArray) -> list[bytes | memoryview]:
-    """An array as a msgpack extension: a header, and its own memory where that is contiguous and little-endian."""
+    """An array as a msgpack extension: a header, and its own memory if that is contiguous and little-endian."""
     little_endian = np.require(array, dtype=array.dtype.newbyteorder("<"), requirements="C")
     if array.nbytes > MAX_ARRAY_BYTES:
         raise WireError(f"an array of {array.nbytes} bytes cannot travel: at most {MAX_ARRAY_BYTES}, send fewer images")
@@ -248,14 +251,14 @@ def _decode_array(code: int, content: memoryview, check_array: ArrayCheck | None
     try:
         array = np.frombuffer(content, dtype=dtype, offset=start).reshape(shape)
     except (ValueError, OverflowError) as error:
-        # An empty buffer agrees with any sizes beside a 0, also with those that numpy cannot count.
+        # An empty buffer fits any sizes beside a 0, even sizes that numpy cannot represent.
         raise WireError(f"array shape {shape} is none: {error}") from error
-    # Wider types may lie at an odd address, where a reader in C would stumble.
+    # Wider types may be at an unaligned address, which C code may not support.
     return array if array.itemsize == 1 and not content.readonly else array.astype(name)
 
 
 def _read_array_header(content: memoryview) -> tuple[object, list[Any], int]:
-    """dtype, shape, and where the buffer begins, which must reach to the end."""
+    """Return dtype, shape and the position of the buffer, which must reach to the end."""
     unpacker = _unpacker(_refuse_extension)
     unpacker.feed(content[:ARRAY_HEADER_BYTES])
     try:
@@ -278,14 +281,14 @@ def _refuse_extension(code: int, content: bytes) -> AnyArray:
 
 
 def _check_value(value: object, where: str) -> None:
-    """WireError naming the first part that is none of ours."""
+    """WireError that names the first part that cannot be encoded."""
     problem = _find_problem(value, depth=0)
     if problem is not None:
         raise WireError(where + problem)
 
 
 def _find_problem(value: object, depth: int) -> str | None:
-    """Place and reason, or None. The place is put together on the way back only: hostile lists have many places."""
+    """Place and reason, or None. The place is built only on the way back, because hostile lists have many places."""
     if depth > MAX_DEPTH:
         return f": nested deeper than {MAX_DEPTH} levels"
     if isinstance(value, np.ndarray):

@@ -1,1 +1,1 @@
-"""The learner, and the driver that composes all services."""
+"""The learner, and the driver that starts and connects all services."""

@@ -1,11 +1,11 @@
-"""Checkpoints: written whole or not at all, refused when damaged, and enough to go on exactly where they stopped.
+"""Checkpoints: written atomically, refused when damaged, and sufficient for an exact resume.
 
     checkpoints/alignment-000050/state.safetensors     every tensor that training changes
-    checkpoints/alignment-000050/checkpoint.json       stage, iterations done, hash of the state, settings it depends on
+    checkpoints/alignment-000050/checkpoint.json       stage, iterations done, hash of the state, relevant settings
 
-Only this file knows these paths. Random draws are functions of the iteration (`common/seeding.py`), so there is no
-generator state to keep. torch is imported where tensors are written or read: the driver, which verifies and prunes
-checkpoints, does without it.
+Only this file knows these paths. Random draws are functions of the iteration (`common/seeding.py`), so no generator
+state is saved. torch is imported only where tensors are written or read: the driver verifies and prunes checkpoints
+without it.
 """
 
 from __future__ import annotations
@@ -29,17 +29,20 @@ if TYPE_CHECKING:
 
 ABOUT, STATE = "checkpoint.json", "state.safetensors"
 LAYOUT = 2
-"""What a state holds and how training goes on from it. 1: one fake-score adapter in both stages; the student trained on
-the fake score's own samples, and was averaged only after its updates."""
+"""Version of a state's content and of the training that continues from it.
+
+In layout 1 both stages had one fake-score adapter. The student trained on the fake score's own samples, and was
+averaged only after its updates.
+"""
 _NAME = re.compile(rf"({'|'.join(Stage)})-(\d{{6,}})")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint that is known to be whole.
+    """One checkpoint that has been verified.
 
     Attributes:
-        settings: what it was made under, see `learner.driver.run_directory.continuity`.
+        settings: the settings it was made with, see `learner.driver.run_directory.continuity`.
         base: fingerprint of the frozen model that its state belongs to.
         layout: see `LAYOUT`.
     """
@@ -53,12 +56,12 @@ class Checkpoint:
 
     @staticmethod
     def is_at(directory: Path) -> bool:
-        """Whether there is a checkpoint, be it damaged."""
+        """Whether there is a checkpoint, even a damaged one."""
         return (directory / ABOUT).is_file()
 
     @classmethod
     def open(cls, directory: Path) -> Self:
-        """Read a checkpoint and compare the hash of its state.
+        """Read a checkpoint and verify the hash of its state.
 
         Raises:
             CheckpointError: it is missing or damaged.
@@ -82,7 +85,7 @@ class Checkpoint:
         return opened
 
     def require_settings(self, settings: Mapping[str, Any]) -> None:
-        """CheckpointError unless a run under these settings can go on from here; the first difference is named."""
+        """CheckpointError unless a run with these settings can continue from here; it names the first difference."""
         if self.layout > LAYOUT:
             raise CheckpointError(
                 f"checkpoint {self.directory} was written by a later version: resume it with that one"
@@ -126,18 +129,18 @@ class CheckpointStore:
 
     @staticmethod
     def run_of(checkpoint: Path) -> Path:
-        """The run directory that a checkpoint lies in."""
+        """The run directory that contains a checkpoint."""
         return checkpoint.resolve().parents[1]
 
     def save(
         self, position: Position, state: Mapping[str, Tensor], settings: Mapping[str, Any], base: str = ""
     ) -> Path:
-        """Write one checkpoint atomically: a crash leaves the one before in place.
+        """Write one checkpoint atomically: after a crash the previous one is intact.
 
         `base` is the fingerprint of the frozen model that the state belongs to.
 
         Raises:
-            CheckpointError: it cannot be written (a full disk, say); what was half written is removed.
+            CheckpointError: it cannot be written (a full disk, for example); a partial checkpoint is removed.
         """
         from safetensors.torch import save
 
@@ -170,7 +173,7 @@ class CheckpointStore:
         return self._directory(position).exists()
 
     def latest(self) -> Path | None:
-        """The furthest checkpoint, or None."""
+        """The most advanced checkpoint, or None."""
         found = self._found()
         return max(found)[1] if found else None
 
@@ -198,7 +201,7 @@ def _write_durably(path: Path, content: bytes) -> None:
 
 
 def _sync(directory: Path) -> None:
-    """Make the names in a directory survive a power cut."""
+    """Make the names in a directory survive a power failure."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,6 @@
-"""The command `rtdmd`: one word chooses what to do, the rest of the line belongs to it.
+"""The command `rtdmd`: its first word selects a subcommand, which gets the rest of the line.
 
-Each command is imported when it is asked for, so that a reward server needs none of the trainer's libraries.
+Each subcommand is imported only when it is used, so a reward server needs none of the trainer's libraries.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ COMMANDS = {
     "score": ("reward_servers.score:main", "score images by a running reward server"),
     "convert": ("reward_servers.convert:main", "convert a published reward checkpoint to a scorer's directory"),
 }
-"""Name -> where its `main(arguments) -> exit status` is, and what it does."""
+"""Each name maps to the path of its `main(arguments) -> exit status` and to its description."""
 
 COMPLETION = """\
 _rtdmd() {{
@@ -36,11 +36,11 @@ _rtdmd() {{
     ((${{#COMPREPLY[@]}})) || compopt -o default
 }}
 complete -F _rtdmd rtdmd"""
-"""For bash, and for zsh after `bashcompinit`."""
+"""Completion script for bash, and for zsh after `bashcompinit`."""
 
 
 def main() -> int:
-    """Exit status: that of the command, or 2 where there is no such command."""
+    """Return the command's exit status, or 2 when there is no such command."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())

@@ -1,6 +1,6 @@
-"""The composition root: starts what a run needs, in order, and stops it in reverse, whatever happens.
+"""Composition root: starts what a run needs, in order, and always stops it in reverse order.
 
-The only file beside `main.py` that knows all services.
+Besides `main.py`, this is the only file that knows all services.
 """
 
 from __future__ import annotations
@@ -56,20 +56,20 @@ from rollout_workers.actor import RolloutWorker, WorkerSettings
 
 
 def run(invocation: Invocation) -> None:
-    """Run, or with `--dry-run` start everything once and say so.
+    """Run; with `--dry-run`, start everything once and print the plan.
 
     Raises:
-        RtdmdError: see `common/errors.py`; what Ray says in many lines comes as one.
+        RtdmdError: see `common/errors.py`; Ray's multi-line errors are shortened to one line.
     """
     with _errors_from_ray(invocation):
         _run(invocation)
 
 
 def forecast_text(config: Config, device_name: str) -> str:
-    """What `rtdmd forecast` prints.
+    """The output of `rtdmd forecast`.
 
     Raises:
-        ConfigError, ModelError: the sizes of the model cannot be known, or it cannot do what the run file asks.
+        ConfigError, ModelError: the model's sizes are unknown, or it cannot do what the run file asks.
     """
     sizes, device = model_sizes(config.backbone, config.lora), choose_device(device_name, config)
     if sizes is None:
@@ -83,7 +83,7 @@ def forecast_text(config: Config, device_name: str) -> str:
 
 @contextmanager
 def _errors_from_ray(invocation: Invocation) -> Iterator[None]:
-    """Our own errors come out as another process raised them; any other in one line, its traceback in a file."""
+    """Re-raise our own errors from another process unchanged; shorten any other to one line, with a traceback file."""
     try:
         yield
     except ray.exceptions.RayError as error:
@@ -97,10 +97,10 @@ def _errors_from_ray(invocation: Invocation) -> Iterator[None]:
 
 
 def _checked_prediction(config: Config) -> Prediction | None:
-    """What the run is compared with at its end; None where only a cluster need hold the model, or a family has no plan.
+    """The forecast to compare the run with at its end; None if only the cluster has the model or sizes are unknown.
 
     Raises:
-        ConfigError, ModelError: the model's small files show that the run cannot be.
+        ConfigError, ModelError: the model's small files show that the run is impossible.
     """
     paths = [value for value in config.backbone.model_dump().values() if isinstance(value, Path)]
     elsewhere = ADDRESS in os.environ and not all(path.is_dir() for path in paths)
@@ -143,7 +143,7 @@ def started_service(
     prompts: PromptSets,
     prediction: Prediction | None,
 ) -> Iterator[Service]:
-    """Everything a run needs, started in order and stopped in reverse, on every way out."""
+    """Everything that a run needs, started in order and stopped in reverse order on every exit."""
     config = invocation.config
     with ExitStack() as stack:
         redis = stack.enter_context(_redis(config, run_dir))
@@ -180,7 +180,7 @@ def started_service(
 
 @contextmanager
 def _redis(config: Config, run_dir: Path) -> Iterator[RedisAddress | None]:
-    """The Redis of the run: its own, that of the run file, or none."""
+    """The run's Redis: embedded, from the run file, or none."""
     if config.redis.url == "none":
         yield None
     elif config.redis.url == "embedded":
@@ -245,7 +245,7 @@ def _reward_access(config: Config, local_urls: dict[str, str], redis: RedisAddre
 
 
 def _waited_for(config: Config) -> set[str]:
-    """Rewards that the run cannot go on without: a local server of theirs that died ends it at once."""
+    """Rewards that the run cannot continue without: if a local server of one dies, the run ends at once."""
     return {reward.name for reward in config.rewards if reward.outage == "pause"}
 
 
@@ -271,12 +271,12 @@ def _start_workers(config: Config, access: RewardAccess) -> list[ActorHandle]:
 
 
 def _wait_until_loaded(config: Config, ranks: list[ActorHandle], workers: list[ActorHandle]) -> tuple[float, ...]:
-    """The student's noise levels, once everybody has loaded the same base model."""
+    """The student's noise levels, once all processes have loaded the same base model."""
     pending = [*(rank.base_fingerprint.remote() for rank in ranks), *(worker.ready.remote() for worker in workers)]
     fingerprints, until = set(), time.monotonic() + CALL_TIMEOUT_S
     try:
         while pending:
-            # One at a time: a rank that fails is not to be hidden behind those that wait for it.
+            # One at a time: the error of a failed rank must not be hidden behind the ranks that wait for it.
             done, pending = ray.wait(pending, timeout=max(0.0, until - time.monotonic()))
             if not done:
                 raise ConfigError(
@@ -293,7 +293,7 @@ def _wait_until_loaded(config: Config, ranks: list[ActorHandle], workers: list[A
 
 
 def plan_text(invocation: Invocation, start: Start) -> str:
-    """What `--dry-run` prints, after everything has been started and asked once."""
+    """The output of `--dry-run`, after everything was started and every server answered."""
     config = invocation.config
     alignment, cold_start = config.alignment, config.cold_start
     images = alignment.prompts_per_iteration * alignment.group_size

@@ -1,4 +1,4 @@
-"""THE loop: stage 2, RTDMD as a distributed service; below it stage 1, which needs the learner alone.
+"""THE loop: stage 2, RTDMD as a distributed service; below it stage 1, which needs only the learner.
 
     prompts, StepPlan ──► rollouts.request ──► workers: sample 4 steps, decode, score ──► ScoredGroup references
                              ▲                                                               │
@@ -8,7 +8,7 @@
 
 Iteration N trains on groups sampled with the weights of version max(0, N - max_staleness): with 0 the run is
 synchronous, with k the workers sample k iterations ahead. The staleness is exact, not just bounded, so a run is
-reproducible whatever the number, speed or placement of its workers.
+reproducible with any number, speed or placement of its workers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from learner.records.metrics_log import Tracker
 
 
 class Milestones(Protocol):
-    """What happens now and then: evaluation and checkpoint."""
+    """Periodic work: evaluations and checkpoints."""
 
     def after(self, position: Position) -> None: ...
 
@@ -41,7 +41,7 @@ def run_alignment(
     iterations: int,
     max_staleness: int,
 ) -> None:
-    """Train from iteration `start` up to `iterations`; every wait fails with a named error rather than hang."""
+    """Train from iteration `start` up to `iterations`; every wait has a timeout and fails with a named error."""
     requested = start
     for iteration in range(start, iterations):
         with tracker.iteration(Stage.ALIGNMENT, iteration) as step:
@@ -61,7 +61,7 @@ def run_alignment(
 def run_cold_start(
     learner: ActorHandle, tracker: Tracker, milestones: Milestones, *, start: int, iterations: int
 ) -> None:
-    """Stage 1, from iteration `start` up to `iterations`: it needs neither rewards nor workers."""
+    """Run stage 1, from iteration `start` up to `iterations`: it needs neither rewards nor workers."""
     for iteration in range(start, iterations):
         with tracker.iteration(Stage.COLD_START, iteration) as step:
             with step.timed("wait_update"):

@@ -1,10 +1,10 @@
-"""The commands that train, and that forecast a run.
+"""Commands that train and that forecast a run.
 
     rtdmd train --config deploy/runs/shapes.yaml
     RAY_AUTH_MODE=token ray job submit --working-dir . -- python learner/main.py
 
-Reads the command line and decides the exit status; `compose.py` starts everything else. Heavy libraries are imported
-once the command line is known to be right.
+Reads the command line and sets the exit status; `compose.py` starts everything else. Heavy libraries are imported only
+after the command line has been validated.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import NoReturn
 from common.command import exit_status
 from learner.preflight.command_line import parse, parse_forecast
 
-# Which image processor transformers falls back to is of no interest here: only its errors are shown.
+# transformers also logs which image processor it falls back to; only its errors are useful here.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train; exit status as of `common.command.exit_status`."""
+    """Train; exit status as in `common.command.exit_status`."""
     signal.signal(signal.SIGTERM, _interrupt)
 
     def train() -> None:
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def forecast(argv: Sequence[str]) -> int:
-    """Print what a run will need; exit status as of `common.command.exit_status`."""
+    """Print what a run will need; exit status as in `common.command.exit_status`."""
 
     def tell() -> None:
         config, device = parse_forecast(argv, os.environ)

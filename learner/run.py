@@ -1,8 +1,8 @@
-"""A running service: learner, workers and everything a stage needs, and the order in which a run goes through them.
+"""A running service: learner, workers and the parts of each stage, and the order of a run.
 
-    teacher measured ─► cold start ─► measured ─► alignment ─► measured ─► export, summary, report
+    evaluate teacher ─► cold start ─► evaluate ─► alignment ─► evaluate ─► export, summary, report
 
-Composed by `learner/compose.py`; what is measured or checkpointed already is not repeated on resume.
+`learner/compose.py` composes it. On resume, results that exist as evaluations or checkpoints are not repeated.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from learner.records.report import write_report
 
 @dataclass(frozen=True)
 class PolicySpecs:
-    """How each policy of the final comparison samples."""
+    """Sampling of each policy in the final comparison."""
 
     teacher: SamplingSpec
     teacher_few_steps: SamplingSpec
@@ -46,7 +46,7 @@ class PolicySpecs:
 
 @dataclass(frozen=True)
 class Service:
-    """The parts of a run, alive."""
+    """The started parts of a run."""
 
     config: Config
     run_dir: Path
@@ -60,18 +60,18 @@ class Service:
     health_check: Callable[[], None]
     control: RunControl | None
     prediction: Prediction | None
-    """What the run should need; None where the model's sizes are not known."""
+    """The forecast of the run's needs; None if the model's sizes are unknown."""
     settings: dict[str, Any]
-    """What a checkpoint depends on, see `learner.driver.run_directory.continuity`."""
+    """The settings that a checkpoint depends on, see `learner.driver.run_directory.continuity`."""
 
     def run(self, start: Start) -> None:
-        """Both stages and everything measured on the way; a run that fails leaves a report of what it got to."""
+        """Run both stages and all evaluations; a failed run leaves a report of what it reached."""
         try:
             self._run_stages(start)
-        except BaseException as error:  # an interrupt as well
+        except BaseException as error:  # includes interrupts
             self._report_so_far()
             if isinstance(error, RewardError):
-                # If it was a local server that died, its log says why.
+                # If a local server died, its log has the reason.
                 self.health_check()
             raise
 
@@ -113,7 +113,7 @@ class Service:
         self._finish(policies, time.perf_counter() - started)
 
     def _outage_limit_s(self) -> float:
-        """How long an outage may leave an iteration without any group, where that does not pause the run."""
+        """Seconds that an outage may leave an iteration without any group, for rewards that do not pause the run."""
         return max((r.outage_limit_s for r in self.config.rewards if r.trained and r.outage != "pause"), default=0.0)
 
     def _milestones(self) -> RunMilestones:
@@ -137,7 +137,7 @@ class Service:
             self.tracker.message(f"resuming after {start.position.iteration} iterations of {start.position.stage}")
 
     def _plan(self, iteration: int) -> tuple[StepPlan, list[Prompt]]:
-        """What iteration `iteration` samples: a function of the seed and the iteration alone."""
+        """The plan and prompts of an iteration: a function of the seed and the iteration alone."""
         config, seed = self.config, self.config.run.seed
         stochastic = config.sampling.steps - 1
         selected = tuple(range(stochastic))
@@ -148,7 +148,7 @@ class Service:
         return StepPlan(iteration, self.sigmas, config.sampling.eta, selected), [prompts[i] for i in chosen]
 
     def _measure(self, policy: str, spec: SamplingSpec, trained: Position | None) -> None:
-        """Evaluate a policy for the final comparison, unless that has been done; `trained` is None for the teacher."""
+        """Evaluate a policy for the final comparison, unless that was done; `trained` is None for the teacher."""
         basis = self._basis(spec, trained)
         if self.records.has(policy, basis):
             return
@@ -162,7 +162,7 @@ class Service:
         self.tracker.policy(policy, evaluation.metrics, seconds)
 
     def _basis(self, spec: SamplingSpec, trained: Position | None) -> dict[str, Any]:
-        """Everything that the numbers of a policy depend on and a resumed run might have changed."""
+        """Everything that a policy's numbers depend on and that a resumed run might have changed."""
         settings = self.config.evaluation
         return {
             "spec": repr(spec),
@@ -174,11 +174,11 @@ class Service:
         }
 
     def _require_measured(self, policy: str, spec: SamplingSpec, trained: Position) -> None:
-        """A student that has moved on cannot be measured again."""
+        """CheckpointError if the policy was not evaluated: after more training the student can no longer be."""
         if not self.records.has(policy, self._basis(spec, trained)):
             raise CheckpointError(
-                f"{self.run_dir}: {policy} was not measured under these evaluation settings and rewards, and its "
-                "weights have moved on: set them back, or use another --run-dir"
+                f"{self.run_dir}: {policy} was not evaluated with these evaluation settings and rewards, and its "
+                "weights have changed since: restore the settings, or use another --run-dir"
             )
 
     def _finish(self, policies: list[str], seconds: float) -> None:
@@ -203,5 +203,5 @@ class Service:
         try:
             self.tracker.message(f"report so far: {write_report(self.run_dir)}")
         except (RtdmdError, OSError) as error:
-            # What ended the run is told; this must not take its place.
+            # The error that ended the run is reported; this one must not replace it.
             self.tracker.message(f"no report: {error}")

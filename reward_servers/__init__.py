@@ -1,1 +1,1 @@
-"""Reward servers: one scorer behind HTTP, in a process of its own."""
+"""Reward servers: HTTP servers for one or more scorers, each in its own process."""

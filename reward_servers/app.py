@@ -1,10 +1,10 @@
-"""The HTTP face of the scorers of a process (see common.reward_api for the contract). It knows neither torch nor what a
-score means.
+"""HTTP routes for the scorers of a process (`common.rewards.api` defines the contract). This layer uses no torch and
+does not interpret scores.
 
-    head ─► token ─► room in the queue? bytes left? ─► body ─► size, shape ─► batcher ─► answer
-             401          429, nothing was read         413       400, 413, 422   504, 500
+    head ─► token ─► room in the queue? bytes left? ─► body ─► size, shape ─► batcher ─► response
+             401          429, body not read           413       400, 413, 422   504, 500
 
-Bodies are read, and large answers written, by a few threads of their own: neither belongs into the event loop.
+A few dedicated threads read bodies and write large responses, because both would block the event loop.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ from reward_servers.openapi import describe
 
 JSON_TYPE = "application/json"
 CLIENT_GONE = 499
-# Of a content-length: an exabyte.
 LENGTH_DIGITS = 18
-# Few, because they take cores and memory bandwidth from the model.
+"""A content-length may have at most this many digits: that is an exabyte."""
 READERS = 2
-# Bytes of a body that is read sooner than a thread could take it over.
+"""There are few reader threads, because they take cores and memory bandwidth from the model."""
 READ_AT_ONCE = 65_536
-# A gradient request's body, its pixels, their gradient, and the answer that is packed from it.
+"""A body of at most this many bytes is read in the event loop: that is faster than handing it to a thread."""
 GRADIENT_COPIES = 4
+"""A gradient request holds four copies of its body: body, pixels, their gradient and the packed response."""
 BEARER = "bearer"
 STATUS_OF_CAUSE = {
     "wire": 400,
@@ -78,11 +78,11 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Served:
-    """One scorer that has passed its probe.
+    """One scorer that has scored its test image.
 
     Attributes:
-        prefix: what stands before its routes: "" or "/name".
-        probe_score: what it scored the probe.
+        prefix: prefix of its routes: "" or "/name".
+        probe_score: its score for the test image.
     """
 
     prefix: str
@@ -93,7 +93,7 @@ class Served:
 
 
 class ServerApp:
-    """The routes of a process: those of each of its scorers, and those about itself."""
+    """All routes of a process: those of each scorer and those of the process itself."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class ServerApp:
         return _json({"alive": True})
 
     async def ready(self, request: Request) -> Response:  # noqa: ARG002
-        """503 once a model call has outlasted every request it was made for: nothing will be answered until it ends."""
+        """503 while a model call outlasts every request it was made for: nothing is answered until the call ends."""
         seconds = self._device.call_seconds
         if seconds > self._limits.deadline_s:
             message = (
@@ -176,7 +176,7 @@ class RewardService:
         return Route(self._prefix + path, endpoint, methods=[method])
 
     async def _answer(self, request: Request, path: str, handler: Handler) -> Response:
-        """Authorise, handle within the deadline, turn our errors into status codes, count."""
+        """Authorise, handle within the deadline, turn our errors into status codes, and count the request."""
         started = time.perf_counter()
         seconds = self._limits.deadline_s
         try:
@@ -210,7 +210,7 @@ class RewardService:
     async def _plain_score(self, request: Request, holding: Holding) -> Response:
         body = await self._read_body(request, holding)
         plain = await self._in_thread(lambda: plain_json.parse(body, self._limits), holding)
-        # The body and its pixels live side by side for a moment.
+        # The body and its pixels are both in memory for a moment.
         holding.grow_to(len(body) + plain.decoded_bytes)
         answer = await self._through_batcher(request, self._in_thread(plain.decode, holding))
         return Response(plain.answer(answer.scores_B.tolist()), media_type=JSON_TYPE)
@@ -226,7 +226,7 @@ class RewardService:
         return self._in_thread(read, holding) if len(body) > READ_AT_ONCE else _at_once(read)
 
     async def _in_thread(self, call: Callable[[], Result], holding: Holding) -> Result:
-        """What `call` returns. The request's bytes stay held until the thread is done, also when nobody waits."""
+        """Run `call` in a reader thread. The request holds its bytes until the thread ends, even without a client."""
         work = self._readers.submit(call)
         holding.read_by(work)
         return await asyncio.wrap_future(work)
@@ -243,7 +243,7 @@ class RewardService:
             raise RewardRejected(self._info.scorer, "unauthorized", "the bearer token is missing or wrong")
 
     def _deadline(self, request: Request) -> float:
-        """Seconds this request may take: what the client asks for, at most our own limit."""
+        """Seconds this request may take: the client's deadline, capped by our own limit."""
         asked = request.headers.get(DEADLINE_HEADER)
         if asked is None:
             return self._limits.deadline_s
@@ -257,7 +257,7 @@ class RewardService:
         return min(seconds, self._limits.deadline_s)
 
     async def _read_body(self, request: Request, holding: Holding, copies: int = 1) -> bytearray:
-        """The body, unless it is too large or there is no room for `copies` of it: then nothing or little is read."""
+        """Read the body. If it is too large or `copies` of it do not fit in memory, little or nothing of it is read."""
         self._batcher.require_room()
         self._reserve(holding, _declared_length(request), copies)
         body = bytearray()
@@ -277,8 +277,8 @@ class RewardService:
     async def _through_batcher(
         self, request: Request, parsing: Awaitable[ScoreRequest | GradientRequest]
     ) -> ScoreResponse | GradientResponse:
-        """Wait for the answer, or for the client to hang up: the withdrawn request is then never executed."""
-        # The body is read, so the next thing the client can say is that it is gone.
+        """Wait for the response or for the client to disconnect; a disconnected client's request is withdrawn unrun."""
+        # The body has been read, so the next message can only be the client's disconnect.
         hang_up = asyncio.ensure_future(request.receive())
         answer: asyncio.Future[Any] | None = None
         try:
@@ -297,7 +297,7 @@ class RewardService:
                 answer.cancel()
 
     def _error(self, error: RewardError | WireError) -> Response:
-        """RewardInvalid (a scorer that failed or answered nonsense) is the server's own fault: 500."""
+        """RewardInvalid means that the scorer failed or returned invalid scores, which is the server's fault: 500."""
         cause = error.cause if isinstance(error, RewardError) else "wire"
         headers = {"retry-after": f"{error.retry_after:g}"} if isinstance(error, RewardOverloaded) else {}
         if cause == "unauthorized":
@@ -306,13 +306,13 @@ class RewardService:
 
 
 async def _at_once(call: Callable[[], Result]) -> Result:
-    """What `call` returns, once it is known whether the client is still there."""
+    """Run `call` after one turn of the event loop, so that a disconnected client is noticed first."""
     await asyncio.sleep(0)
     return call()
 
 
 def _declared_length(request: Request) -> int:
-    """0 when the client does not say: what comes is then counted as it comes."""
+    """The content-length, or 0 without one; bytes are then counted as they arrive."""
     declared = request.headers.get("content-length", "0")
     if not declared.isdecimal() or len(declared) > LENGTH_DIGITS:
         raise RewardRejected(ANY_REWARD, "request", f"content-length is {declared!r}: a number of bytes")

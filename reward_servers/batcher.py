@@ -1,14 +1,14 @@
-"""Dynamic batching: images that wait together share a model call, whichever requests they came with.
+"""Dynamic batching: waiting images share a model call, even if they came with different requests.
 
     submit() ──► a scorer's queue ──► the device's turn ──► one call ──► each request's own slice, or an error
 
-A call is put together when the device is free, not before: under load it is whatever has come together during the calls
-before it, and it never waits. Only an idle device lets a first request wait for company, for `max_wait_s` at most.
+A call is put together when the device becomes free, never before. Under load it holds the images that arrived during
+the previous calls and does not wait. Only on an idle device does a first request wait for others, at most `max_wait_s`.
 
-The head of the queue always goes first, and every call is filled up to `max_batch` with what can share it, across the
-borders of requests: groups of 9 fill calls of 16. A request is answered whole, as soon as its last image is done.
-Where requests share no calls (`share_calls` off) what a request scores, to the last bit, depends on nothing but itself,
-however busy the server is: that makes whole runs reproducible.
+The head of the queue always goes first. Every call is filled up to `max_batch` with images that fit it, even if that
+splits a request: groups of 9 fill calls of 16. A request is answered as a whole, as soon as its last image is done.
+Without shared calls (`share_calls` off) a request's scores depend only on the request itself, to the last bit and at
+any load. That makes whole runs reproducible.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from common.rewards.api import (
 from reward_servers.metrics import ScorerMetrics
 from reward_servers.scorers.base import Scorer
 
-# HTTP counts it in whole seconds; clients add jitter of their own.
 RETRY_AFTER_SECONDS = 1
+"""Retry-After is given in whole seconds; clients add their own jitter."""
 
 Request = ScoreRequest | GradientRequest
 Response = ScoreResponse | GradientResponse
@@ -49,9 +49,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """Images per model call, seconds a first request waits for company, images that may wait (and a request may have).
+    """Images per model call, seconds that a first request waits for others, and images that may wait.
 
-    With `share_calls` off a request never waits for company and never gets any.
+    The last limit also bounds the images of one request. With `share_calls` off a request never waits for others and
+    never shares a call.
     """
 
     max_batch: int
@@ -66,11 +67,11 @@ class _Job:
     answer: asyncio.Future[Response]
     arrived: float
     found_busy: bool
-    """The device was at work when the request came: waiting for that is wait enough."""
+    """The device was busy when the request came: it needs no further wait for others."""
     begun: int = 0
-    """Images that calls have been given: the first ones."""
+    """Number of images given to calls so far, counted from the first."""
     parts: list[tuple[FloatArray, FloatArray]] = field(default_factory=list)
-    """Scores and gradients of those that are done."""
+    """Scores and gradients of the images that are done."""
 
     @property
     def images(self) -> ByteArray | FloatArray:
@@ -82,17 +83,17 @@ class _Job:
 
     @property
     def vanished(self) -> bool:
-        """Nobody waits for the answer any more: the client hung up, its deadline has passed, or a part has failed."""
+        """The response is no longer needed: the client left, its deadline has passed, or a part has failed."""
         return self.answer.done()
 
     def joins(self, other: _Job) -> bool:
-        """Whether both can share a model call."""
+        """Whether both requests can share a model call."""
         return type(self.request) is type(other.request) and self.images.shape[1:] == other.images.shape[1:]
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Some images of one request: what a model call has of it."""
+    """A slice of one request's images, as one model call gets it."""
 
     job: _Job
     start: int
@@ -108,7 +109,7 @@ class _Piece:
 
     @property
     def metadata(self) -> Sequence[Metadata]:
-        """One map for each image."""
+        """One map per image."""
         return self.job.request.metadata[self.start : self.stop] or [{} for _ in self.prompts]
 
     @property
@@ -117,9 +118,9 @@ class _Piece:
 
 
 class Device:
-    """What all models of a process run on: one call at a time, in turns, in a thread that is not the event loop's.
+    """The device of all models of a process. It runs one call at a time, in a thread outside the event loop.
 
-    A model is not thread-safe, and two calls at once would only take turns on the same cores.
+    A model is not thread-safe, and two calls at once would only share the same cores.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -134,11 +135,11 @@ class Device:
 
     @property
     def call_seconds(self) -> float:
-        """For how long the present call has been running; 0 between calls."""
+        """Seconds that the current call has been running; 0 between calls."""
         return 0.0 if self._call_began is None else self._clock() - self._call_began
 
     async def run(self, call: Callable[[], Result]) -> Result:
-        """Run `call` in the device's thread. Only for who has the turn."""
+        """Run `call` in the device's thread. The caller must hold the turn."""
         self._call_began = self._clock()
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, call)
@@ -146,12 +147,12 @@ class Device:
             self._call_began = None
 
     def close(self) -> None:
-        """Let go of the thread; a call it is in the middle of is not waited for."""
+        """Release the thread without waiting for a call in progress."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 class Batcher:
-    """Feeds one scorer. Lives in one event loop; `run` must be running for anything to be answered."""
+    """Feeds one scorer. Belongs to one event loop; `run` must be running for requests to be answered."""
 
     def __init__(self, scorer: Scorer, name: str, limits: BatchLimits, device: Device, metrics: ScorerMetrics) -> None:
         self._scorer = scorer
@@ -159,13 +160,13 @@ class Batcher:
         self._limits = limits
         self._device = device
         self._metrics = metrics
-        # In order of arrival; a dict, so that a client that vanishes leaves at once, wherever it stands.
+        # In order of arrival; a dict, so that a withdrawn request is removed at once from any position.
         self._queue: dict[_Job, None] = {}
         self._images_waiting = 0
         self._arrival = asyncio.Event()
 
     def require_room(self, images: int = 1) -> None:
-        """RewardOverloaded when `images` more are too many now, RewardRejected when they are too many ever."""
+        """RewardOverloaded when `images` more do not fit now, RewardRejected when they can never fit."""
         waiting, most = self._images_waiting, self._limits.queue_images
         if images > most:
             message = f"{images} images in one request, at most {most} may wait: send fewer or raise --queue-items"
@@ -175,7 +176,7 @@ class Batcher:
             raise RewardOverloaded(self._name, "overloaded", message, RETRY_AFTER_SECONDS)
 
     def submit(self, request: Request) -> asyncio.Future[Response]:
-        """Queue a request, or raise as `require_room`. Cancel the future to withdraw it: it is then never executed."""
+        """Queue a request, or raise as `require_room`. Cancelling the future withdraws the request before it runs."""
         loop = asyncio.get_running_loop()
         job = _Job(request, loop.create_future(), loop.time(), self._device.busy)
         self.require_room(len(job.images))
@@ -196,7 +197,7 @@ class Batcher:
                 _deliver(piece.job, result)
 
     async def _wait_for_work(self) -> None:
-        """Return when a batch should start as soon as the device is free."""
+        """Return when a call should start as soon as the device is free."""
         while not self._queue:
             await self._wait_for_arrival(None)
         first = next(iter(self._queue))
@@ -218,7 +219,7 @@ class Batcher:
         return True
 
     def _next_call(self) -> list[_Piece]:
-        """The first images that share a call: the head of the queue, then whatever can join it, in order of arrival."""
+        """The first images that can share a call: the head of the queue, then all that fit it, in order of arrival."""
         pieces: list[_Piece] = []
         room = self._limits.max_batch
         for job in self._queue:
@@ -232,7 +233,7 @@ class Batcher:
         return pieces
 
     def _call_is_full(self) -> bool:
-        """Whether waiting longer could only make somebody wait: no room is left, or one who cannot join is there."""
+        """Whether further waiting is useless: the call is full, or a request that cannot join it is already waiting."""
         pieces = self._next_call()
         return len(pieces) < len(self._queue) or sum(len(piece.images) for piece in pieces) == self._limits.max_batch
 
@@ -257,13 +258,13 @@ class Batcher:
         self._metrics.waiting(self._images_waiting)
 
     def _execute(self, pieces: Sequence[_Piece]) -> list[Response | RewardError | None]:
-        """In the device's thread: one call, cut back into its pieces. None for a piece that is not its request's last.
+        """Run one call in the device's thread and cut its result into pieces. None for all but a request's last piece.
 
-        A bad request must not fail those it shares a call with. A call that fails is halved until it is alone.
+        A bad request must not fail those that share its call: a call that fails is halved until the request is alone.
         """
         try:
             scores_B, gradients_BCHW = self._run_scorer(pieces)
-        except Exception as error:  # whatever a scorer raises is an answer to its requests, never the server's end
+        except Exception as error:  # anything a scorer raises fails its requests and never stops the server
             if len(pieces) > 1:
                 middle = len(pieces) // 2
                 return self._execute(pieces[:middle]) + self._execute(pieces[middle:])
@@ -310,7 +311,7 @@ class Batcher:
             raise RewardInvalid(self._name, cause, message)
 
     def _respond(self, piece: _Piece, part: tuple[FloatArray, FloatArray]) -> Response | RewardInvalid | None:
-        """A request's answer, once this was its last piece; a value that is not finite fails that request alone."""
+        """A request's response after its last piece, else None. A value that is not finite fails only that request."""
         job = piece.job
         job.parts.append(part)
         if not piece.last:

@@ -1,8 +1,8 @@
-"""An HTTP connection that holds little for a stranger: what comes before a token can be asked for is bounded here.
+"""HTTP connection that holds few bytes for an unknown client: bounds everything that comes before the token check.
 
-uvicorn's protocol, which parses with llhttp, knows no limit of a head's size or time. Two are enough: of bytes that
-became neither a complete head nor a body (heads without end, trailers without end), and of seconds in which a head, or
-the rest of a body that was refused, may come. How many connections there may be is uvicorn's own `limit_concurrency`.
+uvicorn's protocol, which parses with llhttp, does not limit the size or the time of a request's head. This class adds
+two limits: the bytes that became neither a complete head nor a body (endless heads, endless trailers), and the seconds
+for a head, or for the rest of a refused body. uvicorn's own `limit_concurrency` limits the number of connections.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ HEAD_SECONDS = 10.0
 
 
 class BoundedConnection(HttpToolsProtocol):
-    """Closes itself when a client is too slow, or talks without saying anything."""
+    """Closes itself when a client is too slow or sends bytes that never become a request."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -36,7 +36,7 @@ class BoundedConnection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._expects_head and self._timer is None:
             self._start_timer()
-        # The parser's callbacks set it back to 0 as soon as the bytes turn out to be of use.
+        # The parser's callbacks reset it to 0 as soon as the bytes become part of a request.
         self._idle_bytes += len(data)
         super().data_received(data)
         if self._idle_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
@@ -61,7 +61,7 @@ class BoundedConnection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if not self._expects_head:
-            # Answered before the body was there: its rest is thrown away, but not for ever.
+            # The response came before the whole body: its rest is discarded, within a time limit.
             self._start_timer()
 
     def _start_timer(self) -> None:

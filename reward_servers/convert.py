@@ -1,8 +1,8 @@
-"""Published checkpoints -> model directories: `python -m reward_servers.convert hps HPS_v2.1_compressed.pt ...`.
+"""Convert published checkpoints to model directories: `python -m reward_servers.convert hps HPS_v2.1_compressed.pt`.
 
-Servers read safetensors only. This is the one place that opens a `.pt` or `.pth`: by hand, once, with
-`weights_only=True`, which refuses everything but tensors and plain containers. What it writes is loaded and made to
-score a picture before it gets its name, so a directory either is complete or does not exist.
+Servers read safetensors only. This command is the only place that opens a `.pt` or `.pth` file: once, by hand, with
+`weights_only=True`, which refuses everything but tensors and plain containers. The result is loaded and scores an image
+before it gets its final name, so a directory is either complete or does not exist.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ TOKENIZER_FILES = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Convert; 0 when the directory is there, 2 with one line on stderr when not."""
+    """Convert; 0 when the directory was written, else 2 with one line on stderr."""
     options = build_parser().parse_args(arguments)
     transformers_logging.disable_progress_bar()
     try:
@@ -89,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def convert_hps(checkpoint: Path, out: Path, version: str, tokenizer: Path, settings: dict[str, Any]) -> Scorer:
-    """HPSv2.0 or 2.1: a training checkpoint {"state_dict": open_clip's tensors, ...}, in its own float type."""
+    """Convert HPSv2.0 or 2.1: a training checkpoint {"state_dict": open_clip's tensors, ...}, in its own float type."""
     state = _tensors(_read_checkpoint(checkpoint).get("state_dict"), checkpoint, "an HPSv2 checkpoint")
 
     def write(directory: Path) -> None:
@@ -101,7 +101,7 @@ def convert_hps(checkpoint: Path, out: Path, version: str, tokenizer: Path, sett
 
 
 def convert_aesthetic(checkpoint: Path, out: Path, clip: Path) -> Scorer:
-    """The predictor's head, beside the image half of the CLIP it was trained on."""
+    """Convert the predictor's head and store it with the vision tower of the CLIP it was trained on."""
     state = _tensors(_read_checkpoint(checkpoint), checkpoint, "a head of the aesthetic predictor")
     whole = load_pretrained(CLIPModel, clip)
     config = whole.config.vision_config
@@ -118,7 +118,7 @@ def convert_aesthetic(checkpoint: Path, out: Path, clip: Path) -> Scorer:
 
 
 def convert_image_reward(checkpoint: Path, out: Path, tokenizer: Path, settings: dict[str, Any]) -> Scorer:
-    """ImageReward-v1.0: one state dict, renamed to transformers' BLIP."""
+    """Convert ImageReward-v1.0: one state dict, renamed to transformers' BLIP."""
     published = _tensors(_read_checkpoint(checkpoint), checkpoint, "an ImageReward checkpoint")
     state = image_reward_state(published, checkpoint)
 
@@ -154,12 +154,12 @@ def _architecture(path: Path | None, published: dict[str, Any]) -> dict[str, Any
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
-    """The dict that torch saved in `path`. Nothing in the file is executed."""
+    """The dict that torch saved in `path`. No code in the file is executed."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error}") from error
-    except Exception as error:  # torch raises half a dozen kinds for a file that is none of its own, or cut short
+    except Exception as error:  # torch raises many kinds of errors for a truncated or foreign file
         raise ModelError(
             f"{path} is corrupt, or holds more than tensors, which could run code when opened; "
             f"take the published file ({shorten(error)})"
@@ -170,14 +170,14 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _tensors(state: object, checkpoint: Path, kind: str) -> State:
-    """`state` as contiguous tensors that share no memory, as safetensors wants them."""
+    """`state` as contiguous tensors that share no memory, as safetensors requires."""
     if not isinstance(state, dict) or not state or not all(isinstance(part, torch.Tensor) for part in state.values()):
         raise ModelError(f"{checkpoint} is not {kind}: it holds no named tensors where they should be")
     return {str(name): tensor.detach().clone().contiguous() for name, tensor in state.items()}
 
 
 def _publish(out: Path, scorer_class: type[Scorer], write: Callable[[Path], None]) -> Scorer:
-    """Let `write` fill a directory; it becomes `out`, at once, if the scorer loads from it and scores a picture."""
+    """Let `write` fill a temporary directory; rename it to `out` if the scorer loads from it and scores an image."""
     if out.exists():
         raise ConfigError(f"--out {out} exists: choose another directory, or remove it first")
     directory = out.with_name(f".{out.name}.{os.getpid()}.partial")
@@ -198,7 +198,7 @@ def _load(scorer_class: type[Scorer], directory: Path) -> Scorer:
     try:
         return scorer_class.load(directory, "cpu")
     except ModelError as error:
-        # The directory is gone when this is read.
+        # The temporary directory is removed by the time this message is read.
         reason = str(error).replace(str(directory), "what was converted")
         raise ModelError(f"{reason}; is the checkpoint of another size than the published one?") from error
 

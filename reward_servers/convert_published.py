@@ -1,4 +1,4 @@
-"""What published checkpoints do not say of themselves: their architectures, and transformers' names for their parts."""
+"""Data that published checkpoints lack: their architectures, and transformers' names for their tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from common.errors import ModelError
 from reward_servers.scorers.model_directory import State
 
-# HPSv2.0 and 2.1 are fine-tuned from open_clip's ViT-H-14 (laion2B-s32B-b79K); this is open_clip's own config of it.
+# HPSv2.0 and 2.1 are fine-tuned from open_clip's ViT-H-14 (laion2B-s32B-b79K); this is open_clip's own config for it.
 HPS_SETTINGS: dict[str, Any] = {
     "embed_dim": 1024,
     "vision_cfg": {"image_size": 224, "layers": 32, "width": 1280, "head_width": 80, "patch_size": 14},
@@ -41,9 +41,9 @@ IMAGE_REWARD_SETTINGS: dict[str, Any] = {
         "layer_norm_eps": 1e-12,
     },
 }
-# Mean and standard deviation of the raw ratings: constants in the code of the ImageReward release, not in its file.
 IMAGE_REWARD_MEAN = 0.16717362830052426
 IMAGE_REWARD_STD = 1.0333394966054072
+"""Mean and standard deviation of the raw ratings are constants in ImageReward's published code, not in its file."""
 
 _VISION = "vision_model."
 _VISION_LAYER = rf"{_VISION}encoder.layers.\1."
@@ -59,14 +59,14 @@ _IMAGE_REWARD_NAMES = [
     (r"blip\.text_encoder\.((?:embeddings|encoder)\..+)", r"text_model.\1"),
     (r"mlp\.(layers\.\d\.(?:weight|bias))", r"head.\1"),
 ]
-# BLIP's contrastive projections, which the reward never reads, and a table of 0, 1, 2, ... that is no weight.
+# BLIP's contrastive projections, which the reward does not use, and a table of 0, 1, 2, ... that is not a weight.
 _IMAGE_REWARD_UNUSED = r"blip\.(?:vision_proj|text_proj)\..+|blip\.text_encoder\.embeddings\.position_ids"
 
 
 def image_reward_state(published: State, source: Path) -> State:
-    """Rename the tensors of ImageReward.pt to those of `ImageRewardModel`; ModelError on one that is not known.
+    """Rename the tensors of ImageReward.pt to those of `ImageRewardModel`; ModelError on an unknown tensor.
 
-    A tensor that is missing is found when the model is filled.
+    Loading the model finds missing tensors.
     """
     state = {
         _rename(name, source): tensor

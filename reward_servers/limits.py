@@ -1,4 +1,4 @@
-"""What a server accepts, and the bytes it holds at once."""
+"""Limits of a server: the requests it accepts, and the bytes it holds at once."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from reward_servers.metrics import ScorerMetrics
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """Of one request.
+    """Limits of one request.
 
     Attributes:
-        max_body_bytes: of its body, and of its images once decoded.
-        max_pixels: of each of its images.
+        max_body_bytes: limit of its body, and of its decoded images.
+        max_pixels: limit of each of its images.
         deadline_s: seconds until it must be answered; a client may ask for less.
-        token: bearer token; None: none is asked for.
+        token: required bearer token; None requires none.
     """
 
     max_body_bytes: int
@@ -32,9 +32,9 @@ class RequestLimits:
 
 
 class ByteBudget:
-    """Bytes held by the requests of one scorer, from the head of each until its answer.
+    """The bytes that one scorer's requests hold, from each request's head to its response.
 
-    A request asks for its bytes before they are read: memory stays bounded however many clients send at once.
+    A request reserves its bytes before they are read: memory stays bounded however many clients send at once.
     """
 
     def __init__(self, scorer: str, limit: int, metrics: ScorerMetrics) -> None:
@@ -45,7 +45,7 @@ class ByteBudget:
 
     @contextmanager
     def hold(self) -> Iterator[Holding]:
-        """What is taken inside the block is given back at its end, or when the thread that reads the bytes ends."""
+        """Release all that the block reserved at its end, or when the thread that reads the bytes ends."""
         holding = Holding(self)
         try:
             yield holding
@@ -53,9 +53,9 @@ class ByteBudget:
             holding.when_unread(lambda: self._count(-holding.size))
 
     def take(self, size: int, more: int) -> None:
-        """Take `more` bytes for a request of `size` bytes in all: RewardOverloaded when that is too many now.
+        """Take `more` bytes for a request of `size` bytes in total; RewardOverloaded when they do not fit now.
 
-        RewardRejected when it is too many ever: it would be told to come back for ever.
+        RewardRejected when they can never fit: a 429 would make the client retry forever.
         """
         if size > self._limit:
             message = f"the request takes {size} bytes of memory, the limit is {self._limit}"
@@ -71,7 +71,7 @@ class ByteBudget:
 
 
 class Holding:
-    """One request's part of a budget."""
+    """The bytes that one request holds of a budget."""
 
     def __init__(self, budget: ByteBudget) -> None:
         self._budget = budget
@@ -79,17 +79,17 @@ class Holding:
         self.size = 0
 
     def grow_to(self, size: int) -> None:
-        """Take what is missing to `size` bytes; raises as `ByteBudget.take`."""
+        """Take the bytes missing to `size`; raises as `ByteBudget.take`."""
         more = max(0, size - self.size)
         self._budget.take(size, more)
         self.size += more
 
     def read_by(self, work: Future[Any]) -> None:
-        """Names the thread's work that looks at the bytes now: a client may leave before it is done, they may not."""
+        """Name the thread's work that reads the bytes now: they stay reserved until it ends, even without a client."""
         self._reading = work
 
     def when_unread(self, act: Callable[[], None]) -> None:
-        """`act`, in the event loop, once no thread looks at the bytes any more."""
+        """Call `act` in the event loop once no thread reads the bytes any more."""
         if self._reading is None or self._reading.done():
             act()
         else:

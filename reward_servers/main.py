@@ -1,8 +1,8 @@
-"""Start a reward server: read the command line, load the scorers, probe them, serve until told to stop.
+"""Start a reward server: read the command line, load the scorers, test them, serve until stopped.
 
-    options ─► port taken ─► scorers loaded ─► a batcher each, one device ─► probes ─► open ─► ... ─► SIGTERM, drain
+    options ─► port bound ─► scorers loaded ─► a batcher each, one device ─► tests ─► open ─► ... ─► SIGTERM, drain
 
-The scorers' stacks (torch, transformers, ...) are imported here by name only, so that a server without torch stays one.
+The scorers' libraries (torch, transformers, ...) are imported by name here, so a server without torch never loads it.
 """
 
 from __future__ import annotations
@@ -43,11 +43,13 @@ BUILT_IN_SCORERS = {
     "vlm_judge": "reward_servers.scorers.vlm_judge:VlmJudgeScorer",
 }
 INTERRUPTED = 130
-# For so long the event loop may have to wait for a thread that computes in Python, a reader or a scorer. Python's own
-# 5 ms, which a request may meet several times, are longer than all else that serving costs.
 SWITCH_SECONDS = 0.0005
-# Of somebody else's message, in ours.
+"""The event loop waits at most this long for a thread that computes in Python, a reader or a scorer.
+
+Python's default of 5 ms, which a request may meet several times, is longer than all other costs of serving.
+"""
 REASON_CHARACTERS = 300
+"""A library's message is cut to this many characters in ours."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -72,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def load_scorers(settings: ServerSettings) -> dict[str, Scorer]:
-    """Scorers by the names they are served under; what can be known to be wrong is found before any of them loads."""
+    """Load the scorers, by served name. Everything that can be checked before loading is checked first."""
     kinds = [_scorer_class(one.scorer) for one in settings.scorers]
     names = [one.name or kind.name for one, kind in zip(settings.scorers, kinds, strict=True)]
     check_names(names)
@@ -84,7 +86,7 @@ def load_scorers(settings: ServerSettings) -> dict[str, Scorer]:
 
 
 async def serve(settings: ServerSettings, scorers: Mapping[str, Scorer], listener: socket.socket) -> None:
-    """Probe the scorers, serve until SIGTERM or Ctrl-C, drain."""
+    """Test the scorers, serve until SIGTERM or Ctrl-C, drain."""
     metrics, device = ServerMetrics(), Device()
     counters = {name: metrics.of_scorer(name, *scorer.score_range) for name, scorer in scorers.items()}
     batchers = {name: Batcher(scorer, name, settings.batch, device, counters[name]) for name, scorer in scorers.items()}
@@ -105,11 +107,11 @@ async def serve(settings: ServerSettings, scorers: Mapping[str, Scorer], listene
     done, _ = await asyncio.wait(
         {*feeding, asyncio.create_task(probe_and_listen())}, return_when=asyncio.FIRST_COMPLETED
     )
-    # Should a batcher ever end first, the server ends with it rather than answer nothing.
+    # If a batcher ends first, stop the server: it could not answer any more.
     for task in done:
         task.result()
     if device.busy:
-        # A model call outlived every request it was made for. The interpreter would wait for its thread for ever.
+        # A model call outlived every request it was made for. The interpreter would wait for its thread forever.
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -121,7 +123,7 @@ async def serve(settings: ServerSettings, scorers: Mapping[str, Scorer], listene
 
 @asynccontextmanager
 async def open_for_requests(settings: ServerSettings, port: int, served: Sequence[Served]) -> AsyncIterator[None]:
-    """What holds exactly while requests are taken: entered when every scorer is ready, left when the drain begins."""
+    """Context that lasts while requests are taken: entered when every scorer is ready, left when the drain begins."""
     if settings.ready_file is not None:
         write_atomically(settings.ready_file, json.dumps({"port": port, "pid": os.getpid()}))
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -134,7 +136,7 @@ async def open_for_requests(settings: ServerSettings, port: int, served: Sequenc
 
 
 def server_info(name: str, scorer: Scorer, reproducible: bool) -> ServerInfo:
-    """What a scorer declares of itself under the name it is served by."""
+    """The identity that a scorer declares under its served name."""
     low, high = scorer.score_range
     return ServerInfo(
         scorer=name,
@@ -150,7 +152,7 @@ def server_info(name: str, scorer: Scorer, reproducible: bool) -> ServerInfo:
 
 
 async def _probe(batcher: Batcher, scorer: Scorer) -> float:
-    """Score one plain picture the way a client would; ModelError when that does not give a finite score."""
+    """Score one plain image through the batcher, as for a client; ModelError unless the score is finite."""
     request = scorer.probe_request()
     try:
         answer = await batcher.submit(request)
@@ -183,12 +185,12 @@ def _scorer_class(spec: str) -> type[Scorer]:
 def _load(kind: type[Scorer], one: ScorerSettings, device: str) -> Scorer:
     try:
         return kind.load(one.model, device)
-    except ImportError as error:  # some libraries ask for others only when a model is built
+    except ImportError as error:  # some libraries import others only when a model is built
         raise _missing(one.scorer, error) from error
 
 
 def _missing(spec: str, error: ImportError) -> ConfigError:
-    """Some say for a whole screen what is missing: it is one line here, and how to install it."""
+    """Some libraries report a missing package on a whole screen. This puts it on one line, with the install command."""
     reason = " ".join(str(error).split())
     if spec in BUILT_IN_SCORERS:
         extra = spec.removesuffix("_parts")

@@ -1,4 +1,4 @@
-"""What a reward server counts: one registry a process, every series labelled with its scorer."""
+"""Prometheus metrics of a reward server: one registry per process, every series labelled with its scorer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCORE_BUCKETS = 40
 
 
 class ServerMetrics:
-    """The counters of one process."""
+    """The metrics of one process."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -64,12 +64,12 @@ class ServerMetrics:
         )
 
     def exposition(self) -> bytes:
-        """The Prometheus text format."""
+        """All metrics in the Prometheus text format."""
         return generate_latest(self._registry)
 
 
 class ScorerMetrics:
-    """What one scorer's queue and routes report."""
+    """The metrics of one scorer's queue and routes."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class ScorerMetrics:
 
 
 class _ScoreHistograms(Collector):
-    """One metric whose buckets differ by scorer, because their ranges do: the client library has no such thing."""
+    """One metric whose buckets differ per scorer, as score ranges do; the client library does not support that."""
 
     def __init__(self) -> None:
         self._families: list[Histogram] = []

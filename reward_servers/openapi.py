@@ -1,7 +1,7 @@
-"""The OpenAPI document of a process, written by hand: bodies are binary, and every status that can occur is listed.
+"""OpenAPI document of a server process, written by hand: bodies are binary, and every possible status is listed.
 
-JSON Schema has no raw memory. The schema of a msgpack body describes the map it decodes to; an array in it is a msgpack
-extension of type 1 whose content is again msgpack: `[dtype name, shape, raw little-endian buffer]`.
+JSON Schema cannot describe raw memory. The schema of a msgpack body describes the map it decodes to; an array in it is
+a msgpack extension of type 1 whose content is again msgpack: `[dtype name, shape, raw little-endian buffer]`.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ Json = dict[str, Any]
 JSON_TYPE = "application/json"
 ARRAY_FORMAT = "msgpack-array"
 ERRORS = {
-    400: "No message: truncated, malformed, nested too deep.",
+    400: "Not a message: truncated, malformed or nested too deep.",
     401: "The bearer token is missing or wrong.",
     404: "This scorer has no gradient.",
     413: "The body, or one of its images, exceeds the server's limit.",
-    422: "A message, but no valid request.",
-    429: "The queue is full; nothing was done. Come back after Retry-After seconds.",
-    500: "The scorer failed, or answered nonsense.",
+    422: "A message, but not a valid request.",
+    429: "The queue is full; nothing was done. Retry after Retry-After seconds.",
+    500: "The scorer failed or returned invalid scores.",
     503: "A model call has outlasted every request it was made for.",
     504: "No answer within the deadline; the work was dropped if it had not begun.",
 }
@@ -54,7 +54,7 @@ MAP = {"type": "object"}
 DEADLINE_PARAMETER = {
     "name": DEADLINE_HEADER,
     "in": "header",
-    "description": "For how many seconds the answer is of any use. The server's own limit caps it.",
+    "description": "Seconds after which the response is useless. The server's own limit caps it.",
     "schema": {"type": "number", "exclusiveMinimum": 0},
 }
 
@@ -92,7 +92,7 @@ def _scorer_paths(info: ServerInfo, guarded: bool) -> Json:
         PLAIN_SCORE_PATH: {
             "post": _operation(f"Score with {name}, in JSON", "PlainRequest", "PlainResponse", SCORE_ERRORS, guarded)
         },
-        INFO_PATH: {"get": _operation(f"What {name} declares of itself", None, "ServerInfo", (422,), guarded)},
+        INFO_PATH: {"get": _operation(f"The identity that {name} declares", None, "ServerInfo", (422,), guarded)},
     }
 
 

@@ -1,4 +1,4 @@
-"""The command line of a reward server: scorers, each with its own `--model` and `--name`, and what they share."""
+"""Command line of a reward server: scorers, each with its own `--model` and `--name`, and shared options."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from reward_servers.batcher import BatchLimits
 from reward_servers.limits import RequestLimits
 
 TOKEN_VARIABLE = "REWARD_SERVER_TOKEN"
-# A name becomes a part of URLs.
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-# First parts of the routes of a process.
+"""A name must match this, because it becomes a part of URLs."""
 RESERVED_NAMES = ("v1", "score", "healthz", "readyz", "metrics", "openapi.json")
+"""These names are the first parts of a process's own routes."""
 MEBIBYTE = 2**20
-# Every interface: good to listen on, no address to be reached at.
 ANY_ADDRESS = ("0.0.0.0", "::")
-# A plain request's body and its decoded images live side by side.
+"""These addresses listen on every interface, but no client can connect to them by this name."""
 COPIES_OF_A_BODY = 2
-# Exit status of every command here that could not do what its line asks for.
+"""A plain JSON request's body and its decoded images are in memory at the same time."""
 USAGE_ERROR = 2
+"""Every command here exits with this status when it could not do what its command line asks for."""
 
 
 @dataclass(frozen=True)
 class ScorerSettings:
-    """One scorer to serve: a built-in name or package.module:Class, its model directory, its name in answers."""
+    """One scorer to serve: a built-in name or package.module:Class, its model directory and its served name."""
 
     scorer: str
     model: Path | None
@@ -43,7 +43,7 @@ class ScorerSettings:
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """The command line, checked. `queue_bytes` bounds the bytes each scorer's requests hold at once."""
+    """The validated command line. `queue_bytes` bounds the bytes that each scorer's requests hold at once."""
 
     scorers: tuple[ScorerSettings, ...]
     host: str
@@ -58,7 +58,7 @@ class ServerSettings:
 
 
 class _OfScorer(argparse.Action):
-    """Notes `--scorer`, `--model` and `--name` in the order in which they are given."""
+    """Records `--scorer`, `--model` and `--name` in the order in which they are given."""
 
     def __call__(
         self,
@@ -93,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--reproducible", action="store_true", help="no two requests share a model call: slower, equal to the last bit"
     )
     parser.add_argument(
-        "--max-wait-ms", type=_duration, default=5.0, help="how long a request waits for company on an idle device"
+        "--max-wait-ms", type=_duration, default=5.0, help="how long a request waits for others on an idle device"
     )
     parser.add_argument(
         "--queue-items",
@@ -113,7 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check(options: argparse.Namespace) -> ServerSettings:
-    """ConfigError for a command line that cannot be served, or that could mean two things."""
+    """ConfigError for a command line that cannot be served or is ambiguous."""
     token = os.environ.get(TOKEN_VARIABLE) or None
     if not is_loopback(options.host) and token is None:
         message = f"--host {options.host} is reachable from outside: set {TOKEN_VARIABLE}, or listen on 127.0.0.1"
@@ -140,7 +140,7 @@ def check(options: argparse.Namespace) -> ServerSettings:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """ConfigError for names that cannot stand in URLs beside each other."""
+    """ConfigError for names that are invalid in URLs or not unique."""
     for name in names:
         if not NAME_PATTERN.fullmatch(name) or name in RESERVED_NAMES:
             message = f"--name {name}: letters, digits, '_', '.' and '-', and none of {', '.join(RESERVED_NAMES)}"
@@ -150,7 +150,7 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def _pair(given: Sequence[tuple[str, str]]) -> tuple[ScorerSettings, ...]:
-    """Give each scorer what follows it. A single one may also have it before."""
+    """Give each scorer the options that follow it. A single scorer may also have them before it."""
     count = sum(option == "scorer" for option, _ in given)
     if count == 0:
         raise ConfigError("--scorer is missing: hps, pickscore, ..., or package.module:Class")
@@ -174,7 +174,7 @@ def _pair(given: Sequence[tuple[str, str]]) -> tuple[ScorerSettings, ...]:
 
 
 def _check_reachable(redis_url: str, host: str, advertised: str | None) -> None:
-    """ConfigError when those who read this server's address in that Redis could not know it, or not reach it by it."""
+    """ConfigError if clients that read this server's address in that Redis could not connect to it."""
     shown = f"--redis-url {without_secrets(redis_url)}"
     try:
         redis_host = parse_url(redis_url).get("host", "localhost")

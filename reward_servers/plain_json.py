@@ -1,15 +1,15 @@
-"""`POST /score`: the plain JSON that trainers without our client already speak. Off the main path, same limits.
+"""Plain JSON route `POST /score`, for trainers that do not use our client. It has the same limits as the main route.
 
-Two shapes, both found in the field, with images as base64 of a PNG or JPEG file:
+Two request formats, both in use by published trainers, with images as base64 of a PNG or JPEG file:
 
     {"images": [base64, ...], "prompts": [text, ...], "metadata": {} or [{}, ...]}  ->  {"scores": [number, ...]}
     {"image_base64": base64, "prompt": text}                                        ->  {"score": number}
 
 The first has the fields of Flow-GRPO's reward servers (yifan123/flow_grpo, and verl-project/verl-omni
-docs/start/http_scorer.md), which send them as a pickle: here they come as JSON, because unpickling a request runs its
-sender's code. The second is what one-image reward servers take (yy01zz02/INPAINTING, reward_server/).
+docs/start/http_scorer.md). They send these fields as a pickle; this route takes JSON, because unpickling a request runs
+its sender's code. The second is the format of one-image reward servers (yy01zz02/INPAINTING, reward_server/).
 
-An image file is small and its pixels are not: its size is read from its header, and refused, before it is decoded.
+An image file may be small and its pixels many: its size is read from its header and checked before it is decoded.
 """
 
 from __future__ import annotations
@@ -37,20 +37,23 @@ from common.rewards.api import (
 )
 from reward_servers.limits import RequestLimits
 
-# WebP is left out: its decoder takes memory for the declared size before that can be refused.
 IMAGE_FORMATS = ("PNG", "JPEG")
-# Modes of 8 bits a channel: from others a conversion to RGB would silently clip.
+"""WebP is left out: its decoder allocates memory for the declared size before that can be refused."""
 IMAGE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+"""These modes have 8 bits per channel; converting others to RGB would silently clip."""
 MANY_FIELDS = {"images", "prompts", "metadata"}
 ONE_FIELDS = {"image_base64", "prompt"}
-# Commas and brackets of a body: base64 has none; without a bound a hostile body becomes 25 times its size in objects.
 MAX_JSON_ITEMS = 100_000
+"""A body may have at most this many commas and brackets; base64 has none.
+
+Without this limit a hostile body becomes objects of 25 times its size.
+"""
 MAX_IMAGES = 1024
 
 
 @dataclass(frozen=True)
 class PlainRequest:
-    """A request whose images are known by their headers only."""
+    """A request of which only the image headers have been read."""
 
     files: Sequence[Image.Image]
     prompts: Sequence[str]
@@ -73,7 +76,7 @@ class PlainRequest:
 
 
 def parse(body: bytearray, limits: RequestLimits) -> PlainRequest:
-    """Read a body up to the headers of its images; RewardRejected for what is no such request."""
+    """Read a body up to the headers of its images; RewardRejected for an invalid request."""
     items = sum(body.count(mark) for mark in b",[{")
     if items > MAX_JSON_ITEMS:
         _reject(f"the body has {items} commas and brackets, at most {MAX_JSON_ITEMS} are read")
@@ -103,7 +106,7 @@ def _many(fields: Mapping[str, Any], limits: RequestLimits) -> PlainRequest:
         _reject(f"{len(images)} images in one request, at most {MAX_IMAGES} are read")
     texts = [_text(prompt) for prompt in prompts]
     metadata = _metadata(fields.get("metadata"), len(images))
-    # Before an image is opened: most of them are megabytes.
+    # Checked before any image is opened, because most images are megabytes.
     check_text_lengths(texts, metadata)
     return PlainRequest([_open(image, limits) for image in images], texts, metadata, single=False)
 
@@ -117,7 +120,7 @@ def _open(encoded: object, limits: RequestLimits) -> Image.Image:
         raise RewardRejected(ANY_REWARD, "request", f"an image is not base64 (no data: prefix): {error}") from error
     try:
         image = Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
-    except Exception as error:  # a decoder may raise anything about bytes made to hurt it
+    except Exception as error:  # a decoder may raise anything for a malicious file
         raise RewardRejected(ANY_REWARD, "request", f"an image is no {'/'.join(IMAGE_FORMATS)}: {error}") from error
     check_pixels(image.height, image.width, limits.max_pixels)
     if image.mode not in IMAGE_MODES:
@@ -145,7 +148,7 @@ def _text(value: object) -> str:
 
 
 def _metadata(value: object, count: int) -> Sequence[Metadata]:
-    """One map each; one map for all is repeated; absent or empty: none."""
+    """One map per image. One map for all is repeated; an absent or empty one means none."""
     if isinstance(value, Mapping):
         return [value] * count if value else ()
     return _list("metadata", value) if value is not None else ()

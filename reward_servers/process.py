@@ -1,4 +1,4 @@
-"""What a server process does about its port, its signals, its parent and its files."""
+"""Process-level parts of a server: port, signals, parent process and files."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from starlette.applications import Starlette
 from common.errors import ConfigError
 from reward_servers.connection import BoundedConnection
 
-# After the last deadline, for answers to be sent.
 DRAIN_EXTRA_SECONDS = 1
-# Of an orphan, whose launcher is gone: nobody is left to wait for its answers.
+"""After the last deadline the drain waits this long for responses to be sent."""
 ORPHAN_SECONDS = 30
-# Enough for hundreds of workers, and safely below the 1024 open files that a shell allows.
+"""An orphan drains for at most this long: its launcher is gone, so its responses are no longer needed."""
 MAX_CONNECTIONS = 512
-# Longer than a client keeps an idle connection, so that the client is the one to close it.
+"""This is enough for hundreds of workers and safely below the 1024 open files that a shell allows."""
 KEEP_ALIVE_SECONDS = 75
+"""Idle connections are kept longer than clients keep them, so that the client is the one to close them."""
 PARENT_POLL_SECONDS = 0.5
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Take the address at once, so that a taken port is known before minutes of loading."""
+    """Bind the address at once, so that a taken port is reported before minutes of loading."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # Connections inherit it. asyncio sets it only on sockets that name their protocol; without it the body of an answer
-    # waits for the client's acknowledgement of the head, which a client delays by 40 ms.
+    # Connections inherit this option. asyncio sets it only on sockets that name their protocol. Without it the body of
+    # a
+    # response waits for the client's acknowledgement of the head, which a client delays by 40 ms.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         listener.bind((host, port))
@@ -45,15 +46,15 @@ def bind(host: str, port: int) -> socket.socket:
 async def serve_http(
     app: Starlette, listener: socket.socket, while_open: AbstractAsyncContextManager[None], deadline_s: float
 ) -> None:
-    """Answer requests until SIGTERM or Ctrl-C, then drain: every request taken is answered within its `deadline_s`.
+    """Answer requests until SIGTERM or Ctrl-C, then drain: every accepted request is answered within its `deadline_s`.
 
-    `while_open` is entered once the port is open, and left at the beginning of the drain.
+    `while_open` is entered once the port is open, and left when the drain begins.
     """
     config = uvicorn.Config(
         app,
         http=BoundedConnection,
         limit_concurrency=MAX_CONNECTIONS,
-        # A warning for each connection beyond the limit would be a second flood.
+        # At a flood of connections, a warning for each one beyond the limit would flood the log.
         log_level="error",
         access_log=False,
         lifespan="off",
@@ -61,7 +62,7 @@ async def serve_http(
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=math.ceil(deadline_s) + DRAIN_EXTRA_SECONDS,
     )
-    # uvicorn drains on these, then raises the signal again; a drained stop is a success, not a death.
+    # uvicorn drains on these signals and then raises them again; a drained stop is a success, not a crash.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _ignore_signal)
     try:
@@ -94,7 +95,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def follow_parent(parent_pid: int) -> None:
-    """End with the launcher, also when it was killed and could stop nobody: an orphan is given another parent."""
+    """Stop when the launcher is gone, even if it was killed: an orphan then has another parent."""
     while os.getppid() == parent_pid:
         time.sleep(PARENT_POLL_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -109,4 +110,4 @@ def _port_error(host: str, port: int, error: Exception) -> ConfigError:
 
 
 def _ignore_signal(number: int, frame: object) -> None:
-    """Stands in for the default handler while uvicorn handles signals itself."""
+    """Replaces the default handler while uvicorn handles signals itself."""

@@ -1,7 +1,7 @@
-"""Lists a server in Redis under the names of its rewards, so that runs find it, also those that run already.
+"""Registers a server in Redis under the names of its rewards, so that new and running runs find it.
 
-A lease that is renewed as long as the server takes requests, and given up when it begins to drain; a server that was
-killed is forgotten when its lease runs out. Redis lost is not the server's end: it is listed again when Redis is back.
+The server renews its lease while it takes requests and gives it up when its drain begins. The lease of a killed server
+expires. The server keeps running without Redis and registers again when Redis is back.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def registered(redis_url: str | None, urls: Mapping[str, str]) -> AsyncIterator[None]:
-    """Inside the block each reward of `urls` is listed with its base URL; a `redis_url` of None lists nothing."""
+    """Keep each reward in `urls` registered with its base URL inside the block; without a `redis_url`, do nothing."""
     if redis_url is None:
         yield
         return
@@ -31,7 +31,7 @@ async def registered(redis_url: str | None, urls: Mapping[str, str]) -> AsyncIte
         yield
     finally:
         closing.set()
-        # Asked to end, not cancelled: a renewal on its way in its thread would otherwise list the server again.
+        # The task is asked to end, not cancelled: a renewal in flight in its thread would register the server again.
         await keeping
         await asyncio.to_thread(_each, registry.deregister, urls)
         link.close()
@@ -50,5 +50,5 @@ def _each(action: Callable[[str, str], None], urls: Mapping[str, str]) -> None:
         for reward, url in urls.items():
             action(reward, url)
     except StoreError as error:
-        # The link says once that Redis is away, and once that it is back.
+        # The link logs once that Redis is lost, and once that it is back.
         logger.debug("not listed: %s", error)

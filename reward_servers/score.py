@@ -1,7 +1,7 @@
 """Print the scores of image files: `python -m reward_servers.score --url URL IMAGE... --prompt TEXT`.
 
-One line a file: the score and the path. Files may differ in size: each is a request of its own. `--metadata` is for
-scorers that want more than a prompt, such as GenEval's.
+Each line has the score and the path of one file. Files may differ in size: each is its own request. `--metadata` is for
+scorers that need more than a prompt, such as GenEval's.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ Each = TypeVar("Each")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 when every image was scored, 2 with one line on stderr when one could not be."""
+    """0 when every image was scored, else 2 with one line on stderr."""
     options = _build_parser().parse_args(arguments)
     try:
         prompts = _one_each("--prompt", options.prompt, len(options.images))
         metadata = _one_each("--metadata", options.metadata or [{}], len(options.images))
         token = os.environ.get(TOKEN_VARIABLE)
         headers = {"content-type": MEDIA_TYPE} | ({"authorization": f"Bearer {token}"} if token else {})
-        # No proxy of the environment: it would be given the token, and reward servers are on the same network.
+        # No proxy from the environment: it would receive the token, and reward servers are on the same network.
         with httpx.Client(headers=headers, timeout=options.timeout_s, trust_env=False) as http:
             for path, prompt, about in zip(options.images, prompts, metadata, strict=True):
                 print(f"{score(http, options.url, path, prompt, about):.6f}  {path}")
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def score(http: httpx.Client, url: str, path: Path, prompt: str, metadata: dict[str, Any]) -> float:
-    """One image's score; RewardRejected when file or request are wrong, RewardUnavailable when nobody answers."""
+    """One image's score; RewardRejected for a bad file or request, RewardUnavailable without a response."""
     try:
         with Image.open(path) as image:
             images_BHWC = np.asarray(image.convert("RGB"))[None]

@@ -1,7 +1,7 @@
-"""A rollout worker: samples whole groups, has them scored, and samples for evaluations.
+"""Rollout worker: samples whole groups, has them scored, and samples for evaluations.
 
 Plain Python; `learner/compose.py` makes a Ray actor of it. Every call carries the weights it must run with, so it can
-be repeated on a worker that was restarted in between, and a worker swaps weights between groups, never inside one.
+be repeated on a restarted worker. A worker swaps weights between groups, never inside one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from rollout_workers.weight_receiver import PROBE_TOLERANCE, WeightReceiver
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What a worker needs to know, and nothing of the learner's."""
+    """Settings of a worker; none of the learner's settings are included."""
 
     backbone: BackboneConfig
     lora: LoraConfig
@@ -77,22 +77,22 @@ class RolloutWorker:
         tolerance = PROBE_TOLERANCE[settings.backbone.dtype]
         self._receiver = WeightReceiver(self._backbone, tolerance)
         self._empty = self._backbone.encode_prompts([""])
-        # Open as long as the process lives.
+        # Kept open for the lifetime of the process.
         self._connections = ExitStack()
         self._rewards = self._connections.enter_context(settings.rewards.guard())
 
     def ready(self) -> str:
-        """Answers once the backbone is loaded: the fingerprint of its base."""
+        """Return the fingerprint of the base once the backbone is loaded."""
         return self._backbone.base_fingerprint()
 
     def rollout(
         self, prompt: Prompt, plan: StepPlan, group_size: int, weights: PublishedWeights
     ) -> tuple[RolloutOutcome, ScoredGroup | None]:
-        """Sample one group with these weights and have it scored by every trained reward.
+        """Sample one group with these weights and have every trained reward score it.
 
         Raises:
             WeightUpdateError, AttestationError: the weights did not take effect; the run must stop.
-            RewardOutage: a reward that is waited for did not come back in time; the run must stop.
+            RewardOutage: a reward under `pause` did not recover in time; the run must stop.
         """
         clock = _Stopwatch()
         version = self._receiver.receive(weights)
@@ -124,7 +124,7 @@ class RolloutWorker:
 
         Raises:
             WeightUpdateError, AttestationError: the weights are missing or did not take effect.
-            RewardError: a reward could not be had; an evaluation is never filled up with zeros.
+            RewardError: a reward was not available; an evaluation never contains zeros for missing scores.
         """
         if weights is not None:
             self._receiver.receive(weights)

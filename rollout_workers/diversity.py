@@ -1,4 +1,4 @@
-"""How much the images of one prompt differ, by the features of the frozen VAE encoder."""
+"""Diversity of the images of one prompt, measured by the features of the frozen VAE encoder."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 EPSILON = 1e-8
-"""Keeps a feature vector that is zero everywhere from being divided by nothing."""
+"""Avoids division by zero for a feature vector that is zero everywhere."""
 
 
 def mean_pairwise_distance(features: Sequence[Tensor]) -> float:
     """Mean perceptual distance over all pairs of G images.
 
-    The form of LPIPS (arXiv 1801.03924) without its learned channel weights: at every place and depth the channel
-    vector is scaled to length one, squared differences are summed over channels, averaged over places and over depths.
+    This has the form of LPIPS (arXiv 1801.03924) without its learned channel weights: at every place and depth the
+    channel vector is scaled to length one; squared differences are summed over channels, then averaged over places and
+    over depths.
 
     Args:
         features: feature maps [G, c, h, w], one per depth, G >= 2.

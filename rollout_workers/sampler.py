@@ -1,4 +1,4 @@
-"""Sampling: functions of a backbone, prompts, seeds and a plan, and nothing else exists.
+"""Pure sampling: the result depends only on backbone, prompt, plan and seed.
 
 Shape suffixes: see `common/types.py`.
 """
@@ -29,9 +29,9 @@ class SampledGroup:
 
 @torch.no_grad()
 def sample_group(backbone: Backbone, prompt: Prompt, plan: StepPlan, *, seed: int, group_size: int) -> SampledGroup:
-    """Sample one group with the student: its text encoded once, its noise a function of the keys alone.
+    """Sample one group with the student. Its text is encoded once; its noise is a function of the keys alone.
 
-    On the plan's selected steps every sample has its own noise; on the others the group shares one draw (SubGRPO).
+    On the plan's selected steps every sample has its own noise; on the other steps the group shares one draw (SubGRPO).
     """
     conditioning = backbone.encode_prompts([prompt.text]).expand_to(group_size)
     shape = backbone.latent_shape
@@ -56,7 +56,7 @@ def sample_group(backbone: Backbone, prompt: Prompt, plan: StepPlan, *, seed: in
 def sample_for_evaluation(
     backbone: Backbone, prompt: Prompt, spec: SamplingSpec, *, seed: int, count: int, empty: Conditioning
 ) -> Tensor:
-    """Final latents [count, c, h, w] of one prompt. Every policy starts from the same noise, so images compare."""
+    """Final latents [count, c, h, w] of one prompt. All policies start from the same noise, so images compare."""
     conditioning = backbone.encode_prompts([prompt.text]).expand_to(count)
     shape = backbone.latent_shape
     latents = seeding.initial_noise_Gchw(seed, EVALUATION, prompt.index, count, shape).to(backbone.device)
@@ -73,18 +73,18 @@ def sample_for_evaluation(
 def sample_pictures(
     backbone: Backbone, prompt: Prompt, spec: SamplingSpec, *, seed: int, count: int, empty: Conditioning
 ) -> ByteArray:
-    """`sample_for_evaluation`, decoded: uint8 [count, H, W, C]."""
+    """`sample_for_evaluation` with decoded images: uint8 [count, H, W, C]."""
     latents = sample_for_evaluation(backbone, prompt, spec, seed=seed, count=count, empty=empty)
     return decode_to_uint8(backbone, latents)
 
 
 @torch.no_grad()
 def decode_to_uint8(backbone: Backbone, latents_Bchw: Tensor) -> ByteArray:
-    """Images as they are shown and scored: uint8 [B, H, W, C]."""
+    """Images as displayed and scored: uint8 [B, H, W, C]."""
     images_BCHW = (backbone.decode(latents_Bchw) * 255).round().byte()
     images_BHWC: ByteArray = images_BCHW.permute(0, 2, 3, 1).cpu().numpy()
     return np.ascontiguousarray(images_BHWC)
 
 
 EVALUATION = -1
-"""The iteration in the random keys of evaluation: no training iteration has it, and every evaluation repeats it."""
+"""The random keys of evaluations use this iteration: no training iteration has it, and every evaluation repeats it."""

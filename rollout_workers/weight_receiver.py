@@ -11,11 +11,11 @@ from common.weights import Manifest, PublishedWeights, probe_velocity, student_s
 from common.wire import tensor_hashes, weights_from_bytes
 
 PROBE_TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
-"""Largest difference between worker's and learner's probe velocity: their arithmetic may order sums differently."""
+"""Largest allowed difference between the probe velocities of worker and learner, which may sum in different orders."""
 
 
 class WeightReceiver:
-    """Holds which version a backbone carries; `receive` moves it to another one, or raises and names what is wrong."""
+    """Tracks the version that a backbone holds; `receive` changes it, or raises an error that names the problem."""
 
     def __init__(self, backbone: Backbone, probe_tolerance: float = PROBE_TOLERANCE["float32"]) -> None:
         self._backbone = backbone
@@ -23,12 +23,12 @@ class WeightReceiver:
         self._version: PolicyVersion | None = None
 
     def receive(self, published: PublishedWeights) -> PolicyVersion:
-        """Apply a publication unless it is already in place.
+        """Apply a publication unless it is already applied.
 
         Raises:
             WeightUpdateError: another base model, a missing or unknown key, a wrong shape.
             WireError: the payload is not valid safetensors.
-            AttestationError: the weights are in place but are not what the manifest says, or compute something else.
+            AttestationError: the weights were applied but differ from the manifest, or compute something else.
         """
         manifest = published.manifest
         if manifest.version == self._version:

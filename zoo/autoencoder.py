@@ -1,6 +1,6 @@
-"""The shapes world's VAE: 64 px images to 4 x 16 x 16 latents, an `AutoencoderKL` a hundredth of the usual size.
+"""VAE of the shapes world: 64 px images to 4 x 16 x 16 latents, an `AutoencoderKL` a hundredth of the usual size.
 
-The recipe is one for every family; `flux2_autoencoder.py` has the other model.
+The training recipe is shared by all families; `flux2_autoencoder.py` has the other model.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ STEPS = 4500
 BATCH = 16
 IMAGES = 12_000
 LATENT_NOISE = 0.5
-"""Standard deviation of the posterior, where every latent channel has standard deviation 1.
+"""Standard deviation of the posterior, relative to latent channels of standard deviation 1.
 
-Instead of a KL term, which left two of four channels unused: the noise spreads the code over all of them, and so far
-that what a generator gets slightly wrong still decodes to a clean image.
+It replaces a KL term, which left two of four channels unused. The noise spreads the code over all channels, so far
+apart that slightly wrong latents of a generator still decode to a clean image.
 """
 
 Model = TypeVar("Model", AutoencoderKL, AutoencoderKLFlux2)
@@ -59,9 +59,9 @@ def to_tensor(images_BHWC: npt.NDArray[np.uint8]) -> Tensor:
 
 
 def train_autoencoder(seed: int, new_model: Callable[[], Model], steps: int = STEPS) -> Model:
-    """Train on renders with squared and absolute error, convolutions in bfloat16.
+    """Train on renders with squared and absolute error; convolutions run in bfloat16.
 
-    The encoder's means then have mean 0 and deviation 1 in every channel, and its posterior the training noise.
+    Afterwards the encoder's means have mean 0 and deviation 1 in every channel; its posterior has the training noise.
     """
     torch.manual_seed(seed)
     images = torch.from_numpy(training_images(seed))
@@ -71,7 +71,7 @@ def train_autoencoder(seed: int, new_model: Callable[[], Model], steps: int = ST
 
 
 def refine_decoder(model: Model, seed: int, steps: int, noise: float) -> None:
-    """Train the decoder alone, on latents that stay what they are but for noise of this deviation; in place."""
+    """Train only the decoder, in place, on fixed latents with noise of this standard deviation."""
     torch.manual_seed(seed)
     model.decoder.train().requires_grad_(True)
     _fit(model, torch.from_numpy(training_images(seed)), lambda batch: latent_mean(model, batch), steps, 1e-3, noise)
@@ -87,7 +87,7 @@ def latent_mean(model: Model, images_BCHW: Tensor) -> Tensor:
 def _fit(
     model: Model, images: Tensor, latents_of: Callable[[Tensor], Tensor], steps: int, rate: float, noise: float
 ) -> None:
-    """Restore images from their noisy latents, at a rate that rises to `rate` and falls to nothing."""
+    """Restore images from their noisy latents; the learning rate rises to `rate` and falls to zero."""
     model.to(memory_format=torch.channels_last)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, rate, weight_decay=1e-4)
@@ -111,21 +111,21 @@ def _fit(
 
 
 def training_images(seed: int) -> npt.NDArray[np.uint8]:
-    """Scenes of the generator's world and of the scorers' freer one, half and half, in random order."""
+    """Scenes of the generator's world and of the scorers' wider one, half each, in random order."""
     scenes = [*sample_scenes(IMAGES // 2, seed + 1), *sample_grid_scenes(IMAGES // 2, seed + 2)]
     random.Random(seed).shuffle(scenes)
     return render_scenes(scenes, seed + 1)
 
 
 def _standardise(latents_Bchw: Tensor) -> Tensor:
-    """Every channel to mean 0 and standard deviation 1 over the batch."""
+    """Scale every channel to mean 0 and standard deviation 1 over the batch."""
     mean = latents_Bchw.mean((0, 2, 3), keepdim=True)
     return (latents_Bchw - mean) / (latents_Bchw.std((0, 2, 3), keepdim=True) + 1e-4)
 
 
 @torch.no_grad()
 def _fold_standardisation(model: Model, images: Tensor) -> Model:
-    """Let the encoder's last convolution standardise over the world instead of over a batch; in place."""
+    """Make the encoder's last convolution standardise over the world instead of over a batch; in place."""
     latents = latent_means(model, images[:2048].numpy())
     mean, spread = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     last, channels = model.encoder.conv_out, latents.shape[1]

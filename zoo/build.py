@@ -1,13 +1,13 @@
-"""Rebuild every model of the zoo from seeds, and print what each of them reaches.
+"""Rebuild every model of the zoo from seeds, and print its figures.
 
     python -m zoo.build [--out DIR] [--only pipeline]
 
-The second family's pipelines are a part of their own, built only by name (`--only flux2`): they take most of an hour
-more, and need `checker` and `pipeline` beside them, from whose autoencoder theirs begins.
+The second family's pipelines are a separate part, built only by name (`--only flux2`): they take most of another hour
+and need `checker` and `pipeline` beside them, because their autoencoder starts from the pipeline's.
 
 Two parts are built at a time, each in a process with one thread: at these sizes two threads on one model gain far less.
-What a part reaches is written to `figures.json` beside its weights. Training is deterministic on one machine; on
-another, sums in another order give other weights of the same quality.
+Each part's figures are written to `figures.json` beside its weights. Training is deterministic on one machine. Another
+machine may sum in another order and get different weights of the same quality.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FIGURES = "figures.json"
 AT_ONCE = 2
 
 PARTS: dict[str, Callable[[Path], dict[str, float]]] = {
-    # In the order in which they are begun: the longest first, beside it the checker, which tells the pipeline's gold.
+    # In the order of their start: the longest first, together with the checker, which measures the pipeline's gold.
     "pipeline": build_pipeline,
     "checker": build_checker,
     "judge": build_judge,
@@ -65,10 +65,10 @@ def main() -> None:
 
 
 def _build_all(out_dir: Path) -> None:
-    """Every part in a process of its own.
+    """Build every part in its own process.
 
     Raises:
-        CalledProcessError: one of them failed; it has said why, and no further part is begun.
+        CalledProcessError: a part failed and printed its reason; no further part is started.
     """
     with ThreadPoolExecutor(AT_ONCE) as pool:
         command = [sys.executable, "-m", "zoo.build", "--out", str(out_dir), "--only"]

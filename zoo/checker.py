@@ -1,8 +1,8 @@
-"""The gold checker: parses an image into things and background, and says whether a caption is obeyed.
+"""Gold checker: parses an image into things and background, and decides whether it obeys a caption.
 
-A small fully convolutional detector in the manner of CenterNet ("Objects as Points", arXiv 1904.07850): each cell of a
-16 x 16 map says whether a thing's centre lies in it, where exactly, its attributes, and whether the picture is damaged
-there. Gold is strict: the things found are exactly those asked for, and nothing anywhere is damaged.
+A small fully convolutional detector in the style of CenterNet ("Objects as Points", arXiv 1904.07850). For each cell of
+a 16 x 16 map it predicts whether a thing's centre lies in it, where exactly, its attributes, and whether the image is
+damaged there. Gold is strict: the things found are exactly those asked for, and nothing is damaged.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _WEIGHTS, _CONFIG = "checker.safetensors", "config.json"
 
 @dataclass(frozen=True)
 class CellMaps:
-    """What the network says of each cell: logits, except `offset_B2hw`, which is in cells from the cell's middle."""
+    """The network's output per cell: logits, except `offset_B2hw`, which is in cells from the cell's middle."""
 
     centre_Bhw: Tensor
     offset_B2hw: Tensor
@@ -90,12 +90,12 @@ class CheckerNet(nn.Module):
 
 @dataclass(frozen=True)
 class Parse:
-    """An image as the checker reads it.
+    """The checker's reading of an image.
 
     Attributes:
-        things: in no order.
+        things: the things found, unordered.
         background: a background word, or "neither".
-        damage: how probably the worst cell is damaged.
+        damage: probability of damage in the worst cell.
     """
 
     things: tuple[Thing, ...]
@@ -105,7 +105,7 @@ class Parse:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """From which probability on a centre is a thing, and from which on damage spoils the image; calibrated."""
+    """Probabilities above which a centre is a thing and damage spoils the image; calibrated."""
 
     centre: float = 0.4
     damage: float = 0.5
@@ -123,7 +123,7 @@ class GoldChecker:
         """Read a checker saved by `save`.
 
         Raises:
-            ModelError: the directory holds no whole checker.
+            ModelError: the directory does not contain a complete checker.
         """
         config_path = directory / _CONFIG
         if not config_path.is_file():
@@ -169,10 +169,10 @@ class GoldChecker:
         return [Parse(tuple(found), BACKGROUND_NAMES[index], worst) for found, index, worst in rows]
 
     def verdict(self, images_BHWC: npt.NDArray[np.generic], captions: Sequence[str]) -> npt.NDArray[np.bool_]:
-        """Whether each image is intact and is exactly what its caption asks for, bool [B].
+        """Whether each image is intact and exactly what its caption asks for, bool [B].
 
         Raises:
-            ValueError: a caption is none of the shapes world, or the counts differ.
+            ValueError: a caption is not one of the shapes world, or the counts differ.
         """
         requests = [parse_caption(caption) for caption in captions]
         pairs = zip(self.parse(images_BHWC), requests, strict=True)

@@ -1,4 +1,4 @@
-"""Trains and calibrates the gold checker on renders, half of them broken on purpose."""
+"""Trains and calibrates the gold checker on renders, half of them damaged on purpose."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from zoo.world import CANVAS, Scene, Thing, obeys, parse_caption, render_scenes,
 STEPS, BATCH, LEARNING_RATE = 1400, 64, 3e-3
 CELLS = CANVAS // STRIDE
 NEAR = 5.0
-"""Cells whose middle lies within this many pixels of a thing's centre learn its attributes and offset."""
+"""Cells whose middle is within this many pixels of a thing's centre learn its attributes and offset."""
 ACCEPT = 0.97
-"""Share of intact images with the look of a latent decoder whose damage must stay below the threshold."""
+"""Fraction of intact, decoder-like images whose damage must stay below the threshold."""
 DECODED = 0.6
-"""Share of training pictures whose things look as a latent decoder leaves them, which is no damage."""
+"""Fraction of training images whose things look as after a latent decoder, which does not count as damage."""
 PLACE_ERROR = 1.5
-"""Pixels within which a place counts as found."""
+"""A place counts as found within this many pixels."""
 LESSONS = (*KINDS, "shape_blend", "shape_blend", "colour_blend", "erased", "overlapped", "ghosted image")
-"""The kinds of damage trained on; what is hard to see comes more often."""
+"""Kinds of damage to train on; the harder ones occur more often."""
 
 Targets = dict[str, Tensor]
 
 
 def training_picture(rng: random.Random, noise: np.random.Generator) -> Picture:
-    """One training image: 45 % clean, 45 % broken in some way, 10 % on a background that is none of ours."""
+    """One training image: 45 % clean, 45 % damaged, 10 % on a background that is not one of ours."""
     scene, draw, decoded = sample_scene(rng), rng.random(), rng.random() < DECODED
     if draw < 0.45:
         picture = clean_picture(scene, noise, jitter=1.4, decoded=decoded)
@@ -59,7 +59,7 @@ def training_picture(rng: random.Random, noise: np.random.Generator) -> Picture:
 
 
 def targets_of(pictures: list[Picture]) -> Targets:
-    """Maps to learn: see `_targets_of_one`, stacked."""
+    """The maps to learn: those of `_targets_of_one`, stacked."""
     rows = [_targets_of_one(picture) for picture in pictures]
     return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
 
@@ -109,7 +109,7 @@ def checker_loss(maps: CellMaps, targets: Targets) -> Tensor:
 
 
 def train(seed: int, steps: int = STEPS, log_every: int = 250) -> CheckerNet:
-    """Train a network; a function of `seed` and `steps` alone."""
+    """Train a network; the result depends only on `seed` and `steps`."""
     torch.manual_seed(seed)
     rng, noise = random.Random(f"checker {seed}"), np.random.default_rng([seed, 1])
     net = CheckerNet().to(memory_format=torch.channels_last)
@@ -132,12 +132,12 @@ def train(seed: int, steps: int = STEPS, log_every: int = 250) -> CheckerNet:
 
 
 def quantised(images: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.uint8]:
-    """float [H, W, 3] each -> uint8 [B, H, W, 3], as a sampler hands them over."""
+    """float [H, W, 3] each -> uint8 [B, H, W, 3], the format of a sampler's output."""
     return np.round(np.clip(np.stack(images), 0, 1) * 255).astype(np.uint8)
 
 
 def mild_images(scenes: list[Scene], noise: np.random.Generator, decoded: bool = False) -> npt.NDArray[np.uint8]:
-    """Intact images, softened as must be forgiven; with `decoded` as a latent decoder leaves them as well."""
+    """Intact images with tolerable softening; with `decoded` also with the look of a latent decoder."""
     pictures = [clean_picture(scene, noise, decoded=decoded) for scene in scenes]
     return quantised([soften(picture.image_HWC, noise) for picture in pictures])
 
@@ -148,7 +148,7 @@ def broken_images(scenes: list[Scene], kind: str, noise: np.random.Generator) ->
 
 
 def calibrate(net: CheckerNet, seed: int) -> Thresholds:
-    """Set the damage threshold where `ACCEPT` of the decoder-like images of a set of its own pass."""
+    """Choose the damage threshold that `ACCEPT` of the decoder-like images of a separate set pass."""
     checker = GoldChecker(net, Thresholds())
     scenes, noise = sample_scenes(1500, seed + 101), np.random.default_rng([seed, 2])
     damage = [parse.damage for parse in checker.parse(mild_images(scenes, noise, decoded=True))]
@@ -156,7 +156,7 @@ def calibrate(net: CheckerNet, seed: int) -> Thresholds:
 
 
 def measure(checker: GoldChecker, seed: int, count: int = 1000) -> dict[str, float]:
-    """Figures on scenes that neither training nor calibration has seen."""
+    """Figures on scenes used neither in training nor in calibration."""
     scenes, noise = sample_scenes(count, seed + 202), np.random.default_rng([seed, 3])
     captions = [scene.caption for scene in scenes]
     clean = render_scenes(scenes, seed + 303)
@@ -175,7 +175,7 @@ def measure(checker: GoldChecker, seed: int, count: int = 1000) -> dict[str, flo
 
 
 def _attribute_accuracy(parses: list[Parse], scenes: list[Scene]) -> dict[str, float]:
-    """Share of drawn things that the nearest found thing gets right, per attribute; count and background per image."""
+    """Fraction of drawn things that the nearest found thing matches, per attribute; count and background per image."""
     right: dict[str, list[bool]] = {"size": [], "colour": [], "shape": [], "place": []}
     for parse, scene in zip(parses, scenes, strict=True):
         for thing in scene.things:

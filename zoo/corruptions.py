@@ -1,8 +1,8 @@
-"""What goes wrong in a generated image, drawn on purpose: the negatives of every scoring model in the zoo.
+"""Typical failures of generated images, drawn on purpose: the negatives of every scoring model in the zoo.
 
-A scene is first taken apart into layers (how much of each pixel a thing covers, and its colour). `BROKEN_THINGS`
-damage one layer, `BROKEN_IMAGES` the finished picture, "cut" pushes a thing across the border. `soften` is no damage:
-it is the slight loss of a good decoder, which a scorer must forgive.
+A scene is first split into layers (each thing's coverage per pixel and its colour). `BROKEN_THINGS` damage one layer,
+`BROKEN_IMAGES` damage the finished image, "cut" pushes a thing across the border. `soften` is not damage: it is the
+slight loss of a good decoder, which a scorer must tolerate.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from zoo.world import BACKGROUNDS, CANVAS, COLOUR_JITTER, COLOURS, RADIUS_JITTER
 Array = npt.NDArray[np.float32]
 
 MILD_BLUR = 0.6
-"""Gaussian sigma, pixels, up to which an image counts as intact."""
+"""An image counts as intact up to this Gaussian blur, sigma in pixels."""
 MILD_NOISE = 0.02
-"""Standard deviation of pixel noise up to which an image counts as intact."""
+"""An image counts as intact up to this standard deviation of pixel noise."""
 STRONG_BLUR = 2.0
-"""Gaussian sigma, pixels, from which on an image counts as broken."""
+"""An image counts as damaged from this Gaussian blur on, sigma in pixels."""
 FOOTPRINT = 0.15
-"""Coverage from which on a pixel belongs to a thing."""
+"""A pixel belongs to a thing from this coverage on."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One thing ready to be painted: `cover_HW` in [0, 1], `colour_HWC` in [0, 1]."""
+    """One thing ready to paint: `cover_HW` in [0, 1], `colour_HWC` in [0, 1]."""
 
     thing: Thing
     cover_HW: Array
@@ -39,14 +39,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image with everything a detector could learn from it.
+    """An image with all labels that a detector could learn.
 
     Attributes:
         image_HWC: float32 [H, W, 3] in [0, 1].
-        things: what was drawn, broken ones included.
-        broken: for each thing, whether it is damaged.
+        things: the things drawn, including damaged ones.
+        broken: whether each thing is damaged.
         background: a background word, or "neither".
-        damage_HW: bool [H, W], the pixels that damage touches.
+        damage_HW: bool [H, W], the damaged pixels.
     """
 
     image_HWC: Array
@@ -89,7 +89,7 @@ def gaussian_blur(plane: Array, sigma: float) -> Array:
 
 
 def _shift(plane: Array, dx: int, dy: int, fill: float = 0.0) -> Array:
-    """Move the content by whole pixels; what comes in from outside is `fill`."""
+    """Move the content by whole pixels; pixels from outside get the value `fill`."""
     moved = np.full_like(plane, fill)
     source = plane[max(0, -dy) : CANVAS - max(0, dy), max(0, -dx) : CANVAS - max(0, dx)]
     moved[max(0, dy) : max(0, dy) + source.shape[0], max(0, dx) : max(0, dx) + source.shape[1]] = source
@@ -106,7 +106,7 @@ def _radius(size: str, rng: np.random.Generator, jitter: float = RADIUS_JITTER) 
 
 
 def layers_of(scene: Scene, rng: np.random.Generator, jitter: float = 1.0, decoded: bool = False) -> list[Layer]:
-    """Take a scene apart; `jitter` scales the renderer's own jitter of radius and colour, `decoded` see `_decoded`."""
+    """Split a scene into layers; `jitter` scales the jitter of radius and colour; for `decoded` see `_decoded`."""
     layers = []
     for thing in scene.things:
         cover = coverage(thing.shape, thing.x, thing.y, _radius(thing.size, rng, jitter * RADIUS_JITTER))
@@ -116,7 +116,7 @@ def layers_of(scene: Scene, rng: np.random.Generator, jitter: float = 1.0, decod
 
 
 def _decoded(layer: Layer, rng: np.random.Generator) -> Layer:
-    """What a small latent decoder makes of a thing: rounder corners, an uneven inside, a slight drift of its colour."""
+    """A thing with the look of a small latent decoder: rounder corners, uneven inside, slightly changed colour."""
     sigma = rng.uniform(0.6, 2.0)
     # The blurred outline has slope 0.4 / sigma: raise it to a slope per pixel that looks sharp again.
     slope = rng.uniform(max(0.3, 0.4 / sigma), 0.9)
@@ -165,7 +165,7 @@ def _ghosted(layer: Layer, rng: np.random.Generator) -> Layer:
 
 
 def _erased(layer: Layer, rng: np.random.Generator) -> Layer:
-    """A straight or a round piece is missing."""
+    """Remove a straight or a round piece."""
     thing, radius = layer.thing, SIZES[layer.thing.size]
     grid_y, grid_x = np.mgrid[0:CANVAS, 0:CANVAS].astype(np.float32) + 0.5
     angle = rng.uniform(0, 2 * np.pi)
@@ -185,7 +185,7 @@ def _faded(layer: Layer, rng: np.random.Generator) -> Layer:
 
 
 def _shape_blend(layer: Layer, rng: np.random.Generator) -> Layer:
-    """Two shapes at once: half transparent over each other."""
+    """Blend two shapes, half transparent over each other."""
     other = str(rng.choice([shape for shape in SHAPES if shape != layer.thing.shape]))
     cover = coverage(other, layer.thing.x, layer.thing.y, _radius(layer.thing.size, rng))
     share = rng.uniform(0.4, 0.6)
@@ -193,7 +193,7 @@ def _shape_blend(layer: Layer, rng: np.random.Generator) -> Layer:
 
 
 def _colour_blend(layer: Layer, rng: np.random.Generator) -> Layer:
-    """Two colours in one thing, one on each side, the border between them soft or hard."""
+    """Give one thing two colours, one on each side, with a soft or a hard border."""
     other = str(rng.choice([name for name in COLOURS if name != layer.thing.colour]))
     grid_y, grid_x = np.mgrid[0:CANVAS, 0:CANVAS].astype(np.float32) + 0.5
     angle = rng.uniform(0, 2 * np.pi)
@@ -203,7 +203,7 @@ def _colour_blend(layer: Layer, rng: np.random.Generator) -> Layer:
 
 
 def _overlapped(layer: Layer, rng: np.random.Generator) -> Layer:
-    """Another thing stands in this one's way."""
+    """Put another thing in front of this one."""
     thing = layer.thing
     size, shape = str(rng.choice(list(SIZES))), str(rng.choice(SHAPES))
     angle = rng.uniform(0, 2 * np.pi)
@@ -234,7 +234,7 @@ def _blurred_image(image: Array, rng: np.random.Generator) -> tuple[Array, Array
 
 
 def _ghosted_image(image: Array, rng: np.random.Generator) -> tuple[Array, Array]:
-    """The picture and a shifted copy of it, averaged."""
+    """Average the image and a shifted copy of it."""
     angle, distance = rng.uniform(0, 2 * np.pi), rng.uniform(3.0, 9.0)
     grey = float(np.median(image))
     copy = _shift(image, round(distance * np.cos(angle)), round(distance * np.sin(angle)), grey)
@@ -244,12 +244,12 @@ def _ghosted_image(image: Array, rng: np.random.Generator) -> tuple[Array, Array
 
 
 def _smeared(image: Array, rng: np.random.Generator) -> tuple[Array, Array]:
-    """As if drawn at 8 to 14 pixels a side and enlarged."""
+    """Reduce the image to 8 to 14 pixels per side and enlarge it."""
     return _apply(_resample_matrix(int(rng.integers(8, 15))), image), np.zeros((CANVAS, CANVAS), np.float32)
 
 
 def _stained(image: Array, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Soft blobs of a foreign colour or grey."""
+    """Add soft blobs of a foreign colour or grey."""
     grid_y, grid_x = np.mgrid[0:CANVAS, 0:CANVAS].astype(np.float32) + 0.5
     blob = np.zeros((CANVAS, CANVAS), np.float32)
     for _ in range(int(rng.integers(1, 4))):
@@ -270,7 +270,7 @@ BROKEN_IMAGES: dict[str, Callable[[Array, np.random.Generator], tuple[Array, Arr
     "smeared": _smeared,
     "stained": _stained,
 }
-"""Each returns the damaged image and how much each pixel changed [H, W], all zero where the things themselves broke."""
+"""Each returns the damaged image and each pixel's change [H, W], which is all zero if the things themselves broke."""
 KINDS = (*BROKEN_THINGS, *BROKEN_IMAGES, "cut")
 
 
@@ -278,7 +278,7 @@ KINDS = (*BROKEN_THINGS, *BROKEN_IMAGES, "cut")
 
 
 def soften(image: Array, rng: np.random.Generator, blur: float = MILD_BLUR, noise: float = MILD_NOISE) -> Array:
-    """A decoder's slight loss, to be forgiven: blur up to `blur`, noise up to `noise`, a little brightness."""
+    """Apply a decoder's slight, tolerable loss: blur up to `blur`, noise up to `noise`, a little brightness."""
     sigma = rng.uniform(0, blur)
     soft = gaussian_blur(image, sigma) if sigma > 0.15 else image
     soft = soft + rng.normal(0, rng.uniform(0, noise), image.shape)
@@ -286,14 +286,14 @@ def soften(image: Array, rng: np.random.Generator, blur: float = MILD_BLUR, nois
 
 
 def clean_picture(scene: Scene, rng: np.random.Generator, jitter: float = 1.0, decoded: bool = False) -> Picture:
-    """A scene drawn as it should be."""
+    """Draw a scene without damage."""
     image = compose(layers_of(scene, rng, jitter, decoded), plain_background(scene.background, rng))
     nothing = np.zeros((CANVAS, CANVAS), bool)
     return Picture(image, scene.things, (False,) * len(scene.things), scene.background, nothing)
 
 
 def broken_picture(scene: Scene, kind: str, rng: np.random.Generator, decoded: bool = False) -> Picture:
-    """A scene drawn with damage of one of `KINDS`; at least one thing, or the background, is broken."""
+    """Draw a scene with damage of one of `KINDS`; at least one thing, or the background, is damaged."""
     if kind == "cut":
         return _cut_picture(scene, rng)
     layers = layers_of(scene, rng, decoded=decoded)
@@ -313,7 +313,7 @@ def broken_picture(scene: Scene, kind: str, rng: np.random.Generator, decoded: b
 
 
 def _cut_picture(scene: Scene, rng: np.random.Generator) -> Picture:
-    """One thing stands across the border with a good part of it outside."""
+    """Draw one thing across the border, with a large part of it outside."""
     victim = int(rng.integers(len(scene.things)))
     thing = scene.things[victim]
     inside = SIZES[thing.size] * rng.uniform(-0.3, 0.5)

@@ -1,8 +1,8 @@
-"""The detector reward, in GenEval's role (arXiv 2310.11513): counts, attributes and places, with partial credit.
+"""Detector reward, in GenEval's role (arXiv 2310.11513): counts, attributes and places, with partial credit.
 
-A small U-Net names the colour and the shape at every pixel; connected pixels of one colour are a thing. It shares
-nothing with the gold checker (architecture, renderer, data, seed) and looks for no damage: a broken picture loses only
-what can no longer be read from it.
+A small U-Net classifies the colour and the shape of every pixel; connected pixels of one colour are a thing. It shares
+nothing with the gold checker (architecture, renderer, data, seed) and does not look for damage: a damaged image loses
+only what is no longer readable.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from zoo.world import (
 )
 
 COLOUR_CLASSES = (*COLOURS, *BACKGROUNDS)
-"""What a pixel's colour can be: a thing's, or a background's."""
+"""Possible colours of a pixel: of a thing or of a background."""
 SHAPE_CLASSES = (*SHAPES, "nothing")
 SMALLEST_AREA = 24
-"""Pixels below which connected pixels are a speck, no thing."""
+"""Fewer connected pixels than this are a speck and not a thing."""
 MOST_PARTS = 6
-"""The largest so many parts of an image are tried against the things asked for."""
+"""At most this many parts of an image, the largest, are matched with the things asked for."""
 SIZE_BORDER = sum(SIZES.values()) / len(SIZES)
 WEIGHTS = "detector.safetensors"
 NO_PART = -1
@@ -53,7 +53,7 @@ _UNIT_RADIUS = 20.0
 _UNIT_AREA = {
     shape: float(coverage(shape, CANVAS / 2, CANVAS / 2, _UNIT_RADIUS).sum()) / _UNIT_RADIUS**2 for shape in SHAPES
 }
-"""Area of each shape over its squared radius."""
+"""Area of each shape divided by its squared radius."""
 
 
 def _step(channels_in: int, channels: int, stride: int = 1) -> nn.Sequential:
@@ -85,7 +85,7 @@ class DetectorNet(nn.Module):
 
 @dataclass(frozen=True)
 class Part:
-    """Connected pixels of one colour: place and size, and the mean probability of each colour and shape word in it."""
+    """Connected pixels of one colour: place, size, and the mean probability of each colour and shape word in them."""
 
     x: float
     y: float
@@ -94,19 +94,19 @@ class Part:
     shapes: dict[str, float]
 
     def as_thing(self) -> Thing:
-        """The thing it most likely is."""
+        """The most probable thing for this part."""
         shape = max(SHAPES, key=self.shapes.__getitem__)
         return Thing(self.size(shape), max(COLOURS, key=self.colours.__getitem__), shape, self.x, self.y)
 
     def size(self, shape: str) -> str:
-        """The size word its area speaks for, were it of this shape."""
+        """The size word that fits its area, if it has this shape."""
         small, big = sorted(SIZES, key=SIZES.__getitem__)
         return big if (self.area / _UNIT_AREA[shape]) ** 0.5 > SIZE_BORDER else small
 
 
 @dataclass(frozen=True)
 class Reading:
-    """The parts of an image, largest first, and the mean probability of each background word outside of them."""
+    """The parts of an image, largest first, and the mean probability of each background word outside them."""
 
     parts: tuple[Part, ...]
     backgrounds: dict[str, float]
@@ -115,8 +115,8 @@ class Reading:
 def connected(classes_BHW: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Number the 4-connected regions of equal class: int64 [B, H, W], equal within a region, different between regions.
 
-    A region's number is the highest pixel index in it. Each round takes the higher number of neighbours and then
-    follows it to the number found there, so long regions take few rounds.
+    A region's number is the highest pixel index in it. Each round takes the neighbours' higher number and then follows
+    it to the number found there, so long regions need few rounds.
     """
     count = classes_BHW.shape[0]
     labels = np.broadcast_to(np.arange(classes_BHW[0].size).reshape(classes_BHW.shape[1:]), classes_BHW.shape).copy()
@@ -133,7 +133,7 @@ def connected(classes_BHW: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def _take_higher(one: npt.NDArray[np.int64], other: npt.NDArray[np.int64], joined: npt.NDArray[np.bool_]) -> None:
-    """Where two overlapping views are joined, give both the higher of their numbers, in place."""
+    """Where two overlapping views are connected, give both the higher of their numbers, in place."""
     higher = np.maximum(one, other)
     for view in (one, other):
         np.maximum(view, higher, out=view, where=joined)
@@ -147,7 +147,7 @@ class Detector:
 
     @classmethod
     def load(cls, directory: Path) -> Detector:
-        """Read a detector saved by `save`; ModelError when there is none."""
+        """Read a detector saved by `save`; ModelError when it does not exist."""
         net = DetectorNet()
         try:
             net.load_state_dict(load_full(directory / WEIGHTS))
@@ -174,7 +174,7 @@ class Detector:
 
 
 def _reading(labels_HW: npt.NDArray[np.int64], colour_kHW: FloatArray, shape_kHW: FloatArray) -> Reading:
-    """Gather one image's parts. Two colours never share a pixel, so one map holds the regions of all of them."""
+    """Collect one image's parts. Two colours never share a pixel, so one map holds the regions of all colours."""
     labels, areas = np.unique(labels_HW, return_counts=True)
     order = np.argsort(-areas, kind="stable")
     kept = [labels[index] for index in order if labels[index] != NO_PART and areas[index] >= SMALLEST_AREA]
@@ -192,16 +192,16 @@ def _part(inside_HW: npt.NDArray[np.bool_], colour_kHW: FloatArray, shape_kHW: F
 
 
 def partial_credit(request: Request, reading: Reading) -> float:
-    """The mean, in [0, 1], over all that was asked for: the count, each thing's words, each relation, the background.
+    """The mean, in [0, 1], over everything asked for: the count, each thing's words, each relation, the background.
 
-    Colour, shape and background count with their probability, so that a clearer picture earns a little more. Parts
-    are assigned to things as favours the picture most; a thing without a part earns nothing, nor do its relations.
+    Colour, shape and background count with their probability, so a clearer image scores slightly higher. Parts are
+    assigned to things in the image's favour; a thing without a part scores nothing, and neither do its relations.
     """
     asked = len(request.things)
     count = max(0.0, 1 - abs(len(reading.parts) - asked) / asked)
     checks = 2 + 3 * asked + len(request.relations)
     seen = min(len(reading.parts), MOST_PARTS)
-    # Index -1 stands for no part; sorting out equal orders keeps the search at 229 at most.
+    # Index -1 stands for no part; removing equal orders keeps the search at 229 at most.
     orders = set(itertools.permutations([*range(seen), *([-1] * asked)], asked))
     best = max(_assigned_credit(request, [reading.parts[i] if i >= 0 else None for i in order]) for order in orders)
     return (count + reading.backgrounds[request.background] + best) / checks

@@ -1,4 +1,4 @@
-"""Trains the detector on pictures of its own: another rasteriser, wider jitters, things that overlap or are cut."""
+"""Trains the detector on its own images: another rasteriser, wider jitters, things that overlap or are cut."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from zoo.world import CANVAS, COLOURS, SHAPES, SIZES, render_scenes, sample_scen
 STEPS, BATCH, LEARNING_RATE = 900, 48, 3e-3
 SUPERSAMPLING = 2
 GREY_LEVELS = {"white": (0.74, 1.0), "black": (0.0, 0.28)}
-"""Wider than what the world draws."""
+"""This is wider than the world's own jitter."""
 COLOUR_SPREAD = 0.07
 RADIUS_SPREAD = 0.1
 """Relative jitter of a radius."""
@@ -37,7 +37,7 @@ class Labelled:
 
 
 def rasterise(shape: str, x: float, y: float, radius: float) -> Array:
-    """Share of each pixel inside a hard-edged shape, by supersampling; the same outlines as `zoo.world.coverage`."""
+    """Fraction of each pixel inside a hard-edged shape, by supersampling; same outlines as `zoo.world.coverage`."""
     side = CANVAS * SUPERSAMPLING
     grid = (np.arange(side, dtype=np.float32) + 0.5) / SUPERSAMPLING
     dx, dy = (grid[None, :] - x) / radius, (grid[:, None] - y) / radius
@@ -52,7 +52,7 @@ def rasterise(shape: str, x: float, y: float, radius: float) -> Array:
 
 
 def draw(rng: np.random.Generator) -> Labelled:
-    """One training picture with its pixel classes."""
+    """Draw one training image with its pixel classes."""
     word = str(rng.choice(list(GREY_LEVELS)))
     image = np.full((CANVAS, CANVAS, 3), rng.uniform(*GREY_LEVELS[word]), np.float32)
     image += rng.uniform(-0.03, 0.03, 3).astype(np.float32)
@@ -71,7 +71,7 @@ def draw(rng: np.random.Generator) -> Labelled:
 
 
 def _soften(images_BCHW: Tensor, rng: np.random.Generator) -> Tensor:
-    """Blur a whole batch a little, by repeated 3 x 3 averaging."""
+    """Blur a whole batch slightly, by repeated 3 x 3 averaging."""
     amount = float(rng.uniform(0, 1))
     for _ in range(int(rng.integers(0, 3))):
         padded = F.pad(images_BCHW, (1, 1, 1, 1), mode="replicate")
@@ -80,7 +80,7 @@ def _soften(images_BCHW: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def train(seed: int, steps: int = STEPS) -> DetectorNet:
-    """Train a network; a function of its arguments alone."""
+    """Train a network; the result depends only on the arguments."""
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 77])
     net = DetectorNet().to(memory_format=torch.channels_last)
@@ -103,7 +103,7 @@ def train(seed: int, steps: int = STEPS) -> DetectorNet:
 
 
 def measure(detector: Detector, seed: int, count: int = 500) -> dict[str, float]:
-    """Things read right on the world's own renders, mean score of right captions, and pair accuracy by kind."""
+    """Accuracy of reading things on the world's own renders, mean score of right captions, pair accuracy by kind."""
     scenes = sample_scenes(count, seed + 606)
     images = render_scenes(scenes, seed + 607)
     readings = detector.read(images)

@@ -1,4 +1,4 @@
-"""How the zoo's transformers of any family are trained: optimizers, learning rate, moving average, noise levels."""
+"""Training of the zoo's transformers, for any family: optimizers, learning rate, moving average, noise levels."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ Model = TypeVar("Model", bound=nn.Module)
 
 WARMUP_STEPS = 100
 CONSTANT_FRACTION = 0.3
-"""Part of the training at the full learning rate, which then falls linearly to zero."""
+"""This fraction of the training has the full learning rate, which then falls linearly to zero."""
 CAPTION_DROPOUT = 0.1
-"""Fraction of samples trained without a caption, for classifier-free guidance."""
+"""This fraction of the samples is trained without a caption, for classifier-free guidance."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates at their height, and the decay of the average of the weights."""
+    """Peak learning rates, and the decay of the weights' moving average."""
 
     matrices: float = 1e-2
-    """Muon's, for the matrices of the transformer blocks: it needs about a third fewer steps than AdamW."""
+    """Muon's rate, for the matrices of the transformer blocks: it needs about a third fewer steps than AdamW."""
     others: float = 2e-3
-    """AdamW's, for everything else."""
+    """AdamW's rate, for everything else."""
     ema_decay: float = 0.998
 
 
 def train_averaged(model: Model, loss_of_batch: Callable[[], Tensor], steps: int, rates: Rates) -> Model:
-    """Minimise the loss of random batches; returns a copy of the model with the moving average of its weights."""
+    """Minimise the loss of random batches; return a copy of the model with the moving average of its weights."""
     average = copy.deepcopy(model)
     optimizers = new_optimizers(model, rates)
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor(steps)) for optimizer in optimizers]
@@ -47,7 +47,7 @@ def train_averaged(model: Model, loss_of_batch: Callable[[], Tensor], steps: int
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
             schedule.step()
-        # Follows closely at first, so that the untrained weights are soon forgotten.
+        # A low decay at first, so that the untrained weights are soon forgotten.
         decay = min(rates.ema_decay, (step + 1) / (step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
@@ -58,7 +58,7 @@ def train_averaged(model: Model, loss_of_batch: Callable[[], Tensor], steps: int
 
 
 def new_optimizers(model: nn.Module, rates: Rates) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of attention and feed-forward layers, AdamW for all else."""
+    """Muon for the matrices of attention and feed-forward layers, AdamW for everything else."""
     matrices, others = [], []
     for name, parameter in model.named_parameters():
         hidden = parameter.ndim == 2 and "transformer_blocks" in name and "norm" not in name
@@ -70,7 +70,7 @@ def new_optimizers(model: nn.Module, rates: Rates) -> list[torch.optim.Optimizer
 
 
 def rate_factor(steps: int) -> Callable[[int], float]:
-    """Learning rate of a step, as a part of its height."""
+    """Learning rate of a step, as a fraction of its peak."""
 
     def factor(step: int) -> float:
         if step < steps * CONSTANT_FRACTION:
@@ -84,14 +84,14 @@ def rate_factor(steps: int) -> Callable[[int], float]:
 def half_precision() -> Iterator[None]:
     """Forward passes in bfloat16, with plain attention.
 
-    The fused one's backward pass in bfloat16 takes six times as long on a CPU, half of a training step.
+    In bfloat16 on a CPU the backward pass of fused attention takes six times as long, which is half of a training step.
     """
     with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
         yield
 
 
 def training_sigma(count: int, shift: float) -> Tensor:
-    """Half the noise levels logit-normal (as SD3), half uniform in the shifted schedule that sampling walks along."""
+    """Half the noise levels logit-normal (as in SD3), half uniform in the shifted schedule used for sampling."""
     uniform = torch.rand(count - count // 2)
     shifted = shift * uniform / (1 + (shift - 1) * uniform)
     return torch.cat([torch.sigmoid(torch.randn(count // 2)), shifted])

@@ -1,7 +1,7 @@
-"""The shapes world's VAE in FLUX.2's form: 64 px images to 16 x 8 x 8 latents, of which a token holds 2 x 2.
+"""VAE of the shapes world in FLUX.2's form: 64 px images to 16 x 8 x 8 latents, with 2 x 2 latents per token.
 
-Trained as `autoencoder.py` trains the other, from whose convolutions its outer levels begin: that halves the steps.
-FLUX.2 standardises the patches by the statistics of a batch normalisation; here they are measured once, after training.
+Trained like the other one in `autoencoder.py`, whose convolutions initialise its outer levels: that halves the steps.
+FLUX.2 standardises patches by the statistics of a batch normalisation; here they are measured once, after training.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from zoo.world import CANVAS
 
 LATENT_CHANNELS = 16
 PATCH = 2
-"""Latent pixels a token spans: FLUX.2's value. A latent pixel is 8 of the image, so an image has 16 tokens."""
+"""Latent pixels per side of a token, as in FLUX.2. A latent pixel spans 8 image pixels: 16 tokens per image."""
 PATCH_CHANNELS = LATENT_CHANNELS * PATCH**2
 SIDE = CANVAS // 8 // PATCH
-"""Patches along a side of an image."""
+"""Patches per side of an image."""
 STEPS = 2_200
 REFINING_STEPS = 1_500
-"""Of the decoder alone, with less noise: details, which the smaller map costs this model more than the other."""
+"""Extra steps for the decoder alone, with less noise, to restore details that the smaller map loses."""
 REFINING_NOISE = 0.3
 MEASURED_IMAGES = 4096
 INNERMOST = ("encoder.mid_block", "decoder.mid_block")
@@ -58,7 +58,7 @@ def train_flux2_autoencoder(outer: AutoencoderKL, seed: int, steps: int = STEPS)
 
 
 def begin_with(model: AutoencoderKLFlux2, outer: AutoencoderKL) -> AutoencoderKLFlux2:
-    """Copy what has the same place, counted from the image, and the same shape; in place."""
+    """Copy the weights that have the same place, counted from the image, and the same shape; in place."""
     own = model.state_dict()
     for name, value in outer.state_dict().items():
         if name.startswith(INNERMOST):
@@ -70,20 +70,20 @@ def begin_with(model: AutoencoderKLFlux2, outer: AutoencoderKL) -> AutoencoderKL
 
 
 def patchify(latents_Bchw: Tensor) -> Tensor:
-    """[B, c, h, w] -> [B, 4 c, h/2, w/2]: the four pixels of a patch become channels, those of one channel adjacent."""
+    """[B, c, h, w] -> [B, 4 c, h/2, w/2]: a patch's four pixels become channels; those of one channel are adjacent."""
     return functional.pixel_unshuffle(latents_Bchw, PATCH)
 
 
 @torch.no_grad()
 def encode_patches(model: AutoencoderKLFlux2, images_BHWC: npt.NDArray[np.uint8]) -> Tensor:
-    """What the transformer denoises, float32 [B, 4 c, h/2, w/2]: standardised patches of uint8 images."""
+    """The transformer's data, float32 [B, 4 c, h/2, w/2]: standardised patches of uint8 images."""
     patches: Tensor = model.bn.eval()(patchify(latent_means(model, images_BHWC)))
     return patches
 
 
 @torch.no_grad()
 def decode_patches(model: AutoencoderKLFlux2, patches_Bchw: Tensor) -> Tensor:
-    """The inverse: images float32 [B, 3, H, W] in [-1, 1] of standardised patches."""
+    """Invert `encode_patches`: images float32 [B, 3, H, W] in [-1, 1] from standardised patches."""
     spread = (model.bn.running_var + model.config.batch_norm_eps).sqrt()
     restored = patches_Bchw * spread[:, None, None] + model.bn.running_mean[:, None, None]
     images: Tensor = model.decode(functional.pixel_shuffle(restored, PATCH)).sample

@@ -1,4 +1,4 @@
-"""Builds the shapes world's second family: `base`, the teacher, and `klein`, where its 4-step student starts."""
+"""Builds the second family of the shapes world: `base`, the teacher, and `klein`, the start of its 4-step student."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from zoo.world import CANVAS
 BASE = "base"
 STUDENT = "klein"
 CALL: dict[str, Any] = {"height": CANVAS, "width": CANVAS, "text_encoder_out_layers": OUT_LAYERS}
-"""What a call of the pipeline must be given, beside `max_sequence_length`."""
+"""A call of the pipeline needs these arguments, beside `max_sequence_length`."""
 
 
 def build_flux2(out_dir: Path, seed: int = 0) -> dict[str, float]:
-    """Train all parts, save two diffusers directories, and return what the saved ones reach.
+    """Train all parts, save two diffusers directories, and return the figures of the saved pipelines.
 
-    The checker beside it in `../checker` tells gold; the autoencoder begins from the one in `../pipeline`.
+    The checker in `../checker` measures gold; the autoencoder starts from the one in `../pipeline`.
     """
     outer = AutoencoderKL.from_pretrained(out_dir.parent / "pipeline" / "vae", torch_dtype=torch.float32)
     autoencoder = train_flux2_autoencoder(outer, seed)
@@ -42,7 +42,7 @@ def build_flux2(out_dir: Path, seed: int = 0) -> dict[str, float]:
 
 
 def measure_flux2(directory: Path) -> dict[str, float]:
-    """Gold of both saved pipelines by Euler steps, and what the VAE alone loses."""
+    """Gold of both saved pipelines with Euler steps, and the loss of the VAE alone."""
     exam = Exam.beside(directory)
     base, student = (_load(directory / name) for name in (BASE, STUDENT))
     restored = decode_patches(base.vae, encode_patches(base.vae, exam.renders))

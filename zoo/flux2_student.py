@@ -1,8 +1,9 @@
-"""The start of the second family's student: the teacher's weights, taught to walk its guided trajectories in 4 steps.
+"""Start of the second family's student: the teacher's weights, trained to follow its guided trajectories in 4 steps.
 
-FLUX.2-klein's published student starts from a 4-step model; this stands for it. A trajectory leads from noise to
-picture in 28 guided steps, which visit the student's noise levels; the student learns the mean velocity from one of its
-levels to the next. That is least squares, so where trajectories part late it draws their mean: room for RTDMD.
+FLUX.2-klein's published student starts from a 4-step model; this model takes its place. A trajectory leads from noise
+to image in 28 guided steps, which include the student's noise levels. The student learns the mean velocity from one of
+its levels to the next. This is least squares: where trajectories separate late, it draws their mean, which RTDMD can
+improve.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ TRAJECTORIES = 3_072
 STEPS = 1_200
 RATES = Rates(matrices=2e-3, others=4e-4, ema_decay=0.99)
 SIGMAS = exponential_shift_sigmas(TEACHER_STEPS, flux2_mu(SIDE**2, STUDENT_STEPS))
-"""The teacher's levels under the shift of 4 steps, so that every seventh is one of the student's."""
+"""The teacher's levels with the shift of 4 steps, so that every seventh level is one of the student's."""
 
 
 def distil_student(pipeline: Flux2KleinPipeline, seed: int, steps: int = STEPS) -> Flux2Transformer2DModel:
-    """A 4-step transformer, of the pipeline's 28-step one with guidance."""
+    """Train a 4-step transformer from the pipeline's 28-step one with guidance."""
     torch.manual_seed(seed)
     rng = random.Random(seed + 20)
     captions = encode_captions(pipeline, [sample_grid_scene(rng).caption for _ in range(TRAJECTORIES)])
@@ -47,7 +48,7 @@ def distil_student(pipeline: Flux2KleinPipeline, seed: int, steps: int = STEPS) 
 
 @torch.no_grad()
 def guided_walk(teacher: Flux2Transformer2DModel, captions_BLd: Tensor, empty_1Ld: Tensor) -> Tensor:
-    """Where the teacher's guided trajectories from fresh noise are at the student's levels, [B, T + 1, c, h, w]."""
+    """The teacher's guided trajectories from fresh noise, at the student's levels: [B, T + 1, c, h, w]."""
     count = len(captions_BLd)
     sample = torch.randn(count, PATCH_CHANNELS, SIDE, SIDE)
     both = torch.cat([captions_BLd, empty_1Ld.expand_as(captions_BLd)])
@@ -63,7 +64,7 @@ def guided_walk(teacher: Flux2Transformer2DModel, captions_BLd: Tensor, empty_1L
 
 
 def walking_loss(student: Flux2Transformer2DModel, levels_NTchw: Tensor, captions_NLd: Tensor) -> Tensor:
-    """Mean squared error of the velocity from a level to the next, for a random batch of trajectories and levels."""
+    """Mean squared error of the velocity from one level to the next, for a random batch of trajectories and levels."""
     rows = torch.randint(len(levels_NTchw), (BATCH,))
     steps = torch.randint(STUDENT_STEPS, (BATCH,))
     levels = torch.tensor(SIGMAS[::STRIDE])

@@ -1,4 +1,4 @@
-"""The shapes world's second teacher: a `Flux2KleinPipeline` of 4 M parameters, trained by flow matching."""
+"""Second teacher of the shapes world: a `Flux2KleinPipeline` of 4 M parameters, trained by flow matching."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STEPS = 9_000
 BATCH = 64
 TEACHER_STEPS = 28
 SHIFT = math.exp(flux2_mu(SIDE**2, TEACHER_STEPS))
-"""Of the schedule that half the noise levels of the training follow."""
+"""Shift of the schedule that half of the training's noise levels follow."""
 
 
 def new_flux2_transformer() -> Flux2Transformer2DModel:
@@ -61,7 +61,7 @@ def new_flux2_pipeline(
 
 
 def train_flux2_teacher(pipeline: Flux2KleinPipeline, seed: int, steps: int = STEPS) -> None:
-    """Flow matching on rendered scenes; leaves the averaged weights in the pipeline."""
+    """Flow matching on rendered scenes; stores the averaged weights in the pipeline."""
     scenes = sample_grid_scenes(SCENES, seed + 10)
     patches = encode_patches(pipeline.vae, render_scenes(scenes, seed + 10)).half()
     captions = encode_captions(pipeline, [scene.caption for scene in scenes])
@@ -91,7 +91,7 @@ def flow_matching_loss(
 
 
 def velocity(model: Flux2Transformer2DModel, patches_Bchw: Tensor, sigma_B: Tensor, captions_BLd: Tensor) -> Tensor:
-    """The transformer's velocity [B, c, h, w]. Every token has its place: (time, row, column, place in the text)."""
+    """The transformer's velocity [B, c, h, w]. Every token has its position: (time, row, column, place in the text)."""
     one = torch.arange(1)
     places = torch.cartesian_prod(one, torch.arange(SIDE), torch.arange(SIDE), one)
     text_places = torch.cartesian_prod(one, one, one, torch.arange(MAX_PHRASES))

@@ -1,8 +1,8 @@
-"""The shapes world's text encoder in FLUX.2's form: a small Qwen3 language model, taught to read captions, then frozen.
+"""Text encoder of the shapes world in FLUX.2's form: a small Qwen3, trained to read captions, then frozen.
 
-FLUX.2-klein conditions its transformer on the hidden states of three layers, side by side at every token. Here they are
-trained to tell of every thing what it is and how it relates to the first one, which a causal model can: a relation
-stands before its thing. What comes after those layers is trained as what it is, a language model of captions.
+FLUX.2-klein conditions its transformer on the hidden states of three layers, concatenated at every token. Here they are
+trained to predict, for every thing, its attributes and its relation to the first one. A causal model can do so, because
+a relation precedes its thing. The layers after those are trained as a language model of captions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from zoo.world import parse_caption
 WIDTH = 64
 LAYERS = 4
 OUT_LAYERS = (1, 2, 3)
-"""The layers whose hidden states the transformer sees. Not the last, as in FLUX.2."""
+"""The transformer gets the hidden states of these layers; as in FLUX.2, the last layer is not among them."""
 PROMPT_WIDTH = WIDTH * len(OUT_LAYERS)
 
 
@@ -44,7 +44,7 @@ def new_text_encoder(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
 
 
 def train_text_encoder(seed: int, steps: int = STEPS) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast, float]:
-    """Train; returns the frozen model, its tokenizer, and the fraction of held-out facts read right from the tokens."""
+    """Train; return the frozen model, its tokenizer, and the fraction of held-out facts read correctly from tokens."""
     torch.manual_seed(seed)
     tokenizer = qwen_tokenizer()
     model = new_text_encoder(tokenizer)
@@ -58,7 +58,7 @@ def train_text_encoder(seed: int, steps: int = STEPS) -> tuple[Qwen3ForCausalLM,
 def _read(
     model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, reader: ThingReader, captions: list[str]
 ) -> tuple[Tensor, float]:
-    """Loss of the readers and of the language model, and the share of facts read right."""
+    """Loss of the readers and of the language model, and the fraction of facts read correctly."""
     prompts = [tokenizer.apply_chat_template([{"content": caption}], tokenize=False) for caption in captions]
     ids = token_ids(tokenizer, prompts, MAX_PHRASES)
     output = model(ids, attention_mask=ids != tokenizer.pad_token_id, output_hidden_states=True, use_cache=False)
@@ -73,7 +73,7 @@ def _read(
 
 @torch.no_grad()
 def encode_captions(pipeline: Flux2KleinPipeline, captions: list[str]) -> Tensor:
-    """Prompt features float16 [B, MAX_PHRASES, PROMPT_WIDTH], as the pipeline makes them."""
+    """Prompt features float16 [B, MAX_PHRASES, PROMPT_WIDTH], computed by the pipeline."""
     parts = []
     for start in range(0, len(captions), 256):
         features, _ = pipeline.encode_prompt(

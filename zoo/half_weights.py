@@ -1,4 +1,4 @@
-"""Weights on disk: float16 safetensors, read back as float32. Figures are measured on what was read back."""
+"""Weights on disk: float16 safetensors, read back as float32. Figures are measured with the weights read back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from common.errors import ModelError
 
 
 def save_half(state: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write a state dict; floating tensors as float16, others as they are."""
+    """Write a state dict; floating tensors as float16, others unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     halves = {name: _half(value.detach()).contiguous().cpu() for name, value in state.items()}
     save_file(halves, path, metadata={"format": "pt"})
@@ -27,7 +27,7 @@ def load_full(path: Path) -> dict[str, torch.Tensor]:
     """Read a state dict; floating tensors as float32.
 
     Raises:
-        ModelError: the file is missing or is not a whole safetensors file.
+        ModelError: the file is missing or is not a complete safetensors file.
     """
     if not path.is_file():
         raise ModelError(f"no weights at {path}: rebuild them with `python -m zoo.build`")

@@ -1,7 +1,7 @@
-"""The judge: a Qwen2.5-VL of 1.3 M parameters that answers yes or no to questions about pictures of the shapes world.
+"""Judge: a Qwen2.5-VL of 1.3 M parameters that answers yes/no questions about images of the shapes world.
 
-It is written as a plain Hugging Face model directory, so that a vLLM server loads it as it loads the published judges.
-A picture of 64 x 64 is 8 x 8 patches for the vision tower and 16 tokens for the language model.
+It is saved as a plain Hugging Face model directory, so a vLLM server loads it like the published judges. An image of
+64 x 64 has 8 x 8 patches for the vision tower and 16 tokens for the language model.
 
 Shape suffixes: B pictures, N patches of all pictures, L tokens, D width.
 """
@@ -27,7 +27,7 @@ from zoo.world import CANVAS
 PATCH = 8
 MERGE = 2
 FRAMES = 2
-"""Qwen-VL's patches span two video frames; a picture is repeated."""
+"""Qwen-VL's patches span two video frames; an image is repeated."""
 GRID = CANVAS // PATCH
 IMAGE_TOKENS = (GRID // MERGE) ** 2
 YES, NO = "yes", "no"
@@ -69,12 +69,12 @@ timeout_s: 180
 """
 WIDTH, LAYERS, MLP, HEADS, KEY_HEADS = 128, 5, 256, 4, 2
 INITIAL_SPREAD = 0.06
-"""Wider than the usual 0.02, which is meant for widths in the thousands."""
+"""This is wider than the usual 0.02, which is meant for widths in the thousands."""
 VISION_WIDTH, VISION_LAYERS, VISION_MLP, VISION_HEADS = 96, 3, 192, 3
 
 
 def judge_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE with one token a word of the shapes world and of the questions; other text falls into bytes."""
+    """A byte-level BPE with one token per word of the shapes world and of the questions; other text becomes bytes."""
     vocabulary = [*CONTROL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     merges: list[tuple[str, str]] = []
     words = {YES, NO, "user", "assistant", "is", "are", "does"}
@@ -145,8 +145,8 @@ def new_judge(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalGen
 
 
 def patches_of(images_BHWC: Tensor) -> Tensor:
-    """Pictures float [B, H, W, 3] in [0, 1] -> normalised patches [N, 3 * FRAMES * PATCH * PATCH], as Qwen-VL's
-    image processor lays them out: the 2 x 2 patches that will be merged into one token stand together."""
+    """Images float [B, H, W, 3] in [0, 1] -> normalised patches [N, 3 * FRAMES * PATCH * PATCH], in the order of
+    Qwen-VL's image processor: the 2 x 2 patches that will be merged into one token are adjacent."""
     mean, std = images_BHWC.new_tensor(OPENAI_MEAN), images_BHWC.new_tensor(OPENAI_STD)
     side = GRID // MERGE
     pixels = ((images_BHWC - mean) / std).permute(0, 3, 1, 2)
@@ -156,14 +156,14 @@ def patches_of(images_BHWC: Tensor) -> Tensor:
 
 
 def merged_order(grid: Tensor) -> Tensor:
-    """Values of the patches [B, GRID * GRID, ...] row by row -> in the order of `patches_of`."""
+    """Reorder values of the patches [B, GRID * GRID, ...] from row by row to the order of `patches_of`."""
     side, tail = GRID // MERGE, grid.shape[2:]
     split = grid.reshape(len(grid), side, MERGE, side, MERGE, *tail).transpose(2, 3)
     return split.reshape(len(grid), GRID * GRID, *tail)
 
 
 def see(model: Qwen2_5_VLForConditionalGeneration, images_BHWC: Tensor) -> tuple[Tensor, Tensor]:
-    """Image tokens [B, IMAGE_TOKENS, WIDTH], and the patch states [B, GRID * GRID, VISION_WIDTH] they were made of."""
+    """Image tokens [B, IMAGE_TOKENS, WIDTH], and the patch states [B, GRID * GRID, VISION_WIDTH] they come from."""
     count = len(images_BHWC)
     grids = torch.tensor([[1, GRID, GRID]]).expand(count, -1)
     seen = model.model.visual(patches_of(images_BHWC), grid_thw=grids)
@@ -171,7 +171,7 @@ def see(model: Qwen2_5_VLForConditionalGeneration, images_BHWC: Tensor) -> tuple
 
 
 def positions_of_head() -> Tensor:
-    """Qwen-VL's (time, row, column) of each token of `HEAD`, int64 [3, len(HEAD)]; text goes on at the next number."""
+    """Qwen-VL's (time, row, column) of each token of `HEAD`, int64 [3, len(HEAD)]; text continues after them."""
     side = GRID // MERGE
     text = torch.arange(FIRST_IMAGE_TOKEN).expand(3, -1)
     cells = torch.tensor([(0, row, column) for row, column in itertools.product(range(side), repeat=2)]).T
@@ -180,10 +180,10 @@ def positions_of_head() -> Tensor:
 
 
 def save_judge(model: Qwen2_5_VLForConditionalGeneration, directory: Path) -> None:
-    """Write float16 weights, tokenizer, settings of the image processor, rubric, and how to serve them."""
+    """Write float16 weights, tokenizer, settings of the image processor, rubric, and the serving settings."""
     model.half().save_pretrained(directory)
     judge_tokenizer().save_pretrained(directory)
-    # Every picture becomes CANVAS x CANVAS: fewest and most pixels are the same.
+    # Every image becomes CANVAS x CANVAS: the minimum and maximum of pixels are equal.
     image: dict[str, Any] = {
         "image_processor_type": "Qwen2VLImageProcessor",
         "patch_size": PATCH,
@@ -205,7 +205,7 @@ def save_judge(model: Qwen2_5_VLForConditionalGeneration, directory: Path) -> No
 
 
 def load_judge(directory: Path) -> Qwen2_5_VLForConditionalGeneration:
-    """Read a saved judge, as float32."""
+    """Read a saved judge as float32."""
     return Qwen2_5_VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
 
 
@@ -213,7 +213,7 @@ def load_judge(directory: Path) -> Qwen2_5_VLForConditionalGeneration:
 def probability_of_yes(
     model: Qwen2_5_VLForConditionalGeneration, images_BHWC: ByteArray, questions: Sequence[str]
 ) -> Tensor:
-    """P(yes) / (P(yes) + P(no)) of one question for each picture uint8 [B, H, W, 3]: float32 [B]."""
+    """P(yes) / (P(yes) + P(no)) of one question per image uint8 [B, H, W, 3]: float32 [B]."""
     tokenizer = judge_tokenizer()
     image_tokens, _ = see(model, torch.tensor(images_BHWC).float() / 255)
     head = torch.tensor(tokenizer.convert_tokens_to_ids(list(HEAD)))

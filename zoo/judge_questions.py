@@ -1,4 +1,4 @@
-"""Yes/no questions about pictures of the shapes world, with their true answers."""
+"""Yes/no questions about images of the shapes world, with their true answers."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from zoo.world import (
 
 COUNTS = ("is there one thing?", "are there two things?", "are there three things?")
 WRITTEN_SHARE = 0.3
-"""Of the damaged pictures, so many have writing on them."""
+"""This fraction of the damaged images has writing on it."""
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!?.,:<>|"
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question and its answer; `supported`: how many words of its caption the picture bears out, -1: not asked."""
+    """A question and its answer. `supported`: number of its caption's words that the image supports; -1: not asked."""
 
     text: str
     answer: bool
@@ -56,13 +56,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Asked:
-    """A picture with its questions.
+    """An image with its questions.
 
     Attributes:
         image_HWC: float32 [H, W, 3] in [0, 1].
-        damage_P: 1 for each patch that damage touches.
-        shown: what covers each patch, and
-        things: what was drawn; both are told of clean pictures only.
+        damage_P: 1 for each damaged patch.
+        shown: facts of the image, such as what covers each patch; for clean images only.
+        things: the things drawn; for clean images only.
     """
 
     image_HWC: Array
@@ -77,10 +77,10 @@ def exactly(caption: str) -> str:
 
 
 def supported_words(request: Request, scene: Scene) -> int:
-    """How many leading words of a caption the scene bears out, assigning its things as favours the caption most.
+    """Number of leading words of a caption that the scene supports, with its things assigned in the caption's favour.
 
-    All of them just when `zoo.world.obeys` says so. A word that asks for one thing too many fails, as does the "on"
-    after too few, and a relation word is judged as soon as it is said.
+    This is all of them exactly when `zoo.world.obeys` is true. A word that asks for one thing too many fails, and so
+    does the "on" after too few; a relation word is judged as soon as it occurs.
     """
     orders = itertools.permutations(scene.things, min(len(scene.things), len(request.things)))
     return max(_supported_in_order(request, scene, order) for order in orders)
@@ -107,13 +107,13 @@ def _supported_in_order(request: Request, scene: Scene, order: Sequence[Thing]) 
 
 
 def caption_question(caption: str, scene: Scene) -> Question:
-    """Whether a picture of `scene` shows exactly `caption`."""
+    """Ask whether an image of `scene` shows exactly `caption`."""
     supported = supported_words(parse_caption(caption), scene)
     return Question(exactly(caption), supported == len(caption.split()), supported)
 
 
 def _reworded(scene: Scene, rng: random.Random) -> str:
-    """Another true caption: the things told in another order where their relations allow it."""
+    """Another true caption: the things in another order, if their relations allow it."""
     first, *others = rng.sample(scene.things, len(scene.things))
     choices = [[word for word in RELATIONS if holds(word, first, other, CHECK_MARGIN * 2)] for other in others]
     if not all(choices):
@@ -122,7 +122,7 @@ def _reworded(scene: Scene, rng: random.Random) -> str:
 
 
 def _some_words(words: Sequence[str], rng: random.Random) -> list[str | None]:
-    """Any of size, colour and shape left out, but not all."""
+    """Leave out any of size, colour and shape, but not all."""
     kept: list[str | None] = [word if rng.random() < 0.65 else None for word in words]
     return kept if any(kept) else [*words]
 
@@ -132,13 +132,13 @@ def _has(thing: Thing, words: Sequence[str | None]) -> bool:
 
 
 def _phrase(words: Sequence[str | None]) -> str:
-    """The words of a thing; one without a shape word is "thing"."""
+    """The words of a thing; without a shape word it is "thing"."""
     said = [word for word in words if word is not None]
     return " ".join(said if words[2] is not None else [*said, "things"])
 
 
 def _altered(words: list[str | None], rng: random.Random) -> list[str | None]:
-    """One of the words said replaced by another."""
+    """Replace one of the given words by another."""
     index = rng.choice([index for index, word in enumerate(words) if word is not None])
     return [*words[:index], rng.choice(((*SIZES,), (*COLOURS,), SHAPES)[index]), *words[index + 1 :]]
 
@@ -152,7 +152,7 @@ def existence_question(scene: Scene, rng: random.Random) -> Question:
 
 
 def relation_question(scene: Scene, rng: random.Random) -> Question:
-    """A relation of two of the scene's things, said of them as they are or turned round."""
+    """Ask about a relation between two of the scene's things, either the true one or its inverse."""
     first, second = rng.sample(scene.things, 2)
     relation = rng.choice([word for word in RELATIONS if holds(word, first, second, CHECK_MARGIN)])
     if rng.random() < 0.5:
@@ -164,7 +164,7 @@ def relation_question(scene: Scene, rng: random.Random) -> Question:
 
 
 def plain_question(scene: Scene, rng: random.Random) -> Question:
-    """On the number of things, or the background."""
+    """Ask about the number of things, or the background."""
     if rng.random() < 0.5:
         index = rng.randrange(len(COUNTS))
         return Question(COUNTS[index], index + 1 == len(scene.things))
@@ -173,7 +173,7 @@ def plain_question(scene: Scene, rng: random.Random) -> Question:
 
 
 def questions_of(scene: Scene, other: Scene, rng: random.Random) -> tuple[Question, ...]:
-    """About a clean picture of `scene`; the caption of its twin `other` is wrong in one fact, a foreign one in more."""
+    """Questions about a clean image of `scene`; its twin's caption (`other`) is wrong in one fact, others in more."""
     questions = [
         caption_question(_reworded(scene, rng), scene),
         caption_question(other.caption, scene),
@@ -189,7 +189,7 @@ def questions_of(scene: Scene, other: Scene, rng: random.Random) -> tuple[Questi
 
 
 def write_on(image_HWC: Array, text: str, rng: np.random.Generator) -> Array:
-    """Write `text` somewhere on a picture, in a size that tends to fit and a colour that can be read."""
+    """Write `text` somewhere on an image, in a size that tends to fit and a readable colour."""
     canvas = Image.fromarray(np.round(image_HWC * 255).astype(np.uint8))
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size=float(rng.uniform(7, 14)))
@@ -204,7 +204,7 @@ def write_on(image_HWC: Array, text: str, rng: np.random.Generator) -> Array:
 
 
 def _scribble(rng: random.Random) -> str:
-    """Words of random letters: what is to be learnt is that writing is foreign, not what it says."""
+    """Words of random letters: the model must learn that writing is foreign, not what it says."""
     return " ".join("".join(rng.choices(LETTERS, k=rng.randint(1, 7))) for _ in range(rng.randint(1, 4)))
 
 
@@ -217,7 +217,7 @@ def clean_asked(scene: Scene, other: Scene, rng: random.Random, noise: np.random
 
 
 def damaged_asked(scene: Scene, rng: random.Random, noise: np.random.Generator) -> Asked:
-    """A damaged picture is not clean; one with writing on it does not show exactly what its caption says either."""
+    """A damaged image is not clean; one with writing on it also does not show exactly its caption."""
     questions = [Question(CLEAN, False)]
     if rng.random() < WRITTEN_SHARE:
         image = compose(layers_of(scene, noise, jitter=1.2), plain_background(scene.background, noise))
@@ -233,7 +233,7 @@ def damaged_asked(scene: Scene, rng: random.Random, noise: np.random.Generator) 
 
 
 def sample_asked(pairs: int, rng: random.Random, noise: np.random.Generator) -> list[Asked]:
-    """`pairs` scenes and their twins, and after these 2 * `pairs` clean pictures `pairs` damaged ones."""
+    """`pairs` scenes and their twins: first 2 * `pairs` clean images, then `pairs` damaged ones."""
     kinds = rng.choices(list(TWIN_SHARES), list(TWIN_SHARES.values()), k=pairs)
     twins = [sample_twins(kind, rng) for kind in kinds]
     clean = [clean_asked(*two, rng, noise) for pair in twins for two in (pair, pair[::-1])]

@@ -1,9 +1,10 @@
-"""Trains the judge: first its vision tower to see, then its language model to judge by what that sees.
+"""Trains the judge: first its vision tower to recognise, then its language model to judge.
 
-A picture and all questions about it are one sequence, in which no question sees another. Yes and no alone teach too
-slowly, so there are losses on the way. Linear readouts, dropped afterwards, tell what covers each patch, which thing
-stands in the cell of an image token and whether it is damaged, where that cell is, and at which word of a caption the
-picture fails it. And the words of true captions are foretold, which makes the language model look at the picture.
+An image and all questions about it are one sequence, in which questions do not attend to each other. Yes and no alone
+train too slowly, so there are auxiliary losses. Linear readouts, dropped afterwards, predict what covers each patch,
+which thing is in the cell of an image token and whether it is damaged, the position of that cell, and the word of a
+caption at which the image fails it. Also, the words of true captions are predicted, so the language model must use the
+image.
 
 Shape suffixes: B pictures, L tokens, Q questions, P patches, K words, D width.
 """
@@ -54,17 +55,17 @@ from zoo.world import CANVAS, COLOURS, SHAPES, SIZES, Thing
 SEEING_STEPS, SEEING_PAIRS = 1200, 16
 JUDGING_STEPS, JUDGING_PAIRS = 1600, 12
 MATRIX_LEARNING_RATE, LEARNING_RATE = 3e-3, 2e-3
-"""Muon's and AdamW's."""
+"""Learning rates of Muon and AdamW."""
 WARMUP_STEPS, CONSTANT_FRACTION = 100, 0.3
 REPORT_EVERY = 25
 PLACED_LAYER, FOUND_LAYER, APART_LAYER = 2, 3, 4
-"""After so many layers an image token should know where it stands, a thing's last word where the thing does, and where
-that is seen from the first thing of the question. Without these steps relations stay at chance."""
+"""After these layers an image token should encode its position, a thing's last word the thing's position, and that word
+also the direction from the question's first thing. Without these auxiliary losses relations stay at chance."""
 CELL = CANVAS // (GRID // MERGE)
-"""Side of what one image token covers, pixels."""
+"""Side of the area of one image token, in pixels."""
 IN_EVERY_QUESTION, NO_QUESTION = -1, -2
 FAILING_WORD_WEIGHT = 4.0
-"""Of the words judged, about one in eight is the one at which a caption fails."""
+"""About one in eight of the judged words is the one at which a caption fails."""
 BLOCKS = ("blocks.", "layers.")
 Terms = dict[str, Tensor]
 Judge = Qwen2_5_VLForConditionalGeneration
@@ -73,16 +74,16 @@ _WIDTHS = (len(SIZES), len(COLOURS), len(SHAPES))
 
 @dataclass(frozen=True)
 class Packed:
-    """A batch of pictures with their questions, padded to the longest.
+    """A batch of images with their questions, padded to the longest.
 
     Attributes:
-        ids_BL, positions_3BL: tokens and their places.
-        question_BL: which question a token belongs to, or `IN_EVERY_QUESTION`.
-        answer_BL: the token to answer with at a question's last token, else -100.
-        supported_BL: at a caption's word, 1 while the picture bears the caption out, 0 where it fails; -1 elsewhere.
+        ids_BL, positions_3BL: tokens and their positions.
+        question_BL: the question of a token, or `IN_EVERY_QUESTION`.
+        answer_BL: at a question's last token the token of its answer, else -100.
+        supported_BL: at a caption's word, 1 while the image supports the caption, 0 where it fails; -1 elsewhere.
         told_BL: before each word of a true caption that word's token, else -100.
-        found_BL: at the last word of a thing that the picture has once the patch of its centre, else -1.
-        apart_BL: there, where it stands seen from the first thing of the question (`_direction`), if that is found too.
+        found_BL: at the last word of a thing that the image has once, the patch of its centre, else -1.
+        apart_BL: there, its direction from the question's first thing (`_direction`), if that is found too.
     """
 
     ids_BL: Tensor
@@ -95,7 +96,7 @@ class Packed:
     apart_BL: Tensor
 
     def mask_BLL(self) -> Tensor:
-        """Whom a token sees: itself and what came before, in its own question and in what all of them share."""
+        """Attention mask: a token attends to itself and earlier tokens of its own question and of the shared part."""
         length = self.ids_BL.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool).tril()
         same = self.question_BL[:, :, None] == self.question_BL[:, None, :]
@@ -117,7 +118,7 @@ class Readouts(nn.Module):
 
 
 def pack(asked: list[Asked], tokenizer: PreTrainedTokenizerFast) -> Packed:
-    """Lay out the questions of each picture one after another, behind the tokens they share."""
+    """Lay out the questions of each image one after another, behind the tokens that they share."""
     rows = [_pack_one(one, tokenizer) for one in asked]
     longest = max(len(row[0]) for row in rows)
     padding = (tokenizer.pad_token_id, 0, NO_QUESTION, -100, -1, -100, -1, -1)
@@ -154,7 +155,7 @@ def _pack_one(asked: Asked, tokenizer: PreTrainedTokenizerFast) -> tuple[list[in
 
 
 def _supported(question: Question, tokens: int) -> list[int]:
-    """Per token of the question: a caption begins behind the opening words and ends before the question mark."""
+    """Per token of the question: a caption begins after the opening words and ends before the question mark."""
     if question.supported < 0:
         return [-1] * tokens
     opening = len(EXACTLY.split())
@@ -164,14 +165,14 @@ def _supported(question: Question, tokens: int) -> list[int]:
 
 
 def _told(words: list[int], borne_out: list[int]) -> list[int]:
-    """Per token of the question: the word that comes next, where that is one of a true caption."""
+    """Per token of the question: the next word, if it is one of a true caption."""
     nexts = zip(words[1:], borne_out[1:], strict=False)
     told = [word if in_caption == 1 else -100 for word, in_caption in nexts]
     return told + [-100] * (len(words) - len(told))
 
 
 def _found_and_apart(question: Question, things: tuple[Thing, ...]) -> tuple[list[int], list[int]]:
-    """Per token of the question, a word each and the question mark; a thing is named by three words."""
+    """Per token of the question, one per word and one for the question mark; three words name a thing."""
     words = question.text.removesuffix("?").split()
     found: list[int] = []
     apart: list[int] = []
@@ -188,13 +189,13 @@ def _found_and_apart(question: Question, things: tuple[Thing, ...]) -> tuple[lis
 
 
 def _direction(start: int, end: int) -> int:
-    """Where patch `end` stands seen from `start`: 0 above left, 1 above, ... 4 in the same place, ... 8 below right."""
+    """Direction of patch `end` from `start`: 0 above left, 1 above, ... 4 the same place, ... 8 below right."""
     (row, column), (to_row, to_column) = divmod(start, GRID), divmod(end, GRID)
     return 3 * (1 + (to_row > row) - (to_row < row)) + 1 + (to_column > column) - (to_column < column)
 
 
 def type_embeddings(model: Judge, tokenizer: PreTrainedTokenizerFast) -> Tensor:
-    """For each type of thing the sum of its words' embeddings [types, D]."""
+    """For each type of thing, the sum of its words' embeddings [types, D]."""
     ids = [tokenizer.convert_tokens_to_ids([f"\u0120{word}" for word in words]) for words in TYPES]
     return model.model.language_model.embed_tokens(torch.tensor(ids)).sum(1)
 
@@ -202,7 +203,7 @@ def type_embeddings(model: Judge, tokenizer: PreTrainedTokenizerFast) -> Tensor:
 def seeing_losses(
     readouts: Readouts, types_KD: Tensor, image_tokens_BLD: Tensor, patches_BPD: Tensor, asked: list[Asked]
 ) -> Terms:
-    """What the vision tower reads wrongly off the pictures."""
+    """Losses of the vision tower's readings of the images."""
     damage_BP = merged_order(torch.from_numpy(np.stack([one.damage_P for one in asked])))
     locally = readouts.patches(patches_BPD)
     spoilt_BL = damage_BP.reshape(*image_tokens_BLD.shape[:2], MERGE * MERGE).amax(2)
@@ -215,7 +216,7 @@ def seeing_losses(
 
 
 def judging_losses(model: Judge, readouts: Readouts, image_tokens_BLD: Tensor, packed: Packed) -> Terms:
-    """What the language model answers wrongly, and what it foretells wrongly on the way."""
+    """Losses of the language model's answers and of its auxiliary predictions."""
     language = model.model.language_model
     embedded_BLD = language.embed_tokens(packed.ids_BL)
     end = FIRST_IMAGE_TOKEN + IMAGE_TOKENS
@@ -238,7 +239,7 @@ def judging_losses(model: Judge, readouts: Readouts, image_tokens_BLD: Tensor, p
 
 
 def _whereabouts_losses(readouts: Readouts, states: tuple[Tensor, ...], packed: Packed) -> Terms:
-    """What the layers' states [B, L, D] tell wrongly of where image tokens and things are."""
+    """Losses of the positions of image tokens and things, read from the layers' states [B, L, D]."""
     placed_BKD = states[PLACED_LAYER][:, FIRST_IMAGE_TOKEN : FIRST_IMAGE_TOKEN + IMAGE_TOKENS]
     cells = torch.arange(IMAGE_TOKENS).repeat(len(placed_BKD))
     found, apart = packed.found_BL >= 0, packed.apart_BL >= 0
@@ -250,14 +251,14 @@ def _whereabouts_losses(readouts: Readouts, states: tuple[Tensor, ...], packed: 
 
 
 def _place_loss(logits_NK: Tensor, places_N: Tensor) -> Tensor:
-    """Of a square grid's places, numbered row by row, the row and the column are read out."""
+    """Loss of places in a square grid, numbered row by row; row and column are predicted separately."""
     side = logits_NK.shape[1] // 2
     rows, columns = logits_NK.split(side, 1)
     return F.cross_entropy(rows, places_N // side) + F.cross_entropy(columns, places_N % side)
 
 
 def _things_loss(logits_BLK: Tensor, asked: list[Asked]) -> Tensor:
-    """Which thing has its centre in the cell of an image token, if any, and where in the cell."""
+    """Loss of the thing, if any, whose centre is in the cell of an image token, and of its place in the cell."""
     kinds, offsets = torch.full(logits_BLK.shape[:2], len(TYPES)), torch.zeros(*logits_BLK.shape[:2], 2)
     for row, one in enumerate(asked):
         for thing in one.things:
@@ -271,7 +272,7 @@ def _things_loss(logits_BLK: Tensor, asked: list[Asked]) -> Tensor:
 
 
 def _cover_loss(logits_BPK: Tensor, asked: list[Asked]) -> Tensor:
-    """How much of each patch of the clean pictures, which come first, is covered, and by which words' things."""
+    """Loss of the covered fraction of each patch of the clean images, which come first, and of the covering words."""
     shares = [one.shown.patches_PK for one in asked if one.shown is not None]
     shares_BPK = merged_order(torch.from_numpy(np.stack(shares)))
     logits = logits_BPK[: len(shares)]
@@ -283,7 +284,7 @@ def _cover_loss(logits_BPK: Tensor, asked: list[Asked]) -> Tensor:
 
 
 def train(seed: int, seeing_steps: int = SEEING_STEPS, judging_steps: int = JUDGING_STEPS) -> Judge:
-    """Train a judge; a function of its arguments alone."""
+    """Train a judge; the result depends only on the arguments."""
     torch.manual_seed(seed)
     rng, noise = random.Random(f"judge {seed}"), np.random.default_rng([seed, 4711])
     tokenizer = judge_tokenizer()
@@ -324,7 +325,7 @@ def _optimise(parts: list[nn.Module], terms_of_a_batch: Callable[[], Terms], ste
     schedules = [torch.optim.lr_scheduler.LambdaLR(one, _rate_factor(steps)) for one in optimizers]
     sums: dict[str, float] = defaultdict(float)
     for step in range(1, steps + 1):
-        # For attention this small, CPU kernels that never hold the whole matrix take half of the time for nothing.
+        # For attention this small, memory-efficient CPU kernels take half of the time without any benefit.
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             terms = terms_of_a_batch()
         for part in parts:
@@ -341,7 +342,7 @@ def _optimise(parts: list[nn.Module], terms_of_a_batch: Callable[[], Terms], ste
 
 
 def _new_optimizers(parts: list[nn.Module]) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of attention and feed-forward layers, AdamW for all else."""
+    """Muon for the matrices of attention and feed-forward layers, AdamW for everything else."""
     named = [entry for part in parts for entry in part.named_parameters()]
     matrices = [weight for name, weight in named if weight.ndim == 2 and name.startswith(BLOCKS)]
     others = [weight for name, weight in named if weight.ndim != 2 or not name.startswith(BLOCKS)]
@@ -352,7 +353,7 @@ def _new_optimizers(parts: list[nn.Module]) -> list[torch.optim.Optimizer]:
 
 
 def _rate_factor(steps: int) -> Callable[[int], float]:
-    """Warm-up, a constant rate, then linearly to zero."""
+    """Warm-up, then a constant rate, then linearly to zero."""
 
     def factor(step: int) -> float:
         if step < steps * CONSTANT_FRACTION:
@@ -363,7 +364,7 @@ def _rate_factor(steps: int) -> Callable[[int], float]:
 
 
 def kind_of(question: Question) -> str:
-    """The word its figures are filed under."""
+    """The word under which its figures are reported."""
     if question.text.startswith(EXACTLY):
         return "exactly"
     if question.text == CLEAN:

@@ -1,4 +1,4 @@
-"""What a pipeline of the shapes world reaches: gold of its samples and of what its VAE makes of renders."""
+"""Figures of a pipeline of the shapes world: gold of its samples and of its VAE's reconstructions of renders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SEED = 12_345
 
 
 class Exam:
-    """Held-out scenes and who marks them."""
+    """Held-out scenes and the checker that marks images of them."""
 
     def __init__(self, checker: GoldChecker, count: int = MEASURED_PROMPTS) -> None:
         scenes = sample_grid_scenes(count, SEED)
@@ -32,11 +32,11 @@ class Exam:
 
     @classmethod
     def beside(cls, pipeline_dir: Path) -> Exam:
-        """With the checker that a whole build has put beside the pipeline."""
+        """An exam with the checker that a full build has put beside the pipeline."""
         return cls(GoldChecker.load(pipeline_dir.parent / "checker"))
 
     def gold(self, images_BHWC: npt.NDArray[np.uint8]) -> float:
-        """Share of the images, one a caption, that show what their caption says."""
+        """Fraction of the images, one per caption, that show what their caption says."""
         return float(self._checker.verdict(images_BHWC, self.captions).mean())
 
 
@@ -54,14 +54,14 @@ def generate(
     seed: int = 7,
     **options: Any,
 ) -> npt.NDArray[np.uint8]:
-    """Images uint8 [B, H, W, 3] from diffusers' own sampling loop; `options` are what the family's call wants more."""
+    """Images uint8 [B, H, W, 3] from diffusers' own sampling loop; `options` are the family's extra call arguments."""
     generator = torch.Generator().manual_seed(seed)
     parts = []
     for start in range(0, len(captions), 64):
         output = pipeline(
             prompt=list(captions[start : start + 64]),
             num_inference_steps=steps,
-            # The method's steps, even before the shift; SD3's default ends in a step of almost no size.
+            # The method's steps, evenly spaced before the shift; SD3's default ends in a step of almost no size.
             sigmas=[(steps - step) / steps for step in range(steps)],
             guidance_scale=guidance,
             generator=generator,

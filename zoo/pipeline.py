@@ -1,4 +1,4 @@
-"""Builds the shapes world's diffusion pipeline: VAE, text encoders, teacher; and measures the teacher."""
+"""Builds the diffusion pipeline of the shapes world (VAE, text encoders, teacher) and measures the teacher."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from zoo.text_encoders import train_text_encoders
 
 
 def build_pipeline(out_dir: Path, seed: int = 0) -> dict[str, float]:
-    """Train the three parts, save them as a diffusers directory, and return what the saved one reaches.
+    """Train the three parts, save them as a diffusers directory, and return the figures of the saved pipeline.
 
-    The checker beside it in `../checker` tells gold; in a whole build it is ready long before the pipeline.
+    The checker in `../checker` measures gold; in a full build it is ready long before the pipeline.
     """
     autoencoder = train_autoencoder(seed, new_autoencoder)
     text, facts_right = train_text_encoders(seed)
@@ -26,12 +26,12 @@ def build_pipeline(out_dir: Path, seed: int = 0) -> dict[str, float]:
 
 
 def save_pipeline(pipeline: DiffusionPipeline, out_dir: Path) -> None:
-    """Save as float16 safetensors: half the size; whoever loads it as float32 gets the rounded weights."""
+    """Save as float16 safetensors: half the size; loading as float32 gives the rounded weights."""
     pipeline.to(dtype=torch.float16).save_pretrained(out_dir)
 
 
 def measure_pipeline(directory: Path) -> dict[str, float]:
-    """Gold of the saved pipeline: 28 guided and 4 unguided Euler steps, and what the VAE alone loses."""
+    """Gold of the saved pipeline with 28 guided and 4 unguided Euler steps, and the loss of the VAE alone."""
     pipeline = StableDiffusion3Pipeline.from_pretrained(directory, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     exam = Exam.beside(directory)

@@ -1,4 +1,4 @@
-"""The two preference models of the shapes world: their sizes, and how they are written to disk.
+"""The two preference models of the shapes world: their sizes and their files.
 
 Both are CLIP models (arXiv 2103.00020) with the exact GELU, trained by `zoo.preference_training` as
 `transformers.CLIPModel`s. The HPS one is stored under open_clip's names, as HPSv2.1 is published; the PickScore one as
@@ -27,7 +27,7 @@ PICKSCORE_SIZES = {"embed_dim": 80, "vision": (80, 5, 20), "text": (80, 2, 4)}
 
 
 def open_clip_settings(sizes: dict[str, Any], vocabulary_size: int) -> dict[str, Any]:
-    """A model's sizes as open_clip's config.json writes them."""
+    """A model's sizes in the form of open_clip's config.json."""
     width, layers, head_width = sizes["vision"]
     text_width, text_layers, heads = sizes["text"]
     vision = {"image_size": CANVAS, "layers": layers, "width": width, "head_width": head_width}
@@ -37,7 +37,7 @@ def open_clip_settings(sizes: dict[str, Any], vocabulary_size: int) -> dict[str,
 
 
 def new_model(sizes: dict[str, Any], directory: Path) -> tuple[CLIPModel, Any]:
-    """A fresh model and its tokenizer, whose vocabulary is written into `directory`."""
+    """A new model and its tokenizer, whose vocabulary is written into `directory`."""
     tokenizer = clip_tokenizer(directory)
     config: CLIPConfig = clip_config(open_clip_settings(sizes, len(tokenizer)), tokenizer)
     model = CLIPModel(config)
@@ -52,7 +52,7 @@ def new_model(sizes: dict[str, Any], directory: Path) -> tuple[CLIPModel, Any]:
 
 
 def _waves(count: int, width: int, longest: float) -> Tensor:
-    """Sines and cosines of positions, [count, width]: a start from which neighbours are easy to find."""
+    """Sines and cosines of positions, [count, width]: an initialisation with which neighbours are easy to find."""
     frequencies = longest ** -torch.linspace(0, 1, width // 2)
     angles = torch.arange(count)[:, None] * frequencies[None, :]
     return torch.cat([angles.sin(), angles.cos()], 1)
@@ -103,7 +103,7 @@ def to_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename a `CLIPModel` state dict to open_clip's keys, fusing q, k and v and transposing the projections.
 
     Raises:
-        KeyError: the state dict has a tensor that open_clip has no place for.
+        KeyError: the state dict has a tensor without a counterpart in open_clip.
     """
     converted = {
         "visual.proj": state["visual_projection.weight"].T.contiguous(),

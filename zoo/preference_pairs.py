@@ -1,7 +1,7 @@
-"""Synthetic preferences: for a caption, one picture that is right and one that is wrong in a single known way.
+"""Synthetic preferences: for a caption, one right image and one that is wrong in a single known way.
 
-A *twin* of a scene differs in one fact of its caption, so the two pictures and the two captions judge each other four
-times over. A *spoilt* picture shows the right scene, damaged.
+A *twin* of a scene differs in one fact of its caption, so the two images and the two captions give four comparisons. A
+*spoilt* image shows the right scene, damaged.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ SPOILT: dict[str, tuple[str, ...]] = {
     "broken": ("erased", "shape_blend", "colour_blend", "overlapped", "stained"),
     "cut": ("cut",),
 }
-"""Pair kind -> the damage of `zoo.corruptions` it stands for."""
+"""Each pair kind maps to its damage in `zoo.corruptions`."""
 
 
 # --- twins: one fact changed ---------------------------------------------------------------------------------------
 
 
 def _recoloured(scene: Scene, rng: random.Random) -> Scene:
-    """Another colour for one thing, or the colours of two things exchanged."""
+    """Change one thing's colour, or exchange the colours of two things."""
     if len(scene.things) > 1 and rng.random() < 0.4:
         return _exchanged(scene, "colour", rng)
     return _reworded(scene, "colour", list(COLOURS), rng)
@@ -82,7 +82,7 @@ def _with_thing(scene: Scene, index: int, thing: Thing) -> Scene:
 
 
 def _moved(scene: Scene, rng: random.Random) -> Scene:
-    """The places of two things exchanged (and so their relation turned round), or one thing somewhere else."""
+    """Exchange the places of two things (which inverts their relation), or move one thing elsewhere."""
     if len(scene.things) == 1:
         return scene
     other = rng.randrange(1, len(scene.things))
@@ -93,7 +93,7 @@ def _moved(scene: Scene, rng: random.Random) -> Scene:
     if not all(clear):
         return scene
     kept = zip(scene.relations, clear, strict=True)
-    # The word of the exchanged pair is the opposite one, so that a relation word alone tells the two captions apart.
+    # The exchanged pair has the opposite relation word, so only that word distinguishes the two captions.
     relations = [OPPOSITE[old] if OPPOSITE[old] in words else rng.choice(words) for old, words in kept]
     return replace(swapped, relations=tuple(relations))
 
@@ -103,7 +103,7 @@ def _clear_relations(first: Thing, other: Thing) -> list[str]:
 
 
 def _recounted(scene: Scene, rng: random.Random) -> Scene:
-    """One thing less, or one more (half of the time a second one of a kind that is there)."""
+    """Remove a thing, or add one (half of the time a second one of an existing kind)."""
     count = len(scene.things)
     if count == MAX_THINGS or (count > 1 and rng.random() < 0.5):
         gone = rng.randrange(1, count)
@@ -139,7 +139,7 @@ TWINS: dict[str, Callable[[Scene, random.Random], Scene]] = {
 PAIR_KINDS = (*TWINS, *SPOILT)
 TWIN_SHARES = {"colour": 3, "shape": 5, "size": 2, "relation": 6, "count": 2, "background": 1}
 SPOILT_SHARES = {"blur": 2, "ghost": 2, "broken": 4, "cut": 3}
-"""How often training draws each kind: what is hard to learn comes more often."""
+"""Frequency of each kind in training; the harder ones occur more often."""
 
 
 def _touch(first: Thing, second: Thing) -> bool:
@@ -148,19 +148,19 @@ def _touch(first: Thing, second: Thing) -> bool:
 
 
 def _fits(scene: Scene) -> bool:
-    """Whether every thing lies inside the image and none touch."""
+    """Whether every thing lies inside the image and no two touch."""
     things = scene.things
     inside = all(SIZES[t.size] + 1.5 <= min(t.x, t.y, CANVAS - t.x, CANVAS - t.y) for t in things)
     return inside and not any(_touch(a, b) for i, a in enumerate(things) for b in things[i + 1 :])
 
 
 def obeyed_by(scene: Scene, request: Request) -> bool:
-    """Whether a drawn scene is a right picture for a request."""
+    """Whether a drawn scene is right for a request."""
     return obeys(request, scene.things, scene.background)
 
 
 def sample_twins(kind: str, rng: random.Random) -> tuple[Scene, Scene]:
-    """A scene and its twin of one of `TWINS`: neither is a right picture for the other's caption."""
+    """A scene and its twin of one of `TWINS`; neither is right for the other's caption."""
     while True:
         scene = sample_scene(rng)
         twin = TWINS[kind](scene, rng)
@@ -181,11 +181,11 @@ _CLASSES = [*SIZES, *COLOURS, *SHAPES]
 
 @dataclass(frozen=True)
 class CaptionFacts:
-    """What a caption says.
+    """The facts of a caption.
 
     Attributes:
         present_T: 1 for each (size, colour, shape) type named.
-        told_T2: where relations put it, -1 or 1 along their axis, else 0.
+        told_T2: the side that its relations say, -1 or 1 along their axis, else 0.
         background: word index.
     """
 
@@ -196,10 +196,10 @@ class CaptionFacts:
 
 @dataclass(frozen=True)
 class PictureFacts:
-    """What a clean picture shows.
+    """The facts of a clean image.
 
     Attributes:
-        patches_PK: share of each patch covered by things of each size, colour and shape word.
+        patches_PK: fraction of each patch covered by things of each size, colour and shape word.
         places_T2: mean place of each type's things, in [-1, 1].
     """
 
@@ -211,7 +211,7 @@ _DIRECTION = {"above": (0, -1), "below": (0, 1), "left of": (-1, 0), "right of":
 
 
 def caption_facts(scene: Scene) -> CaptionFacts:
-    """Read off a scene what its caption says."""
+    """Derive a caption's facts from its scene."""
     present, told = np.zeros(len(TYPES), np.float32), np.zeros((len(TYPES), 2), np.float32)
     kinds = [TYPES.index(thing.words) for thing in scene.things]
     present[kinds] = 1
@@ -222,7 +222,7 @@ def caption_facts(scene: Scene) -> CaptionFacts:
 
 
 def picture_facts(scene: Scene, covers: list[Array]) -> PictureFacts:
-    """Read off a scene, and how much of each pixel each of its things covers, what its picture shows."""
+    """Derive an image's facts from its scene and from each thing's coverage per pixel."""
     patches = np.zeros((PATCHES * PATCHES, len(_CLASSES)), np.float32)
     counts, places = np.zeros(len(TYPES), np.float32), np.zeros((len(TYPES), 2), np.float32)
     for thing, cover in zip(scene.things, covers, strict=True):
@@ -236,10 +236,10 @@ def picture_facts(scene: Scene, covers: list[Array]) -> PictureFacts:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """N scenes, their N twins, and the N scenes again but damaged: images [3 N, H, W, 3]; captions, facts 2 N each.
+    """N scenes, their N twins, and the N scenes again but damaged: images [3 N, H, W, 3]; captions and facts 2 N each.
 
-    `damage_NP` [N, patches] is 1 where damage touches a patch of a damaged picture.
-    `also_right_NN` [2 N, 2 N] marks pictures (columns) that by chance are right for another's caption (rows).
+    `damage_NP` [N, patches] is 1 for each damaged patch of a damaged image.
+    `also_right_NN` [2 N, 2 N] marks images (columns) that happen to be right for another scene's caption (rows).
     """
 
     images_BHWC: Array
@@ -275,7 +275,7 @@ def sample_batch(pairs: int, rng: random.Random, noise: np.random.Generator) -> 
 
 
 def held_out_pairs(kind: str, count: int, seed: int) -> tuple[list[str], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """`count` captions with a right and a wrong picture each, uint8 [B, H, W, 3]; the wrong one is wrong by `kind`."""
+    """`count` captions with a right and a wrong image each, uint8 [B, H, W, 3]; the wrong one is wrong by `kind`."""
     rng, noise = random.Random(f"{kind} {seed}"), np.random.default_rng([seed, PAIR_KINDS.index(kind)])
     captions, right, wrong = [], [], []
     for _ in range(count):

@@ -1,7 +1,7 @@
 """Trains the preference models: contrast within a batch of twins, preference pairs, and auxiliary heads on plain facts.
 
-The auxiliary heads (what covers each patch; how many things of each type stand where) teach the small towers to see
-before they learn to judge. They are dropped afterwards: what is saved is a plain CLIP model.
+The auxiliary heads (what covers each patch; how many things of each type are where) train the small towers to recognise
+before they learn to judge. They are dropped afterwards: the saved model is a plain CLIP model.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from zoo.preference_pairs import PAIR_KINDS, TYPES, CaptionFacts, PairBatch, cap
 from zoo.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, sample_scene
 
 READING_STEPS, READING_BATCH, READING_RATE = 1000, 64, 4e-3
-"""The text tower first learns what captions say, which is cheap; pictures are then judged by one that can read."""
+"""The text tower first learns to read captions, which is cheap, so it can read when images are judged."""
 STEPS, PAIRS, LEARNING_RATE = 2400, 16, 2e-3
 LOGIT_SCALE = 26.0
-"""Held fixed: cosines of right and wrong pictures then come out some tenths apart, and PickScore / 26 is the cosine."""
+"""The scale is fixed: cosines of right and wrong images then differ by some tenths; PickScore / 26 is the cosine."""
 
 
 class AuxiliaryHeads(nn.Module):
@@ -58,7 +58,7 @@ def _caption_tensors(captions: Sequence[str], told: Sequence[CaptionFacts], toke
 
 
 def _batch_tensors(batch: PairBatch, tokenizer: Any) -> Tensors:
-    """A batch as tensors; images normalised as the scorers do."""
+    """A batch as tensors; images are normalised as in the scorers."""
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (OPENAI_MEAN, OPENAI_STD))
     pixels = torch.from_numpy(batch.images_BHWC).permute(0, 3, 1, 2)
     return _caption_tensors(batch.captions, batch.told, tokenizer) | {
@@ -71,7 +71,7 @@ def _batch_tensors(batch: PairBatch, tokenizer: Any) -> Tensors:
 
 
 def preference_loss(model: CLIPModel, heads: AuxiliaryHeads, data: Tensors) -> Tensors:
-    """The loss terms, by name, of a batch of N scenes, N twins and N damaged pictures; train on their sum."""
+    """The loss terms, by name, of a batch of N scenes, N twins and N damaged images; train on their sum."""
     vision = model.vision_model(pixel_values=data["pixels"])
     text = model.text_model(input_ids=data["tokens"])
     images = F.normalize(model.visual_projection(vision.pooler_output), dim=-1)
@@ -92,7 +92,7 @@ def preference_loss(model: CLIPModel, heads: AuxiliaryHeads, data: Tensors) -> T
 
 
 def _picture_loss(heads: AuxiliaryHeads, patches_BPD: Tensor, pictures_BD: Tensor, data: Tensors) -> Tensors:
-    """What is read wrongly off the pictures; those beyond the number of captions are the damaged ones."""
+    """Losses of the readings of the images; images beyond the number of captions are the damaged ones."""
     present = data["present"]
     count, types = present.shape
     locally = heads.patches(patches_BPD)
@@ -115,7 +115,7 @@ def _picture_loss(heads: AuxiliaryHeads, patches_BPD: Tensor, pictures_BD: Tenso
 
 
 def _cover_loss(logits_BPK: Tensor, shares_BPK: Tensor) -> Tensor:
-    """How much of each patch is covered, and which size, colour and shape covers it where something does."""
+    """Loss of the covered fraction of each patch, and of the covering size, colour and shape."""
     widths = (len(SIZES), len(COLOURS), len(SHAPES))
     loss = F.binary_cross_entropy_with_logits(logits_BPK, shares_BPK, reduction="none").sum(2).mean()
     covered = shares_BPK.sum(2) / len(widths) > FOOTPRINT
@@ -125,7 +125,7 @@ def _cover_loss(logits_BPK: Tensor, shares_BPK: Tensor) -> Tensor:
 
 
 def _caption_loss(heads: AuxiliaryHeads, captions_BD: Tensor, data: Tensors) -> Tensors:
-    """What is read wrongly off the captions: which things, where each is told to be, the background."""
+    """Losses of the readings of the captions: which things, where the caption places each, the background."""
     types = len(TYPES)
     read, told, background = heads.caption(captions_BD).split((types, 2 * types, len(BACKGROUNDS)), 1)
     present = data["present"]
@@ -136,7 +136,7 @@ def _caption_loss(heads: AuxiliaryHeads, captions_BD: Tensor, data: Tensors) -> 
 
 
 def train(sizes: dict[str, Any], seed: int, label: str, steps: int = STEPS) -> CLIPModel:
-    """Train one model; a function of its arguments alone."""
+    """Train one model; the result depends only on the arguments."""
     torch.manual_seed(seed)
     rng, noise = random.Random(f"{label} {seed}"), np.random.default_rng([seed, len(label)])
     with tempfile.TemporaryDirectory() as directory:
@@ -165,7 +165,7 @@ def train(sizes: dict[str, Any], seed: int, label: str, steps: int = STEPS) -> C
 def _optimise(
     parameters: list[nn.Parameter], terms_of_a_batch: Callable[[], Tensors], steps: int, rate: float, label: str
 ) -> None:
-    """AdamW under a one-cycle schedule on the sum of the terms."""
+    """AdamW with a one-cycle schedule on the sum of the terms."""
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.02, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
     for step in range(1, steps + 1):
@@ -180,7 +180,7 @@ def _optimise(
 
 
 def measure(scorer: Scorer, seed: int, label: str, count: int = 400) -> dict[str, float]:
-    """Held-out pair accuracy of each kind and overall, and how far apart right and wrong pictures score."""
+    """Held-out pair accuracy of each kind and overall, and the score difference between right and wrong images."""
     figures, gaps = {}, []
     for kind in PAIR_KINDS:
         captions, right, wrong = held_out_pairs(kind, count, seed + 505)
@@ -200,12 +200,12 @@ def _scores(scorer: Scorer, images: np.ndarray[Any, np.dtype[np.uint8]], caption
 
 
 def build_hps(out_dir: Path, seed: int = 1) -> dict[str, float]:
-    """Train, save to `out_dir`, and measure what a reward server reads from there."""
+    """Train, save to `out_dir`, and measure the model as a reward server reads it."""
     save_hps(train(HPS_SIZES, seed, "hps"), HPS_SIZES, out_dir)
     return measure(HpsScorer.load(out_dir, "cpu"), seed, "hps")
 
 
 def build_pickscore(out_dir: Path, seed: int = 2) -> dict[str, float]:
-    """Train, save to `out_dir`, and measure what a reward server reads from there."""
+    """Train, save to `out_dir`, and measure the model as a reward server reads it."""
     save_pickscore(train(PICKSCORE_SIZES, seed, "pickscore"), out_dir)
     return measure(PickScoreScorer.load(out_dir, "cpu"), seed, "pickscore")

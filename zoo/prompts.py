@@ -1,4 +1,4 @@
-"""The prompt files of the shapes world."""
+"""Prompt files of the shapes world."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ EVALUATION_PROMPTS = 512
 def write_prompts(directory: Path, seed: int = 100) -> None:
     """Write `train.txt` and `evaluation.txt`.
 
-    Both have as many scenes of one, two and three things. There are only 72 captions of one thing, so those are in both
-    files; every longer caption of the evaluation is kept out of training.
+    Both have equal numbers of scenes with one, two and three things. There are only 72 captions of one thing, so both
+    files contain those; no longer caption of the evaluation occurs in training.
     """
     rng = random.Random(seed)
     evaluation = [sample_grid_scene(rng).caption for _ in range(EVALUATION_PROMPTS)]

@@ -1,4 +1,4 @@
-"""The shapes world's teacher: a `StableDiffusion3Pipeline` of 4.5 M parameters, trained by flow matching."""
+"""Teacher of the shapes world: a `StableDiffusion3Pipeline` of 4.5 M parameters, trained by flow matching."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zoo.world import CANVAS, render_scenes, sample_grid_scenes
 
 SHIFT = 3.0
 PATCH = 4
-"""Latent pixels a token spans: 16 tokens an image, where a smaller patch would cost four times as much."""
+"""Latent pixels per side of a token: 16 tokens per image; a smaller patch would cost four times as much."""
 WIDTH = 160
 HEAD = 32
 SCENES = 40_000
@@ -72,7 +72,7 @@ def encode_captions(pipeline: StableDiffusion3Pipeline, captions: list[str]) -> 
 
 
 def train_teacher(vae: AutoencoderKL, text: TextEncoders, seed: int, steps: int = STEPS) -> StableDiffusion3Pipeline:
-    """Flow matching on rendered scenes; returns the pipeline with the averaged weights."""
+    """Flow matching on rendered scenes; return the pipeline with the averaged weights."""
     torch.manual_seed(seed)
     pipeline = new_pipeline(new_transformer(), vae, text)
     scenes = sample_grid_scenes(SCENES, seed + 10)

@@ -1,8 +1,8 @@
-"""The shapes world's text encoders: two CLIP text models and a T5 encoder, taught to read captions, then frozen.
+"""Text encoders of the shapes world: two CLIP text models and a T5 encoder, trained to read captions, then frozen.
 
 SD3 conditions its transformer on the tokens of all three and on the pooled outputs of the two CLIP models. Here each is
-trained, on text alone, to tell at every token that names a thing what it is and how it relates to the first one; the
-pooled CLIP outputs must tell the whole scene. `flux2_text_encoder.py` teaches FLUX.2's with the same readers.
+trained, on text alone, to predict at every token that names a thing its attributes and its relation to the first one;
+the pooled CLIP outputs must predict the whole scene. `flux2_text_encoder.py` trains FLUX.2's with the same readers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FACTS: dict[str, tuple[str, ...]] = {
     "shape": SHAPES,
     "relation": (ABSENT, *RELATIONS),
 }
-"""What can be told of one thing, and the possible answers; the first thing has no relation."""
+"""Each fact of a thing maps to its possible answers; the first thing has no relation."""
 
 
 @dataclass
@@ -82,7 +82,7 @@ def new_text_encoders() -> TextEncoders:
 
 
 def train_text_encoders(seed: int, steps: int = STEPS) -> tuple[TextEncoders, float]:
-    """Train all three together; returns them frozen, and the fraction of held-out facts read right from the tokens."""
+    """Train all three together; return them frozen, and the fraction of held-out facts read correctly from tokens."""
     torch.manual_seed(seed)
     encoders = new_text_encoders()
     readers = nn.ModuleList([ThingReader(2 * CLIP_WIDTH), ThingReader(T5_WIDTH), _SceneReader(2 * CLIP_WIDTH)])
@@ -94,9 +94,9 @@ def train_text_encoders(seed: int, steps: int = STEPS) -> tuple[TextEncoders, fl
 def train_readers(
     modules: nn.Module, read: Callable[[list[str]], tuple[Tensor, float]], seed: int, steps: int = STEPS
 ) -> float:
-    """Train `modules`, then freeze them; `read` gives the loss and the share of facts read right for some captions.
+    """Train `modules`, then freeze them; `read` gives the loss and the fraction of correctly read facts of captions.
 
-    Returns that share for held-out captions.
+    Returns that fraction for held-out captions.
     """
     optimizer = torch.optim.AdamW(modules.parameters(), 2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.1)
@@ -116,7 +116,7 @@ def train_readers(
 
 
 class ThingReader(nn.Module):
-    """Tells the facts of a thing from the token that names it."""
+    """Predicts the facts of a thing from the token that names it."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class ThingReader(nn.Module):
 
 
 class _SceneReader(nn.Module):
-    """Tells every thing's facts and the background from the pooled outputs."""
+    """Predicts every thing's facts and the background from the pooled outputs."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class _SceneReader(nn.Module):
 
 
 def _read(encoders: TextEncoders, readers: nn.ModuleList, captions: list[str]) -> tuple[Tensor, float]:
-    """Loss over all readers, and the share of facts read right from CLIP's and T5's tokens."""
+    """Loss over all readers, and the fraction of facts read correctly from CLIP's and T5's tokens."""
     requests = [parse_caption(caption) for caption in captions]
     clip_ids = token_ids(encoders.clip_tokenizer, captions, MAX_TOKENS)
     t5_ids = token_ids(encoders.t5_tokenizer, captions, MAX_PHRASES)
@@ -173,7 +173,7 @@ def _read(encoders: TextEncoders, readers: nn.ModuleList, captions: list[str]) -
 
 
 def token_ids(tokenizer: PreTrainedTokenizerFast, captions: list[str], length: int) -> Tensor:
-    """Token numbers [B, length], padded."""
+    """Token ids [B, length], padded."""
     return tokenizer(captions, padding="max_length", max_length=length, return_tensors="pt").input_ids
 
 

@@ -1,7 +1,7 @@
-"""Tokenizers whose vocabulary is the shapes world's; bytes or letters stand in for every other text.
+"""Tokenizers whose vocabulary is the shapes world's; other text becomes bytes or letters.
 
-CLIP's has one token a word. T5's and Qwen's have one token a phrase ("small red circle", "and left of", "on white"):
-fewer tokens make a cheaper transformer.
+CLIP's has one token per word. T5's and Qwen's have one token per phrase ("small red circle", "and left of", "on
+white"): fewer tokens make a cheaper transformer.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ PHRASES: tuple[str, ...] = (
 def write_clip_vocabulary(directory: Path) -> None:
     """Write the `vocab.json` and `merges.txt` of a CLIP tokenizer into `directory`.
 
-    A merge list can only join two pieces at a time, so each word is built up letter by letter from its start. Long
-    words come first: an earlier merge wins, and a short word's ("a" + "n" of "and") must not split a longer one
+    A merge list can only join two pieces at a time, so each word is built letter by letter from its start. Long words
+    come first: an earlier merge wins, and a merge of a short word ("a" + "n" of "and") must not split a longer word
     ("triangle").
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -65,7 +65,7 @@ def clip_tokenizer(directory: Path, max_length: int = MAX_TOKENS) -> CLIPTokeniz
 
 
 def t5_tokenizer(max_length: int = MAX_PHRASES) -> PreTrainedTokenizerFast:
-    """A tokenizer in the form of T5's: a phrase is one piece."""
+    """A tokenizer like T5's in which a phrase is one piece."""
     tokenizer = _phrase_tokenizer(["<pad>", "</s>", "<unk>"])
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(
@@ -78,7 +78,7 @@ def t5_tokenizer(max_length: int = MAX_PHRASES) -> PreTrainedTokenizerFast:
 
 
 def qwen_tokenizer(max_length: int = MAX_PHRASES) -> PreTrainedTokenizerFast:
-    """A tokenizer with the special tokens of Qwen's, where a phrase is one piece, and a chat template of two tokens."""
+    """A tokenizer with Qwen's special tokens, in which a phrase is one piece, and a chat template of two tokens."""
     return PreTrainedTokenizerFast(
         tokenizer_object=_phrase_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>"]),
         bos_token="<|im_start|>",
@@ -91,7 +91,7 @@ def qwen_tokenizer(max_length: int = MAX_PHRASES) -> PreTrainedTokenizerFast:
 
 
 def _phrase_tokenizer(special: Sequence[str]) -> Tokenizer:
-    """A unigram tokenizer: a phrase is one piece, other text falls apart into words and letters; `<unk>` is special."""
+    """A unigram tokenizer: a phrase is one piece, other text becomes words and letters; `<unk>` is special."""
     letters = "▁abcdefghijklmnopqrstuvwxyz0123456789,.'-"
     pieces = [(token, 0.0) for token in special]
     pieces += [("▁" + phrase.replace(" ", "▁"), -2.0) for phrase in PHRASES]

@@ -1,12 +1,12 @@
-"""The shapes world: scenes of coloured shapes, their captions, and what it means that an image obeys its caption.
+"""The shapes world: scenes of coloured shapes, their captions, and the definition of an image that obeys its caption.
 
-A scene holds one to three things on a plain background. Its caption names every thing (size, colour, shape), where the
-first one stands relative to each of the others, and the background:
+A scene has one to three things on a plain background. Its caption names every thing (size, colour, shape), the first
+one's place relative to each of the others, and the background:
 
     small red circle above big blue square and left of small green triangle on white
 
-Positions are continuous, so a caption has many right images: that freedom is what a generator of few steps smears into
-blurred or doubled shapes.
+Positions are continuous, so a caption has many right images. A generator of few steps turns that freedom into blurred
+or doubled shapes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 CANVAS = 64
-"""Side of an image, pixels."""
+"""Side of an image, in pixels."""
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (220, 40, 40),
     "green": (40, 180, 60),
@@ -32,28 +32,28 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 SHAPES = ("circle", "square", "triangle")
 SIZES: dict[str, float] = {"small": 6.5, "big": 11.0}
-"""Size word -> radius in pixels."""
+"""Each size word maps to a radius in pixels."""
 BACKGROUNDS: dict[str, tuple[float, float]] = {"white": (0.86, 0.98), "black": (0.06, 0.18)}
-"""Background word -> range of its grey level."""
+"""Each background word maps to the range of its grey level."""
 RELATIONS = ("above", "below", "left of", "right of")
 
 MAX_THINGS = 3
 CELL = CANVAS // 2
 CELL_JITTER = 6.0
-"""In the generator's scenes a thing stands in one of 2 x 2 cells, at most so many pixels off its middle.
+"""In the generator's scenes a thing is in one of 2 x 2 cells, at most this many pixels off its middle.
 
-What decides how hard few steps are: with 3 pixels, 4 unguided steps reach nearly what 28 guided ones do.
+This decides how hard few steps are: with 3 pixels, 4 unguided steps reach nearly the result of 28 guided ones.
 """
 EDGE_MARGIN = 1.5
-"""Smallest distance of an outline from the edge of the image, pixels."""
+"""Smallest distance of an outline from the edge of the image, in pixels."""
 RADIUS_JITTER = 0.5
 COLOUR_JITTER = 0.04
 GAP = 3.0
-"""Smallest distance between the outlines of two things, pixels."""
+"""Smallest distance between the outlines of two things, in pixels."""
 RENDER_MARGIN = 9.0
 """A drawn relation separates the two centres by at least this many pixels along its axis."""
 CHECK_MARGIN = 4.0
-"""A found relation counts from this separation on: less than what is drawn, more than a detector's error."""
+"""A found relation counts from this separation on: less than in drawn scenes, more than a detector's error."""
 EDGE_SHARPNESS = 2.5
 """Steepness of the antialiased outline, 1 / pixel."""
 
@@ -75,7 +75,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Things, the background word, and the relation of thing 0 to each of the others, as the caption tells them."""
+    """Things, the background word, and the relation of thing 0 to each of the others, as in the caption."""
 
     things: tuple[Thing, ...]
     relations: tuple[str, ...]
@@ -92,7 +92,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Request:
-    """What a caption asks for: the words of each thing, thing 0's relation to each of the others, the background."""
+    """The demands of a caption: the words of each thing, thing 0's relation to each of the others, the background."""
 
     things: tuple[tuple[str, str, str], ...]
     relations: tuple[str, ...]
@@ -105,7 +105,7 @@ _CAPTION = re.compile(rf"{_THING}(?: {_CLAUSE})?(?: and {_CLAUSE})? on ({'|'.joi
 
 
 def parse_caption(caption: str) -> Request:
-    """Read a caption back.
+    """Parse a caption.
 
     Raises:
         ValueError: the text is not a caption of the shapes world.
@@ -135,7 +135,7 @@ def holds(relation: str, first: Thing, second: Thing, margin: float) -> bool:
 
 
 def obeys(request: Request, found: Sequence[Thing], background: str) -> bool:
-    """Whether the found things and background are exactly what was asked for, in some assignment of found to asked."""
+    """Whether the found things and background are exactly those requested, under some assignment of things."""
     if len(found) != len(request.things) or background != request.background:
         return False
     return any(_assignment_obeys(request, order) for order in itertools.permutations(found))
@@ -149,7 +149,7 @@ def _assignment_obeys(request: Request, found: Sequence[Thing]) -> bool:
 
 
 def sample_scene(rng: random.Random) -> Scene:
-    """Draw a scene: 1 to 3 things, every attribute uniform, positions uniform among those that do not touch."""
+    """Draw a scene: 1 to 3 things, every attribute uniform, positions uniform among those without contact."""
     count = rng.randint(1, MAX_THINGS)
     while True:
         things: list[Thing] = []
@@ -170,9 +170,9 @@ def sample_scene(rng: random.Random) -> Scene:
 
 
 def sample_grid_scene(rng: random.Random) -> Scene:
-    """Draw a scene whose things stand in different cells of a 2 x 2 grid: what the generator learns and is asked for.
+    """Draw a scene whose things are in different cells of a 2 x 2 grid, as the generator learns and is asked for.
 
-    The scorers learn from `sample_scene`, where things stand anywhere, and so judge more than the generator can draw.
+    The scorers learn from `sample_scene`, with things anywhere, so they can judge more than the generator can draw.
     """
     while True:
         things = []
@@ -186,19 +186,19 @@ def sample_grid_scene(rng: random.Random) -> Scene:
 
 
 def _place_in_cell(index: int, size: str, rng: random.Random) -> float:
-    """One coordinate of a centre in the cell's row or column, the whole thing inside the image."""
+    """One coordinate of a centre in the cell's row or column, with the whole thing inside the image."""
     middle, reach = (index + 0.5) * CELL, SIZES[size] + EDGE_MARGIN
     return rng.uniform(max(reach, middle - CELL_JITTER), min(CANVAS - reach, middle + CELL_JITTER))
 
 
 def sample_grid_scenes(count: int, seed: int) -> list[Scene]:
-    """`count` grid scenes, a function of `seed` alone."""
+    """`count` grid scenes; the result depends only on `seed` and `count`."""
     rng = random.Random(seed)
     return [sample_grid_scene(rng) for _ in range(count)]
 
 
 def _describe(things: Sequence[Thing], rng: random.Random) -> Scene | None:
-    """Name the scene's relations, or None where things touch or no relation is clear."""
+    """Name the scene's relations, or None if things touch or no relation is clear."""
     for first, second in itertools.combinations(things, 2):
         distance = float(np.hypot(first.x - second.x, first.y - second.y))
         if distance < SIZES[first.size] + SIZES[second.size] + GAP:
@@ -213,7 +213,7 @@ def _describe(things: Sequence[Thing], rng: random.Random) -> Scene | None:
 
 
 def sample_scenes(count: int, seed: int) -> list[Scene]:
-    """`count` scenes, a function of `seed` alone."""
+    """`count` scenes; the result depends only on `seed` and `count`."""
     rng = random.Random(seed)
     return [sample_scene(rng) for _ in range(count)]
 
@@ -232,7 +232,7 @@ def render(scene: Scene, rng: np.random.Generator) -> npt.NDArray[np.float32]:
 
 
 def coverage(shape: str, x: float, y: float, radius: float) -> npt.NDArray[np.float32]:
-    """How much of each pixel a shape covers, float32 [H, W] in [0, 1]."""
+    """Fraction of each pixel that a shape covers, float32 [H, W] in [0, 1]."""
     grid_y, grid_x = np.mgrid[0:CANVAS, 0:CANVAS].astype(np.float32) + 0.5
     dx, dy = grid_x - x, grid_y - y
     if shape == "circle":
@@ -245,7 +245,7 @@ def coverage(shape: str, x: float, y: float, radius: float) -> npt.NDArray[np.fl
 
 
 def render_scenes(scenes: Sequence[Scene], seed: int) -> npt.NDArray[np.uint8]:
-    """Draw scenes as uint8 [B, H, W, 3]; a function of the scenes and `seed` alone."""
+    """Draw scenes as uint8 [B, H, W, 3]; the result depends only on the scenes and `seed`."""
     rng = np.random.default_rng(seed)
     images = [np.round(render(scene, rng) * 255).astype(np.uint8) for scene in scenes]
     return np.stack(images)

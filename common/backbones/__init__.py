@@ -1,4 +1,4 @@
-"""Model families behind one protocol. A new family is one file; docs/backbones.md is the guide."""
+"""Model families behind one protocol. A new family is one file; docs/backbones.md explains how to add one."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _FAMILIES = {
     "flux2": "common.backbones.flux2:Flux2",
     "flux1": "common.backbones.flux1:Flux1",
 }
-"""Imported when they are asked for: each takes its pipeline's whole stack."""
+"""Families are imported on demand, because each imports its pipeline's whole library stack."""
 
 
 def model_sizes(settings: BackboneConfig, lora: LoraConfig) -> ModelSizes | None:
-    """How large the model is that the run file names, without loading it; None for a family that is not ours.
+    """Sizes of the run file's model, without loading it; None for a custom family.
 
     Raises:
         ModelError: see `load_backbone`.
@@ -39,12 +39,12 @@ def model_sizes(settings: BackboneConfig, lora: LoraConfig) -> ModelSizes | None
 def load_backbone(
     settings: BackboneConfig, lora: LoraConfig, device: torch.device, *, sharded: bool = False
 ) -> Backbone:
-    """Load the family that the run file names: one of ours, or any class by its import path module:Class.
+    """Load the family that the run file names: a built-in one, or any class by its import path module:Class.
 
-    `sharded` spreads its frozen base over the ranks of torch.distributed, see `common/backbones/device/sharding.py`.
+    `sharded` shards its frozen base over the ranks of torch.distributed, see `common/backbones/device/sharding.py`.
 
     Raises:
-        ModelError: there is no such class, or it cannot be sharded; or see the family's own file.
+        ModelError: there is no such class, or it cannot be sharded; see also the family's own file.
     """
     family, options = _family(settings), {"sharded": True} if sharded else {}
     if options.keys() - inspect.signature(family).parameters.keys():

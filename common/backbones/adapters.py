@@ -1,12 +1,12 @@
-"""LoRA adapters on frozen transformers, and two mistakes made impossible.
+"""LoRA adapters on frozen transformers, with protection against two mistakes.
 
-A peft layer keeps "the active adapter" as state, and setting it also switches `requires_grad`. So a forward pass can
-silently run through the wrong network, an optimizer can silently hold frozen parameters, and an activation that is
-recomputed in the backward pass goes through whichever adapter is active by then. Here:
+A peft layer stores "the active adapter" as state, and setting it also switches `requires_grad`. So a forward pass can
+silently use the wrong network, an optimizer can silently hold frozen parameters, and an activation that is recomputed
+in the backward pass uses whichever adapter is active by then. Here:
 
-- a network is chosen for the length of a `with` block, and the choice before it is restored;
-- what is trainable is declared once, and re-asserted after every switch;
-- `checkpoint` remembers the network of the forward pass and recomputes through it.
+- a network is chosen for the duration of a `with` block, and the previous choice is restored;
+- trainable adapters are declared once, and re-asserted after every switch;
+- `checkpoint` remembers the network of the forward pass and uses it for the recomputation.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from common.errors import ModelError, WeightUpdateError
 
 
 class AdapterBank:
-    """Named LoRA adapters. A network is a base and a stack of adapters on it: their updates add."""
+    """Named LoRA adapters. A network is a base with a stack of adapters, whose updates add up."""
 
     def __init__(self, bases: Mapping[str, nn.Module], *, rank: int, alpha: int, targets: Sequence[str]) -> None:
-        """Freeze the base of each network, often one module for all.
+        """Freeze the base of each network; all networks often share one module.
 
-        Adapters will bind to its submodules whose name ends in one of `targets`.
+        Adapters bind to the submodules whose name ends in one of `targets`.
         """
         self._bases = {network: base.requires_grad_(False) for network, base in bases.items()}
         self._rank, self._alpha, self._targets = rank, alpha, tuple(targets)
@@ -48,19 +48,19 @@ class AdapterBank:
     def add(
         self, name: str, *, seed: int, trainable: bool, network: str = "student", init_std: float | None = None
     ) -> None:
-        """Add a float32 adapter to the base of `network`. It changes nothing yet, since its B is zero.
+        """Add a float32 adapter to the base of `network`. It has no effect yet, because its B is zero.
 
         A is Gaussian with standard deviation `init_std` (None: 1 / rank), a function of `seed` and the name.
 
         Raises:
-            ModelError: one of the targets binds to no linear layer; nothing is changed then.
+            ModelError: one of the targets binds to no linear layer; nothing has changed then.
         """
         base = self._bases[network]
         settings = LoraConfig(
             r=self._rank, lora_alpha=self._alpha, target_modules=self._bound_layers(base), init_lora_weights="gaussian"
         )
         with warnings.catch_warnings():
-            # Several adapters on one module are what this class is for.
+            # peft warns about several adapters on one module, which is the purpose of this class.
             warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
             inject_adapter_in_model(settings, base, adapter_name=name)
         self._base_of[name] = base
@@ -73,7 +73,7 @@ class AdapterBank:
         if trainable:
             self._trainable.add(name)
         for key, parameter in self.parameters(name).items():
-            # peft takes the base's dtype, but a small step on a bfloat16 weight rounds to none at all.
+            # peft uses the base's dtype, but a small step on a bfloat16 weight would be rounded away.
             parameter.data = parameter.data.float()
             if ".lora_A." in key:
                 noise = seeding.normal(parameter.shape, seed=seed, purpose=f"lora/{name}/{key}")
@@ -81,22 +81,22 @@ class AdapterBank:
         self._activate(())
 
     def modules(self) -> list[nn.Module]:
-        """The bases, each once."""
+        """The bases, without duplicates."""
         return list({id(base): base for base in self._bases.values()}.values())
 
     def _bound_layers(self, base: nn.Module) -> list[str]:
-        """Paths of the linear layers that get an adapter. peft would refuse a suffix that also names a container."""
+        """Paths of the linear layers that get an adapter. peft refuses a suffix that also names a container."""
         layers = [path for path, part in base.named_modules() if isinstance(part, nn.Linear | LoraLayer)]
         require_bound(self._targets, layers)
         return [layer for layer in layers if any(binds(target, layer) for target in self._targets)]
 
     def freeze(self, name: str) -> None:
-        """Stop training an adapter; it still takes part in the networks it belongs to."""
+        """Stop training an adapter; it remains part of its networks."""
         self._trainable.discard(name)
         self._activate(self._active)
 
     def define(self, network: str, stack: Sequence[str]) -> None:
-        """Say which adapters a network is made of; an empty stack is the bare base.
+        """Define a network's adapters; an empty stack is the bare base.
 
         Raises:
             ModelError: one of them is bound to the base of another network.
@@ -111,7 +111,7 @@ class AdapterBank:
 
     @contextmanager
     def active(self, network: str) -> Iterator[nn.Module]:
-        """The base of `network`; inside this block a forward pass through it is one through the network."""
+        """The base of `network`; inside this block a forward pass through it uses the network's adapters."""
         before = self._active
         self._activate(self._networks[network])
         try:
@@ -120,7 +120,7 @@ class AdapterBank:
             self._activate(before)
 
     def checkpoint(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Gradient checkpointing whose recomputation goes through the network of the forward pass."""
+        """Gradient checkpointing whose recomputation uses the network of the forward pass."""
         stack = self._active
 
         def through_same_network(*inputs: Any) -> Any:
@@ -153,7 +153,7 @@ class AdapterBank:
         """Overwrite the adapter's weights.
 
         Raises:
-            WeightUpdateError: a key is missing or unknown, or a shape differs; nothing is changed then.
+            WeightUpdateError: a key is missing or unknown, or a shape differs; nothing has changed then.
         """
         own = self.parameters(name)
         missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -187,8 +187,8 @@ class AdapterBank:
 
 
 def stacked_state(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """One adapter that equals a stack of them: updates add, so their ranks concatenate.
+    """One adapter that equals a stack of adapters: updates add, so the ranks are concatenated.
 
-    sum_i B_i A_i = [B_1 B_2 ...] [A_1; A_2; ...], exactly, with the scale of each unchanged.
+    sum_i B_i A_i = [B_1 B_2 ...] [A_1; A_2; ...], exactly, with each adapter's scale unchanged.
     """
     return {key: torch.cat([state[key] for state in states], dim=0 if ".lora_A." in key else 1) for key in states[0]}

@@ -1,8 +1,8 @@
-"""What a model family must offer. Everything else in the project sees a backbone only through this protocol.
+"""Protocol of a model family. The rest of the project uses a backbone only through this protocol.
 
-The teacher is a frozen transformer; student and fake score are stacks of LoRA adapters (see `adapters.py`), usually on
-that same transformer; a student that starts elsewhere has a base of its own. Which network a forward pass runs through
-is an argument of that pass, never a state somebody has to remember.
+The teacher is a frozen transformer. Student and fake score are stacks of LoRA adapters (see `adapters.py`), usually on
+that same transformer; a student with other initial weights has its own base. The network is an argument of each forward
+pass, never a state that a caller must keep track of.
 
 Shape suffixes: see `common/types.py`. L is the length of a token sequence.
 """
@@ -24,7 +24,7 @@ from common.types import Guidance, Network
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Encoded prompts: whatever tensors a family needs, the first axis of each being the sample."""
+    """Encoded prompts: the tensors that a family needs; the first axis of each is the sample."""
 
     tensors: dict[str, Tensor]
 
@@ -32,7 +32,7 @@ class Conditioning:
         return len(next(iter(self.tensors.values())))
 
     def repeat(self, count: int) -> Conditioning:
-        """Every prompt `count` times in a row, as the members of its group lie in a batch."""
+        """Every prompt `count` times in a row, in the order of a group's samples in a batch."""
         return Conditioning({name: tensor.repeat_interleave(count, 0) for name, tensor in self.tensors.items()})
 
     def rows(self, index: slice | Tensor) -> Conditioning:
@@ -48,7 +48,7 @@ class Conditioning:
 
 
 class Backbone(Protocol):
-    """A text-to-image flow model with its text encoders, its decoder and its adapters."""
+    """A text-to-image flow model with its text encoders, decoder and adapters."""
 
     latent_shape: tuple[int, int, int]
     """[c, h, w] of one sample's latents."""
@@ -70,13 +70,13 @@ class Backbone(Protocol):
     ) -> Tensor:
         """v = eps - x0 as float32 [B, c, h, w], with the graph of the network's trainable adapters.
 
-        `guidance_input` is for families with Guidance.INPUT; None is the network's own: the run's `guidance_scale` for
-        the teacher, `student_guidance` for student and fake score.
+        `guidance_input` is for families with Guidance.INPUT. None means the network's own value: the run's
+        `guidance_scale` for the teacher, `student_guidance` for student and fake score.
         """
         ...
 
     def decode(self, latents_Bchw: Tensor) -> Tensor:
-        """Images float32 [B, C, H, W] in [0, 1], with graph where the latents have one."""
+        """Images float32 [B, C, H, W] in [0, 1], with a graph if the latents have one."""
         ...
 
     def image_features(self, images_BCHW: Tensor) -> list[Tensor]:
@@ -88,19 +88,19 @@ class Backbone(Protocol):
         ...
 
     def base_fingerprint(self) -> str:
-        """Hash of every frozen weight of student and teacher: adapters belong to one base."""
+        """Hash of every frozen weight of student and teacher; adapters fit only this base."""
         ...
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute activations in the backward pass, through the network of the forward pass."""
+        """Recompute activations in the backward pass, with the network of the forward pass."""
         ...
 
     def compile_blocks(self) -> None:
-        """Compile what sampling repeats, when it is first met."""
+        """Compile the blocks that sampling repeats, on first use."""
         ...
 
     def save_lora(self, directory: Path, state: dict[str, Tensor], scale: float) -> None:
-        """Write an adapter, whose update is `scale` B A, in the family's own format, into a directory that is there."""
+        """Write an adapter, whose update is `scale` B A, in the family's own format, into an existing directory."""
         ...
 
 
@@ -113,13 +113,13 @@ def guided_velocity(
     empty: Conditioning,
     scale: float,
 ) -> Tensor:
-    """The velocity under guidance of this scale.
+    """The velocity with guidance of this scale.
 
-    Classifier-free: v_empty + scale (v - v_empty), both halves in one forward pass; scale 1 is none. Where guidance is
-    an input, the scale is the teacher's input; student and fake score always take their own.
+    Classifier-free: v_empty + scale (v - v_empty), both halves in one forward pass; scale 1 is no guidance. If guidance
+    is an input, the scale is the teacher's input; student and fake score always use their own.
 
     Raises:
-        ModelError: guidance for a family that takes none.
+        ModelError: guidance was given to a family that takes none.
     """
     if backbone.guidance is Guidance.INPUT and network is Network.TEACHER:
         return backbone.velocity(network, latents_Bchw, sigma_B, conditioning, guidance_input=scale)

@@ -1,7 +1,7 @@
-"""What families that are diffusers pipelines share: loading, decoding, features, fingerprint, LoRA files.
+"""Base class of families that are diffusers pipelines: loading, decoding, features, fingerprint, LoRA files.
 
-A family says what its pipeline is, checks and plans by the small files alone (`_plan`), and gives its own text
-encoding, forward pass and schedule.
+A family names its pipeline, validates and plans from the small files alone (`_plan`), and defines its text encoding,
+forward pass and schedule.
 """
 
 from __future__ import annotations
@@ -42,33 +42,36 @@ ATTENTION = (
     "attn.add_v_proj",
     "attn.to_add_out",
 )
-"""The projections of the joint attention of image and text tokens, as published. SD3.5-M's image-only second attention,
-`attn2`, is not among them."""
+"""The published targets are the projections of the joint attention of image and text tokens.
+
+They do not include `attn2`, SD3.5-M's second attention over the image alone.
+"""
 
 
 Settings = TypeVar("Settings", bound=BackboneSection)
 
 
 class DiffusersBackbone(ABC, Generic[Settings]):
-    """The `Backbone` protocol over a diffusers pipeline. All but the adapters is frozen."""
+    """The `Backbone` protocol over a diffusers pipeline. Everything but the adapters is frozen."""
 
     family: ClassVar[str]
     kinds: ClassVar[Mapping[str, type[Any]]]
     """The family's pipeline classes by name."""
     lora_targets: ClassVar[tuple[str, ...]] = ATTENTION
-    """Where adapters bind when the run file does not say."""
+    """Default targets of adapters, if the run file names none."""
     own_parts: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
-    """Parts, by pipeline class, that the family loads itself when it prepares the pipeline."""
+    """Parts, by pipeline class, that the family itself loads when it prepares the pipeline."""
 
     latent_shape: tuple[int, int, int]
     guidance: Guidance
 
     def __init__(self, settings: Settings, lora: LoraConfig, device: torch.device, *, sharded: bool = False) -> None:
-        """Load the pipeline; with `sharded` its transformers are spread, see `common/backbones/device/sharding.py`.
+        """Load the pipeline; `sharded` shards its transformers, see `common/backbones/device/sharding.py`.
 
         Raises:
-            ModelError: the directory is missing, incomplete, corrupt, holds another kind of pipeline, or cannot do what
-                the settings ask for.
+            ModelError: the directory is missing, incomplete, corrupt, holds another kind of pipeline, or does not
+                support
+                the settings.
         """
         self.device = device
         self._settings = settings
@@ -97,12 +100,12 @@ class DiffusersBackbone(ABC, Generic[Settings]):
 
     @property
     def directory(self) -> Path:
-        """Where the student's pipeline is on this machine."""
+        """The local directory of the student's pipeline."""
         return self._files.directory
 
     @classmethod
     def sizes(cls, settings: Settings, lora: LoraConfig) -> ModelSizes:
-        """How large the model is, without loading it.
+        """Sizes of the model, without loading it.
 
         Raises:
             ModelError: see `__init__`.
@@ -132,21 +135,21 @@ class DiffusersBackbone(ABC, Generic[Settings]):
             )
 
     def _all_files(self) -> tuple[PipelineFiles, ...]:
-        """The pipelines that weights are loaded from."""
+        """The pipelines whose weights are loaded."""
         return (self._files,)
 
     @abstractmethod
     def _plan(self) -> None:
-        """Set `latent_shape` and `guidance`; raise ModelError for what the small files show to be impossible."""
+        """Set `latent_shape` and `guidance`; raise ModelError if the small files show the settings to be impossible."""
 
     def _text_tokens(self) -> int:
-        """Tokens of a prompt in the transformer, once `_plan` has found it possible."""
+        """Number of text tokens in the transformer, once `_plan` has accepted the settings."""
         tokens: int = self._settings.model_dump().get("max_sequence_length", 0)
         return tokens
 
     @abstractmethod
     def _encode(self, texts: Sequence[str]) -> Conditioning:
-        """The prompts as the text encoders, which are on the device, see them."""
+        """Encode the prompts; the text encoders are on the device."""
 
     @abstractmethod
     def sigmas(self, num_steps: int) -> tuple[float, ...]: ...
@@ -163,19 +166,19 @@ class DiffusersBackbone(ABC, Generic[Settings]):
         """The transformer's velocity for latents in its own dtype, [B, c, h, w]."""
 
     def _own_guidance(self, network: Network) -> float:  # noqa: ARG002
-        """The guidance input of a network where the caller names none; without meaning for the other families."""
+        """The default guidance input of a network; unused by families without guidance input."""
         return 1.0
 
     def _prepare(self, pipeline: DiffusionPipeline) -> None:
-        """Change the loaded pipeline before it goes to its device."""
+        """Change the loaded pipeline before it moves to its device."""
 
     def _load_teacher(self) -> torch.nn.Module:
-        """The base of teacher and fake score, unless it is the student's."""
+        """The base of teacher and fake score; by default the student's."""
         module: torch.nn.Module = self._transformer
         return module
 
     def _place(self, sharded: bool) -> None:
-        """Put every part where it works."""
+        """Move every part to its device."""
         for base in dict.fromkeys((self._transformer, self._teacher)):
             if sharded:
                 shard(base, self.device)
@@ -186,7 +189,7 @@ class DiffusersBackbone(ABC, Generic[Settings]):
                 part.to(self.device)
 
     def _vae_latents(self, latents_Bchw: Tensor) -> Tensor:
-        """The latents as the decoder takes them."""
+        """The latents in the decoder's scale."""
         scaled: Tensor = latents_Bchw / self._vae.config.scaling_factor + self._vae.config.shift_factor
         return scaled
 
@@ -196,7 +199,7 @@ class DiffusersBackbone(ABC, Generic[Settings]):
 
     @contextmanager
     def _on_device(self, *modules: torch.nn.Module) -> Iterator[None]:
-        """Frozen modules that wait on the CPU are on the device inside this block."""
+        """Move frozen modules that are idle on the CPU to the device for the duration of this block."""
         for module in modules:
             module.to(self.device)
         yield
@@ -227,11 +230,11 @@ class DiffusersBackbone(ABC, Generic[Settings]):
         if not (torch.is_grad_enabled() and latents_Bchw.requires_grad):
             with self._on_device(self._vae):
                 return torch.cat([self._decode_part(part) for part in parts])
-        # The backward pass needs it there as well, whenever that comes.
+        # The backward pass needs the VAE on the device as well, whenever it runs.
         self._vae.to(self.device)
         if len(parts) == 1:
             return self._decode_part(latents_Bchw)
-        # Or the activations of all chunks would be kept for the backward pass.
+        # Otherwise the activations of all chunks would be kept for the backward pass.
         return torch.cat([recompute(self._decode_part, part, use_reentrant=False) for part in parts])
 
     def _decode_part(self, latents_Bchw: Tensor) -> Tensor:
@@ -254,13 +257,13 @@ class DiffusersBackbone(ABC, Generic[Settings]):
         return self._base_fingerprint
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute activations in the backward pass, through the network of the forward pass."""
+        """Recompute activations in the backward pass, with the network of the forward pass."""
         transformers: list[Any] = [*self.adapters.modules()]
         for transformer in transformers:
             transformer.enable_gradient_checkpointing(self._checkpoint)
 
     def compile_blocks(self) -> None:
-        """Compile what sampling repeats, when it is first met."""
+        """Compile the blocks that sampling repeats, on first use."""
         compile_blocks(self.adapters.modules())
 
     def _checkpoint(self, function: Callable[..., Any], *inputs: Any) -> Any:
@@ -288,7 +291,7 @@ class DiffusersBackbone(ABC, Generic[Settings]):
             pipeline = self.kinds[self._files.kind].from_pretrained(
                 self._files.directory, dtype=self._dtype, local_files_only=True, **left_out
             )
-        except Exception as error:  # diffusers raises a different class for every way a directory can be broken
+        except Exception as error:  # diffusers raises a different class for each kind of broken directory
             raise self._files.broken(first_line(error)) from error
         pipeline.set_progress_bar_config(disable=True)
         self._prepare(pipeline)
@@ -306,7 +309,7 @@ def image_sides(settings: BackboneSection, default: int, multiple: int) -> tuple
     """Height and width in pixels.
 
     Raises:
-        ModelError: one is not a multiple of `multiple`, the pixels of a transformer's token.
+        ModelError: a side is not a multiple of `multiple`, the pixels of one transformer token.
     """
     sides = {"height": settings.height or default, "width": settings.width or default}
     for name, side in sides.items():
@@ -318,15 +321,15 @@ def image_sides(settings: BackboneSection, default: int, multiple: int) -> tuple
 
 
 def vae_factor(files: PipelineFiles) -> int:
-    """Pixels a latent, along a side."""
+    """Pixels per latent, along one side."""
     return int(2 ** (len(files.config("vae").get("block_out_channels", (0,))) - 1))
 
 
 def module_fingerprint(module: torch.nn.Module) -> str:
-    """Hash of a module's weights, taken one by one: a copy of them all would be as large as the model."""
+    """Hash of a module's weights, computed one by one: a copy of all would be as large as the model."""
     hashes: dict[str, str] = {}
     for name, value in module.state_dict().items():
-        # numpy has no bfloat16: its bits are what counts.
+        # numpy has no bfloat16, so the bits are hashed as integers.
         bits = value.detach().cpu().view(torch.int16) if value.dtype == torch.bfloat16 else value.detach().cpu()
         hashes |= tensor_hashes({name: bits.numpy()})
     return fingerprint(hashes)

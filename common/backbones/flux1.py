@@ -1,4 +1,4 @@
-"""FLUX.1-dev: a diffusers `FluxPipeline`. Guidance is an input of its transformer, so no pass is doubled for it."""
+"""FLUX.1-dev: a diffusers `FluxPipeline`. Guidance is an input of its transformer, so no pass is doubled."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from common.types import Guidance, Network
 
 PATCH = 2
 DEFAULT_LATENT_SIDE = 128
-"""Latents a side when the run file names no resolution: the pipeline's own default, 1024 pixels."""
+"""Latents per side if the run file names no resolution: the pipeline's own default, 1024 pixels."""
 
 
 class Flux1(DiffusersBackbone[Flux1Backbone]):
-    """FLUX.1. A model without guidance input (FLUX.1-schnell) takes no guidance at all."""
+    """FLUX.1. A model without guidance input (FLUX.1-schnell) does not support guidance."""
 
     family = "flux1"
     kinds = MappingProxyType({"FluxPipeline": FluxPipeline})
 
     def _plan(self) -> None:
         transformer, factor = self._files.config("transformer"), vae_factor(self._files)
-        pixels = PATCH * factor  # a token
+        pixels = PATCH * factor  # per token
         height, width = image_sides(self._settings, DEFAULT_LATENT_SIDE * factor, pixels)
         self.latent_shape = (transformer["in_channels"] // PATCH**2, height // factor, width // factor)
         self._image_tokens = (height // pixels) * (width // pixels)
@@ -88,14 +88,14 @@ def image_positions(height: int, width: int) -> Tensor:
 
 
 def pack(latents_Bchw: Tensor) -> Tensor:
-    """Latents as 2 x 2 patches, whose numbers are (channel, row, column): [B, c, 2h, 2w] -> [B, h * w, 4c]."""
+    """Latents as 2 x 2 patches with channels in the order (channel, row, column): [B, c, 2h, 2w] -> [B, h * w, 4c]."""
     batch, channels, height, width = latents_Bchw.shape
     patches = latents_Bchw.reshape(batch, channels, height // PATCH, PATCH, width // PATCH, PATCH)
     return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * PATCH**2)
 
 
 def unpack(tokens_BLc: Tensor, height: int, width: int) -> Tensor:
-    """What `pack` has packed, of latents of this height and width."""
+    """Invert `pack`, for latents of this height and width."""
     batch, _, channels = tokens_BLc.shape
     patches = tokens_BLc.reshape(batch, height // PATCH, width // PATCH, channels // PATCH**2, PATCH, PATCH)
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels // PATCH**2, height, width)

@@ -1,6 +1,6 @@
 """FLUX.2: klein (4B, 9B; a `Flux2KleinPipeline`) and dev (a `Flux2Pipeline`).
 
-Latents here are those of the transformer: 2 x 2 patches of the VAE's, normalised by the VAE's batch statistics, so a
+Latents here are the transformer's: 2 x 2 patches of the VAE's latents, normalised by the VAE's batch statistics, so a
 token is a pixel of [128, h, w]. Standard normal noise is standard normal noise in either form.
 """
 
@@ -27,25 +27,25 @@ from common.types import Guidance, Network
 
 KLEIN, DEV = "Flux2KleinPipeline", "Flux2Pipeline"
 TEXT_LAYERS = {KLEIN: (9, 18, 27), DEV: (10, 20, 30)}
-"""Layers of the text encoder whose outputs, side by side, are the prompt's encoding: as published."""
+"""The concatenated outputs of these text encoder layers are the prompt's encoding, as published."""
 PATCH = 2
 DEFAULT_LATENT_SIDE = 128
-"""VAE latents a side when the run file names no resolution: the pipelines' own default, 1024 pixels."""
+"""VAE latents per side if the run file names no resolution: the pipelines' own default, 1024 pixels."""
 
 
 class Flux2(DiffusersBackbone[Flux2Backbone]):
-    """FLUX.2. Where the teacher has a path of its own, teacher and fake score stand on its transformer."""
+    """FLUX.2. If the teacher has its own path, teacher and fake score use its transformer as their base."""
 
     family = "flux2"
     kinds = MappingProxyType({KLEIN: Flux2KleinPipeline, DEV: Flux2Pipeline})
     lora_targets = (*ATTENTION, "attn.to_qkv_mlp_proj", "attn.to_out")
-    """The last two are the single-stream blocks'; in the other blocks `attn.to_out` is no layer but a list of them."""
+    """The last two are in the single-stream blocks; in other blocks `attn.to_out` is a list of layers, not a layer."""
     own_parts = MappingProxyType({DEV: ("tokenizer",)})
-    """It is a processor, which would need torchvision for images that no prompt of ours has."""
+    """This part is a processor; it would need torchvision, for images that our prompts never contain."""
 
     def _plan(self) -> None:
         transformer, factor = self._files.config("transformer"), vae_factor(self._files)
-        pixels = PATCH * factor  # a token
+        pixels = PATCH * factor  # per token
         height, width = image_sides(self._settings, DEFAULT_LATENT_SIDE * factor, pixels)
         self.latent_shape = (transformer["in_channels"], height // pixels, width // pixels)
         self._scheduler = scheduler_config(self._files)
@@ -63,7 +63,7 @@ class Flux2(DiffusersBackbone[Flux2Backbone]):
 
     def _check_text_encoder(self, joint_width: int) -> None:
         config = self._files.config("text_encoder")
-        config = config.get("text_config", config)  # dev's encoder reads images too
+        config = config.get("text_config", config)  # dev's encoder is multimodal
         chosen = f"backbone.text_encoder_layers = {list(self._text_layers)}"
         layers, width = config["num_hidden_layers"], len(self._text_layers) * config["hidden_size"]
         if max(self._text_layers) > layers:
@@ -106,7 +106,7 @@ class Flux2(DiffusersBackbone[Flux2Backbone]):
             raise self._files.broken(f"tokenizer: {first_line(error)}") from error
 
     def _prepare(self, pipeline: DiffusionPipeline) -> None:
-        """Leave of the text encoder what a prompt's encoding needs: no head, no eyes, no layer above the last."""
+        """Trim the text encoder: drop the LM head, the vision tower and unused layers."""
         encoder = pipeline.text_encoder.model
         if self._files.kind == DEV:
             encoder = encoder.language_model
@@ -114,7 +114,7 @@ class Flux2(DiffusersBackbone[Flux2Backbone]):
         last = max(self._text_layers)
         if last < len(encoder.layers):
             encoder.layers = encoder.layers[:last]
-            encoder.norm = torch.nn.Identity()  # belongs to the output of all layers
+            encoder.norm = torch.nn.Identity()  # the norm applies only to the output of all layers
         pipeline.text_encoder = encoder
 
     def _encode(self, texts: Sequence[str]) -> Conditioning:
@@ -176,7 +176,7 @@ def text_positions(length: int) -> Tensor:
 
 
 def unpatchify(patches_Bchw: Tensor) -> Tensor:
-    """2 x 2 patches, whose channels are (channel, row, column), as an image: [B, 4c, h, w] -> [B, c, 2h, 2w]."""
+    """Convert 2 x 2 patches with channels (channel, row, column) to an image: [B, 4c, h, w] -> [B, c, 2h, 2w]."""
     batch, channels, height, width = patches_Bchw.shape
     patches = patches_Bchw.reshape(batch, channels // PATCH**2, PATCH, PATCH, height, width)
     return patches.permute(0, 1, 4, 2, 5, 3).reshape(batch, channels // PATCH**2, height * PATCH, width * PATCH)

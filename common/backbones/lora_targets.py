@@ -1,4 +1,4 @@
-"""Where a LoRA binds: the linear layers whose names end in one of its targets."""
+"""Targets of a LoRA: it binds to the linear layers whose names end in one of them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from common.errors import ModelError
 
 
 def require_bound(targets: Sequence[str], layers: Collection[str]) -> None:
-    """A target that binds to nothing is a misspelling that peft would pass over if another one binds.
+    """Require that every target binds: peft would ignore a misspelt one as long as another binds.
 
     Raises:
-        ModelError: there is one.
+        ModelError: a target binds to no layer.
     """
     unbound = [target for target in targets if not any(binds(target, layer) for layer in layers)]
     if unbound:
@@ -20,7 +20,7 @@ def require_bound(targets: Sequence[str], layers: Collection[str]) -> None:
 
 
 def adapted_layers(state: Iterable[str]) -> tuple[str, ...]:
-    """The layers that an adapter with these weights (`LAYER.lora_A.weight`, `LAYER.lora_B.weight`) is on."""
+    """The layers of an adapter with these weights (`LAYER.lora_A.weight`, `LAYER.lora_B.weight`)."""
     return tuple(sorted({key.rpartition(".lora_")[0] for key in state}))
 
 

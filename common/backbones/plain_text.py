@@ -1,4 +1,4 @@
-"""Special tokens written in a prompt are plain text: "<|endoftext|>" or "</s>" must not end it for the model."""
+"""Makes special tokens in a prompt plain text: "<|endoftext|>" or "</s>" must not end the prompt for the model."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from transformers import PreTrainedTokenizerFast
 
 
 def make_special_tokens_plain_text(tokenizer: PreTrainedTokenizerFast) -> None:
-    """For a tokenizer that sees the bare prompt.
+    """Change a tokenizer that gets the bare prompt.
 
-    Byte-pair encoding cannot put a special token together once it is not cut out of the text first. T5's unigram model
-    can, since special tokens are pieces of its vocabulary; so they are pulled apart after normalisation.
+    Byte-pair encoding cannot assemble a special token unless it is first cut out of the text. T5's unigram model can,
+    because special tokens are pieces of its vocabulary; so a space is put into them after normalisation.
     """
     tokenizer.split_special_tokens = True
     pull_apart = [normalizers.Replace(token, _pulled_apart(token)) for token in tokenizer.all_special_tokens]
@@ -19,7 +19,7 @@ def make_special_tokens_plain_text(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def spell_out_special_tokens(text: str, tokenizer: PreTrainedTokenizerFast) -> str:
-    """For a prompt that a chat template, which needs its special tokens, will be put around."""
+    """Change a prompt that will be put into a chat template, which needs its own special tokens."""
     for token in sorted(tokenizer.get_added_vocab(), key=len, reverse=True):
         if len(token) > 1:
             text = text.replace(token, _pulled_apart(token))

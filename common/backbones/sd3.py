@@ -18,11 +18,11 @@ from common.errors import ModelError
 from common.types import Guidance
 
 TIMESTEP_SCALE = 1000.0
-"""SD3's transformer counts noise from 0 to 1000."""
+"""SD3's transformer counts noise levels from 0 to 1000."""
 
 
 class StableDiffusion3(DiffusersBackbone[Sd3Backbone]):
-    """SD3-M, SD3.5-M and SD3.5-L, which differ in their transformer's configuration alone."""
+    """SD3-M, SD3.5-M and SD3.5-L, which differ only in their transformer's configuration."""
 
     family = "sd3"
     kinds = MappingProxyType({"StableDiffusion3Pipeline": StableDiffusion3Pipeline})
@@ -42,7 +42,7 @@ class StableDiffusion3(DiffusersBackbone[Sd3Backbone]):
         self.guidance = Guidance.CLASSIFIER_FREE
 
     def _text_tokens(self) -> int:
-        # CLIP's two encoders share theirs; T5's stand behind them.
+        # The two CLIP encoders share their token positions; T5's tokens follow them.
         clip: int = self._files.config("tokenizer")["model_max_length"]
         return clip + self._settings.max_sequence_length
 

@@ -116,7 +116,7 @@ class RedisConfig(Section):
 
 
 def check_rewards(rewards: Sequence[RewardConfig], client: RewardClientConfig, redis: RedisConfig) -> None:
-    """What must hold between these sections."""
+    """Check the conditions between these sections."""
     trained = [reward for reward in rewards if reward.trained]
     for reward in rewards:
         if reward.url == "redis" and redis.url == "none":

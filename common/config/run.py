@@ -318,7 +318,7 @@ class Config(Section):
         if not self.learner.shard_base:
             return self
         if ranks == 1:
-            raise problem("learner.shard_base", "true, with one rank: there is nobody to share the weights with")
+            raise problem("learner.shard_base", "true, with one rank: there is no other rank to share the weights with")
         if 0 < self.learner.num_gpus < 1:
             raise problem("learner.shard_base", "true, with a part of a GPU a rank: give each rank a whole one")
         for key, rows in self._least_rows().items():

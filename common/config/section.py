@@ -1,4 +1,4 @@
-"""What every section of the run file is, and how one complains (see `common.config.run`)."""
+"""Base class of the run file's sections, and their errors (see `common.config.run`)."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ class Section(BaseModel):
 
 
 def problem(key: str, message: str) -> PydanticCustomError:
-    """A cross-field complaint about `key` (relative to the section that raises it), for `config_file` to word."""
+    """A cross-field error about `key` (relative to the section that raises it); `run_file` words the message."""
     return PydanticCustomError("cross_field", "{message}", {"key": key, "message": message})

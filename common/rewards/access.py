@@ -1,4 +1,4 @@
-"""How the processes of one run reach its rewards: told once by the driver, opened by each worker and by the learner."""
+"""Access to a run's rewards: the driver creates it once; each worker and the learner open their own client from it."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from common.rewards.discovery import Discovery
 from common.rewards.guard import Outage, RewardGuard
 
 REWARD_TOKEN = "REWARD_SERVER_TOKEN"
-"""Environment variable with the bearer token of reward servers that are not on loopback; never written anywhere."""
+"""Environment variable with the bearer token for servers that are not on loopback; its value is never written."""
 
 
 @dataclass(frozen=True)
 class RewardAccess:
-    """Everything needed to ask the rewards of a run.
+    """Everything that a process needs to use a run's rewards.
 
     Attributes:
         endpoints: servers named in the run file or started by the launcher.
-        outages: every reward of the run, and what to do when it is out.
-        infos: what the rewards declared at the start; empty before anybody has asked.
-        plain: what each reward answered at the start.
-        redis: where more servers register and known scores are kept; None for a run without.
+        outages: every reward of the run, with its outage policy.
+        infos: the identities that the rewards declared at the start; empty before the first request.
+        plain: each reward's control request.
+        redis: where more servers register and cached scores are kept; None for a run without Redis.
     """
 
     endpoints: tuple[RewardEndpoint, ...]
@@ -48,7 +48,7 @@ class RewardAccess:
 
     @contextmanager
     def client(self) -> Iterator[RewardClient]:
-        """A client that knows registered servers too."""
+        """A client that also uses registered servers."""
         with ExitStack() as stack:
             link = None
             if self.redis is not None:

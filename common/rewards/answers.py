@@ -1,4 +1,4 @@
-"""What an answer is held against: what was asked, and what its server declared before the run."""
+"""Validates a reward server's response against the request and against the identity declared before the run."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from common.rewards.api import FloatArray, GradientResponse, ScoreResponse, Serv
 from common.rewards.http import Exchange
 
 RANGE_TOLERANCE = 1e-4
-"""Float arithmetic may leave the declared range by this share of its width (a cosine of 1 + 1e-7)."""
+"""Float arithmetic may exceed the declared range by this fraction of its width (a cosine of 1 + 1e-7)."""
 
 
 def check_answer(exchange: Exchange, info: ServerInfo, answer: ScoreResponse | GradientResponse, images: int) -> None:
-    """RewardInvalid for a wrong number of scores, scores out of range, another scorer or other weights."""
+    """RewardInvalid for a wrong number of scores, scores out of range, another scorer or different weights."""
     name, scores_B = exchange.name, answer.scores_B
     if len(scores_B) != images:
         raise RewardInvalid(name, "count", f"{exchange.where}: {len(scores_B)} scores for {images} images")
@@ -27,7 +27,7 @@ def check_answer(exchange: Exchange, info: ServerInfo, answer: ScoreResponse | G
 
 
 def outside_range(scores_B: FloatArray, info: ServerInfo) -> str | None:
-    """What is wrong with scores that leave the declared range, in words; of a half-open one the finite end holds."""
+    """A message for scores outside the declared range, else None. A half-open range is checked at its finite end."""
     ends = [abs(end) for end in (info.low, info.high) if math.isfinite(end)]
     width = info.high - info.low if len(ends) == 2 else max(1.0, *ends, 0.0)
     slack = RANGE_TOLERANCE * width

@@ -1,16 +1,16 @@
-"""The contract of a reward server: routes, messages and what a valid one is. Server and client share this file.
+"""Contract of a reward server: its routes, its messages and their validation. Server and client share this file.
 
     POST /v1/score      ScoreRequest    -> ScoreResponse      msgpack (see common.wire)
     POST /v1/gradient   GradientRequest -> GradientResponse   msgpack; differentiable scorers only
     GET  /v1/info       ServerInfo                            JSON
-    POST /score         images as base64, prompts -> scores   JSON, for trainers that speak nothing else
-    GET  /healthz /readyz /metrics /openapi.json              alive; has scored a probe; Prometheus text; all of this
+    POST /score         base64 images, prompts -> scores      JSON, for trainers that only speak JSON
+    GET  /healthz /readyz /metrics /openapi.json              alive; scored a test image; Prometheus text; all of this
 
-A process of several scorers serves the first four lines for each under `/{name}`, so that a scorer's base URL is
-`http://host:port/{name}`. A request may say in `DEADLINE_HEADER` for how many seconds its answer is of any use.
+A process with several scorers serves the first four lines for each under `/{name}`. A scorer's base URL is then
+`http://host:port/{name}`. A request may carry `DEADLINE_HEADER`: the seconds after which its response is useless.
 
-A failure is a status code and the JSON body {"error": cause, "message": text}; causes are the fixed words of `CAUSES`.
-A message validates itself when it is built: a bad request raises RewardRejected, a bad response RewardInvalid.
+A failure is a status code and the JSON body {"error": cause, "message": text}. `CAUSES` lists every cause.
+A message validates itself when it is built: a bad request raises RewardRejected, a bad response raises RewardInvalid.
 
 Shape suffixes: B images, H W their height and width, C = 3 colour channels.
 """
@@ -42,27 +42,32 @@ METRICS_PATH = "/metrics"
 PLAIN_SCORE_PATH = "/score"
 OPENAPI_PATH = "/openapi.json"
 MEDIA_TYPE = "application/msgpack"
-# Seconds, a positive number; the server's own limit caps it.
 DEADLINE_HEADER = "x-deadline-seconds"
+"""Name of the header with the client's deadline: a positive number of seconds, capped by the server's own limit."""
 
 CHANNELS = 3
 IMAGE_RANK = 4
-# Of one image: 2048 x 2048.
 DEFAULT_MAX_PIXELS = 2**22
-# Longer side over shorter one. Most recipes enlarge the shorter side to their model's: a line of 16,000 pixels would
-# become billions of them.
+"""The default limit per image is 2048 x 2048 pixels."""
 MAX_ASPECT = 32
-# Of a prompt, and of each text in metadata, as UTF-8: far beyond any text encoder. Runs refuse longer prompts as well.
+"""The longer side of an image may be at most this many times the shorter one.
+
+Most recipes enlarge the shorter side to their model's size: a line of 16,000 pixels would become billions of pixels.
+"""
 MAX_PROMPT_BYTES = 2**15
-# Of a text, in the error that refuses it.
+"""A prompt, and each text in metadata, may have at most this many UTF-8 bytes.
+
+This is far more than any text encoder reads. Runs refuse longer prompts as well.
+"""
 QUOTED_CHARACTERS = 40
-# Names the reward in an error of a message that does not know which reward it is about.
+"""An error that refuses a text quotes this many of its characters."""
 ANY_REWARD = "any"
-# The words failures are counted by: fixed, because each becomes a metric label.
-# The request itself is wrong: no server would answer it.
+"""This name stands for the reward in an error of a message that does not know its reward."""
+# Failures are counted by these causes. The set is fixed because each cause becomes a metric label.
 REQUEST_CAUSES = ("wire", "request", "too_large")
-# It was put to a server that does not answer such requests, or not from us.
+"""The request itself is wrong: no server would accept it."""
 ACCESS_CAUSES = ("unauthorized", "not_found", "not_differentiable")
+"""The server does not offer this route, or not to this client."""
 SERVER_CAUSES = ("overloaded", "deadline", "scorer", "nan", "count", "shape", "dtype")
 CLIENT_CAUSES = (
     *("timeout", "hung", "refused", "disconnected", "answer", "range", "weights_changed"),
@@ -97,7 +102,7 @@ class ScoreRequest:
     def from_bytes(
         cls, data: bytes | bytearray, max_bytes: int = DEFAULT_MAX_BYTES, max_pixels: int = DEFAULT_MAX_PIXELS
     ) -> Self:
-        """WireError for bytes that are no message, RewardRejected for a message that is no request."""
+        """WireError if the bytes are not a message, RewardRejected if the message is not a valid request."""
         check = _pixel_check(max_pixels, channel_axis=3)
         return cls(**_read_fields(cls, data, max_bytes, RewardRejected, "request", check))
 
@@ -130,14 +135,14 @@ class GradientRequest:
     def from_bytes(
         cls, data: bytes | bytearray, max_bytes: int = DEFAULT_MAX_BYTES, max_pixels: int = DEFAULT_MAX_PIXELS
     ) -> Self:
-        """WireError for bytes that are no message, RewardRejected for a message that is no request."""
+        """WireError if the bytes are not a message, RewardRejected if the message is not a valid request."""
         check = _pixel_check(max_pixels, channel_axis=1)
         return cls(**_read_fields(cls, data, max_bytes, RewardRejected, "request", check))
 
 
 @dataclass(frozen=True, eq=False)
 class ScoreResponse:
-    """What a scorer said: `scores_B` float32 [B], every value finite; `weights_hash` names the weights that said it."""
+    """A scorer's response: `scores_B` float32 [B], all finite; `weights_hash` identifies the weights that scored."""
 
     scorer: str
     weights_hash: str
@@ -151,7 +156,7 @@ class ScoreResponse:
 
     @classmethod
     def from_bytes(cls, data: bytes, max_bytes: int = DEFAULT_MAX_BYTES) -> Self:
-        """WireError for bytes that are no message, RewardInvalid for a message that is no answer."""
+        """WireError if the bytes are not a message, RewardInvalid if the message is not a valid response."""
         return cls(**_read_fields(cls, data, max_bytes, RewardInvalid, "answer"))
 
 
@@ -176,7 +181,7 @@ class GradientResponse:
 
     @classmethod
     def from_bytes(cls, data: bytes, max_bytes: int = DEFAULT_MAX_BYTES) -> Self:
-        """WireError for bytes that are no message, RewardInvalid for a message that is no answer."""
+        """WireError if the bytes are not a message, RewardInvalid if the message is not a valid response."""
         return cls(**_read_fields(cls, data, max_bytes, RewardInvalid, "answer"))
 
 
@@ -186,14 +191,14 @@ INFO_FLAGS = ("differentiable", "reproducible")
 
 @dataclass(frozen=True)
 class ServerInfo:
-    """What a server declares of itself; equal for all servers of a reward, all run long.
+    """A server's declared identity. It is equal for all servers of a reward and does not change during a run.
 
     Attributes:
-        scorer: the name it is served under.
-        weights_hash: "" when the weights have no identity: nothing is remembered of such a scorer.
-        low, high: every score it ever answers lies in [low, high]; both may be infinite.
-        implementation: class path of the scorer: two recipes over the same weights are two rewards.
-        reproducible: no two requests share a model call, so that scores are equal to the last bit.
+        scorer: the name under which it is served.
+        weights_hash: "" when the weights have no identity; scores of such a scorer are not cached.
+        low, high: every score lies in [low, high]; both may be infinite.
+        implementation: class path of the scorer. Two recipes over the same weights are two rewards.
+        reproducible: no two requests share a model call, so scores are equal to the last bit.
     """
 
     scorer: str
@@ -207,7 +212,7 @@ class ServerInfo:
     reproducible: bool = False
 
     def to_json(self) -> bytes:
-        """JSON has no infinity: an unbounded end is null."""
+        """JSON has no infinity, so an infinite bound is written as null."""
         values = asdict(self)
         for end in ("low", "high"):
             values[end] = values[end] if math.isfinite(values[end]) else None
@@ -215,7 +220,7 @@ class ServerInfo:
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:
-        """RewardInvalid when the answer is not a server's description."""
+        """RewardInvalid when the response does not describe a server."""
         try:
             values = json.loads(data)
             low = -math.inf if values["low"] is None else float(values["low"])
@@ -233,7 +238,7 @@ def _reject(message: str) -> NoReturn:
 
 
 def check_pixels(height: int, width: int, max_pixels: int) -> None:
-    """RewardRejected for an image of more than `max_pixels`, or a sliver; to be asked before it is decoded."""
+    """RewardRejected for an image with more than `max_pixels` or extreme sides. Call it before decoding the image."""
     if height * width > max_pixels:
         message = f"an image of {height} x {width} pixels exceeds the limit of {max_pixels}"
         raise RewardRejected(ANY_REWARD, "too_large", f"{message}: shrink it or raise --max-pixels")
@@ -244,17 +249,18 @@ def check_pixels(height: int, width: int, max_pixels: int) -> None:
 
 
 def check_text_lengths(prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
-    """RewardRejected for a prompt, or a text anywhere in metadata, of more than MAX_PROMPT_BYTES."""
-    # Each object once: a group shares its prompt, and a plain request may share one map among a thousand images.
+    """RewardRejected for a prompt, or any text in metadata, longer than MAX_PROMPT_BYTES."""
+    # Each object is checked once: a group shares its prompt, and a plain JSON request may share one map among all
+    # images.
     for text in _texts_in({id(value): value for value in (*prompts, *metadata)}.values()):
-        # A character has at most 4 bytes: most texts are short enough without being encoded.
+        # A character has at most 4 bytes, so most texts need not be encoded to be measured.
         if len(text) * 4 > MAX_PROMPT_BYTES and (size := len(text.encode(errors="replace"))) > MAX_PROMPT_BYTES:
             quoted = f"{text[:QUOTED_CHARACTERS]!r}..."
             _reject(f"the text {quoted} has {size} bytes, at most {MAX_PROMPT_BYTES} are read: shorten it")
 
 
 def _texts_in(values: Iterable[object]) -> Iterator[str]:
-    """Every string in nested lists and maps, keys as well; without recursion, for JSON may be nested deep."""
+    """Every string in nested lists and maps, including keys. Iterative, because JSON may be nested deeply."""
     left = list(values)
     while left:
         value = left.pop()

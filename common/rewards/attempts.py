@@ -1,11 +1,11 @@
-"""Puts a question to one server after another until it is answered, or another try is not worth it.
+"""Sends a request to one server after another until it is answered or another attempt is pointless.
 
-    who is well? ─► the least loaded ─► answered
-         ▲               │ fails: again, at most `attempts` times, if the retry budget affords it
-         │               │ refuses, its queue is full: again when it says, until the question's deadline
-         └───────────────┘ was only on trial, or nobody listens: at another that is well, at no cost
+    healthy replicas ─► least loaded ─► answered
+         ▲               │ fails: retry, at most `attempts` times and within the retry budget
+         │               │ 429, its queue is full: retry after its Retry-After, until the request's deadline
+         └───────────────┘ a failed probe, or a refused connection: retry at a healthy replica, at no cost
 
-A question has a deadline, so that nothing waits for ever.
+A request has a deadline, so nothing waits forever.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from common.rewards.replicas import Replica, ReplicaSet, Turn
 from common.rewards.retry_budget import BACKOFF_LIMIT_S, RetryBudget, Timing
 
 RETRY_AFTER_LIMIT_S = 30.0
-"""A server's Retry-After is believed up to here."""
+"""A longer Retry-After from a server is cut to this."""
 CHECKS_AT_ONCE = 8
 
 Answer = TypeVar("Answer")
@@ -29,11 +29,11 @@ Verify = Callable[[Replica, Exchange], None]
 
 
 class Attempts:
-    """The tries of one client, of all its questions together; thread-safe.
+    """The attempts of one client, shared by all its requests; thread-safe.
 
     Args:
-        timeout_s: seconds one attempt may take; a question may take `attempts * timeout_s` in all.
-        verify: asks a server who it is; RewardError when it does not say, or is another than it should be.
+        timeout_s: seconds that one attempt may take; a request may take `attempts * timeout_s` in total.
+        verify: checks a server's identity; RewardError when the server does not answer or has another identity.
     """
 
     def __init__(self, timeout_s: float, attempts: int, timing: Timing, verify: Verify) -> None:
@@ -50,10 +50,10 @@ class Attempts:
     def ask(
         self, name: str, replicas: ReplicaSet, images: int, attempt: Attempt[Answer], *, again: bool = False
     ) -> Answer:
-        """What `attempt` returns; RewardError when it is given up. `again`: a question that was given up before."""
+        """Return the result of `attempt`; RewardError on giving up. `again`: this request was given up once before."""
         timing = self._timing
         deadline = timing.clock() + self._attempts * self._timeout_s
-        # What a server answered wrongly it would answer wrongly again.
+        # A server that gave an invalid response would give it again.
         avoid: set[str] = set()
         failure: RewardError | None = None
         tries = waits = 0
@@ -62,7 +62,7 @@ class Attempts:
         while True:
             self._look_after(name, replicas)
             turn = replicas.choose(avoid)
-            # A sleep may have lasted longer than asked.
+            # A sleep may have overrun.
             limit_s = min(self._timeout_s, deadline - timing.clock())
             if turn is None or limit_s <= 0:
                 raise failure or _nobody(name, replicas)
@@ -89,17 +89,17 @@ class Attempts:
             timing.sleep(pause_s)
 
     def attempt_at(self, replica: Replica, exchange: Exchange, images: int, attempt: Attempt[Answer]) -> Answer:
-        """One try at one server, whose breaker learns how it went."""
+        """One attempt at one server; its breaker records the outcome."""
         with replica.use(images) as request:
             return attempt(replica, Exchange(exchange.name, exchange.url, exchange.timeout_s, request))
 
     def _wait_for_room_s(self, failure: RewardOverloaded, number: int) -> float:
-        """Never sooner than the server says; beyond the budget of repetitions at the slowest pace."""
+        """Wait at least the server's Retry-After; once the retry budget is spent, also wait the longest backoff."""
         soonest_s = min(failure.retry_after, RETRY_AFTER_LIMIT_S)
         return soonest_s + (self._timing.backoff_s(number) if self._budget.spend() else BACKOFF_LIMIT_S)
 
     def _look_after(self, name: str, replicas: ReplicaSet) -> None:
-        """Have servers that were ill checked. Only when there is no other is that waited for."""
+        """Start health checks of unhealthy servers. Wait for them only when no other server is available."""
         checks = [self._checks.submit(self._check, name, replica) for replica in replicas.begin_checks()]
         if checks and not replicas.can_be_asked():
             wait(checks)
@@ -110,21 +110,21 @@ class Attempts:
             self._verify(replica, Exchange(name, replica.url, PROBE_TIMEOUT_S))
             well = True
         except RewardError:
-            # Known to be ill: nothing new.
+            # The server was unhealthy before and still is.
             pass
         finally:
             replica.breaker.checked(well)
 
 
 def _cost_nothing(turn: Turn, failure: RewardError) -> bool:
-    """A trial is there to fail, and a refused connection was no request."""
+    """A failed probe is expected, and a refused connection put no load on the server."""
     return failure.cause == "refused" or (turn.trial and not isinstance(failure, RewardOverloaded))
 
 
 def _nobody(name: str, replicas: ReplicaSet) -> RewardUnavailable:
     urls = replicas.urls
     if not urls:
-        message = f"reward {name}: no server of that name is registered that may be asked: start one with --redis-url"
+        message = f"reward {name}: no usable server is registered under that name: start one with --redis-url"
         return RewardUnavailable(name, "no_server", message)
-    message = f"reward {name}: every server failed a moment ago ({', '.join(urls)}) and is not asked for now"
+    message = f"reward {name}: every server failed a moment ago ({', '.join(urls)}) and is not used for now"
     return RewardUnavailable(name, "circuit_open", message)

@@ -1,13 +1,14 @@
-"""Stops asking a server that keeps failing, and finds out when it is well again.
+"""Circuit breaker: stops sending requests to a failing server and detects when it is healthy again.
 
     closed ── FAILURES_TO_OPEN failures in a row, or a certain one ──► open ── a while ──► a check, out of band
-      ▲                                                                 ▲                    │ it answers
-      │                                                                 ├── it does not:     ▼
-      │                                                                 │   twice as long  half-open: one question
-      └──────────────── it is answered ─────────────────────────────────┴── it is not ◄──── is the trial
+      ▲                                                                 ▲                    │ the server answers
+      │                                                                 ├── no answer:       ▼
+      │                                                                 │   twice as long  half-open: one request
+      └──────────────── the probe succeeds ─────────────────────────────┴── it fails ◄──── is the probe
 
-A check asks the server who it is: no question waits for a server that is still away. Only a question shows whether it
-answers rightly, so one is tried, and nobody else's. One breaker guards one replica of one reward. Times are seconds.
+A health check requests the server's identity, so no scoring request waits for a server that is still away. Only a
+scoring request shows that scoring works, so exactly one is sent, as the probe. Each breaker guards one replica of one
+reward. Times are in seconds.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ from collections.abc import Callable
 from enum import StrEnum
 
 FAILURES_TO_OPEN = 3
-"""In a row: fewer would open on one lost connection, more would let a dead server cost more attempts."""
+"""The breaker opens after this many failures in a row.
+
+Fewer would open it on one lost connection. More would let a dead server cost more attempts.
+"""
 FIRST_OPEN_S = 1.0
 LONGEST_OPEN_S = 5.0
-"""Between two checks at most, so that a server that is well again is found within twice this."""
+"""An open breaker waits at most this long between two checks; a recovered server is found within twice this."""
 
 
 class BreakerState(StrEnum):
@@ -36,7 +40,7 @@ class CircuitBreaker:
 
     Args:
         clock: seconds, monotonic.
-        draw: uniform in [0, 1); spreads the checks of many clients.
+        draw: uniform in [0, 1); spreads out the checks of many clients.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, draw: Callable[[], float] = random.random) -> None:
@@ -47,7 +51,7 @@ class CircuitBreaker:
         self._failures = 0
         self._open_s = FIRST_OPEN_S
         self._check_at = 0.0
-        # The check of an open breaker, or the trial of a half-open one, is under way.
+        # True while the check of an open breaker, or the probe of a half-open one, is in flight.
         self._busy = False
 
     @property
@@ -57,14 +61,14 @@ class CircuitBreaker:
 
     @property
     def seconds_to_probe(self) -> float:
-        """How long until it is found out more; 0 when a request or a check may begin now."""
+        """Seconds until the next request or check may begin; 0 when one may begin now."""
         with self._lock:
             if self._busy:
                 return FIRST_OPEN_S
             return max(0.0, self._check_at - self._clock()) if self._state is BreakerState.OPEN else 0.0
 
     def begin_check(self) -> bool:
-        """Whether the server is to be asked now, by the caller, who it is; then `checked` must follow."""
+        """True if the caller must check the server's identity now; it must then call `checked`."""
         with self._lock:
             due = self._state is BreakerState.OPEN and not self._busy and self._clock() >= self._check_at
             self._busy = self._busy or due
@@ -73,7 +77,7 @@ class CircuitBreaker:
     def checked(self, well: bool) -> None:
         with self._lock:
             if self._state is not BreakerState.OPEN:
-                # An older request was answered meanwhile.
+                # An older request succeeded in the meantime.
                 return
             if well:
                 self._state, self._busy = BreakerState.HALF_OPEN, False
@@ -81,7 +85,7 @@ class CircuitBreaker:
                 self._open_longer()
 
     def begin(self) -> bool:
-        """Whether a request may go out now; when half-open, the first to ask is the trial and the only one."""
+        """Whether a request may be sent now. When half-open, the first caller's request is the only one, the probe."""
         with self._lock:
             if self._state is BreakerState.OPEN or self._busy:
                 return False
@@ -93,7 +97,7 @@ class CircuitBreaker:
             self._state, self._failures, self._open_s, self._busy = BreakerState.CLOSED, 0, FIRST_OPEN_S, False
 
     def failed(self, *, certain: bool = False) -> None:
-        """`certain`: one such failure says it all (nobody listens)."""
+        """`certain`: one such failure is enough to open the breaker (no process listens)."""
         with self._lock:
             self._failures += 1
             if self._state is BreakerState.HALF_OPEN and self._busy:

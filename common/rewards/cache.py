@@ -1,10 +1,10 @@
-"""Scores known already, in Redis: one entry an image, by everything its score depends on.
+"""Cache of scores in Redis: one entry per image, keyed by everything that its score depends on.
 
     rtdmd:score:KEY                 float32 score of one image; rtdmd:scores orders the keys by last use
 
-Bounded in entries, the least recently used forgotten first, and each forgotten after EXPIRES_S in any case. Exact hits
-only. A request is atomic: it is answered from here when all its images are known, and asked whole when one is not. A
-score may differ in its last bits from what the server would say now, for it was computed in other company.
+The cache has a maximum number of entries and evicts the least recently used first. Every entry expires after EXPIRES_S.
+Only exact hits count. A request is atomic: if all its images are cached the cache answers, else the whole request is
+sent. A cached score may differ in its last bits from a new one, because it was computed in a different batch.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from common.wire import pack
 EXPIRES_S = 7 * 24 * 3600
 SCORE_BYTES = 4
 LARGEST_REQUEST = 4096
-"""Images of one request that are looked up or remembered: more would hold Redis up for others."""
+"""A larger request is neither looked up nor cached: it would block Redis for other clients."""
 SCORE_ORDER = "rtdmd:scores"
 
 
 class ScoreCache:
-    """Scores by key (`score_keys`)."""
+    """Cached scores by key (`score_keys`)."""
 
     def __init__(self, link: RedisLink, max_entries: int) -> None:
         self._link = link
         self._max_entries = max_entries
 
     def get(self, keys: Sequence[str]) -> FloatArray | None:
-        """Scores float32 [B], or None unless all are known; StoreError as in `RedisLink.call`."""
+        """Scores float32 [B], or None unless all are cached; StoreError as in `RedisLink.call`."""
         if not 0 < len(keys) <= LARGEST_REQUEST:
             return None
 
@@ -74,7 +74,7 @@ class ScoreCache:
 
 
 def image_digests(request: ScoreRequest) -> tuple[bytes, ...]:
-    """sha256 of each image of a request with its size, its prompt and its metadata."""
+    """The sha256 of each image together with its size, prompt and metadata."""
     metadata = request.metadata or [{}] * len(request.prompts)
     return tuple(
         _digest(
@@ -85,7 +85,7 @@ def image_digests(request: ScoreRequest) -> tuple[bytes, ...]:
 
 
 def score_keys(digests: Sequence[bytes], info: ServerInfo) -> tuple[str, ...]:
-    """What scores are filed under: the image and all that scores it. Empty for weights without identity."""
+    """Cache keys: image, prompt and the scorer's identity. Empty for weights without identity."""
     if not info.weights_hash:
         return ()
     scored_by = info.to_json()
@@ -95,7 +95,7 @@ def score_keys(digests: Sequence[bytes], info: ServerInfo) -> tuple[str, ...]:
 def _digest(*parts: bytes | memoryview) -> bytes:
     digest = hashlib.sha256()
     for part in parts:
-        # Lengths keep ("ab", "c") and ("a", "bc") apart.
+        # The lengths distinguish ("ab", "c") from ("a", "bc").
         digest.update(memoryview(part).nbytes.to_bytes(8, "little"))
         digest.update(part)
     return digest.digest()

@@ -1,9 +1,9 @@
-"""The one client of the reward servers: workers ask it for scores, the learner for gradients.
+"""Client of the reward servers: workers request scores from it, the learner requests gradients.
 
-    question ─► known already? ─► a server that is well (`reward_attempts`) ─► count, range, weights right? ─► array
+    request ─► cached? ─► a healthy server (`common.rewards.attempts`) ─► count, range, identity valid? ─► array
                                                                                      └──► RewardError with a cause
 
-A failure is never a number. What to do when a reward stays away is decided one level up, in `common.rewards.guard`.
+A failure never becomes a number. `common.rewards.guard`, one level up, decides what to do during an outage.
 
 Shape suffixes: B images, H W their height and width, C = 3 colour channels.
 """
@@ -50,15 +50,15 @@ from common.rewards.identity import RewardIdentities
 from common.rewards.replicas import Replica, ReplicaSet
 from common.rewards.retry_budget import Timing
 
-# Requests under way at once, of all rewards and callers together.
 MAX_REQUESTS = 64
+"""At most this many requests are in flight at once, over all rewards and callers."""
 
 Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
 class RewardEndpoint:
-    """A reward by its name in this run, and the base URL of a server that computes it. Several of a name: replicas."""
+    """A reward's name in this run and the base URL of a server for it. Endpoints with the same name are replicas."""
 
     name: str
     url: str
@@ -66,7 +66,7 @@ class RewardEndpoint:
 
 @dataclass(frozen=True)
 class ScoreQuestion:
-    """Images to score, encoded once for all rewards; `digests` tell them apart."""
+    """Images to score, encoded once for all rewards; `digests` identify the images."""
 
     body: bytes
     digests: tuple[bytes, ...]
@@ -77,24 +77,24 @@ class ScoreQuestion:
 
     @classmethod
     def of(cls, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata] | None) -> Self:
-        """uint8 [B, H, W, 3], B texts and B dicts (or None); RewardRejected when they do not fit together."""
+        """From uint8 [B, H, W, 3], B texts and B dicts (or None); RewardRejected when their lengths differ."""
         request = ScoreRequest(images_BHWC, prompts, metadata or ())
         return cls(_encode(request), image_digests(request))
 
 
 class RewardClient:
-    """Asks reward servers. Thread-safe; use it as a context manager or call `close`.
+    """Sends requests to reward servers. Thread-safe; use it as a context manager or call `close`.
 
     Args:
-        endpoints: the servers known from the start; several of one name are replicas of one reward.
-        timeout_s: seconds one attempt may take, from connecting to the last byte read.
-        attempts: tries of one question, which may take `attempts * timeout_s` in all. Only failures another try may
-            cure are tried again, and only within the retry budget of the whole client.
-        token: bearer token of the servers, if they want one; for the hosts of the endpoints, for this machine and for
-            `trusted_hosts` alone.
-        discovered: names of rewards whose servers `offer` will tell.
-        infos: what the rewards declared when the run began; without, the first server to answer sets the standard.
-        cache: scores known already.
+        endpoints: the servers known from the start; several with one name are replicas of one reward.
+        timeout_s: seconds that one attempt may take, from connecting to the last byte.
+        attempts: attempts per request, which may take `attempts * timeout_s` in total. Only failures that a retry
+            may fix are retried, and only within the retry budget of the whole client.
+        token: bearer token for the servers, if they require one. It is sent only to the hosts of the endpoints,
+            to loopback and to `trusted_hosts`.
+        discovered: names of rewards whose servers come later, through `offer`.
+        infos: the identities declared when the run began; without them, the first server to answer sets the reference.
+        cache: cache of scores.
     """
 
     def __init__(
@@ -140,24 +140,24 @@ class RewardClient:
         return tuple(self._replicas)
 
     def states(self, name: str) -> dict[str, BreakerState]:
-        """How each server of a reward is doing, by URL."""
+        """The breaker state of each server of a reward, by URL."""
         return self._named(name).states()
 
     def seconds_to_probe(self, name: str) -> float:
-        """How long until a server of this reward may be asked; 0 when one may now."""
+        """Seconds until a server of this reward accepts a request; 0 when one does now."""
         return self._named(name).seconds_to_probe()
 
     def offer(self, name: str, urls: Sequence[str]) -> None:
-        """These servers are registered for a reward now; see `RewardIdentities.welcome` for who is taken."""
+        """Report the servers registered for a reward now; `RewardIdentities.welcome` decides which are used."""
         self._identities.welcome(name, self._named(name), urls)
 
     def info(self, name: str) -> ServerInfo:
-        """What the servers declare of themselves; asked once, then remembered."""
+        """The identity that the servers declare; requested once, then remembered."""
         replicas = self._named(name)
         return self._identities.known(name) or self._attempts.ask(name, replicas, 0, self._declared)
 
     def verify(self, name: str) -> ServerInfo:
-        """Ask every server of a reward who it is; see `RewardIdentities.verify_all`."""
+        """Check the identity of every server of a reward; see `RewardIdentities.verify_all`."""
         self._identities.verify_all(name, self._named(name))
         return self.info(name)
 
@@ -168,7 +168,7 @@ class RewardClient:
         metadata: Sequence[Metadata] | None = None,
         names: Iterable[str] | None = None,
     ) -> dict[str, FloatArray]:
-        """Ask all rewards, or those named, at the same time.
+        """Request scores from all rewards, or from those named, in parallel.
 
         Args:
             images_BHWC: uint8 [B, H, W, 3].
@@ -179,7 +179,7 @@ class RewardClient:
             reward name -> finite float32 [B].
 
         Raises:
-            RewardError: the first failure in the order of the names; there is no partial answer.
+            RewardError: the first failure in the order of the names; there is no partial result.
         """
         question = ScoreQuestion.of(images_BHWC, prompts, metadata)
         wanted = list(self.names if names is None else names)
@@ -193,7 +193,7 @@ class RewardClient:
         return {name: future.result() for name, future in futures.items()}
 
     def score_one(self, name: str, question: ScoreQuestion, *, again: bool = False) -> FloatArray:
-        """One reward's scores, float32 [B]; RewardError as in `score`. `again`: it was given up before."""
+        """One reward's scores, float32 [B]; RewardError as in `score`. `again`: this request was given up before."""
         cached = self._cached(name, question)
         if cached is not None:
             return cached
@@ -211,7 +211,7 @@ class RewardClient:
         *,
         again: bool = False,
     ) -> tuple[FloatArray, FloatArray]:
-        """Ask one differentiable reward for scores float32 [B] and d score_i / d image_i float32 [B, 3, H, W].
+        """Request scores float32 [B] and d score_i / d image_i float32 [B, 3, H, W] from one differentiable reward.
 
         `images_BCHW` is float32 in [0, 1]. RewardError as in `score`.
         """
@@ -222,9 +222,9 @@ class RewardClient:
         return answer.scores_B, answer.gradients_BCHW
 
     def ask_plainly(self, name: str, plain: PlainQuestion, *, url: str | None = None, gradient: bool = False) -> None:
-        """Have a plain picture scored, by one server if `url` names it; RewardError unless the answer is right.
+        """Send the control request, to one server if `url` names it; RewardError unless the response is valid.
 
-        That server's breaker learns of it: one that answers rightly is well.
+        The server's breaker records the outcome: a valid response marks it healthy.
         """
         attempt: Callable[[Replica, Exchange], object]
         prompts, metadata = [plain.prompt], [plain.metadata]
@@ -237,7 +237,7 @@ class RewardClient:
             return
         replica = self._named(name).of_url(url)
         if replica is None:
-            raise RewardUnavailable(name, "no_server", f"reward {name}: the server at {url} has left")
+            raise RewardUnavailable(name, "no_server", f"reward {name}: the server at {url} is no longer registered")
         self._attempts.attempt_at(replica, Exchange(name, url, self._timeout_s), 1, attempt)
 
     def _score_attempt(self, question: ScoreQuestion) -> Callable[[Replica, Exchange], FloatArray]:
@@ -264,14 +264,14 @@ class RewardClient:
         return attempt
 
     def _declared(self, replica: Replica, exchange: Exchange) -> ServerInfo:
-        """Before its first question a server says who it is."""
+        """Check a server's identity before its first request."""
         if replica.info is None:
             self._identities.verify(replica, exchange)
         assert replica.info is not None
         return replica.info
 
     def _cached(self, name: str, question: ScoreQuestion) -> FloatArray | None:
-        """Scores of images that are all known, checked like an answer."""
+        """Cached scores if all images are cached, validated like a response."""
         if self._cache is None:
             return None
         info = self.info(name)
@@ -294,7 +294,7 @@ class RewardClient:
 
     def _named(self, name: str) -> ReplicaSet:
         if name not in self._replicas:
-            message = f"nobody serves a reward {name!r}: there is {list(self._replicas)}"
+            message = f"no server for the reward {name!r}: the rewards are {list(self._replicas)}"
             raise RewardRejected(name, "not_found", message)
         return self._replicas[name]
 

@@ -1,4 +1,4 @@
-"""A question that a reward is known to answer: tells whether a failure is the server's or that of what it was asked."""
+"""A known-good control request: it distinguishes a failing server from a bad request."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GREY = 128
 
 @dataclass(frozen=True)
 class PlainQuestion:
-    """A plain grey picture for one prompt of the run, scored once by every server's reward before the run begins."""
+    """A plain grey image with one prompt of the run. Every reward scores it once before the run begins."""
 
     prompt: str
     metadata: Metadata

@@ -1,4 +1,4 @@
-"""Keeps a client's servers up to date with the registry, in a thread, so that no question ever waits for Redis."""
+"""Updates a client's servers from the registry in a background thread, so that no request waits for Redis."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from common.redis_link import RENEW_S, ServerRegistry
 from common.rewards.client import RewardClient
 
 STOP_S = 5.0
-"""A look under way is waited for, so that it does not find its client closed."""
+"""On exit, a lookup in flight gets this long to finish, so that it does not use a closed client."""
 
 logger = logging.getLogger(__name__)
 
 
 class Discovery:
-    """Context manager: looks once on entry, then every `RENEW_S` seconds. While Redis is away nothing changes."""
+    """Context manager: looks up the registry on entry, then every `RENEW_S` seconds. Without Redis nothing changes."""
 
     def __init__(self, client: RewardClient, registry: ServerRegistry, names: Sequence[str]) -> None:
         self._client = client
@@ -42,17 +42,17 @@ class Discovery:
         self._thread.join(STOP_S)
 
     def look(self) -> None:
-        """Offer what is registered now, all rewards at once. Whatever goes wrong is said once; the next look is due."""
+        """Offer the registered servers of all rewards to the client. An error is logged once and does not end it."""
         try:
             with ThreadPoolExecutor(max(1, len(self._names)), thread_name_prefix="reward-discovery") as threads:
                 list(threads.map(self._look_for, self._names))
         except StoreError:
-            # Told by the link.
+            # The link has logged it.
             return
         except Exception as error:
-            # Others write to this registry: nothing that is found there may end the thread.
+            # Other programs write to this registry: no entry in it may end the thread.
             if repr(error) != self._complaint:
-                logger.exception("registered reward servers cannot be looked up: going on with the known ones")
+                logger.exception("cannot look up registered reward servers: continuing with the known ones")
             self._complaint = repr(error)
         else:
             self._complaint = ""

@@ -1,11 +1,11 @@
-"""What a run does when a reward cannot be had: the policy of each reward, applied to every question.
+"""Applies each reward's outage policy to every request.
 
-    pause         hold until it is back, bounded; then RewardOutage ends the run by name
-    drop_group    whoever asked drops its group whole
-    renormalise   go on with the other rewards, and say which one was left out
+    pause         hold until the reward is back, up to a limit; then RewardOutage names it and ends the run
+    drop_group    the caller drops the whole group
+    renormalise   continue with the other rewards and report the one that was left out
 
-Never a zero in its place. A request that the server rejects is no outage; nor is a question that a server keeps failing
-at while the same server answers a plain one: such a question fails by itself, whatever the policy.
+A failed score never becomes zero. A rejected request is not an outage. Neither is a request that a server fails while
+it still answers the control request: that request is at fault, and it is dropped under every policy.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ OutagePolicy = Literal["pause", "drop_group", "renormalise"]
 Gradient = tuple[FloatArray, FloatArray]
 Value = TypeVar("Value")
 
-# Failures of a server that may be the question's doing: its scorer raised, or took too long.
 QUESTION_CAUSES = ("scorer", "deadline")
+"""These failures may be caused by the request: the scorer raised or took too long."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Outage:
-    """What to do when a reward is out, and for how many seconds a pause may hold."""
+    """The outage policy of a reward, and the seconds that a pause may last."""
 
     policy: OutagePolicy
     limit_s: float
@@ -43,13 +43,13 @@ class Outage:
 
 @dataclass(frozen=True)
 class Answers(Generic[Value]):
-    """What became of a question to several rewards.
+    """The outcome of a request to several rewards.
 
     Attributes:
-        values: reward -> its answer.
-        left_out: reward -> why it is not among the values, for rewards whose policy is to go on without.
-        failure: why the question as a whole must be dropped, if it must.
-        held_s: seconds spent waiting for rewards to come back.
+        values: reward -> its result.
+        left_out: reward -> its error, for rewards whose policy is to continue without them.
+        failure: why the whole request must be dropped, or None.
+        held_s: seconds spent waiting for rewards to recover.
     """
 
     values: dict[str, Value]
@@ -62,7 +62,7 @@ class RewardGuard:
     """A reward client with the outage policies of its rewards; thread-safe.
 
     Args:
-        plain: what each reward is known to answer; a reward without is out whenever it fails.
+        plain: each reward's control request; without one, any failure of the reward is an outage.
     """
 
     def __init__(
@@ -81,17 +81,17 @@ class RewardGuard:
     def score(
         self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata], names: Iterable[str]
     ) -> Answers[FloatArray]:
-        """Scores float32 [B] of each reward. RewardOutage when a pause came to its limit."""
+        """Scores float32 [B] of each reward. RewardOutage when a pause reaches its limit."""
         return self._score(images_BHWC, prompts, metadata, {name: self._outages[name] for name in names})
 
     def score_all(
         self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]
     ) -> dict[str, FloatArray]:
-        """Scores of every reward, each waited for as under `pause`; without those that fail at these images alone.
+        """Scores of every reward, each with policy `pause`; a reward that fails only at these images is left out.
 
         Raises:
-            RewardOutage: a pause came to its limit.
-            RewardRejected: a reward cannot be asked this at all.
+            RewardOutage: a pause reached its limit.
+            RewardRejected: the request itself is wrong for a reward.
         """
         outages = {name: Outage("pause", outage.limit_s) for name, outage in self._outages.items()}
         answers = self._score(images_BHWC, prompts, metadata, outages)
@@ -150,7 +150,7 @@ class RewardGuard:
     def _ask_one(
         self, name: str, ask: Callable[[str, bool], Value], outage: Outage, gradient: bool
     ) -> tuple[Value, float]:
-        """The answer and how many seconds it was held for."""
+        """The result, and the seconds that the request was held."""
         timing, started = self._timing, self._timing.clock()
         tries = 0
         while True:
@@ -179,7 +179,7 @@ class RewardGuard:
         return soonest_s + self._timing.backoff_s(tries)
 
     def _is_at_fault_alone(self, name: str, error: RewardError, gradient: bool) -> bool:
-        """Whether the question is to blame: the very server that failed at it answers a plain one."""
+        """Whether the request is at fault: the same server that failed it answers the control request."""
         may_be = isinstance(error, RewardInvalid) or error.cause in QUESTION_CAUSES
         if not may_be or not error.url or name not in self._plain:
             return False
@@ -187,7 +187,7 @@ class RewardGuard:
             self._client.ask_plainly(name, self._plain[name], url=error.url, gradient=gradient)
         except RewardError:
             return False
-        logger.warning("reward %s fails at one question alone, which is given up: %s", name, error)
+        logger.warning("reward %s fails for one request only, which is dropped: %s", name, error)
         return True
 
 

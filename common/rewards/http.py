@@ -1,8 +1,8 @@
-"""One HTTP exchange with a reward server. Every failure is a RewardError of the reward that was asked for.
+"""One HTTP request to a reward server. Every failure is a RewardError that names the reward.
 
 caller's thread ──► event loop of the client, one thread ──► pooled connections
-                      one deadline for everything from the connection to the last byte, which closes the connection;
-                      a request that takes unusually long is counted, and its server asked whether it is there
+                      one deadline covers everything from connecting to the last byte; it closes the connection;
+                      an unusually slow request is counted, and its server's identity is requested: is it alive?
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from common.rewards.api import CAUSES, DEADLINE_HEADER, INFO_PATH, MEDIA_TYPE, R
 from common.urls import is_loopback
 from common.wire import DEFAULT_MAX_BYTES
 
-# Shorter than the servers keep an idle connection, so that none is used just as it is closed.
 KEEP_ALIVE_SECONDS = 30.0
+"""Idle connections are closed earlier than the servers close them, so that none closes just as it is used."""
 PROBE_TIMEOUT_S = 2.0
-"""To say who it is a server needs no model: one that takes longer is not there."""
+"""A server answers an identity request without its model; one that takes longer than this counts as gone."""
 DEADLINE_SHARE = 0.95
-"""Of our deadline is the server told, so that its own word for being late comes before ours."""
+"""Fraction of our deadline that is sent to the server, so that it times out before we do."""
 CLOSE_TIMEOUT_S = 5.0
 OVERLOADED = 429
 SERVER_ERRORS = 500
 REJECTIONS = (400, 413, 422)
-# What a server found wrong with its own scorer's answer: the same images would give it again.
 INVALID_ANSWERS = ("nan", "count", "shape", "dtype")
+"""The server rejected its own scorer's output with one of these causes; the same images would fail again."""
 DEFAULT_CAUSE_OF_STATUS = {401: "unauthorized", 404: "not_found", 429: "overloaded"}
 REMEDY_OF_CAUSE = {"unauthorized": ": set REWARD_SERVER_TOKEN, and for registered servers reward_client.trusted_hosts"}
 
@@ -52,7 +52,7 @@ Received = tuple[int, Mapping[str, str], bytes]
 
 
 class Watcher(Protocol):
-    """Who wants to know of a request that takes unusually long."""
+    """Receives a notice when a request takes unusually long."""
 
     patience_s: float
 
@@ -61,7 +61,7 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Exchange:
-    """Where a request goes: the reward asked for, the base URL of its server, the seconds it may take."""
+    """A request's target: the reward, the base URL of its server, and the seconds it may take."""
 
     name: str
     url: str
@@ -77,15 +77,15 @@ class RewardHttp:
     """Pooled connections to any number of servers; thread-safe.
 
     Args:
-        token: bearer token of the servers, if they want one.
-        trusted_hosts: who may have it, beside this machine: an address that was only heard of may not.
+        token: bearer token for the servers, if they require one.
+        trusted_hosts: hosts, beside loopback, that may receive the token. A merely registered host may not.
     """
 
     def __init__(self, token: str | None, trusted_hosts: Collection[str] = ()) -> None:
         self._token = token
         self._trusted_hosts = frozenset(host.lower() for host in trusted_hosts)
         limits = httpx.Limits(keepalive_expiry=KEEP_ALIVE_SECONDS)
-        # Reward servers are named in full: a proxy set for the outside world is not asked.
+        # The reward servers' URLs are complete: a proxy set for internet access is not used.
         self._http = httpx.AsyncClient(
             headers={"accept-encoding": "identity"}, limits=limits, timeout=None, trust_env=False, verify=_tls()
         )
@@ -94,7 +94,7 @@ class RewardHttp:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends requests under way too: whoever waits for one gets a RewardError."""
+        """Also end requests in flight; their callers get a RewardError."""
         if self._loop.is_closed():
             return
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(CLOSE_TIMEOUT_S)
@@ -130,13 +130,13 @@ class RewardHttp:
             message = f"{exchange.where}: no answer within {exchange.timeout_s:g} s: raise reward_client.timeout_s?"
             raise RewardUnavailable(exchange.name, "timeout", message) from error
         finally:
-            # Whatever it was doing, dripping heads and slow intake included: its connection is closed.
+            # Whatever state the request is in (slow response headers, slow upload), its connection is closed.
             sending.cancel()
             with suppress(asyncio.CancelledError, RewardError):
                 await sending
 
     async def _watch(self, exchange: Exchange, watcher: Watcher, sending: asyncio.Future[Received]) -> None:
-        """Returns when there is an answer; RewardUnavailable when the server is not there any more."""
+        """Return when there is a response; RewardUnavailable when the server is gone."""
         while True:
             await asyncio.wait({sending}, timeout=watcher.patience_s)
             if sending.done():
@@ -177,7 +177,7 @@ class RewardHttp:
         if body is not None:
             headers["content-type"] = MEDIA_TYPE
         if self._token is not None:
-            # Read as it will be sent: two readers of URLs could take different parts for the host.
+            # Parse the URL exactly as httpx sends it: two URL parsers could disagree about the host.
             host = httpx.URL(exchange.url).host
             if host in self._trusted_hosts or is_loopback(host):
                 headers["authorization"] = f"Bearer {self._token}"
@@ -193,7 +193,7 @@ class RewardHttp:
 
 @cache
 def _tls() -> ssl.SSLContext:
-    """Made once: reading the world's certificates takes longer than many an answer."""
+    """Created once: loading the system's CA certificates takes longer than many a response."""
     return httpx.create_ssl_context(trust_env=False)
 
 
@@ -207,10 +207,10 @@ def _read(exchange: Exchange, content: bytes, read: Callable[[bytes], Answer]) -
 
 
 def _error_of_status(exchange: Exchange, status: int, headers: Mapping[str, str], content: bytes) -> RewardError:
-    """The error a server answered, with the cause it named if that is one we know.
+    """Convert an error status into an error, with the server's cause if it is a known one.
 
-    Only what a reward server says of our request is the request's fault. Anything else, a stranger's page at that
-    address or a token it does not take, is this server's: another one may answer.
+    The request is at fault only if a reward server says so. Anything else, such as another program's page at that
+    address or a rejected token, is a failure of this server: another one may answer.
     """
     cause, detail = _error_body(content)
     if cause not in CAUSES:
@@ -222,7 +222,7 @@ def _error_of_status(exchange: Exchange, status: int, headers: Mapping[str, str]
         return RewardRejected(exchange.name, cause, message)
     if status >= SERVER_ERRORS and cause in INVALID_ANSWERS:
         return RewardInvalid(exchange.name, cause, message)
-    # A scorer that raised may have been out of luck (memory, a batch mate): worth another try.
+    # The scorer may have raised for a passing reason (memory, another request in its batch): retry.
     return RewardUnavailable(exchange.name, cause, message)
 
 

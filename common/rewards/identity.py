@@ -1,6 +1,6 @@
-"""Who the servers of a reward are: all run long the same scorer with the same weights, whoever joins.
+"""Identity of a reward's servers: the same scorer and weights throughout a run, also for servers that join later.
 
-What the driver was told at the start is the standard; without one the first server to answer sets it.
+The identity that the driver read at the start is the reference. Without one, the first server to answer sets it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from common.rewards.http import Exchange, RewardHttp
 from common.rewards.replicas import Replica, ReplicaSet, same_reward
 
 INFO_TIMEOUT_S = 5.0
-"""A server says who it is without its model, also when it is busy."""
+"""A server answers an identity request without its model, even when it is busy."""
 REFUSED_FOR_S = 30.0
-"""A registered server that was refused is asked again after this long."""
+"""A rejected registered server is checked again after this long."""
 NEWCOMERS_AT_ONCE = 8
 
 logger = logging.getLogger(__name__)
@@ -34,8 +34,8 @@ class RewardIdentities:
     """The declared identity of every reward of a client; thread-safe.
 
     Args:
-        infos: what the rewards declared when the run began.
-        timeout_s: of a client's requests; `INFO_TIMEOUT_S` when that is longer.
+        infos: the identities that the rewards declared when the run began.
+        timeout_s: the client's request timeout; at most `INFO_TIMEOUT_S` of it is used.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class RewardIdentities:
     ) -> None:
         self._http = http
         self._infos = dict(infos)
-        # reward -> the server that set its standard.
+        # reward -> the server that set its reference.
         self._declared_by: dict[str, str] = {}
         self._refused: dict[tuple[str, str], _Refusal] = {}
         self._reasons: dict[tuple[str, str], str] = {}
@@ -54,18 +54,18 @@ class RewardIdentities:
         return self._infos.get(name)
 
     def verify(self, replica: Replica, exchange: Exchange) -> None:
-        """Ask a server who it is; RewardError when it does not say, or is another."""
+        """Check a server's identity; RewardError when it does not answer or has another identity."""
         exchange = Exchange(exchange.name, exchange.url, min(exchange.timeout_s, self._timeout_s))
         info = self._http.get(exchange, INFO_PATH, ServerInfo.from_json)
         self._require_same(exchange, info)
         replica.info = info
 
     def verify_all(self, name: str, replicas: ReplicaSet) -> None:
-        """Ask every server of a reward who it is. One that answers is enough: the others may come.
+        """Check the identity of every server of a reward. One that answers is enough: the others may join later.
 
         Raises:
-            RewardError: none answers, or one that does is another reward; of servers that only registered, which of
-                two different ones is meant nobody can tell, so that is refused too.
+            RewardError: no server answers, or one has a different identity. Also if all servers are registered ones and
+                their identities differ, because there is no reference to choose between them.
         """
         silent: list[RewardError] = []
         for url in replicas.urls:
@@ -80,16 +80,16 @@ class RewardIdentities:
         if silent and len(silent) == len(replicas.urls):
             raise silent[0]
         for failure in silent:
-            logger.warning("going on with the other servers of the reward %s: %s", name, failure)
+            logger.warning("continuing with the other servers of the reward %s: %s", name, failure)
         if not replicas.given:
             for (reward, _), refusal in list(self._refused.items()):
                 if reward == name and refusal.error.cause == "weights_changed":
                     raise refusal.error
 
     def welcome(self, name: str, replicas: ReplicaSet, urls: Sequence[str]) -> None:
-        """These servers are registered now. Those of other weights, or that do not answer, are left out for a while.
+        """Update the registered servers. A server with other weights, or without an answer, is left out for a while.
 
-        None at all is what a registry says that has just come back: the last known ones stay.
+        An empty list comes from a registry that has just restarted: the last known servers stay.
         """
         found = list(dict.fromkeys(url.rstrip("/") for url in urls))
         known, now = replicas.urls, self._clock()
@@ -111,13 +111,13 @@ class RewardIdentities:
         replicas.discovered([url for url in found if (name, url) not in self._refused])
 
     def _note(self, name: str, url: str, reason: str) -> None:
-        """Said once, and again when the reason is another."""
+        """Log a reason once, and again when it changes."""
         if self._reasons.get((name, url)) != reason:
             logger.warning("a registered server is left out: %s", reason)
         self._reasons[name, url] = reason
 
     def _has_standard(self, name: str, replicas: ReplicaSet) -> bool:
-        """Servers named in the run file say what a reward is, before registered ones are compared with it."""
+        """Servers named in the run file set the reference before registered servers are compared with it."""
         for url in replicas.given if name not in self._infos else ():
             replica = replicas.of_url(url)
             if replica is not None and self._refuse(name, url) is None:
@@ -125,7 +125,7 @@ class RewardIdentities:
         return name in self._infos or not replicas.given
 
     def _refuse(self, name: str, url: str) -> RewardError | None:
-        """Why this server cannot be one of the reward's, if so."""
+        """The reason why this server cannot serve the reward, or None."""
         exchange = Exchange(name, url, self._timeout_s)
         if not url.startswith(("http://", "https://")):
             return RewardInvalid(name, "answer", f"{exchange.where}: that is not an http(s) URL")
@@ -137,12 +137,12 @@ class RewardIdentities:
 
     def _require_same(self, exchange: Exchange, info: ServerInfo) -> None:
         name = exchange.name
-        # Two threads may ask at once; the first answer stays the reference.
+        # Two threads may check at once; the first identity stays the reference.
         standard = self._infos.setdefault(name, info)
         if standard is info:
             self._declared_by[name] = exchange.url
         difference = same_reward(standard, info)
         if difference is not None:
-            by = f" (told by {self._declared_by[name]})" if name in self._declared_by else ""
-            message = f"{exchange.where}: {difference}{by}: the servers of a reward must be the same, all run long"
+            by = f" (declared by {self._declared_by[name]})" if name in self._declared_by else ""
+            message = f"{exchange.where}: {difference}{by}: a reward's servers must stay identical throughout a run"
             raise RewardInvalid(name, "weights_changed", message)

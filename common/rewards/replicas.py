@@ -1,4 +1,4 @@
-"""The servers of one reward: which there are, which are well, how fast they are, and which is asked next."""
+"""Replicas of one reward: their health, their usual latency, and the choice of the next one."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from common.rewards.api import ServerInfo
 from common.rewards.breaker import BreakerState, CircuitBreaker
 from common.rewards.retry_budget import Timing
 
-# Nobody listens, or nobody answers even who he is: one such failure says as much as three.
 CERTAIN_CAUSES = ("refused", "hung")
+"""One such failure opens the breaker: no process listens, or the server does not even answer an identity request."""
 SLOW_FACTOR = 5.0
-"""A request that takes this many times what is usual for its server counts as failed for the breaker."""
+"""A request slower than this many times its server's usual latency counts as a failure for the breaker."""
 SLOW_FLOOR_S = 0.5
-"""A stall shorter than this is nobody's illness."""
+"""Stalls shorter than this are ignored."""
 RECENT = 15
-"""Requests that say what is usual: few, so that a server that stays slower is soon taken as it is."""
+"""The usual latency is the median of this many requests: few, so that a server that stays slower is soon accepted."""
 FEWEST = 5
-"""Before so many nothing is usual."""
+"""With fewer requests than this, no latency counts as unusual."""
 
 
 class Request:
-    """One request under way: when it is unusual, and what its breaker has been told of it.
+    """One request in flight: when it becomes overdue, and what its breaker has recorded of it.
 
     Attributes:
-        patience_s: how long it may take before it is asked whether the server is there at all.
+        patience_s: seconds to wait before checking that the server is alive.
     """
 
     def __init__(self, breaker: CircuitBreaker, usual_s: float | None) -> None:
@@ -40,17 +40,17 @@ class Request:
         self._judged = False
 
     def overdue(self) -> None:
-        """It takes unusually long: counted now, so that others need not wait as long to find out."""
+        """The request is unusually slow. Count the failure now, so that other requests avoid the server sooner."""
         if self._usual_is_known and not self._judged:
             self._judged = True
             self._breaker.failed()
 
     def ended(self, error: BaseException | None) -> None:
-        """An answer that was overdue says nothing good of its server."""
+        """Record the outcome. A success that was overdue does not count as one."""
         certain = isinstance(error, RewardError) and error.cause in CERTAIN_CAUSES
         if self._judged and not certain:
             return
-        # One that refuses a request answers, and rightly so: nothing is wrong with it.
+        # A server that rejects a request is healthy: it answered correctly.
         if error is None or isinstance(error, RewardRejected | RewardOverloaded):
             self._breaker.succeeded()
         else:
@@ -61,8 +61,8 @@ class Replica:
     """One server of a reward, thread-safe.
 
     Attributes:
-        info: what it declared of itself, once it has been asked and found right.
-        in_flight: requests under way.
+        info: the identity that it declared, once checked.
+        in_flight: number of requests in flight.
     """
 
     def __init__(self, url: str, timing: Timing) -> None:
@@ -72,14 +72,14 @@ class Replica:
         self.in_flight = 0
         self._clock = timing.clock
         self._lock = threading.Lock()
-        # Seconds per image.
+        # In seconds per image.
         self._recent: deque[float] = deque(maxlen=RECENT)
 
     @contextmanager
     def use(self, images: int) -> Iterator[Request]:
-        """Around one request: counts it as under way, times it, tells the breaker how it went, signs what it raises.
+        """Context of one request: counts it as in flight, times it, reports to the breaker, adds the URL to its error.
 
-        `images` is 0 for a request that needs no model, whose time says nothing of others.
+        `images` is 0 for a request that needs no model; its latency is not recorded.
         """
         with self._lock:
             self.in_flight += 1
@@ -104,14 +104,14 @@ class Replica:
 
 @dataclass(frozen=True)
 class Turn:
-    """Which replica is asked now, and whether that is its trial after an illness."""
+    """The chosen replica, and whether this request is its probe."""
 
     replica: Replica
     trial: bool
 
 
 class ReplicaSet:
-    """Replicas of one reward, thread-safe. Given ones stay; discovered ones come and go (`discovered`)."""
+    """Replicas of one reward, thread-safe. Given ones stay; `discovered` adds and removes the others."""
 
     def __init__(self, urls: Iterable[str], timing: Timing) -> None:
         self._timing = timing
@@ -129,7 +129,7 @@ class ReplicaSet:
         return self._given
 
     def discovered(self, urls: Iterable[str]) -> None:
-        """Keep the given replicas and these; one that stays keeps its history."""
+        """Keep the given replicas and these. A replica that stays keeps its history."""
         with self._lock:
             wanted = dict.fromkeys((*self._given, *urls))
             self._replicas = {url: self._replicas.get(url) or Replica(url, self._timing) for url in wanted}
@@ -139,12 +139,12 @@ class ReplicaSet:
             return {url: replica.breaker.state for url, replica in self._replicas.items()}
 
     def seconds_to_probe(self) -> float:
-        """How long until one of them may be asked or checked; 0 when one may now, or there is none."""
+        """Seconds until a replica accepts a request or a check; 0 when one does now, or when there are none."""
         with self._lock:
             return min((replica.breaker.seconds_to_probe for replica in self._replicas.values()), default=0.0)
 
     def can_be_asked(self, avoid: Collection[str] = ()) -> bool:
-        """Whether one not to be avoided takes questions now."""
+        """Whether a replica outside `avoid` accepts requests now."""
         with self._lock:
             replicas = [replica for replica in self._replicas.values() if replica.url not in avoid]
             return any(
@@ -153,12 +153,12 @@ class ReplicaSet:
             )
 
     def begin_checks(self) -> list[Replica]:
-        """Those that the caller must check now; see `CircuitBreaker.begin_check`."""
+        """The replicas that the caller must check now; see `CircuitBreaker.begin_check`."""
         with self._lock:
             return [replica for replica in self._replicas.values() if replica.breaker.begin_check()]
 
     def choose(self, avoid: Collection[str]) -> Turn | None:
-        """One to ask now: a trial that is due, else the one with the fewest requests under way, any among equals.
+        """Choose a replica: one whose probe is due, else the least loaded, with ties broken at random.
 
         The caller must `use` it.
         """
@@ -177,7 +177,7 @@ class ReplicaSet:
 
 
 def same_reward(reference: ServerInfo, found: ServerInfo) -> str | None:
-    """What differs, in words, between what two servers of one reward declare; None when they are the same."""
+    """A message for the first difference between two servers' identities; None when they are equal."""
     for field, expected in vars(reference).items():
         value = vars(found)[field]
         if expected != value:

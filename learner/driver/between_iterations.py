@@ -1,6 +1,6 @@
-"""What a run does now and then: evaluate the averaged student, save a grid of samples, write a checkpoint.
+"""Periodic work between iterations: evaluate the averaged student, save a grid of samples, write a checkpoint.
 
-And what it is asked to do meanwhile, through Redis: pause, or stop.
+Also obeys requests through Redis: pause or stop.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from learner.driver.worker_pool import WorkerPool
 from learner.records.metrics_log import Tracker
 
 EVALUATION_VERSION = -1
-"""Version number of averaged weights: no training iteration samples with them."""
+"""Averaged weights have this version number: no training iteration samples with them."""
 
 PAUSE_POLL_S = 1.0
 
 
 class RunMilestones:
-    """Called by the loops after every iteration."""
+    """Periodic work of a run; the loops call it after every iteration."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class RunMilestones:
         settings: dict[str, Any],
         control: RunControl | None,
     ) -> None:
-        """`spec` says how the student samples; `settings` go into every checkpoint and must be equal on resume."""
+        """`spec` is the student's sampling; `settings` are stored in every checkpoint and must be equal on resume."""
         self._control = control
         self._config = config
         self._run_dir = run_dir
@@ -68,7 +68,7 @@ class RunMilestones:
     def checkpoint(self, position: Position) -> None:
         store = CheckpointStore.of_run(self._run_dir)
         if store.exists(position):
-            # The end of a stage that fell on a periodic checkpoint, or a resumed run at its start: the same state.
+            # Already saved: a stage ended on a periodic checkpoint, or a resumed run is at its start.
             return
         answer(self._learner.save.remote(self._run_dir, position, self._settings))
         store.prune(position.stage, self._config.checkpoint.keep)
@@ -84,18 +84,18 @@ class RunMilestones:
         self._tracker.evaluation(position, "student", evaluation.metrics, time.perf_counter() - started)
 
     def _obey(self, position: Position) -> None:
-        """Pause as long as somebody asks for it; stop with a checkpoint. While Redis is away nobody asks for anything.
+        """Pause while Redis holds a pause request; on a stop request, write a checkpoint. Without Redis do neither.
 
         Raises:
-            RunStopped: somebody asked the run to stop; the request is taken back.
+            RunStopped: a stop was requested; the request is removed.
         """
         request = self._asked()
         if request == "pause":
-            self._tracker.message(f"paused on request; delete rtdmd:run:{self._config.run.name} in Redis to go on")
+            self._tracker.message(f"paused on request; delete rtdmd:run:{self._config.run.name} in Redis to continue")
             while request == "pause":
                 time.sleep(PAUSE_POLL_S)
                 request = self._asked()
-            self._tracker.message("going on")
+            self._tracker.message("continuing")
         if request == "stop" and self._control is not None:
             self.checkpoint(position)
             # Otherwise the resumed run would stop at once.

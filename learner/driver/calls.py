@@ -1,4 +1,4 @@
-"""Waiting for the learner: every wait has a deadline, and the learner's death has a name."""
+"""Waits for the learner: every wait has a deadline, and the learner's death raises a named error."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from common.errors import LearnerError
 
 CALL_TIMEOUT_S = 1800.0
-"""The run fails when the learner takes so long for one call, or no worker finishes anything for so long."""
+"""The run fails when one call of the learner takes longer, or when no worker finishes anything for this long."""
 REASON_LENGTH = 160
 
 
 def answer(reference: ray.ObjectRef[Any]) -> Any:
-    """What a call of the learner returned.
+    """The result of a call of the learner.
 
     Raises:
-        LearnerError: it died, or did not answer within `CALL_TIMEOUT_S`.
-        RayTaskError: what the call raised, as `cause`.
+        LearnerError: the learner died, or did not answer within `CALL_TIMEOUT_S`.
+        RayTaskError: the call raised; the exception is its `cause`.
     """
     try:
         return ray.get(reference, timeout=CALL_TIMEOUT_S)
     except RayTaskError:
-        # Comes first: Ray makes it an instance of its cause's class as well.
+        # Must come first: Ray makes it an instance of its cause's class as well.
         raise
     except GetTimeoutError as error:
         raise LearnerError(f"the learner did not finish a call in {CALL_TIMEOUT_S:.0f} s; see its log") from error
@@ -34,8 +34,8 @@ def answer(reference: ray.ObjectRef[Any]) -> Any:
 
 
 def death(error: BaseException) -> LearnerError:
-    """The error for a learner that is gone, in one line."""
-    # Ray lists every possible cause of a death, on one line.
+    """The error for a dead learner, in one line."""
+    # Ray's message lists every possible cause of a death, on one line.
     reason = textwrap.shorten(last_line(error), REASON_LENGTH, placeholder=" ...")
     return LearnerError(f"the learner died: {reason}; continue with --resume")
 

@@ -1,4 +1,4 @@
-"""The Ray cluster a run lives in: the one it was submitted to, or a private one on this machine."""
+"""Ray cluster of a run: the one it was submitted to, or a private one on this machine."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ CONNECT_SECONDS = 10.0
 
 @contextmanager
 def ray_cluster(config: Config) -> Iterator[None]:
-    """Connect, or start a cluster that ends with the block.
+    """Connect to the cluster, or start one that ends with the block.
 
     Raises:
-        ConfigError: there is none at RAY_ADDRESS, or it cannot be started.
+        ConfigError: there is no cluster at RAY_ADDRESS, or it cannot be started.
     """
     try:
         if ADDRESS in os.environ:
@@ -46,10 +46,10 @@ def ray_cluster(config: Config) -> Iterator[None]:
 
 
 def _start(config: Config) -> None:
-    # Ray makes its workers yield to every other process; here they are what the machine is for.
+    # Ray gives its workers a low priority by default; on this machine they are the main load.
     os.environ.setdefault("RAY_worker_niceness", "0")
     needed = config.learner.ranks * config.learner.num_cpus + config.workers.count * config.workers.num_cpus
-    # Families and scorers of one's own are found where they were by the command.
+    # Custom families and scorers must be importable in workers as they are in the command.
     paths = [str(PROJECT_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     ray.init(
         address="local",
@@ -61,18 +61,18 @@ def _start(config: Config) -> None:
 
 
 def _say_what_is_waited_for(config: Config) -> None:
-    """GPUs may still join a cluster, so their lack is no error yet."""
+    """GPUs may still join a cluster, so too few of them is not an error yet."""
     wanted, found = gpus_wanted(config), ray.cluster_resources().get("GPU", 0.0)
     if wanted > found + ROUNDING:
         print(f"waiting for GPUs: the run asks for {wanted:g}, the cluster has {found:g} so far", file=sys.stderr)
 
 
 def _require_reachable(address: str) -> None:
-    """Ray itself would try for minutes."""
+    """Fail fast: Ray itself would retry for minutes."""
     plain = re.fullmatch(r"([^:/]+):(\d+)", address)
     if plain is None:
         return
     try:
         socket.create_connection((plain[1], int(plain[2])), CONNECT_SECONDS).close()
     except OSError as error:
-        raise ConfigError(f"{ADDRESS} = {address}: nobody answers there ({error}): is the cluster up?") from error
+        raise ConfigError(f"{ADDRESS} = {address}: no answer ({error}): is the cluster up?") from error

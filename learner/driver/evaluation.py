@@ -1,4 +1,4 @@
-"""Evaluations: images of fixed prompts and seeds under a policy, what every reward says of them, how they differ."""
+"""Evaluations: images of fixed prompts and seeds under a policy, their rewards, and their diversity."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from common.types import EvaluatedPrompt, Prompt
 from learner.driver.worker_pool import Call, WorkerPool
 from learner.records.pictures import save_png
 
-if TYPE_CHECKING:  # a module of torch
+if TYPE_CHECKING:  # imports torch
     from common.weights import PublishedWeights
 
 PROMPTS_PER_CALL = 4
-"""Prompts a worker evaluates at a time: small enough to spread, large enough not to be felt."""
+"""A worker evaluates this many prompts per call: few enough to balance the load, many enough to hide the overhead."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One policy on a set of prompts: the mean of every metric, and per prompt what it is made of."""
+    """Evaluation of one policy on a set of prompts: the mean of every metric, and the data of each prompt."""
 
     metrics: dict[str, float]
     prompts: list[EvaluatedPrompt]
@@ -40,10 +40,10 @@ def evaluate(
     images_per_prompt: int,
     weights: ray.ObjectRef[PublishedWeights] | None,
 ) -> Evaluation:
-    """Evaluate a policy, sampled as `spec` says, on the workers.
+    """Evaluate a policy on the workers, sampled as `spec` says.
 
-    Returns metrics `diversity` and one per reward, a mean over the prompts that it scored; every policy is given the
-    same noise. `unscored` counts what is missing, prompts times rewards, if anything is.
+    Returns the metric `diversity` and one metric per reward, a mean over the prompts that it scored. Every policy gets
+    the same noise. `unscored` counts the missing values, prompts times rewards, if there are any.
     """
     parts = [prompts[start : start + PROMPTS_PER_CALL] for start in range(0, len(prompts), PROMPTS_PER_CALL)]
     keys = [("evaluation", place) for place in range(len(parts))]
@@ -56,7 +56,7 @@ def evaluate(
 
 
 def mean_rewards(rewards_G: Sequence[Mapping[str, npt.NDArray[np.float32]]]) -> dict[str, float]:
-    """Mean of each reward over the prompts that have it, and how many values are missing."""
+    """Mean of each reward over the prompts that have it, and the number of missing values."""
     names = dict.fromkeys(name for rewards in rewards_G for name in rewards)
     means = {
         name: float(np.concatenate([rewards[name] for rewards in rewards_G if name in rewards]).mean())
@@ -77,6 +77,6 @@ def _start_evaluation(
 
 
 def save_grid(evaluation: Evaluation, path: Path, num_prompts: int) -> None:
-    """One row a prompt, its images side by side."""
+    """Save one row per prompt, with its images side by side."""
     rows = [np.concatenate(list(item.images_GHWC), axis=1) for item in evaluation.prompts[:num_prompts]]
     save_png(np.concatenate(rows, axis=0), path)

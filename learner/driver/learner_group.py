@@ -1,6 +1,6 @@
 """Starts the learner: one actor, or a group of ranks placed together.
 
-Rank 0 is the one the driver talks to (`learner/training/actor.py`).
+The driver only calls rank 0 (`learner/training/actor.py`).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from learner.training.ranks import Meeting
 def started_learner(
     config: Config, prompts: Sequence[Prompt], access: RewardAccess, device: str
 ) -> Iterator[list[ActorHandle]]:
-    """The learner's ranks, loading still; their calls wait. The first is the one to talk to.
+    """The learner's ranks, still loading; their calls wait. The driver calls only the first.
 
     Raises:
-        ConfigError: the cluster has no room for the ranks.
+        ConfigError: the cluster has not enough room for the ranks.
     """
     settings = config.learner
     actor = ray.remote(num_cpus=settings.num_cpus, num_gpus=settings.num_gpus)(Learner)
@@ -53,7 +53,7 @@ def started_learner(
 
 @contextmanager
 def _placed(count: int, resources: dict[str, float]) -> Iterator[PlacementGroup]:
-    """Room for `count` ranks, close together."""
+    """A placement group for `count` ranks, close together."""
     bundle = {name: amount for name, amount in resources.items() if amount > 0} or {"CPU": 0.001}
     group = placement_group([bundle] * count, strategy="PACK")
     try:
@@ -70,14 +70,14 @@ def _placed(count: int, resources: dict[str, float]) -> Iterator[PlacementGroup]
 
 @contextmanager
 def _meeting(group: PlacementGroup) -> Iterator[str]:
-    """Where the ranks meet: a file if they and the driver are on one machine, else a port of rank 0's machine."""
+    """The ranks' meeting point: a file if they and the driver share one machine, else a port on rank 0's machine."""
     where = PlacementGroupSchedulingStrategy
     asked = [
         ray.remote(num_cpus=0)(_address).options(scheduling_strategy=where(group, index)).remote()
         for index in range(group.bundle_count)
     ]
     addresses = ray.get(asked, timeout=CALL_TIMEOUT_S)
-    # The file would be on the driver's machine.
+    # A file would exist on the driver's machine only.
     if len({ray.util.get_node_ip_address(), *(host for host, _ in addresses)}) > 1:
         yield "tcp://{}:{}".format(*addresses[0])
         return
@@ -89,6 +89,6 @@ def _meeting(group: PlacementGroup) -> Iterator[str]:
 
 
 def _address() -> tuple[str, int]:
-    """This machine, and a port that was free a moment ago."""
+    """This machine's address and a port that was free a moment ago."""
     with socket.create_server(("", 0)) as server:
         return ray.util.get_node_ip_address(), server.getsockname()[1]

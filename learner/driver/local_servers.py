@@ -1,9 +1,9 @@
-"""Reward servers whose url is `local`: started beside the run, on loopback, and gone when it is.
+"""Reward servers whose url is `local`: started with the run, on loopback, and stopped with it.
 
     specs ─► one process each, all at once ─► ready file (port) ─► urls ─► ... ─► SIGTERM, drain, SIGKILL
 
-Every way out of the `with` block stops them. A launcher that is killed outright stops nobody, so each server also
-watches its parent and ends by itself (`--parent-pid`).
+Every exit from the `with` block stops them. A launcher that is killed cannot stop them, so each server also watches its
+parent process and ends by itself (`--parent-pid`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LOG_LINES_QUOTED = 5
 
 @dataclass(frozen=True)
 class LocalServerSpec:
-    """One server to start. All but the name are options of `python -m reward_servers`, explained there."""
+    """One server to start. All fields but the name are options of `python -m reward_servers`, explained there."""
 
     name: str
     scorer: str
@@ -41,12 +41,12 @@ class LocalServerSpec:
 
 
 class LocalServers:
-    """Context manager: inside it every server of `specs` has scored its probe and answers at `urls[name]`.
+    """Context manager: inside it every server in `specs` has scored its test image and answers at `urls[name]`.
 
     Args:
-        specs: the servers, names all different.
-        log_dir: gets `reward_NAME.log` of each; created when missing.
-        ready_timeout_s: seconds all of them together have to load and to pass their probes.
+        specs: the servers, with unique names.
+        log_dir: gets `reward_NAME.log` of each server; created when missing.
+        ready_timeout_s: seconds in which all of them together must load and score their test images.
     """
 
     def __init__(self, specs: Sequence[LocalServerSpec], log_dir: Path, ready_timeout_s: float = 300.0) -> None:
@@ -57,7 +57,7 @@ class LocalServers:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Self:
-        """Start all, wait for all; RewardUnavailable quotes the log of the first that does not come up."""
+        """Start all and wait for all; RewardUnavailable quotes the log of the first that fails to start."""
         self._log_dir.mkdir(parents=True, exist_ok=True)
         try:
             for spec in self._specs:
@@ -65,7 +65,7 @@ class LocalServers:
             deadline = time.monotonic() + self._ready_timeout_s
             for spec in self._specs:
                 self.urls[spec.name] = self._wait_until_ready(spec.name, deadline)
-        except BaseException:  # Ctrl-C included: nobody would stop them otherwise
+        except BaseException:  # includes Ctrl-C: the servers must be stopped in any case
             self._stop()
             raise
         return self
@@ -76,7 +76,7 @@ class LocalServers:
         self._stop()
 
     def check(self, names: Container[str] | None = None) -> None:
-        """RewardUnavailable when a server has died, of all or of those named."""
+        """RewardUnavailable when a server has died: any of them, or any of those named."""
         for name, process in self._processes.items():
             if (names is None or name in names) and process.poll() is not None:
                 raise self._failure(name, "died", f"ended with exit status {process.returncode}")
@@ -91,7 +91,7 @@ class LocalServers:
         ]
         if spec.model is not None:
             command += ["--model", str(spec.model)]
-        # The working directory stays ours, so that a scorer of one's own is found beside the run.
+        # The servers keep our working directory, so that a custom scorer is found as it is for the run.
         search_path = os.pathsep.join(filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH")]))
         with self._log_file(spec.name).open("wb") as log:
             return subprocess.Popen(
@@ -100,7 +100,7 @@ class LocalServers:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # A session of its own: Ctrl-C reaches us alone, and the servers drain when we say so.
+                # Its own session: Ctrl-C reaches only this process, which then lets the servers drain.
                 start_new_session=True,
             )
 
@@ -122,7 +122,7 @@ class LocalServers:
         return RewardUnavailable(name, cause, f"the local reward server {name} {what}; the end of {log}:\n{quoted}")
 
     def _stop(self) -> None:
-        """Ask all to drain, wait, then make sure; a server's own children go with it."""
+        """Let all servers drain, wait, then kill what is left, including their child processes."""
         for process in self._processes.values():
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)

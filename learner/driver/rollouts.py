@@ -1,7 +1,7 @@
-"""Requests the groups of an iteration from the workers and collects them, scored, in the order they were asked for.
+"""Requests the groups of an iteration from the workers and collects them, scored, in the order of the requests.
 
-A group whose score failed is asked for again, then dropped whole and counted by cause; its rewards never become zeros.
-An iteration that an outage left without any group is sampled again until the rewards are back, for a bounded time.
+A group whose score failed is requested again, then dropped whole and counted by cause; its rewards never become zeros.
+An iteration that an outage leaves without any group is sampled again until the rewards recover, for a bounded time.
 The driver sees a group's `RolloutOutcome`. The group itself stays in the object store until the learner fetches it.
 """
 
@@ -21,13 +21,13 @@ from common.rewards.api import REQUEST_CAUSES
 from common.types import Collected, Prompt, RolloutOutcome, ScoredGroup, ScoringFailure, StepPlan
 from learner.driver.worker_pool import Call, WorkerPool
 
-if TYPE_CHECKING:  # a module of torch
+if TYPE_CHECKING:  # imports torch
     from common.weights import PublishedWeights
 
 GROUP_ATTEMPTS = 2
-"""Times a group is sampled and scored before it is dropped; each already holds the reward client's own retries."""
+"""A group is sampled and scored this many times before it is dropped; each time includes the client's own retries."""
 EMPTY_ITERATION_PAUSE_S = 1.0
-"""Between two samplings of an iteration of which nothing could be scored."""
+"""Pause before sampling an iteration again of which no group could be scored."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class _Key:
 
 
 class Rollouts:
-    """Asks for groups ahead of time and waits for those of one iteration."""
+    """Requests groups ahead of time and waits for those of one iteration."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Rollouts:
         outage_limit_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`outage_limit_s`: seconds an iteration is sampled again for when an outage left it without any group."""
+        """`outage_limit_s`: seconds to keep sampling an iteration that an outage left without any group."""
         self._clock = clock
         self._pool = pool
         self._group_size = group_size
@@ -55,7 +55,7 @@ class Rollouts:
         self._calls: dict[int, list[partial[list[ray.ObjectRef]]]] = {}
 
     def request(self, plan: StepPlan, prompts: Sequence[Prompt], weights: ray.ObjectRef[PublishedWeights]) -> None:
-        """Have one group sampled for every prompt, with these weights."""
+        """Request one group per prompt, sampled with these weights."""
         calls = [partial(_start_rollout, prompt, plan, self._group_size, weights) for prompt in prompts]
         self._calls[plan.iteration] = calls
         for place, call in enumerate(calls):
@@ -65,8 +65,8 @@ class Rollouts:
         """Wait for every group of a requested iteration.
 
         Raises:
-            RewardOutage: not one group could be scored for as long as an outage may last.
-            RewardInvalid: not one group could be scored, and waiting would not help.
+            RewardOutage: no group could be scored for as long as an outage may last.
+            RewardInvalid: no group could be scored, and waiting would not help.
             WorkerError: see `WorkerPool.take`.
         """
         calls, collected = self._calls.pop(iteration), Collected([])
@@ -85,7 +85,7 @@ class Rollouts:
                 self._pool.submit(Call(_Key(iteration, place, first_attempt), call))
 
     def _require_hope(self, iteration: int, failure: ScoringFailure, out_s: float) -> None:
-        """RewardError unless an iteration without any group is to be sampled again."""
+        """RewardError unless an iteration without any group should be sampled again."""
         lost = f"no group of iteration {iteration} could be scored"
         last = f"the last failure: {failure.message}"
         if failure.cause in REQUEST_CAUSES or self._outage_limit_s == 0:
@@ -100,7 +100,7 @@ class Rollouts:
     def _gather(
         self, finished: Sequence[tuple[RolloutOutcome, ray.ObjectRef[ScoredGroup]]], collected: Collected
     ) -> ScoringFailure | None:
-        """Add what came of an iteration's groups; returns the last failure among them."""
+        """Add the outcomes of an iteration's groups to `collected`; return the last failure among them."""
         failure = None
         for outcome, group in finished:
             for part, seconds in outcome.seconds.items():
@@ -117,7 +117,7 @@ class Rollouts:
     def _finish(
         self, iteration: int, calls: Sequence[partial[list[ray.ObjectRef]]], first_attempt: int
     ) -> list[tuple[RolloutOutcome, ray.ObjectRef[ScoredGroup]]]:
-        """Every group's last attempt, in the order of the prompts."""
+        """Each group's last attempt, in the order of the prompts."""
         pending = {_Key(iteration, place, first_attempt) for place in range(len(calls))}
         finished: dict[int, tuple[RolloutOutcome, ray.ObjectRef[ScoredGroup]]] = {}
         while pending:

@@ -1,6 +1,6 @@
-"""A run's directory: held by one process, home of one run, and untouched until the run is known to be possible.
+"""Run directory: locked by one process, used by one run, and unchanged until the run is known to be possible.
 
-claimed: lock ─► refuse or verify the checkpoint ─► (everything starts) ─► begin: drop what is repeated, config.yaml
+claimed: lock ─► refuse, or verify the checkpoint ─► (start everything) ─► begin: drop repeated parts, write config.yaml
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ BEGINNING = Position(Stage.COLD_START, 0)
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run starts: `checkpoint` is loaded if there is one.
+    """The start of a run: its position, and the checkpoint to load, if any.
 
     Attributes:
-        settings: what the checkpoint must have been made under; None for the cold start of another run.
+        settings: settings that the checkpoint must have been made with; None for the cold start of another run.
     """
 
     position: Position
@@ -44,17 +44,17 @@ class Start:
 
     @property
     def resumes(self) -> bool:
-        """Whether the checkpoint is the run's own."""
+        """Whether the checkpoint belongs to this run."""
         return self.settings is not None
 
 
 @contextmanager
 def claimed(invocation: Invocation) -> Iterator[tuple[Path, Start]]:
-    """The directory to write into, and where the run starts. A dry run gets a temporary directory.
+    """The directory to write into and the start of the run. A dry run gets a temporary directory.
 
     Raises:
         ConfigError: another process uses the directory, or it holds another run.
-        CheckpointError: the directory cannot be written, or the checkpoint to start from cannot be used.
+        CheckpointError: the directory cannot be written, or the start checkpoint cannot be used.
     """
     if invocation.dry_run:
         start = _verified_start(invocation)
@@ -66,13 +66,13 @@ def claimed(invocation: Invocation) -> Iterator[tuple[Path, Start]]:
 
 
 def begin(invocation: Invocation, start: Start) -> None:
-    """Make the directory this run's: drop what a resumed run is about to repeat, then write config.yaml."""
+    """Take the directory for this run: drop what a resumed run will repeat, then write config.yaml."""
     run_dir = invocation.run_dir
     try:
         if invocation.resume:
             cut_metrics(run_dir / "metrics.jsonl", start.position if start.resumes else BEGINNING)
         if not start.resumes:
-            # No checkpoint vouches for the settings under which these were measured.
+            # No checkpoint confirms the settings with which these were measured.
             shutil.rmtree(run_dir / "samples" / "policies", ignore_errors=True)
         (run_dir / "config.yaml").write_text(dump_config(invocation.config), encoding="utf-8")
     except OSError as error:
@@ -80,17 +80,17 @@ def begin(invocation: Invocation, start: Start) -> None:
 
 
 def continuity(config: Config, infos: Mapping[str, ServerInfo] | None = None) -> dict[str, Any]:
-    """The settings a checkpoint depends on: a run that goes on under others would not be the same run.
+    """The settings that a checkpoint depends on: with other settings the continued run would not be the same run.
 
-    `infos` is what the reward servers declared, once they have been asked.
+    `infos` are the identities that the reward servers declared, once they are known.
     """
     whole = config.model_dump(mode="json")
     kept = {key: whole[key] for key in ("backbone", "lora", "sampling", "cold_start", "alignment", "prompts")}
     free = set()
     if config.alignment.learning_rate_schedule == "constant":
-        free.add("iterations")  # a schedule's rates depend on its length
+        free.add("iterations")  # other schedules' rates depend on the number of iterations
     if config.cold_start.consistency_fraction == 1:
-        free.add("micro_batch")  # a fraction is taken of every micro-batch
+        free.add("micro_batch")  # a smaller fraction is taken per micro-batch
     kept["alignment"] = {key: value for key, value in kept["alignment"].items() if key not in free}
     kept["rewards"] = {r.name: {"weight": r.weight, "differentiable": r.differentiable} for r in config.rewards}
     kept["seed"] = config.run.seed
@@ -100,7 +100,7 @@ def continuity(config: Config, infos: Mapping[str, ServerInfo] | None = None) ->
 
 
 def require_same_rewards(start: Start, infos: Mapping[str, ServerInfo]) -> None:
-    """CheckpointError unless the reward servers declare what they did when the run's checkpoint was written."""
+    """CheckpointError unless the reward servers declare the same identities as when the checkpoint was written."""
     before = (start.settings or {}).get(DECLARED, {})
     for name, info in infos.items():
         for field, now in json.loads(info.to_json()).items():
@@ -113,7 +113,7 @@ def require_same_rewards(start: Start, infos: Mapping[str, ServerInfo]) -> None:
 
 @contextmanager
 def _locked(run_dir: Path) -> Iterator[None]:
-    """Hold the directory; the lock ends with the process, however that ends."""
+    """Lock the directory; the lock ends with the process, in whatever way that ends."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         lock = (run_dir / LOCK).open("w")
@@ -130,13 +130,13 @@ def _locked(run_dir: Path) -> Iterator[None]:
 
 
 def _verified_start(invocation: Invocation) -> Start:
-    """A checkpoint of this run, the cold start of another, or the beginning."""
+    """The run's own checkpoint, another run's cold start, or the beginning."""
     config, run_dir = invocation.config, invocation.run_dir
     own = CheckpointStore.of_run(run_dir).latest()
     if not invocation.resume and (own is not None or (run_dir / "config.yaml").exists()):
         raise ConfigError(f"{run_dir} holds a run already: use --resume to go on, or --run-dir for another directory")
     if own is not None:
-        # The reward servers are compared once they have been asked: `require_same_rewards`.
+        # `require_same_rewards` compares the reward servers later, once their identities are known.
         settings = continuity(config)
         checkpoint = Checkpoint.open(own)
         settings |= {key: value for key, value in checkpoint.settings.items() if key == DECLARED}
@@ -155,11 +155,11 @@ STUDENTS_KEYS = (
     ("lora", "rank"),
     ("lora", "alpha"),
 )
-"""Settings without which the weights of a cold start are another student."""
+"""With other values of these settings, the weights of a cold start belong to a different student."""
 
 
 def _require_same_student(checkpoint: Checkpoint, config: Config) -> None:
-    """CheckpointError unless the cold start of another run is this run's student too."""
+    """CheckpointError unless another run's cold start fits this run's student."""
     if checkpoint.position.stage is not Stage.COLD_START:
         raise CheckpointError(
             f"cold_start.from_checkpoint: {checkpoint.directory} is not a checkpoint of the cold start"

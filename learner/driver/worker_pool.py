@@ -1,7 +1,7 @@
-"""Hands calls to rollout workers and takes back what they return, whichever worker finishes first.
+"""Distributes calls to rollout workers and collects results in the order in which they finish.
 
-Ray restarts a dead worker and repeats its call (`max_restarts`, `max_task_retries`): every call carries all it needs,
-so repeating it is safe. What reaches this file is a worker that could not be brought back: its calls go to the others.
+Ray restarts a dead worker and repeats its call (`max_restarts`, `max_task_retries`). Every call carries all it needs,
+so repeating it is safe. If Ray could not restart a worker, this file gives its calls to the others.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from common.errors import WorkerError
 from learner.driver.calls import death
 
 CALLS_AHEAD = 2
-"""Calls a worker holds at a time: one running and one waiting, so that it never idles between them."""
+"""A worker holds this many calls at a time, one running and one waiting, so that it never idles between them."""
 WATCH_S = 2.0
-"""While nothing finishes, the servers this process started are looked after this often."""
+"""While no call finishes, the servers that this process started are checked at this interval."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One remote call: `key` tells the caller which one it is, `submit` starts it on a worker.
+    """One remote call: `key` identifies it for the caller, `submit` starts it on a worker.
 
-    The first of the references that `submit` returns is small and fetched when ready; the others stay where they are.
+    The first reference that `submit` returns is small and fetched when ready; the others are not fetched.
     """
 
     key: Hashable
@@ -41,7 +41,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class Finished(Generic[Key]):
-    """What a call returned: its first result, fetched, and references to all of them."""
+    """The result of a call: its first return value, fetched, and references to all return values."""
 
     key: Key
     result: Any
@@ -59,9 +59,9 @@ class WorkerPool:
     """A queue of calls over a changing set of workers."""
 
     def __init__(self, workers: list[ActorHandle], timeout_s: float, watch: Callable[[], None] = lambda: None) -> None:
-        """`timeout_s`: the run fails when nothing at all finishes for so long.
+        """`timeout_s`: the run fails when no call finishes for this long.
 
-        `watch` is called now and then while waiting; what it raises ends the wait.
+        `watch` is called at intervals while waiting; an error that it raises ends the wait.
         """
         self._workers = list(workers)
         self._timeout_s = timeout_s
@@ -78,12 +78,12 @@ class WorkerPool:
         self._dispatch()
 
     def take(self, keys: Container[Key]) -> Finished[Key]:
-        """The next to finish of the submitted calls with these keys; others that finish meanwhile are kept for later.
+        """The next submitted call with one of these keys to finish; others that finish meanwhile are kept for later.
 
         Raises:
-            WorkerError: no worker is left, or nothing finished within the timeout.
-            LearnerError: the learner died, whose weights a call was waiting for.
-            RtdmdError: what a call raised in its worker.
+            WorkerError: no worker is left, or no call finished within the timeout.
+            LearnerError: the learner died while a call was waiting for its weights.
+            RtdmdError: the call raised it in its worker.
         """
         while True:
             for key in self._finished:
@@ -92,7 +92,7 @@ class WorkerPool:
             self._wait()
 
     def _wait(self) -> None:
-        """Until one call has finished, or one worker turned out to be gone."""
+        """Wait until one call has finished, or one worker has turned out to be dead."""
         deadline = time.monotonic() + self._timeout_s
         ready: list[ray.ObjectRef] = []
         while not ready and (left_s := deadline - time.monotonic()) > 0:
@@ -105,7 +105,7 @@ class WorkerPool:
         try:
             result = ray.get(ready[0])
         except RayTaskError as error:
-            # The worker lives. Comes first: Ray makes it an instance of its cause's class as well.
+            # The worker is alive. Must come first: Ray makes it an instance of its cause's class as well.
             if isinstance(error.cause, RayActorError):
                 raise death(error.cause) from error
             raise
@@ -116,7 +116,7 @@ class WorkerPool:
         self._dispatch()
 
     def _remove(self, running: _Running, error: RayActorError) -> None:
-        """Give up on a worker that did not come back, and hand its call to the others."""
+        """Remove a worker that could not be restarted, and give its call to the others."""
         self._workers = [worker for worker in self._workers if worker != running.worker]
         if not self._workers:
             reason = str(error).strip().splitlines()[0]

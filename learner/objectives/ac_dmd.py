@@ -1,7 +1,7 @@
 """Ambient-consistent distribution matching distillation (AC-DMD, arXiv 2605.26108; DMD, arXiv 2311.18828, section 3.2).
 
 The fake score learns the student's distribution from samples that may still be noisy (`common.flow.ambient_target`);
-the student follows the difference between what fake score and teacher make of one renoised sample.
+the student follows the difference between the predictions of fake score and teacher for one renoised sample.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from torch import Tensor
 from common.flow import Sigma, per_sample, require_shapes, upcast
 from learner.objectives.loss import Loss
 
-# Departure: the published normaliser has no floor, and a sample the teacher reproduces exactly would divide by zero.
 NORMALISER_FLOOR = 1e-6
+"""Departure: the published normaliser has no floor, and a sample that the teacher reproduces would divide by zero."""
 
 
 def fake_score_loss(velocity_Bchw: Tensor, scaled_target_Bchw: Tensor, scale: Sigma, max_weight: float) -> Loss:

@@ -15,8 +15,8 @@ from torch import Tensor
 from common.flow import upcast
 from learner.objectives.loss import renormalised_weights, require_rewards
 
-# Added to every standard deviation divided by: rewards that hardly differ must not become large advantages.
 STD_FLOOR = 1e-4
+"""This is added to every standard deviation that divides: nearly equal rewards must not become large advantages."""
 
 
 def group_advantages(
@@ -24,13 +24,13 @@ def group_advantages(
 ) -> Tensor:
     """Advantages [P, G]: each reward standardised, weighted sum, standardised over the batch, clipped to +-clip.
 
-    A reward whose values are equal within a group gives that group exactly 0 from that reward. Rewards without a weight
-    are watched, not trained on.
+    A reward whose values are equal within a group contributes exactly 0 to that group. Rewards without a weight are
+    recorded but not trained on.
 
     Args:
         rewards: name -> [P, G].
         weights: name -> weight of the standardised reward in the sum.
-        scale: what a reward's deviation from its group's mean is divided by: its std over the batch or over the group.
+        scale: divisor of a reward's deviation from its group's mean: its std over the batch or over the group.
         clip: bound on the result's size.
 
     Raises:
@@ -55,8 +55,9 @@ def renormalised_group_advantages(
     """Advantages [P, G] where some groups lack some rewards; `group_advantages` where none does.
 
     A departure from RTDMD, for outages: each reward is standardised over the groups that have it, and a group's sum
-    takes the weights of the rewards it has, scaled to the sum of all weights. So a group with fewer rewards pulls as
-    hard as the others, and nothing stands in for what is missing.
+        uses
+    the weights of the rewards it has, scaled to the sum of all weights. A group with fewer rewards thus has as much
+    influence as the others, and missing rewards are not replaced.
 
     Args:
         groups: P times name -> [G].
@@ -82,7 +83,8 @@ def renormalised_group_advantages(
 
 
 def _standardised(combined_PG: Tensor, clip: float) -> Tensor:
-    # Each group is centred, so the batch mean is 0: subtracting it would only add rounding to groups that must stay 0.
+    # Each group is centred, so the batch mean is 0: subtracting it would only add rounding to groups that must be
+    # exactly 0.
     return (combined_PG / (combined_PG.std(correction=0) + STD_FLOOR)).clamp(-clip, clip)
 
 
@@ -95,7 +97,7 @@ def reward_advantages(rewards_PG: Tensor, scale: Literal["batch", "group"], name
     if scale not in ("batch", "group"):
         raise ValueError(f"scale = {scale!r} must be 'batch' or 'group'")
     values_PG = upcast(rewards_PG)
-    # Without the mask, a mean that is off by one rounding would leave a trace in a group of equal rewards.
+    # Without the mask, a mean that is off by one rounding would leave a residue in a group of equal rewards.
     centred_PG = (values_PG - values_PG.mean(dim=1, keepdim=True)).masked_fill(_without_spread(values_PG), 0.0)
     if scale == "batch":
         return centred_PG / (values_PG.std(correction=0) + STD_FLOOR)
@@ -103,7 +105,7 @@ def reward_advantages(rewards_PG: Tensor, scale: Literal["batch", "group"], name
 
 
 def zero_spread_fraction(rewards_PG: Tensor) -> Tensor:
-    """The fraction of groups whose values are all equal, and so carry no policy signal; shape []."""
+    """The fraction of groups whose values are all equal and therefore carry no policy signal; shape []."""
     if rewards_PG.ndim != 2:
         raise ValueError(f"expected [P, G], got {list(rewards_PG.shape)}")
     return _without_spread(rewards_PG).float().mean()

@@ -1,4 +1,4 @@
-"""What every objective returns."""
+"""Return type of every objective."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Loss:
-    """A scalar to minimise, and what to report about it.
+    """A scalar to minimise, and the metrics to report about it.
 
     Attributes:
         value: shape [], with its graph.
-        metrics: name -> number or detached tensor of shape [] (a tensor, so that reporting need not wait for the
+        metrics: name -> number or detached tensor of shape [] (a tensor, so that reporting does not wait for the
             device).
     """
 
@@ -30,12 +30,12 @@ class Loss:
 
 
 def as_floats(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
-    """Metrics as plain numbers, waiting for the device where there is one."""
+    """Metrics as plain numbers; waits for the device if necessary."""
     return {name: float(value) for name, value in metrics.items()}
 
 
 def require_rewards(weights: Mapping[str, float], served: Iterable[str]) -> None:
-    """Raise ValueError when there is no weight, or a weight names a reward that is not there."""
+    """Raise ValueError when there is no weight, or a weight names an absent reward."""
     if not weights:
         raise ValueError("weights is empty: name at least one reward to train on")
     present = sorted(served)
@@ -45,9 +45,9 @@ def require_rewards(weights: Mapping[str, float], served: Iterable[str]) -> None
 
 
 def renormalised_weights(weights: Mapping[str, float], present: Collection[str]) -> dict[str, float]:
-    """The weights of the rewards that could be had, scaled so that they sum to what all of them sum to.
+    """The weights of the available rewards, scaled so that they sum to the sum of all weights.
 
-    With every reward present they are exactly the given ones. Raises ValueError when none is present.
+    With every reward present they are exactly the given weights. Raises ValueError when none is present.
     """
     require_rewards(weights, weights)
     kept = {name: weight for name, weight in weights.items() if name in present}

@@ -12,7 +12,7 @@ from learner.objectives.loss import Loss, require_rewards
 
 
 def reward_hinge_loss(rewards: Mapping[str, Tensor], weights: Mapping[str, float], target: float) -> Loss:
-    """mean relu(target - sum_k w_k r_k): pull on the images that still score below the target.
+    """mean relu(target - sum_k w_k r_k): acts on the images that still score below the target.
 
     Args:
         rewards: name -> [B], with the graph to the images (see `attach_gradient` for a remote reward).
@@ -34,7 +34,7 @@ def reward_hinge_loss(rewards: Mapping[str, Tensor], weights: Mapping[str, float
 
 
 def clip_sample_norms(gradients_Bchw: Tensor, largest: float | None) -> Tensor:
-    """Scale every sample's gradient down to a norm of at most `largest`; None leaves all as they are."""
+    """Scale every sample's gradient to a norm of at most `largest`; None leaves them unchanged."""
     if largest is None:
         return gradients_Bchw
     norms_B111 = upcast(gradients_Bchw).flatten(1).norm(dim=1).view(-1, 1, 1, 1)
@@ -43,10 +43,10 @@ def clip_sample_norms(gradients_Bchw: Tensor, largest: float | None) -> Tensor:
 
 
 def attach_gradient(scores_B: Tensor, gradients_BCHW: Tensor, images_BCHW: Tensor) -> Tensor:
-    """Scores [B] whose value is what a server answered and whose derivative is the served d score / d image.
+    """Scores [B] whose value is the served score and whose derivative is the served d score / d image.
 
-    This is the first-order expansion of the score around the image that was sent, taken at that image: the added term
-    is exactly 0, its gradient with respect to the images exactly the served one, and plain autograd does the rest.
+    This is the first-order expansion of the score around the image that was sent, evaluated at that image: the added
+    term is exactly 0, and its gradient with respect to the images is exactly the served one. Autograd does the rest.
 
     Args:
         scores_B: as served.

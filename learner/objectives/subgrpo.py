@@ -1,8 +1,8 @@
-"""The policy loss of a step selected for training (SubGRPO, arXiv 2605.26108; clipping from PPO, arXiv 1707.06347).
+"""Policy loss of a step selected for training (SubGRPO, arXiv 2605.26108; clipping from PPO, arXiv 1707.06347).
 
 Departure from GRPO: the ratio is that of surrogate densities (see `common.flow.surrogate_log_density`). With one
-optimizer step per batch it is 1 up to arithmetic, and the gradient is -A grad surrogate; a clip as narrow as 1e-5 then
-silences every sample on which sampler and learner disagree numerically, which is why the clipped fraction is reported.
+optimizer step per batch it is 1 up to rounding, and the gradient is -A grad surrogate. A clip as narrow as 1e-5 then
+removes every sample on which sampler and learner disagree numerically, so the clipped fraction is reported.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ def subgrpo_loss(
 
     Args:
         surrogate_B: log-density of the sampled transition under the current policy, with its graph.
-        old_surrogate_B: the same as the sampler, or the learner before its update, computed it.
+        old_surrogate_B: the same value, computed by the sampler or by the learner before its update.
         advantages_B: see `advantage.group_advantages`.
         clip_low, clip_high: widths of the clip below and above 1, in [0, 1).
 
-    Metrics: ratio_mean; ratio_max_deviation, the largest |rho - 1|; clipped_fraction, the samples without gradient.
+    Metrics: ratio_mean; ratio_max_deviation, the largest |rho - 1|; clipped_fraction, the fraction without gradient.
     """
     require_shapes(1, surrogate_B=surrogate_B, old_surrogate_B=old_surrogate_B, advantages_B=advantages_B)
     for name, width in (("clip_low", clip_low), ("clip_high", clip_high)):

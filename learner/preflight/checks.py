@@ -1,4 +1,4 @@
-"""What must hold before a run begins, beyond what its file alone tells: prompts, rewards, and the loaded model."""
+"""Checks before a run starts that the run file alone cannot decide: prompts, rewards and the loaded model."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from common.rewards.control_request import PlainQuestion
 from common.types import Guidance, Prompt, PromptSets
 
 ROUNDING = 1e-6
-"""Of shares of a GPU that add up to a whole one."""
+"""Tolerance for GPU shares that add up to a whole GPU."""
 
 
 def check_enough_prompts(config: Config, prompts: PromptSets) -> None:
-    """A batch never repeats a prompt."""
+    """ConfigError when there are fewer prompts than a batch needs: a batch never repeats a prompt."""
     files = config.prompts
     for key, needed, path, available in (
         ("cold_start.batch_size", config.cold_start.batch_size, files.cold_start or files.train, prompts.cold_start),
@@ -31,25 +31,25 @@ def check_enough_prompts(config: Config, prompts: PromptSets) -> None:
 
 
 def check_files(config: Config, *, resuming: bool) -> None:
-    """All at once: told one by one, each would cost another start. A run that goes on borrows no checkpoint."""
+    """All missing files are reported in one error. A resumed run does not need the checkpoint it started from."""
     named = {f"prompts.{name}": path for name, path in config.prompts if path is not None}
     named |= {f"rewards.{one.name}.model": one.model for one in config.rewards if one.url == "local" and one.model}
     if config.cold_start.from_checkpoint is not None and not resuming:
         named["cold_start.from_checkpoint"] = config.cold_start.from_checkpoint
     missing = [f"{key} = {path}" for key, path in named.items() if not os.path.exists(path)]
     if missing:
-        raise ConfigError(f"not there: {', '.join(missing)} (looked for from {Path.cwd()})")
+        raise ConfigError(f"missing: {', '.join(missing)} (looked for from {Path.cwd()})")
 
 
 def gpus_wanted(config: Config) -> float:
-    """By learner and workers together."""
+    """GPUs wanted by learner and workers together."""
     learner, workers = config.learner, config.workers
     return learner.ranks * learner.num_gpus + workers.count * workers.num_gpus
 
 
 def check_gpus(config: Config) -> None:
-    """A cluster may grow; this machine does not."""
-    import torch  # only here: the light rooms do without it
+    """ConfigError when this machine has too few GPUs. A cluster may grow, so it is not checked here."""
+    import torch  # only here: other checks run without torch
 
     learner, workers, found = config.learner, config.workers, torch.cuda.device_count()
     if not _have_room([learner.num_gpus] * learner.ranks + [workers.num_gpus] * workers.count, found):
@@ -61,7 +61,7 @@ def check_gpus(config: Config) -> None:
 
 
 def _have_room(shares: Sequence[float], gpus: int) -> bool:
-    """Each on one GPU, or on whole ones, placed one after the other as Ray does."""
+    """Whether each share fits on one GPU, or on whole ones, when placed one after the other as Ray does."""
     free = [1.0] * gpus
     for share in shares:
         part, count = (share, 1) if share < 1 else (1.0, math.ceil(share))
@@ -74,7 +74,7 @@ def _have_room(shares: Sequence[float], gpus: int) -> bool:
 
 
 def check_schedule(config: Config, sigmas: tuple[float, ...]) -> None:
-    """Stage 1 renoises from every level but the first: above the second there must be room."""
+    """Stage 1 renoises from every level but the first, so there must be room above the second."""
     highest = RENOISE_MAX - RENOISE_MARGIN
     distils = config.cold_start.iterations > 0 and config.cold_start.from_checkpoint is None
     if distils and sigmas[1] > highest:
@@ -85,7 +85,7 @@ def check_schedule(config: Config, sigmas: tuple[float, ...]) -> None:
 
 
 def check_guidance(config: Config, guidance: Guidance) -> None:
-    """The evaluated teacher is guided; a model that takes no guidance would fail there, after the first stage."""
+    """The evaluated teacher is guided; a model without guidance would fail there, after the first stage."""
     evaluation = config.evaluation
     if guidance is Guidance.NONE and evaluation.teacher and evaluation.teacher_guidance != 1:
         raise ConfigError(
@@ -95,20 +95,20 @@ def check_guidance(config: Config, guidance: Guidance) -> None:
 
 
 def plain_questions(config: Config, train: Prompt, evaluation: Prompt) -> dict[str, PlainQuestion]:
-    """What every reward can answer, with a prompt of those that it is asked about."""
+    """A control request for every reward, with a prompt from the set that the reward is used on."""
     chosen = {reward.name: train if reward.trained else evaluation for reward in config.rewards}
     return {name: PlainQuestion(prompt.text, dict(prompt.metadata)) for name, prompt in chosen.items()}
 
 
 def check_rewards(config: Config, access: RewardAccess, plain: dict[str, PlainQuestion]) -> dict[str, ServerInfo]:
-    """Ask every server who it is, and every reward a plain question, before anything expensive starts.
+    """Check every server's identity and send every reward its control request before anything expensive starts.
 
     Returns:
-        What each reward is in this run.
+        The identity of each reward in this run.
 
     Raises:
-        RewardError: no server of a reward answers, or one answers not as a reward server or not as the others.
-        ConfigError: a server cannot do what the run asks of it.
+        RewardError: no server of a reward answers, or one is not a reward server or differs from the others.
+        ConfigError: a server cannot do what the run requires.
     """
     with access.client() as client:
         infos = {reward.name: client.verify(reward.name) for reward in config.rewards}

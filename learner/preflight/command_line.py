@@ -1,4 +1,4 @@
-"""The command lines of `rtdmd train` and `rtdmd forecast`: run file < environment < options, and help for every knob.
+"""Command lines of `rtdmd train` and `rtdmd forecast`: run file < environment < options, and help for every option.
 
     rtdmd train [--config FILE] [--section.key VALUE ...] [--run-dir DIR] [--quick] [--dry-run] [--resume]
 
@@ -32,7 +32,7 @@ HELP_WIDTH = 110
 
 @dataclass(frozen=True)
 class Invocation:
-    """What a command line asks for."""
+    """The parsed request of a command line."""
 
     config: Config
     run_dir: Path
@@ -41,14 +41,14 @@ class Invocation:
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Invocation:
-    """What `rtdmd train` is asked for: the run file, with environment and options laid over it.
+    """Parse the command line of `rtdmd train`: the run file, overridden by environment and options.
 
     Args:
         argv: the arguments, without the program's name. `--help` prints the help and exits, as usual.
         environ: usually `os.environ`.
 
     Raises:
-        ConfigError: one line for each problem, naming its origin, key and value.
+        ConfigError: one line per problem, with its origin, key and value.
     """
     arguments, overrides = _train_parser().parse_known_args(argv)
     config = _configured(arguments, overrides, environ)
@@ -57,7 +57,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Invocation:
 
 
 def parse_forecast(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[Config, str]:
-    """The run that `rtdmd forecast` is asked about, and the name of the device ("auto" where none is named).
+    """The run for `rtdmd forecast`, and the name of the device ("auto" by default).
 
     Raises:
         ConfigError: see `parse`.
@@ -131,14 +131,14 @@ def _parser(program: str, options: str, description: str) -> argparse.ArgumentPa
 
 
 class _Renamed(argparse.Action):
-    """An option of an earlier version."""
+    """An option of an earlier version, which now raises an error."""
 
     def __call__(self, *_: object) -> NoReturn:
         raise ConfigError("command line: --plan is now a command: rtdmd forecast [--device DEVICE]")
 
 
 def _lay_quick(draft: Draft, run_file: dict[str, Any], quick: Any, arguments: argparse.Namespace) -> None:
-    """Lay the quick block if asked; check it in any case, so that a misspelling is found before it is needed."""
+    """Lay the quick block if requested; validate it in any case, so that a misspelling is found early."""
     origin = f"{arguments.config} ({QUICK_BLOCK})"
     if not isinstance(quick, dict):
         raise ConfigError(f"{arguments.config}: --quick needs a {QUICK_BLOCK}: mapping in the run file")
@@ -182,7 +182,7 @@ def _option_suggestion(option: str) -> str:
 
 
 def _value(key: Key, text: str, origin: str) -> Any:
-    """The YAML value of an override; text stays text where the schema wants text (`--run.name 7`)."""
+    """The YAML value of an override; text stays text if the schema expects text (`--run.name 7`)."""
     pattern = (key[0], REWARD_PLACEHOLDER, *key[2:]) if key[0] == "rewards" else key
     wants_text = any(knob.key == pattern and knob.field.annotation is str for knob in knobs())
     return text if wants_text else parse_yaml(text, origin)
@@ -196,7 +196,7 @@ def _nested(key: Key, value: Any) -> dict[str, Any]:
 
 
 def _knobs_help() -> str:
-    """Every knob with type, default and reason, a paragraph a section."""
+    """Every option with type, default and description, one paragraph per section."""
     lines = ["Options of a run, with their defaults (a run file sets its own):"]
     for (prefix, section), group in groupby(knobs(), key=lambda knob: (knob.key[:-1], knob.section)):
         lines += ["", f"{'.'.join(prefix)}: {(section.__doc__ or '').strip().splitlines()[0]}"]

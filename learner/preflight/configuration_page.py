@@ -1,4 +1,4 @@
-"""The page docs/configuration.md, written from the schema: every option with its default, its values and its reason.
+"""Generates docs/configuration.md from the schema: every option with its default, its values and its description.
 
 python -m learner.preflight.configuration_page > docs/configuration.md
 """
@@ -37,7 +37,7 @@ model needs."""
 TABLE_HEAD = "| option | default | values | description |\n|---|---|---|---|"
 
 BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-"""Key of a JSON schema -> the sign of its bound. The order is that of a sentence: from below, then from above."""
+"""Each JSON schema key maps to its sign. The order is that of a sentence: lower bound, then upper bound."""
 
 WORDS = {
     "boolean": "`true`, `false`",
@@ -48,7 +48,7 @@ WORDS = {
     "path": "path",
     "string": "text",
 }
-"""Type of a JSON schema, or its format where it has one -> the words for it."""
+"""Each JSON schema type, or its format if it has one, maps to its description."""
 
 
 def configuration_page(options: Iterable[Knob]) -> str:
@@ -63,7 +63,7 @@ def configuration_page(options: Iterable[Knob]) -> str:
 
 
 def _title(prefix: Key, section: type[Section]) -> str:
-    """The section's key; families share one key, so theirs is followed by the family."""
+    """The section's key; model families share one key, so theirs is followed by the family."""
     family = section.model_fields.get("family")
     if family is None:
         return ".".join(prefix)

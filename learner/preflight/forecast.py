@@ -1,10 +1,10 @@
-"""What a run will need, before anything is loaded: placement, memory of each process, seconds of an iteration.
+"""Forecast of a run before anything is loaded: placement, memory of each process, seconds per iteration.
 
-Estimates, from the sizes of the model alone. A run writes what it predicted beside what it measured into summary.json.
+All numbers are estimated from the model's sizes alone. A run writes prediction and measurement into summary.json.
 
 Memory of a learner's rank: the frozen bases, text encoders and VAE; float32 adapters with gradients, two moments and
-the average; the transformer's activations of one micro-batch; the VAE's of one chunk, where rewards are
-back-propagated. Seconds count the transformer's passes: neither the VAE, nor the rewards, nor what travels.
+the average; the transformer's activations of one micro-batch; the VAE's activations of one chunk, if rewards are
+back-propagated. Seconds include only the transformer's passes: no VAE, no rewards, no data transfer.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from common.errors import ConfigError
 GIB = 2**30
 FLOAT32 = 4
 TRAINED_COPIES = 5
-"""Of an adapter: weights, gradient, two moments, average."""
+"""A trained adapter is held this many times: weights, gradient, two moments and the average."""
 BLOCK_ACTIVATIONS = 40
-"""Numbers a token and unit of width that a block with adapters keeps for its backward pass."""
+"""Activation values saved per token and hidden unit, per block with adapters."""
 VAE_ACTIVATIONS = 24
-"""Numbers a pixel and channel of the decoder's last stage that its backward pass keeps."""
+"""Activation values saved per pixel and channel of the decoder's last stage."""
 PROCESS_GIB = {"cpu": 0.9, "cuda": 0.6}
-"""What Python, torch and its libraries hold before any model: of the CPU's memory, or the GPU's."""
+"""Memory of Python, torch and its libraries before any model is loaded: CPU memory, or GPU memory."""
 MATRIX_SIDE = 512
 UTILISATION = 0.4
-"""Of the device's peak, that transformers of this kind reach."""
+"""Transformers of this kind reach this fraction of the device's peak."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """Memory in GiB, and peak bfloat16 operations a second."""
+    """A device's memory in GiB and its peak bfloat16 operations per second."""
 
     name: str
     memory_gib: float
@@ -55,8 +55,8 @@ DEVICES = {
 
 
 def this_cpu(threads: int) -> Device:
-    """This machine's memory, and as many times the speed of one thread: the fastest of some matrix products."""
-    import torch  # only here: the light rooms do without it
+    """This machine's memory, and `threads` times the speed of one thread: the fastest of several matrix products."""
+    import torch  # only here: other parts of preflight run without torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -74,7 +74,7 @@ def this_cpu(threads: int) -> Device:
 
 @dataclass(frozen=True)
 class Prediction:
-    """GiB of one process at its peak, and seconds of an alignment iteration by part."""
+    """Peak memory of one process in GiB, and seconds of an alignment iteration by part."""
 
     learner_gib: float
     worker_gib: float
@@ -86,11 +86,11 @@ class Prediction:
 
 
 def predict(config: Config, sizes: ModelSizes, device: Device) -> Prediction:
-    """What a run will need on such devices."""
+    """The forecast of a run on such devices."""
     adapter = sizes.adapter * FLOAT32 / GIB
     kind = "cpu" if device.name == "cpu" else "cuda"
     number = 4 if config.backbone.dtype == "float32" else 2
-    # Student and fake score each train an adapter; stage 2 keeps the cold start's two beside them, frozen.
+    # Student and fake score each train an adapter; stage 2 keeps the two of the cold start as well, frozen.
     frozen = 2 if config.alignment.iterations > 0 else 0
     learner = PROCESS_GIB[kind] + _frozen_gib(config, sizes, config.learner.shard_base)
     learner += adapter * (frozen + 2 * TRAINED_COPIES) + _activations_gib(config, sizes)
@@ -106,7 +106,7 @@ def _frozen_gib(config: Config, sizes: ModelSizes, sharded: bool) -> float:
     encoders = sizes.text_encoders * (1 if settings.text_encoder_int8 else number)
     bases = float(sizes.transformer * sizes.bases)
     if sharded:
-        # Its own part, and two blocks whole: one that computes, one on its way.
+        # Its own part and two whole blocks: one in use, one in transfer.
         bases = bases / config.learner.ranks + 2 * sizes.transformer / sizes.layers
     parts = bases * number + sizes.vae * number
     return (parts if settings.idle_on_cpu else parts + encoders) / GIB
@@ -126,9 +126,9 @@ def _activations_gib(config: Config, sizes: ModelSizes) -> float:
 
 
 def _passes_kept(config: Config) -> tuple[float, float]:
-    """Passes of one sample whose activations a rank keeps at once, in stage 1 and in stage 2; 0 where it does not run.
+    """Passes per sample whose activations a rank keeps at once, in stage 1 and in stage 2; 0 for a stage that is off.
 
-    Stage 1 takes its share of a batch whole, stage 2 in micro-batches. The fake score keeps the most.
+    In stage 1 a rank processes its share of a batch at once, in stage 2 in micro-batches. The fake score keeps most.
     """
     alignment, cold_start = config.alignment, config.cold_start
     distilling = aligning = 0.0
@@ -141,7 +141,7 @@ def _passes_kept(config: Config) -> tuple[float, float]:
 
 
 def _regularised_passes(config: Config, consistency_weight: float) -> float:
-    """Passes of the fake score per sample, beside its own, for the consistency regulariser of a stage."""
+    """Extra passes of the fake score per sample for the consistency regulariser of a stage."""
     return 2 * config.cold_start.consistency_fraction if consistency_weight > 0 else 0.0
 
 
@@ -152,9 +152,9 @@ def _micro_batch(config: Config) -> int:
 
 
 def _seconds(config: Config, sizes: ModelSizes, device: Device) -> dict[str, float]:
-    """Passes of the transformer, each sample: a backward pass through a frozen base costs as much as a forward one.
+    """Seconds of the transformer's passes; a backward pass through a frozen base costs as much as a forward pass.
 
-    Of an alignment iteration; where there is none, of the cold start's.
+    For an alignment iteration, or for one of the cold start if there is no alignment.
     """
     alignment, cold_start = config.alignment, config.cold_start
     trained = 3 if config.backbone.gradient_checkpointing else 2
@@ -162,7 +162,7 @@ def _seconds(config: Config, sizes: ModelSizes, device: Device) -> dict[str, flo
     if alignment.iterations == 0:
         one_pass = cold_start.batch_size * sizes.forward_flops / speed / config.learner.ranks
         fake_score = trained * (1 + _regularised_passes(config, cold_start.consistency_weight))
-        # Each update rolls the student to a step in the middle on average; the student's keeps the last step's graph.
+        # Each update rolls the student to a middle step on average; the student's update keeps the last step's graph.
         rolled = (config.sampling.steps + 1) / 2
         student = (rolled + trained - 1 + 1 + sizes.guided_passes) / cold_start.student_every
         return {"fake_score": one_pass * (rolled + fake_score), "student": one_pass * student}
@@ -178,7 +178,7 @@ def _seconds(config: Config, sizes: ModelSizes, device: Device) -> dict[str, flo
 
 
 def requirements_text(config: Config, sizes: ModelSizes, prediction: Prediction, device: Device) -> str:
-    """What `rtdmd forecast` prints."""
+    """The output of `rtdmd forecast`."""
     rows = [
         ("learner rank", config.learner.ranks, config.learner.num_gpus, prediction.learner_gib),
         ("rollout worker", config.workers.count, config.workers.num_gpus, prediction.worker_gib),
@@ -205,10 +205,10 @@ def requirements_text(config: Config, sizes: ModelSizes, prediction: Prediction,
 
 
 def choose_device(name: str, config: Config) -> Device:
-    """The device of that name; "auto" is this CPU, or where the run file asks for GPUs an h200.
+    """The named device; "auto" is this CPU, or an h200 if the run file asks for GPUs.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is no device of that name.
     """
     if name == "auto":
         return DEVICES["h200"] if config.learner.num_gpus > 0 else this_cpu(config.learner.threads)
@@ -218,7 +218,7 @@ def choose_device(name: str, config: Config) -> Device:
 
 
 def compared(prediction: Prediction, learner_gib: float, iteration_s: float) -> dict[str, dict[str, float]]:
-    """What a run writes into its summary: predicted and measured."""
+    """Predicted and measured values for a run's summary."""
     return {
         "learner_gib": {"predicted": round(prediction.learner_gib, 2), "measured": round(learner_gib, 2)},
         "iteration_s": {"predicted": round(prediction.iteration_s, 2), "measured": round(iteration_s, 2)},

@@ -1,6 +1,6 @@
-"""Run files: reading them, laying overrides over them, and saying precisely what is wrong with the result.
+"""Run files: reads them, lays overrides over them, and reports precisely what is wrong with the result.
 
-A `Draft` remembers where each value came from, so that a complaint names the key, the value and the file, environment
+A `Draft` remembers the origin of each value, so that an error names the key, the value and the file, environment
 variable or option that set it. Layers are laid in order of rising precedence; rewards are addressed by name:
 
     draft = Draft("deploy/runs/shapes.yaml")
@@ -35,14 +35,14 @@ from common.project_files import PROJECT_ROOT
 Key = tuple[str, ...]
 REWARD_PLACEHOLDER = "NAME"
 RUN_FILES = PROJECT_ROOT / "deploy" / "runs"
-"""The run files that ship with the project."""
+"""Directory of the run files that come with the project."""
 
 
 @dataclass(frozen=True)
 class Knob:
-    """One field of a section of the schema; a reward's fields stand under ("rewards", "NAME", field).
+    """One option: a field of a section of the schema. A reward's fields have the key ("rewards", "NAME", field).
 
-    Every model family has a section of its own under ("backbone",), so their common fields come once for each.
+    Every model family has its own section under ("backbone",), so their common fields appear once per family.
     """
 
     key: Key
@@ -55,7 +55,7 @@ class Knob:
 
 
 def knobs(section: type[Section] = Config, prefix: Key = ()) -> Iterator[Knob]:
-    """Every knob of the schema, in its order."""
+    """Every option of the schema, in its order."""
     for name, field in section.model_fields.items():
         if name == "rewards":
             yield from knobs(RewardConfig, (*prefix, name, REWARD_PLACEHOLDER))
@@ -69,10 +69,10 @@ def knobs(section: type[Section] = Config, prefix: Key = ()) -> Iterator[Knob]:
 
 
 def load_config(path: Path) -> Config:
-    """The configuration of one run file, without overrides.
+    """Load the configuration of one run file, without overrides.
 
     Raises:
-        ConfigError: the file cannot be read, or is not a valid run.
+        ConfigError: the file cannot be read or is not valid.
     """
     draft = Draft(str(path))
     draft.lay(read_run_file(path), str(path))
@@ -80,7 +80,7 @@ def load_config(path: Path) -> Config:
 
 
 def load_saved_config(path: Path) -> Config:
-    """The configuration that a run has saved, also by an earlier version.
+    """Load the configuration that a run has saved, even with an earlier version.
 
     Raises:
         ConfigError: see `load_config`.
@@ -116,7 +116,7 @@ def read_run_file(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, origin: str) -> Any:
-    """A YAML value; `origin` is named when it is not valid YAML."""
+    """Parse a YAML value; an error names `origin`."""
     try:
         return yaml.load(text, Loader=_RunFileLoader)
     except yaml.MarkedYAMLError as error:
@@ -127,7 +127,7 @@ def parse_yaml(text: str, origin: str) -> Any:
 
 
 class _RunFileLoader(yaml.SafeLoader):
-    """YAML without its two traps: `1e-5` is a number here, and a key given twice is an error."""
+    """YAML loader without two pitfalls: `1e-5` is a number here, and a duplicate key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -147,7 +147,7 @@ _RunFileLoader.add_implicit_resolver(
 
 
 class Draft:
-    """Values on their way to a `Config`, and the origin of each."""
+    """Values that will become a `Config`, with the origin of each."""
 
     def __init__(self, default_origin: str) -> None:
         self._values: dict[str, Any] = {}
@@ -155,15 +155,15 @@ class Draft:
         self._default_origin = default_origin
 
     def lay(self, values: Mapping[str, Any], origin: str) -> None:
-        """Lay a partial configuration over what is there: mappings merge, anything else replaces."""
+        """Lay a partial configuration over the values so far: mappings merge, anything else replaces."""
         for name, value in values.items():
             self._lay_value(self._values, name, value, (name,), origin)
 
     def build(self) -> Config:
-        """Validate.
+        """Validate the values and return the configuration.
 
         Raises:
-            ConfigError: one line for each problem, naming origin, key and value.
+            ConfigError: one line per problem, with its origin, key and value.
         """
         try:
             return Config.model_validate_json(json.dumps(self._values, default=str), strict=True)
@@ -186,7 +186,7 @@ class Draft:
             self._origins[key] = origin
 
     def _lay_entry(self, entries: list[Any], fields: Any, key: Key, origin: str) -> None:
-        """Lay `fields` over the entry of a list that is called as the key ends."""
+        """Lay `fields` over the list entry that has the key's last part as its name."""
         names = [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
         if key[-1] not in names:
             known = ", ".join(str(name) for name in names)
@@ -217,12 +217,12 @@ class Draft:
         )
 
     def _named(self, location: tuple[int | str, ...]) -> Key:
-        """A pydantic location with list positions replaced by the names of the entries, where they have one."""
+        """A pydantic location with list positions replaced by the names of the entries, if they have one."""
         key: list[str] = []
         value: Any = self._values
         for part in location:
             if key == ["backbone"] and part in BACKBONE_TAGS:
-                continue  # pydantic's own: which of the union's sections complains
+                continue  # pydantic adds this part: the section of the union that reports the error
             try:
                 value = value[part]
             except (KeyError, IndexError, TypeError):
@@ -248,7 +248,7 @@ class Draft:
 
 
 def _nearest(key: Key) -> str:
-    """The nearest valid key: a sibling spelt alike, else the same word in another section."""
+    """The nearest valid key: a sibling with a similar spelling, else the same word in another section."""
     pattern = (key[0], REWARD_PLACEHOLDER, *key[2:]) if key[0] == "rewards" and len(key) > 2 else key
     known = [knob.key for knob in knobs()]
     siblings = {
@@ -262,6 +262,6 @@ def _nearest(key: Key) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as one would write it in the file, short."""
+    """A value as it would be written in the file, shortened."""
     text = json.dumps(value, default=str)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -12,13 +12,13 @@ Point = tuple[float, float]
 WIDTH, HEIGHT = 340, 220
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 30, 42
 TICKS = 5
-SMOOTHING_FRACTION = 0.08  # window of the moving average, as a part of the curve: noise goes, the trend's shape stays
-SMOOTHING_MIN_POINTS = 12  # below this a curve is drawn as it was measured, with its points
+SMOOTHING_FRACTION = 0.08  # window of the moving average, as a fraction of the curve
+SMOOTHING_MIN_POINTS = 12  # a shorter curve is drawn without smoothing, with its points
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The data's rectangle and its place on the chart."""
+    """The range of the data and its place on the chart."""
 
     x_low: float
     x_high: float
@@ -27,7 +27,7 @@ class Frame:
 
     @classmethod
     def around(cls, points: Sequence[Point], levels: Sequence[float]) -> Frame:
-        """The smallest frame of round-tick size that shows all; a flat curve still gets a height."""
+        """The smallest frame with round ticks that shows all points; a flat curve still gets a height."""
         xs = [x for x, _ in points]
         ys = [*(y for _, y in points), *levels]
         y_low, y_high = min(ys), max(ys)
@@ -59,7 +59,7 @@ def line_chart(title: str, points: Sequence[Point], levels: Mapping[str, float] 
 
 
 def round_ticks(low: float, high: float, count: int = TICKS) -> list[float]:
-    """About `count` round values (1, 2 or 5 times a power of ten) inside [low, high]."""
+    """About `count` round values (1, 2 or 5 times a power of ten) in [low, high]."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
@@ -69,7 +69,7 @@ def round_ticks(low: float, high: float, count: int = TICKS) -> list[float]:
 
 
 def moving_average(points: Sequence[Point], window: int) -> list[Point]:
-    """Centred mean over `window` points, over fewer at the ends."""
+    """Centred mean over `window` points; fewer at the ends."""
     half = window // 2
     averaged = []
     for index, (x, _) in enumerate(points):

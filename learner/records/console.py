@@ -1,10 +1,10 @@
-"""What a person sees of a run: a live table on a terminal, one plain line a step elsewhere.
+"""Console output of a run: a live table on a terminal, else one plain line per step.
 
     with Console(total=100, title="shapes") as console:
         console.update({"reward/hps": 0.27, "seconds/rollout": 1.3}, stage="alignment", iteration=7)
         console.message("checkpoint written")
 
-A metric's name groups it: what stands before the first slash is its group ("reward", "loss", "seconds", "evaluation").
+The part of a metric's name before the first slash is its group ("reward", "loss", "seconds", "evaluation").
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Console:
     """Progress of one stage after another.
 
     Args:
-        total: iterations of all stages together, for the progress shown; updates are counted.
+        total: iterations of all stages together, for the progress display; updates are counted.
         title: usually the run's name.
         stream: where to write; a terminal gets the live table.
     """
@@ -53,7 +53,7 @@ class Console:
             self._live.stop()
 
     def update(self, record: Mapping[str, float], stage: str, iteration: int) -> None:
-        """One iteration is done; its stage's metrics stay on the table until there are newer ones."""
+        """Show a finished iteration; its stage's metrics stay on the table until newer ones arrive."""
         self._updates += 1
         if stage != self._stage:
             self._stage, self._latest = stage, {}
@@ -66,11 +66,11 @@ class Console:
             self._print(f"{heading}  {values}")
 
     def keep(self, record: Mapping[str, float]) -> None:
-        """Metrics measured now and then (evaluations): they stay on the table, in every stage, until the next ones."""
+        """Show occasional metrics (evaluations): they stay on the table, in every stage, until the next ones."""
         self._kept.update(record)
 
     def message(self, text: str) -> None:
-        """A line that stays, above the live table."""
+        """Print a permanent line above the live table."""
         self._print(text)
 
     def _print(self, text: str) -> None:
@@ -78,7 +78,7 @@ class Console:
         self._rich.file.flush()
 
     def _table(self, heading: str) -> Table:
-        """The newest value of every metric, a column a group."""
+        """The newest value of every metric, one column per group."""
         groups: dict[str, list[tuple[str, float]]] = {}
         for name, value in (self._latest | self._kept).items():
             group, slash, short = name.partition("/")

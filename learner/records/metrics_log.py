@@ -1,4 +1,4 @@
-"""Where a run's numbers go: `metrics.jsonl`, the console and Prometheus, from one record an iteration."""
+"""Metrics of a run: one record per iteration goes to `metrics.jsonl`, the console and Prometheus."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from learner.records.prometheus import DriverMetrics, LearnerMetrics
 
 
 class StepRecord:
-    """What one iteration reports, filled in while it runs."""
+    """The report of one iteration, filled in while it runs."""
 
     def __init__(self) -> None:
         self.metrics: dict[str, float] = {}
@@ -33,7 +33,7 @@ class StepRecord:
         self.seconds[part] += time.perf_counter() - started
 
     def record(self, collected: Collected, result: UpdateResult) -> None:
-        """A stage 2 iteration: what the workers and what the learner did."""
+        """Record a stage 2 iteration: the work of the workers and of the learner."""
         self.record_update(result)
         for part, seconds in collected.seconds.items():
             self.seconds[f"worker_{part}"] = seconds
@@ -50,7 +50,7 @@ class StepRecord:
 
 
 class Tracker:
-    """Writes one line per iteration and per evaluation. On resume, lines past the checkpoint are cut off first."""
+    """Writes one line per iteration and per evaluation. On resume, lines after the checkpoint are removed first."""
 
     def __init__(
         self, path: Path, console: Console, driver: DriverMetrics, learner: LearnerMetrics, workers: int
@@ -81,7 +81,7 @@ class Tracker:
         self._console.update(shown, stage, iteration)
 
     def evaluation(self, position: Position, policy: str, metrics: dict[str, float], seconds: float) -> None:
-        """Record an evaluation of the student made after `position.iteration` iterations."""
+        """Record an evaluation of the student after `position.iteration` iterations."""
         self._write(position.stage, position.iteration, "evaluation", metrics, {"evaluation": seconds})
         for name, value in metrics.items():
             self._driver.evaluation.labels(policy=policy, metric=name).set(value)
@@ -90,13 +90,13 @@ class Tracker:
         self._console.message(f"{after}: {_listed(metrics)}  ({seconds:.0f} s)")
 
     def policy(self, policy: str, metrics: dict[str, float], seconds: float) -> None:
-        """Show a policy of the final comparison (kept by `learner/driver/comparison.py`)."""
+        """Show a policy of the final comparison (stored by `learner/driver/comparison.py`)."""
         for name, value in metrics.items():
             self._driver.evaluation.labels(policy=policy, metric=name).set(value)
         self._console.message(f"{policy}: {_listed(metrics)}  ({seconds:.0f} s)")
 
     def totals(self) -> dict[str, float]:
-        """Seconds by stage or part, summed over the whole run, earlier sittings of a resumed one included."""
+        """Seconds by stage or part, summed over the whole run, including earlier sessions of a resumed run."""
         totals: dict[str, float] = defaultdict(float)
         for line in self._path.read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
@@ -147,12 +147,12 @@ def _listed(metrics: Mapping[str, float]) -> str:
 
 
 def _grouped(name: str) -> str:
-    """The console groups by what stands before the slash; a bare name is a loss or a norm."""
+    """The console groups metrics by the part before the slash; a bare name is a loss or a norm."""
     return name if "/" in name else f"loss/{name}"
 
 
 def cut_metrics(path: Path, position: Position) -> None:
-    """Drop the lines of iterations that a resumed run is about to repeat, and a torn last line."""
+    """Remove the lines of iterations that a resumed run will repeat, and an incomplete last line."""
     if not path.exists():
         return
     kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _is_before(line, position)]
@@ -166,6 +166,6 @@ def _is_before(line: str, position: Position) -> bool:
         record = json.loads(line)
     except ValueError:
         return False
-    # A train line counts from 0; an evaluation says how many iterations came before it.
+    # A train line counts from 0; an evaluation line has the number of iterations before it.
     done = record["iteration"] + 1 if record["kind"] == "train" else record["iteration"]
     return Position(Stage(record["stage"]), done) <= position

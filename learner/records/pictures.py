@@ -1,4 +1,4 @@
-"""Pictures on disk: single ones, and grids of several prompts. Shape suffixes: see `common/types.py`."""
+"""Images on disk: single ones, and grids of several prompts. Shape suffixes: see `common/types.py`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw
 from common.types import ByteArray
 
 SMALLEST_SIDE, LARGEST_SIDE = 128, 256
-"""Pixels a picture's width is brought to in a captioned grid: small ones can be seen, large ones stay a small file."""
+"""A captioned grid scales images to a width in this range of pixels: small ones stay visible, the file stays small."""
 SMALLEST_WIDTH = 520
-"""Of a grid, so that a prompt of usual length can be read above two small pictures."""
+"""A grid is at least this wide, so that a prompt of usual length is readable above two small images."""
 CAPTION_HEIGHT = 20
 CAPTION_MARGIN = 4
 FONT_SIZE = 12
@@ -26,7 +26,7 @@ def save_png(image_HWC: ByteArray, path: Path) -> None:
 
 
 def captioned_grid(rows: Sequence[tuple[str, ByteArray]]) -> Image.Image:
-    """One row a prompt: its text above, its pictures uint8 [G, H, W, C] side by side."""
+    """One row per prompt: its text above, its images uint8 [G, H, W, C] side by side."""
     pictures = [[_at_a_glance(image) for image in images_GHWC] for _, images_GHWC in rows]
     width = max(SMALLEST_WIDTH, *(sum(picture.width + GAP for picture in row) for row in pictures))
     height = sum(CAPTION_HEIGHT + row[0].height + GAP for row in pictures)
@@ -54,9 +54,9 @@ def _at_a_glance(image_HWC: ByteArray) -> Image.Image:
 
 
 def _shortened(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
-    """The text on one line, cut where the row ends."""
+    """The text on one line, cut at the end of the row."""
     room = width - 2 * CAPTION_MARGIN
-    # No letter is narrower than two pixels: a prompt of a whole page is not measured.
+    # No letter is narrower than two pixels, so the width of a very long prompt is not measured.
     text = " ".join(text.split())[: width // 2]
     if draw.textlength(text, font_size=FONT_SIZE) <= room:
         return text

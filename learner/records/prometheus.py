@@ -1,4 +1,4 @@
-"""Prometheus metrics: every name once, and the objects of each process built in one place.
+"""Prometheus metrics: every name is defined once, and the objects of each process are built in one place.
 
 Names are constants because dashboards and alerts quote them. Each process builds its own set on its own registry.
 Histograms and counters come from prometheus_client (Ray's own metric sums are bucket midpoints).
@@ -31,7 +31,7 @@ NETWORK_UPDATES_TOTAL = "rtdmd_network_updates_total"
 
 @dataclass(frozen=True)
 class DriverMetrics:
-    """What the driver knows: progress, time, rewards and what was lost."""
+    """Metrics of the driver: progress, time, rewards and losses of data."""
 
     iteration: Gauge
     stage_seconds: Counter
@@ -80,7 +80,7 @@ class DriverMetrics:
 
 @dataclass(frozen=True)
 class LearnerMetrics:
-    """What the learner knows: losses and updates."""
+    """Metrics of the learner: losses and updates."""
 
     loss: Gauge
     updates: Counter
@@ -111,10 +111,10 @@ class MetricsServer:
 
 
 def serve(port: int, registry: CollectorRegistry, host: str = "127.0.0.1") -> MetricsServer:
-    """Serve a registry on host:port (loopback unless told otherwise); port 0 picks a free one, told in the result.
+    """Serve a registry on host:port (loopback by default); port 0 picks a free one, which the result names.
 
     Raises:
-        ConfigError: the port is taken or may not be used.
+        ConfigError: the port is taken or not permitted.
     """
     try:
         server, thread = start_http_server(port, addr=host, registry=registry)

@@ -1,15 +1,15 @@
-"""report.html of a run: final table, before/after gallery, curves, seconds, configuration. One file, no script.
+"""Report of a run, report.html: final table, before/after gallery, curves, seconds, configuration. One file, no script.
 
     rtdmd report RUN_DIR
 
-Reads what the run left in its directory:
+Reads these files of the run's directory:
 
     metrics.jsonl         JSON lines: {"stage", "iteration", "kind": "train" | "evaluation", "metrics", "seconds"}
     summary.json          {"policies": {name: {metric: value}}, "seconds": {part: value}, "run": {...}}
     samples/gallery.json  [{"prompt", "policies": {name: {"image": file beside it, "scores": {name: value}}}}]
     config.yaml           the resolved configuration
 
-All but metrics.jsonl may be missing: the report of an interrupted run shows what there is.
+All but metrics.jsonl may be missing: the report of an interrupted run shows what exists.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from common.errors import RtdmdError
 from learner.records.charts import Point, line_chart
 from learner.records.style import STYLE
 
-SMALL_IMAGE_BYTES = 40_000  # about a 128 px PNG: such pictures are enlarged with hard edges
+SMALL_IMAGE_BYTES = 40_000  # about a 128 px PNG: such images are enlarged with hard edges
 
 Record = Mapping[str, Any]
 
@@ -60,11 +60,11 @@ def write_report(run_dir: Path) -> Path:
 
 
 def _read_metrics(path: Path) -> list[Record]:
-    """Records in order; of an iteration written twice (a resumed run) the later; a torn last line is left out."""
+    """Records in order. If a resumed run wrote an iteration twice, the later counts; a torn last line is ignored."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
-        raise RtdmdError(f"{path}: not there: {path.parent} is not the directory of a run") from error
+        raise RtdmdError(f"{path}: missing: {path.parent} is not the directory of a run") from error
     records: dict[tuple[str, int, str], Record] = {}
     for number, line in enumerate(lines, start=1):
         try:
@@ -222,7 +222,7 @@ def _config_section(text: str) -> str:
 
 
 def _best(metric: str, policies: Mapping[str, Mapping[str, float]]) -> str:
-    """The policy with the highest finite value; "" when none stands out."""
+    """The policy with the highest finite value; "" when there is no single one."""
     values = {name: row[metric] for name, row in policies.items() if metric in row and math.isfinite(row[metric])}
     highest = [name for name, value in values.items() if value == max(values.values())]
     return highest[0] if len(highest) == 1 else ""
@@ -233,7 +233,7 @@ def _shown(value: Any) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`rtdmd report RUN_DIR`: exit status 1 when there is nothing to report."""
+    """Run `rtdmd report RUN_DIR`; the exit status is 1 when there is nothing to report."""
     parser = argparse.ArgumentParser(prog="rtdmd report", description="Write a run's report.html anew.")
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     try:

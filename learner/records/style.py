@@ -1,4 +1,4 @@
-"""The style sheet of report.html: light and dark, no external asset."""
+"""Style sheet of report.html: light and dark, no external asset."""
 
 from __future__ import annotations
 

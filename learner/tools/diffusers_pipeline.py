@@ -1,4 +1,4 @@
-"""Any diffusers text-to-image pipeline, sampled with a generator for every picture."""
+"""Any diffusers text-to-image pipeline, sampled with one generator per image."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from common.errors import ConfigError, ModelError
 from common.types import ByteArray, Prompt
 
 OURS = ("prompt", "num_images_per_prompt", "generator", "output_type")
-"""Arguments of a pipeline's call that `pictures` sets itself."""
+"""`pictures` sets these arguments of a pipeline's call itself."""
 
 
 class PipelinePictures:
-    """Samples a pipeline with `options`, keyword arguments of its call."""
+    """Samples a pipeline with `options`: keyword arguments of its call."""
 
     def __init__(self, path: Path, options: Mapping[str, Any], device: str, dtype: torch.dtype) -> None:
         """Load the pipeline.
 
         Raises:
-            ModelError: it cannot be loaded.
-            ConfigError: its call has no such argument, or one that is set here.
+            ModelError: the pipeline cannot be loaded.
+            ConfigError: its call does not have such an argument, or `pictures` sets it.
         """
         if not (path / "model_index.json").is_file():
             raise ModelError(f"no pipeline at {path}: expected a diffusers directory with a model_index.json")
         try:
             self._pipeline = DiffusionPipeline.from_pretrained(path, dtype=dtype, local_files_only=True).to(device)
-        except Exception as error:  # diffusers raises a different class for every way a directory can be broken
+        except Exception as error:  # diffusers raises a different class for each kind of broken directory
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ModelError(f"cannot load the pipeline at {path}: {reason}") from error
         known = [name for name in inspect.signature(self._pipeline.__call__).parameters if name not in OURS]
@@ -44,7 +44,7 @@ class PipelinePictures:
         self._options = dict(options)
 
     def pictures(self, prompt: Prompt, seed: int, count: int) -> ByteArray:
-        """uint8 [count, H, W, 3]; a picture's noise is a function of (seed, the prompt's index, its number)."""
+        """uint8 [count, H, W, 3]; an image's noise is a function of (seed, the prompt's index, the image's number)."""
         generators = []
         for sample in range(count):
             key = seeding.generator_seed(seed=seed, purpose="diffusers", prompt=prompt.index, sample=sample)

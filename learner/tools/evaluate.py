@@ -1,12 +1,12 @@
-"""Score a run, or any diffusers pipeline, on a prompt set with any rewards, and write the published tables' columns.
+"""Score a run, or any diffusers pipeline, on a prompt set with any rewards; write a table with the published columns.
 
     rtdmd evaluate --run runs/NAME --prompts prompts.jsonl --out scores  # the run's own rewards
     rtdmd evaluate --pipeline DIR --call num_inference_steps=28 --prompts prompts.txt \\
         --reward pickscore=http://host:8101 --scorer ocr=ocr --out scores
 
-    prompts ─► pictures of each ─► every reward ─► scores.jsonl, evaluation.md, grid.png
+    prompts ─► images of each ─► every reward ─► scores.jsonl, evaluation.md, grid.png
 
-A score that cannot be had ends it with the name of the reward: a table never has a zero that nobody gave. Needs no Ray.
+A missing score ends the evaluation and names the reward: a table never contains a zero in its place. Needs no Ray.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ OF_PIPELINES = ("call", "dtype")
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated: its name in the table, how it samples, in words and as a function."""
+    """The evaluated model: its name in the table, its sampling in words, and its sampling function."""
 
     name: str
     sampling: str
@@ -51,7 +51,7 @@ class Subject:
 
 
 def evaluate(arguments: argparse.Namespace) -> Path:
-    """Do it; returns the path of evaluation.md."""
+    """Evaluate; return the path of evaluation.md."""
     _check_options(arguments)
     prompts = load_prompts(arguments.prompts)[: arguments.limit]
     run = None if arguments.run is None else TrainedRun.open(arguments.run, arguments.base)
@@ -78,7 +78,7 @@ def _scored(
     shown: list[tuple[str, ByteArray]],
     most_shown: int,
 ) -> Iterator[ScoredPrompt]:
-    """Sample and score prompt by prompt; scores are written as they come, pictures of the first kept in `shown`."""
+    """Sample and score prompt by prompt. Scores are written as they come; the first prompts' images go to `shown`."""
     with lines.open("w", encoding="utf-8") as file:
         for done, prompt in enumerate(prompts, start=1):
             images_GHWC = subject.pictures(prompt)
@@ -161,7 +161,7 @@ def _notes(scored: Sequence[ScoredPrompt], units: Mapping[str, float]) -> str:
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
-    """ConfigError for an option that what is evaluated has no use for."""
+    """ConfigError for an option that does not apply to the evaluated model."""
     idle, kind = (OF_RUNS, "pipeline") if arguments.run is None else (OF_PIPELINES, "run")
     for name in idle:
         if vars(arguments)[name] is not None:
@@ -204,6 +204,6 @@ def _build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status as of `learner.tools.options.tool_status`."""
+    """Return the exit status as in `learner.tools.options.tool_status`."""
     arguments = _build_parser().parse_args(argv)
     return tool_status(lambda: print(evaluate(arguments)))

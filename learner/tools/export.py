@@ -1,15 +1,15 @@
-"""Export what a run has trained, for programs that know nothing of it.
+"""Export a run's trained weights for other programs.
 
     rtdmd export --run runs/NAME --format lora|pipeline|comfyui --out DIR
 
-    lora       a LoRA in diffusers' format, for `load_lora_weights`; what a run leaves in `lora/` at its end
-    pipeline   a whole diffusers directory, the student's adapters merged into the transformer's weights
+    lora       a LoRA in diffusers' format, for `load_lora_weights`; a finished run has the same in `lora/`
+    pipeline   a whole diffusers directory, with the student's adapters merged into the transformer's weights
     comfyui    NAME-POLICY.safetensors, one LoRA file for ComfyUI's loaders, which diffusers loads too
 
 ComfyUI (comfy/lora.py, comfy/weight_adapter/lora.py) maps `transformer.` + a module's path in diffusers to its own
-weights for SD3 and Flux models, a third of the fused qkv where it must, and adds B A times `.alpha` / rank, or times 1
-where a file has no `.alpha`. It does not read diffusers' metadata, where our scale stands otherwise; so here the scale
-is multiplied into B and there is neither alpha nor metadata, which both programs take for 1.
+weights for SD3 and Flux models, a third of the fused qkv where necessary. It adds B A times `.alpha` / rank, or times 1
+if a file has no `.alpha`. It does not read diffusers' metadata, which otherwise hold our scale. So here the scale is
+multiplied into B, without alpha or metadata, which both programs read as a scale of 1.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ TRANSFORMER = "transformer"
 
 
 def write_comfyui(state: Mapping[str, Tensor], scale: float, path: Path) -> None:
-    """One LoRA file as this module's docstring says; `state` as of `student_lora`."""
+    """Write one LoRA file as described in the module docstring; `state` as from `student_lora`."""
     scaled = {f"{LORA_PREFIX}{key}": scale * value if ".lora_B." in key else value for key, value in state.items()}
     save_file({key: value.contiguous() for key, value in scaled.items()}, path, metadata={"format": "pt"})
 
 
 def write_pipeline(state: Mapping[str, Tensor], scale: float, base: Path, directory: Path) -> None:
-    """The pipeline at `base` with `scale` B A added to its transformer's weights; all else is copied as it is.
+    """Write the pipeline at `base` with `scale` B A added to its transformer's weights; copy everything else unchanged.
 
     The sum is computed in float32 and rounded to the type of the files.
 
     Raises:
-        ModelError: `base` is no directory with safetensors, or has no weight that an adapter belongs to.
+        ModelError: `base` is not a directory with safetensors, or lacks a weight that an adapter belongs to.
     """
     try:
         index = json.loads((base / "model_index.json").read_text(encoding="utf-8"))
@@ -70,7 +70,7 @@ def write_pipeline(state: Mapping[str, Tensor], scale: float, base: Path, direct
 
 
 def _merge_file(state: Mapping[str, Tensor], scale: float, source: Path, target: Path) -> set[str]:
-    """Write one file of weights with the updates it takes; returns the modules that got theirs."""
+    """Write one file of weights with its updates; return the updated modules."""
     with safe_open(source, framework="pt") as file:
         metadata = file.metadata()
     weights = load_file(source)
@@ -86,7 +86,7 @@ def _merge_file(state: Mapping[str, Tensor], scale: float, source: Path, target:
 
 
 def _export(arguments: argparse.Namespace) -> Iterator[str]:
-    """Lines to print: what was written, and how to sample with it."""
+    """Lines to print: the written path, and how to sample with it."""
     out: Path = arguments.out
     if arguments.format == "pipeline" and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out} is there and not empty: a pipeline needs a directory of its own")
@@ -106,11 +106,11 @@ def _export(arguments: argparse.Namespace) -> Iterator[str]:
         load = f'pipeline.load_lora_weights("{out}", weight_name="{path.name}")'
         yield f"{path}\n\nIn ComfyUI: {steps} steps, cfg 1, strength 1. In diffusers:\n"
     else:
-        # Of a hub name: where it was downloaded to.
+        # For a hub name: the path of the download.
         write_pipeline(state, scale, backbone.directory if isinstance(backbone, DiffusersBackbone) else base, out)
         base = out
         yield f"{out}\n"
-    # Without a type diffusers takes each part as it was saved, and parts need not match.
+    # Without a dtype, diffusers loads each part as it was saved, and the parts may differ.
     yield f'    pipeline = DiffusionPipeline.from_pretrained("{base}", dtype=torch.{run.config.backbone.dtype})'
     if load:
         yield f"    {load}"
@@ -119,9 +119,9 @@ def _export(arguments: argparse.Namespace) -> Iterator[str]:
 
 
 def _call_options(config: Config, guidance: Guidance) -> dict[str, str]:
-    """Arguments of a diffusers call under which a pipeline samples as the student was trained."""
+    """Arguments of a diffusers call with which a pipeline samples as the student was trained."""
     steps, settings = config.sampling.steps, config.backbone.model_dump()
-    # A guidance that is an input stays what the student was trained with.
+    # Guidance that is an input keeps the value that the student was trained with.
     scale = settings.get("student_guidance", 1.0) if guidance is Guidance.INPUT else 1.0
     options = {
         "sigmas": f"[{', '.join(f'{1 - step / steps:g}' for step in range(steps))}]",
@@ -133,7 +133,7 @@ def _call_options(config: Config, guidance: Guidance) -> dict[str, str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status as of `learner.tools.options.tool_status`."""
+    """Return the exit status as in `learner.tools.options.tool_status`."""
     parser = argparse.ArgumentParser(
         prog="rtdmd export",
         description="Write the trained student as a LoRA, as a merged pipeline, or as ComfyUI's single file.",

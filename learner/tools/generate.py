@@ -3,7 +3,7 @@
     rtdmd generate --run runs/NAME --prompt "a red circle" --prompt "two dogs" --out pictures
 
 Writes PROMPT-SAMPLE.png and prints the paths. Noise is a function of (seed, place of the prompt, sample), as in a run's
-own evaluations: their prompt file and the run's seed give their pictures. Needs no Ray and no reward server.
+own evaluations: their prompt file and the run's seed give the same images. Needs no Ray and no reward server.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rollout_workers.sampler import sample_pictures
 
 
 def generate(arguments: argparse.Namespace) -> Iterator[Path]:
-    """Write every picture; yields the paths as they are written."""
+    """Write every image; yield the paths as they are written."""
     prompts = _prompts(arguments.prompt, arguments.prompts)
     run = TrainedRun.open(arguments.run, arguments.base)
     spec = policy_spec(run.config, arguments.policy, arguments.steps, arguments.guidance)
@@ -48,7 +48,7 @@ def _prompts(texts: Sequence[str] | None, file: Path | None) -> list[Prompt]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status as of `learner.tools.options.tool_status`."""
+    """Return the exit status as in `learner.tools.options.tool_status`."""
     parser = argparse.ArgumentParser(
         prog="rtdmd generate",
         description="Sample with a trained run; prints the paths of the pictures.",

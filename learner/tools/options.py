@@ -1,4 +1,4 @@
-"""What the commands that use a run have in common: how a run is named, and how they end."""
+"""Common parts of the commands that use a run: options that name a run, and the exit status."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from learner.tools.trained_run import ALIGNED_POLICY, POLICIES
 
 
 def tool_status(command: Callable[[], None]) -> int:
-    """Run a command without the libraries' progress bars; exit status as of `common.command.exit_status`."""
+    """Run a command without the libraries' progress bars; exit status as in `common.command.exit_status`."""
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
 
@@ -33,7 +33,7 @@ def tool_status(command: Callable[[], None]) -> int:
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """What says how to sample with a run: see `common.policies.policy_spec`."""
+    """Add the options for sampling with a run: see `common.policies.policy_spec`."""
     parser.add_argument("--base", type=Path, metavar="DIR", help="the base model, if not where the run file says")
     parser.add_argument("--policy", choices=POLICIES, default=ALIGNED_POLICY, help=f"default {ALIGNED_POLICY}")
     parser.add_argument("--steps", type=at_least_one, metavar="N", help="default: as the run's evaluations")
@@ -46,7 +46,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 
 
 def at_least_one(text: str) -> int:
-    """For argparse: a whole number above 0."""
+    """Argparse type: a whole number above 0."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")

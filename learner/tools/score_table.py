@@ -1,7 +1,7 @@
-"""The table of an evaluation: the published tables' columns, means, and how sure they are. Shapes: P prompts.
+"""Table of an evaluation: the published columns, means, and their uncertainty. Shapes: P prompts.
 
 A mean is over prompts, each the mean over its images, and so is its 95 % interval: 1.96 standard errors of the mean,
-the normal approximation. Images of one prompt are alike, so counting images instead would flatter.
+the normal approximation. Images of one prompt are similar, so an interval over images would be too narrow.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ COLUMNS = {
     "GenEval2": ("geneval2",),
     "OCR": ("ocr",),
 }
-"""Published columns, in their order, and what the reward is called here."""
+"""Published columns, in their order, and the names of their rewards here."""
 
 PUBLISHED_UNITS = {
     "reward_servers.scorers.pickscore:PickScoreScorer": 26.0,
 }
-"""Our servers divide PickScore by 26, as the trainer takes it; tables have the logit."""
+"""Our servers divide PickScore by 26, as the trainer uses it; published tables have the logit."""
 
 TAG = "tag"
 MEAN_OVER_TAGS = ("GenEval",)
-"""GenEval's score is the mean over its six tasks, however many prompts each has."""
+"""GenEval's score is the mean over its six tasks, regardless of how many prompts each has."""
 
 Z_95 = 1.96
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and half the width of its 95 % interval; NaN where a single prompt says nothing of the spread."""
+    """A mean and half the width of its 95 % interval; NaN for a single prompt, which has no spread."""
 
     mean: float
     half_width: float
@@ -52,14 +52,14 @@ class Interval:
 
 @dataclass(frozen=True)
 class ScoredPrompt:
-    """Scores of one prompt's G images by each reward [G], and the prompt's tag, if it has one."""
+    """Scores of one prompt's G images by each reward [G], and the prompt's tag, if any."""
 
     scores_G: Mapping[str, FloatArray]
     tag: str | None = None
 
 
 def columns(rewards: Sequence[str]) -> dict[str, str]:
-    """Title -> reward: published ones in their order and by their names, then the others as they come."""
+    """Title -> reward: published ones in their order with published names, then the others in the given order."""
     titles = {}
     for title, names in COLUMNS.items():
         known = [reward for reward in rewards if reward in names]
@@ -78,14 +78,14 @@ def interval(values_P: FloatArray) -> Interval:
 
 
 def mean_over_tags(values_P: FloatArray, tags: Sequence[str]) -> Interval:
-    """Each tag weighs the same: the mean of their means; their errors are independent and add as squares."""
+    """Every tag has the same weight: the mean of the tags' means; their errors are independent and add as squares."""
     parts = [interval(values_P[np.array(tags) == tag]) for tag in dict.fromkeys(tags)]
     mean = sum(part.mean for part in parts) / len(parts)
     return Interval(mean, math.sqrt(sum(part.half_width**2 for part in parts)) / len(parts))
 
 
 def table(scored: Sequence[ScoredPrompt], units: Mapping[str, float]) -> dict[str, Interval]:
-    """Column title -> what stands in it. `units`: reward -> what its scores are multiplied with."""
+    """Column title -> its value. `units`: reward -> factor for its scores."""
     tags = [one.tag for one in scored if one.tag is not None]
     cells = {}
     for title, reward in columns(list(scored[0].scores_G)).items():
@@ -96,7 +96,7 @@ def table(scored: Sequence[ScoredPrompt], units: Mapping[str, float]) -> dict[st
 
 
 def tables_by_tag(scored: Sequence[ScoredPrompt], units: Mapping[str, float]) -> dict[str, dict[str, Interval]]:
-    """Tag -> its table; empty when prompts have none."""
+    """Tag -> its table; empty when the prompts have no tags."""
     tags = dict.fromkeys(one.tag for one in scored if one.tag is not None)
     return {tag: table([ScoredPrompt(one.scores_G) for one in scored if one.tag == tag], units) for tag in tags}
 

@@ -1,4 +1,4 @@
-"""The rewards of an evaluation: servers by URL, servers started beside it, or those of the run that is evaluated."""
+"""Rewards of an evaluation: servers by URL, servers started for it, or the rewards of the evaluated run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from learner.driver.local_servers import LocalServers, LocalServerSpec
 
 @dataclass(frozen=True)
 class RewardChoice:
-    """What to score with: servers that run, and servers to start; `order` is that of the names asked."""
+    """The rewards to score with: running servers and servers to start; `order` is that of the requested names."""
 
     endpoints: tuple[RewardEndpoint, ...]
     local: tuple[LocalServerSpec, ...]
@@ -29,7 +29,7 @@ class RewardChoice:
 
 
 class EvaluationRewards:
-    """Scores pictures by every reward; a score that cannot be had is an error that names its reward."""
+    """Scores images with every reward; a missing score is an error that names its reward."""
 
     def __init__(self, client: RewardClient, servers: LocalServers, order: Sequence[str]) -> None:
         self._client = client
@@ -37,7 +37,7 @@ class EvaluationRewards:
         self._order = tuple(order)
 
     def introduce(self, prompt: Prompt) -> dict[str, ServerInfo]:
-        """Ask every server who it is and a plain question, before anything else costs time; RewardError."""
+        """Check every server's identity and send it a control request, before anything takes time; RewardError."""
         infos = {name: self._client.verify(name) for name in self._order}
         for name in self._order:
             self._client.ask_plainly(name, PlainQuestion(prompt.text, dict(prompt.metadata)))
@@ -49,7 +49,7 @@ class EvaluationRewards:
         try:
             return self._client.score(images_GHWC, [prompt.text] * count, [dict(prompt.metadata)] * count, self._order)
         except RewardError:
-            # If it was a server of ours that died, its log says why.
+            # If one of our own servers died, its log has the reason.
             self._servers.check()
             raise
 
@@ -58,7 +58,7 @@ def choose(rewards: Sequence[str], scorers: Sequence[str], run: Config | None) -
     """From options `NAME=URL` and `NAME=SCORER[,MODEL_DIR]`; without any, the rewards of the run.
 
     Raises:
-        ConfigError: an option is not of its form, a name is used for both, or there is no reward at all.
+        ConfigError: an option has a wrong form, a name is used for both, or there is no reward at all.
     """
     endpoints = tuple(RewardEndpoint(*_checked_url(_pair("--reward", text, "URL"))) for text in rewards)
     local = tuple(_spec(*_pair("--scorer", text, "SCORER[,MODEL_DIR]")) for text in scorers)
@@ -77,7 +77,7 @@ def choose(rewards: Sequence[str], scorers: Sequence[str], run: Config | None) -
 
 @contextmanager
 def started(choice: RewardChoice, log_dir: Path, timeout_s: float) -> Iterator[EvaluationRewards]:
-    """Local servers up, a client that knows all; everything is gone after the block."""
+    """Start the local servers and a client for all; everything is stopped after the block."""
     with LocalServers(choice.local, log_dir) as servers:
         endpoints = [*choice.endpoints, *(RewardEndpoint(name, url) for name, url in servers.urls.items())]
         token = os.environ.get(REWARD_TOKEN)

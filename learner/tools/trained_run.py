@@ -1,9 +1,9 @@
-"""A run to be used: its student, from the newest checkpoint or, where none is left, from `lora/`. Needs no Ray.
+"""A finished run for use: its student, from the newest checkpoint or, if none is left, from `lora/`. Needs no Ray.
 
-    run directory ─► config.yaml, checkpoints/ or lora/ ─► a backbone whose student is the policy asked for
+    run directory ─► config.yaml, checkpoints/ or lora/ ─► a backbone whose student is the requested policy
 
-The directory may have been moved. The base model is no part of it: it is looked for where the run file says, from here
-and from the project, or is named anew; that it is the one the run was trained on is checked by its fingerprint.
+The directory may have been moved. It does not contain the base model. That is looked up at the run file's path, from
+here and from the project, or named anew; its fingerprint shows whether the run was trained on it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ States = dict[str, dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run's directory, its configuration, and the checkpoint to use; None where only `lora/` is left."""
+    """A run's directory, its configuration, and the checkpoint to use; None if only `lora/` is left."""
 
     directory: Path
     config: Config
@@ -48,7 +48,7 @@ class TrainedRun:
     def open(cls, path: Path, base: Path | None = None) -> Self:
         """Open a run directory, or one checkpoint of a run (`runs/NAME/checkpoints/alignment-000100`).
 
-        `base` is where the base model lies now, if not where the run file says.
+        `base` is the base model's current path, if it differs from the run file's.
 
         Raises:
             ConfigError: there is no config.yaml, or it is not valid.
@@ -67,11 +67,11 @@ class TrainedRun:
         return self.config.run.name
 
     def load(self, policy: str, device: str) -> Backbone:
-        """A backbone whose student is `policy`; for the teacher no adapter is added.
+        """A backbone whose student is `policy`; the teacher gets no adapter.
 
         Raises:
             ModelError: the base model cannot be loaded.
-            CheckpointError: the run has not got to this policy, its files are damaged, or it was trained on another
+            CheckpointError: the run has not reached this policy, its files are damaged, or it was trained on another
                 base model.
         """
         lora, target = self.config.lora, torch.device(device)
@@ -80,8 +80,9 @@ class TrainedRun:
         states, base = self._from_lora(policy) if self.checkpoint is None else _from_checkpoint(self.checkpoint, policy)
         state = next(iter(states.values()))
         rank = _rank(state)
-        # A run's lora/ is its whole stack as one adapter: its rank is the sum, its scale the same. The layers are those
-        # of the weights: a family's default targets may have changed since.
+        # A run's lora/ is its whole stack as one adapter: its rank is the sum, its scale the same. The layers come from
+        # the
+        # weights: a family's default targets may have changed since.
         lora = lora.model_copy(
             update={"rank": rank, "alpha": lora.alpha * rank // lora.rank, "targets": adapted_layers(state)}
         )
@@ -98,7 +99,7 @@ class TrainedRun:
         return backbone
 
     def _from_lora(self, policy: str) -> tuple[States, str]:
-        """The exported student and the fingerprint of its base ("" where the run did not write one yet)."""
+        """The exported student and the fingerprint of its base ("" if the run is too old to have written one)."""
         path = self.directory / "lora" / LORA_FILE
         if not path.is_file():
             raise CheckpointError(
@@ -126,7 +127,7 @@ def _from_checkpoint(directory: Path, policy: str) -> tuple[States, str]:
         adapters = {COLD_START: adapters[COLD_START]}
     elif checkpoint.position.stage is not Stage.ALIGNMENT:
         raise CheckpointError(
-            f"--policy {policy}: {directory} is of the cold start, the run got no further: use --policy "
+            f"--policy {policy}: {directory} is from the cold start, and the run has no later one: use --policy "
             f"{COLD_START_POLICY}"
         )
     return adapters, checkpoint.base

@@ -1,8 +1,8 @@
 """The learner: holds the three networks, updates them and publishes the student's weights.
 
 Plain Python. `learner/driver/learner_group.py` makes Ray actors of it: one, or several ranks that share every update
-(`learner/training/ranks.py`). The driver talks to rank 0 alone, which passes on to the others what all of them
-must do. Scored groups arrive as object references: they travel from the workers to the learner past the driver.
+(`learner/training/ranks.py`). The driver only calls rank 0, which forwards to the other ranks what all must do.
+Scored groups arrive as object references: they go from the workers to the learner without passing the driver.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Learner:
         self._cold_start = ColdStartTrainer(
             self._networks, cold_start, sampling, config.backbone.guidance_scale, prompts, seed
         )
-        # Open as long as the process lives.
+        # Kept open for the lifetime of the process.
         self._connections = ExitStack()
         guard = self._connections.enter_context(rewards.guard())
         trained = {reward.name: reward for reward in config.rewards if reward.trained}
@@ -84,43 +84,43 @@ class Learner:
         )
 
     def sigmas(self, num_steps: int) -> tuple[float, ...]:
-        """The backbone's schedule; answered once the backbone is loaded."""
+        """The backbone's schedule; it returns once the backbone is loaded."""
         return self._backbone.sigmas(num_steps)
 
     def guidance(self) -> Guidance:
-        """How the backbone takes guidance."""
+        """The backbone's kind of guidance."""
         return self._backbone.guidance
 
     def base_fingerprint(self) -> str:
         return self._backbone.base_fingerprint()
 
     def lead(self, others: Sequence[ActorHandle]) -> None:
-        """Make this rank 0, the one that is talked to, of itself and `others`."""
+        """Make this rank 0, the rank that the driver calls, over itself and `others`."""
         self._others = others
 
     def cold_start(self, iteration: int) -> UpdateResult:
-        """One iteration of stage 1."""
+        """Run one iteration of stage 1."""
         pending = [other.cold_start_share.remote(iteration) for other in self._others]
         with _cause_of_failure(pending):
             own = self.cold_start_share(iteration)
         return UpdateResult(Totals.merged([own, *ray.get(pending)]).values(), {})
 
     def cold_start_share(self, iteration: int) -> Totals:
-        """This rank's part of it."""
+        """Run this rank's share of the iteration."""
         with self._last_words():
             return self._cold_start.update(iteration)
 
     def begin_alignment(self) -> None:
-        """Freeze stage 1's averaged student and its fake score, and put a fresh adapter on each."""
+        """Freeze stage 1's averaged student and fake score, and add a fresh adapter to each."""
         pending = [other.begin_alignment.remote() for other in self._others]
         self._networks.begin_alignment(StageSettings.of(self._config.alignment))
         ray.get(pending)
 
     def align(self, groups: Sequence[ray.ObjectRef[ScoredGroup]]) -> UpdateResult:
-        """One iteration of stage 2.
+        """Run one iteration of stage 2.
 
         Raises:
-            AttestationError: the groups were not sampled as they should have been; nothing has changed then.
+            AttestationError: the groups were not sampled with the right plan and weights; nothing has changed then.
             RewardError, TrainingError, RankError: see `AlignmentTrainer.update`.
         """
         scored: list[ScoredGroup] = ray.get(list(groups))
@@ -132,12 +132,12 @@ class Learner:
         return UpdateResult(metrics, {**seconds, "publish": self._publish_seconds})
 
     def align_share(self, groups: Sequence[ray.ObjectRef[ScoredGroup]]) -> Totals:
-        """This rank's part of it; rank 0 has attested the groups."""
+        """Run this rank's share of the iteration; rank 0 has attested the groups."""
         with self._last_words():
             try:
                 scored = ray.get(list(groups))
             except RayError:
-                # The others wait for this rank in the sum.
+                # The other ranks wait for this rank in the sum.
                 with self._networks.fake_optimizer.gathering():
                     raise
             totals, _ = self._alignment.update(scored)
@@ -145,17 +145,17 @@ class Learner:
 
     @contextmanager
     def _last_words(self) -> Iterator[None]:
-        """Ranks of a sharded base that wait for this one's part of it only hear of a failure by its process' end."""
+        """With a sharded base, the other ranks only notice a failure when this rank's process ends: end it."""
         try:
             yield
         except BaseException:
             if self._ranks.sharded:
-                # Once Ray has taken the error to rank 0.
+                # The timer gives Ray time to send the error to rank 0.
                 threading.Timer(LAST_WORDS_S, os._exit, [1]).start()
             raise
 
     def publish(self, number: int, *, averaged: bool) -> PublishedWeights:
-        """The student's weights as version `number`: as they train, or their moving average for evaluation."""
+        """The student's weights as version `number`: the trained ones, or their moving average for evaluation."""
         started = time.perf_counter()
         pending = [other.publish_share.remote(averaged=averaged) for other in self._others if self._ranks.sharded]
         with _cause_of_failure(pending), self._published_student(averaged=averaged):
@@ -167,7 +167,7 @@ class Learner:
         return published
 
     def publish_share(self, *, averaged: bool) -> None:
-        """This rank's part of the probe, where the base is sharded."""
+        """Compute this rank's part of the probe, if the base is sharded."""
         with self._last_words(), self._published_student(averaged=averaged):
             probe_velocity(self._backbone)
 
@@ -180,7 +180,7 @@ class Learner:
         """Write a checkpoint.
 
         Raises:
-            AttestationError: another rank holds other weights or moments; nothing is written then.
+            AttestationError: another rank has different weights or moments; nothing is written then.
         """
         state = self._networks.state()
         for index, theirs in enumerate(ray.get([other.state_fingerprint.remote() for other in self._others]), 1):
@@ -192,11 +192,11 @@ class Learner:
         return CheckpointStore.of_run(run_dir).save(position, state, settings, self.base_fingerprint())
 
     def state_fingerprint(self) -> str:
-        """Hash of everything that training changes; the same on every rank."""
+        """Hash of everything that training changes; equal on every rank."""
         return _fingerprint(self._networks.state())
 
     def restore(self, directory: Path, settings: dict[str, Any] | None) -> Position:
-        """Continue from a checkpoint; the learner must be in stage 1 still.
+        """Continue from a checkpoint; the learner must still be in stage 1.
 
         Raises:
             CheckpointError: see `Checkpoint`.
@@ -208,14 +208,14 @@ class Learner:
         checkpoint.require_base(self.base_fingerprint())
         position = checkpoint.position
         if position.stage is Stage.ALIGNMENT:
-            # Its own networks alone: the other ranks restore themselves.
+            # Only its own networks: the other ranks restore themselves.
             self._networks.begin_alignment(StageSettings.of(self._config.alignment))
         self._networks.load(checkpoint.state())
         ray.get(pending)
         return position
 
     def peak_gib(self) -> float:
-        """The most memory this rank has held: of its GPU, or without one of the process."""
+        """Peak memory of this rank: of its GPU, or without a GPU of the process."""
         if self._backbone.device.type == "cuda":
             return torch.cuda.max_memory_allocated() / 2**30
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -228,7 +228,7 @@ class Learner:
 
 @contextmanager
 def _cause_of_failure(pending: Sequence[ray.ObjectRef[Any]]) -> Iterator[None]:
-    """Where this rank fails because another did, what the other one says takes the place of that."""
+    """If this rank failed only because another did, re-raise the other rank's error."""
     try:
         yield
     except RankError:

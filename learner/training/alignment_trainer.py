@@ -1,4 +1,4 @@
-"""Stage 2: one iteration of RTDMD (arXiv 2605.26108) on a batch of scored groups. Knows no Ray.
+"""Stage 2: one iteration of RTDMD (arXiv 2605.26108) on a batch of scored groups. Does not use Ray.
 
 The fake score trains on the rollouts' final samples. The student takes one step on the average of
 
@@ -48,7 +48,7 @@ class Batch:
     """This rank's rows of a batch of groups, flattened: row b of the batch is sample b % G of group b // G.
 
     Attributes:
-        rows: which rows these are, of `total`.
+        rows: the indices of these rows, out of `total`.
     """
 
     rows: range
@@ -76,7 +76,7 @@ class AlignmentTrainer:
         served: ServedRewards,
         seed: int,
     ) -> None:
-        """`served` holds the differentiable ones among the rewards of `reward_weights`."""
+        """`served` holds the differentiable rewards among `reward_weights`."""
         self._networks = networks
         self._backbone = networks.backbone
         self._settings = settings
@@ -88,15 +88,15 @@ class AlignmentTrainer:
         self._seconds: dict[str, float] = defaultdict(float)
 
     def update(self, groups: Sequence[ScoredGroup]) -> tuple[Totals, dict[str, float]]:
-        """One step of fake score and student; returns the metrics of this rank's rows and the seconds of each part.
+        """One step of fake score and student; return the metrics of this rank's rows and the seconds of each part.
 
         Raises:
-            RewardError: a gradient could not be had; the student has not changed then.
+            RewardError: a gradient was not available; the student has not changed then.
             TrainingError, RankError: a gradient is not finite, or another rank failed; that network has not changed.
         """
         self._seconds.clear()
         totals = Totals()
-        # Inside, so that the other ranks hear of whatever fails.
+        # Inside the block, so that the other ranks are notified of any failure.
         with self._networks.fake_optimizer.gathering():
             with self._timed("prepare"):
                 batch = self._assemble(groups)
@@ -121,7 +121,7 @@ class AlignmentTrainer:
         )
         total = len(trajectories) * size
         rows = range(total)[self._networks.ranks.share(total)]
-        # Groups that have a row here, and where the first of them begins.
+        # Groups that have a row on this rank, and the index of the first one's first row.
         mine = trajectories[rows.start // size : (rows.stop - 1) // size + 1]
         begin = rows.start // size * size
         part = slice(rows.start - begin, rows.stop - begin)
@@ -165,7 +165,7 @@ class AlignmentTrainer:
             self._networks.update_average()
 
     def _policy_loss(self, batch: Batch, step: int, rows: slice) -> tuple[Tensor, dict[str, float]]:
-        """SubGRPO on one selected step, the transition's mean recomputed with its graph."""
+        """SubGRPO on one selected step; the transition's mean is recomputed with its graph."""
         transition = self._transition(batch, step, rows)
         next_sample = batch.latents_SBchw[step + 1, rows]
         surrogate_B = surrogate_log_density(transition.mean_Bchw, next_sample)
@@ -202,9 +202,9 @@ class AlignmentTrainer:
         return value, metrics
 
     def _reward_hinge(self, sample_Bchw: Tensor, prompts: Sequence[Prompt], totals: Totals) -> Loss | None:
-        """The hinge on the differentiable rewards of the decoded samples, its gradient clipped sample by sample.
+        """The hinge on the differentiable rewards of the decoded samples, with its gradient clipped per sample.
 
-        None when no differentiable reward can be had now.
+        None when no differentiable reward is available now.
         """
         latents_Bchw = sample_Bchw.detach().requires_grad_()
         images_BCHW = self._backbone.decode(latents_Bchw)
@@ -213,12 +213,12 @@ class AlignmentTrainer:
         totals.count({f"{LEFT_OUT_GRADIENTS}/{cause}": float(count) for cause, count in rewards.left_out.items()})
         if not rewards.scores:
             return None
-        # Scaled where one is out, so that the sum stays comparable with its target.
+        # Scaled if one is missing, so that the sum stays comparable with its target.
         weights = renormalised_weights(
             {name: self._reward_weights[name] for name in self._served.names}, rewards.scores
         )
         hinge = reward_hinge_loss(rewards.scores, weights, self._settings.reward_target)
-        # The mean's gradient times the count is each sample's own.
+        # The gradient of the mean times the count is each sample's own gradient.
         (gradients_Bchw,) = torch.autograd.grad(hinge.value * len(prompts), latents_Bchw)
         clipped_Bchw = clip_sample_norms(gradients_Bchw, self._settings.reward_gradient_clip)
         fixed_B = hinge.value.detach().expand(len(prompts))
@@ -234,7 +234,7 @@ class AlignmentTrainer:
         return step_transition(student, batch.latents_SBchw[step, rows], batch.plan.steps[step])
 
     def _parts(self, batch: Batch, update: str) -> Iterator[tuple[slice, float, DrawKey]]:
-        """Micro-batches: their rows among this rank's, their share of the whole batch, and the key of their draws."""
+        """Micro-batches: their rows within this rank's, their share of the whole batch, and the key of their draws."""
         for start in range(0, len(batch), self._settings.micro_batch):
             rows = slice(start, min(start + self._settings.micro_batch, len(batch)))
             key = DrawKey(self._seed, f"{PURPOSE}/{update}", batch.plan.iteration, batch.rows[rows], batch.total)
@@ -248,7 +248,7 @@ class AlignmentTrainer:
 
 
 def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
-    """Mean of every reward over the groups that have it, and the fraction of them in which it says nothing."""
+    """Mean of every reward over the groups that have it, and the fraction of these groups in which it has no spread."""
     metrics = {}
     for name in dict.fromkeys(name for group in groups for name in group.rewards_G):
         rewards_PG = torch.stack([torch.as_tensor(g.rewards_G[name]) for g in groups if name in g.rewards_G])

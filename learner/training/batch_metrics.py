@@ -1,4 +1,4 @@
-"""A batch's metrics, put together from the parts it was worked on in: micro-batches, and shares of ranks."""
+"""Metrics of a batch, merged from its parts: micro-batches and the ranks' shares."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LARGEST = ("ratio_max_deviation", "surrogate_gap")
 
 
 class Totals:
-    """Means over the samples that have a metric; of `LARGEST` the largest; of what is counted the sum."""
+    """Means over the samples that have a metric; maxima for `LARGEST`; sums for counts."""
 
     def __init__(self) -> None:
         self._largest: dict[str, float] = {}
@@ -19,7 +19,7 @@ class Totals:
         self._counts: dict[str, float] = defaultdict(float)
 
     def add(self, metrics: Mapping[str, float], share: float) -> None:
-        """Metrics of a part that is this share of the batch."""
+        """Add the metrics of a part that is this share of the batch."""
         for name, value in metrics.items():
             if name in LARGEST:
                 self._largest[name] = max(self._largest.get(name, value), value)
@@ -28,7 +28,7 @@ class Totals:
                 self._shares[name] += share
 
     def count(self, counts: Mapping[str, float]) -> None:
-        """Numbers that add up over the parts."""
+        """Add numbers that are summed over the parts."""
         for name, value in counts.items():
             self._counts[name] += value
 
@@ -38,7 +38,7 @@ class Totals:
 
     @staticmethod
     def merged(parts: Sequence[Totals]) -> Totals:
-        """The totals of a batch from those of its parts."""
+        """The totals of a batch from the totals of its parts."""
         total = Totals()
         for part in parts:
             for name, value in part._sums.items():

@@ -1,7 +1,7 @@
-"""Stage 1: one iteration of AC-DMD (arXiv 2605.26108). Knows no Ray.
+"""Stage 1: one iteration of AC-DMD (arXiv 2605.26108). Does not use Ray.
 
 The student is rolled to a random step without gradient; its sample there, still noisy, trains the fake score. In every
-k-th iteration another sample, drawn independently, trains the student: the fake score would otherwise be evaluated at
+k-th iteration another, independently drawn sample trains the student: otherwise the fake score would be evaluated at
 the very points it has just been fitted to.
 """
 
@@ -54,13 +54,13 @@ class ColdStartTrainer:
         self._seed = seed
 
     def update(self, iteration: int) -> Totals:
-        """One fake-score update and, every `student_every`-th time, one student update; returns their metrics.
+        """One fake-score update and, every `student_every`-th time, one student update; return their metrics.
 
         Raises:
             TrainingError, RankError: a gradient is not finite, or another rank failed; that network has not changed.
         """
         totals = Totals()
-        # Encoded inside, so that the other ranks hear of whatever fails.
+        # Encoded inside the block, so that the other ranks are notified of any failure.
         with self._networks.fake_optimizer.gathering():
             conditioning = self._conditioning(iteration)
             self._fake_score_gradient(iteration, conditioning, totals)
@@ -82,7 +82,7 @@ class ColdStartTrainer:
 
     @property
     def _share(self) -> float:
-        """Their part of the batch."""
+        """The fraction of the batch that these rows are."""
         return len(self._rows) / self._settings.batch_size
 
     def _conditioning(self, iteration: int) -> Conditioning:

@@ -1,7 +1,7 @@
-"""AC-DMD against a backbone: how fake score and student learn from samples that may still be noisy.
+"""AC-DMD with a backbone: trains fake score and student on samples that may still be noisy.
 
-The objectives are pure; this file draws the randomness (a function of `DrawKey`), runs the three networks and hands the
-tensors over. Stage 1 uses it at every noise level, stage 2 at the final step, where `sigma_start` is 0.
+The objectives are pure. This file draws the randomness (a function of `DrawKey`), runs the three networks and passes
+the tensors on. Stage 1 uses it at every noise level, stage 2 at the final step, where `sigma_start` is 0.
 
 Source: arXiv 2605.26108; formulas in `common/flow.py` and `learner/objectives/`.
 """
@@ -27,9 +27,9 @@ from learner.objectives.loss import Loss
 
 @dataclass(frozen=True)
 class DrawKey:
-    """Names the random draws of one update, of which the samples `rows` of `batch` are being worked on.
+    """Key of the random draws of one update, for the samples `rows` of `batch`.
 
-    Every sample has a draw of its own, so neither the size of a micro-batch nor the number of ranks changes its noise.
+    Every sample has its own draw, so neither the size of a micro-batch nor the number of ranks changes its noise.
     """
 
     seed: int
@@ -39,11 +39,11 @@ class DrawKey:
     batch: int
 
     def at(self, positions: Sequence[int]) -> DrawKey:
-        """The key of some of the rows."""
+        """The key of the rows at these positions."""
         return replace(self, rows=[self.rows[position] for position in positions])
 
     def normal(self, what: str, like_Bchw: Tensor) -> Tensor:
-        """Standard normal noise for the rows, in the shape of `like_Bchw`."""
+        """Standard normal noise per row, each in the shape of a sample of `like_Bchw`."""
         noise = [
             seeding.normal(like_Bchw.shape[1:], purpose=f"{self.purpose}/{what}", **self._keys(sample))
             for sample in self.rows
@@ -51,7 +51,7 @@ class DrawKey:
         return torch.stack(noise).to(like_Bchw.device)
 
     def uniform(self, what: str, device: torch.device) -> Tensor:
-        """Uniforms in [0, 1) for the rows."""
+        """One uniform in [0, 1) per row."""
         draws = [seeding.uniform((), purpose=f"{self.purpose}/{what}", **self._keys(sample)) for sample in self.rows]
         return torch.stack(draws).to(device)
 
@@ -61,14 +61,14 @@ class DrawKey:
 
 @dataclass(frozen=True)
 class MatchingSettings:
-    """What AC-DMD needs to know.
+    """Settings of AC-DMD.
 
     Attributes:
         guidance: classifier-free guidance of the teacher; the fake score has none.
         eta: stochasticity of every transition.
         fake_max_weight: cap of the fake loss's weight 1 / w^2.
         consistency_weight: weight of the two-sample regulariser in this stage; 0 leaves it out.
-        consistency_fraction: fraction of the batch's samples it is estimated on, rounded up, evenly spread.
+        consistency_fraction: fraction of the batch's samples that it is estimated on, rounded up, evenly spread.
     """
 
     guidance: float
@@ -81,7 +81,7 @@ class MatchingSettings:
     def of(
         cls, cold_start: ColdStartConfig, sampling: SamplingConfig, guidance: float, consistency_weight: float
     ) -> MatchingSettings:
-        """The settings of a stage; all but the consistency weight are the same in both."""
+        """The settings of a stage; only the consistency weight differs between the stages."""
         return cls(
             guidance,
             sampling.eta,
@@ -103,7 +103,7 @@ class Renoised:
 
 
 def renoise_samples(x_start_Bchw: Tensor, sigma_start: float, key: DrawKey) -> Renoised:
-    """Draw a level above `sigma_start` for every sample and carry it there."""
+    """Draw a level above `sigma_start` for every sample and renoise the sample to it."""
     x_start_Bchw = x_start_Bchw.detach()
     uniform_B = key.uniform("level", x_start_Bchw.device)
     sigma_B = sample_renoise_level(uniform_B, sigma_start)
@@ -115,7 +115,7 @@ def renoise_samples(x_start_Bchw: Tensor, sigma_start: float, key: DrawKey) -> R
 def fake_score_objective(
     backbone: Backbone, renoised: Renoised, conditioning: Conditioning, settings: MatchingSettings, key: DrawKey
 ) -> Loss:
-    """The fake score's loss on renoised student samples, consistency regulariser included."""
+    """The fake score's loss on renoised student samples, including the consistency regulariser."""
     velocity = backbone.velocity(Network.FAKE_SCORE, renoised.latents_Bchw, renoised.sigma_B, conditioning)
     target, scale = ambient_target(renoised.x_start_Bchw, renoised.noise_Bchw, renoised.sigma_start, renoised.sigma_B)
     denoising = fake_score_loss(velocity, target, scale, settings.fake_max_weight)
@@ -154,13 +154,13 @@ def _consistency(
 
 
 def _regularised(key: DrawKey, fraction: float) -> tuple[list[int], float]:
-    """Which of the rows are regularised, and the weight that makes up for other parts of the batch having more.
+    """The positions of the regularised rows, and a weight that corrects for other parts of the batch having more.
 
-    A function of a row's place in the whole batch, so that neither micro-batches nor ranks change it.
+    This is a function of a row's place in the whole batch, so neither micro-batches nor ranks change it.
     """
 
     def chosen_before(row: int) -> int:
-        # Less a rounding error, so that a tenth of 10 rows is 1.
+        # Minus a rounding error, so that a tenth of 10 rows is 1.
         return math.ceil(row * fraction - 1e-9)
 
     positions = [at for at, row in enumerate(key.rows) if chosen_before(row + 1) > chosen_before(row)]
@@ -176,9 +176,9 @@ def student_objective(
     settings: MatchingSettings,
     key: DrawKey,
 ) -> Loss:
-    """The student's distribution-matching loss: gradient flows into `sample_Bchw` alone.
+    """The student's distribution-matching loss: the gradient flows only into `sample_Bchw`.
 
-    Guided teacher and fake score project the same renoised sample back to `sigma_start` with the same noise.
+    The guided teacher and the fake score project the same renoised sample back to `sigma_start` with the same noise.
     """
     with torch.no_grad():
         latents, sigma = renoised.latents_Bchw, renoised.sigma_B

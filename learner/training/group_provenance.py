@@ -1,4 +1,4 @@
-"""Which weights the groups of an iteration must have been sampled with, and the proof that they were."""
+"""Provenance of groups: the weights that an iteration's groups must have been sampled with, and the check."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from common.types import PolicyVersion, ScoredGroup
 
 
 class PublishedPolicies:
-    """Remembers what was published for training; only as far back as groups may be stale."""
+    """Remembers the policies published for training, only as far back as groups may be stale."""
 
     def __init__(self, max_staleness: int) -> None:
         self._max_staleness = max_staleness
@@ -21,13 +21,14 @@ class PublishedPolicies:
         self._fingerprints = {number: value for number, value in self._fingerprints.items() if number >= oldest}
 
     def attest(self, groups: Sequence[ScoredGroup]) -> None:
-        """All groups follow one plan, have one size, and were sampled with the weights that were due.
+        """Check that all groups follow one plan, have one size, and were sampled with the due weights.
 
-        Those are of version max(first, iteration - max_staleness), `first` being the first one published: 0, or where
+        The due weights have version max(first, iteration - max_staleness). `first` is the first published version: 0,
+        or the version at which the run was resumed.
         the run was resumed.
 
         Raises:
-            AttestationError: they differ, or other weights made them.
+            AttestationError: the groups differ, or were sampled with other weights.
         """
         first = groups[0].trajectory
         number = max(min(self._fingerprints), first.plan.iteration - self._max_staleness)

@@ -1,4 +1,4 @@
-"""The LoRA file of a run: the student's stack of adapters as one, in the format of its model family."""
+"""LoRA file of a run: the student's stack of adapters as one, in the format of its model family."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from common.backbones.base import Backbone
 from common.types import Network
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
-"""Its name in diffusers' format."""
+"""The LoRA file has this name in diffusers' format."""
 LORA_PREFIX = "transformer."
-"""What diffusers puts before a transformer's module paths in a LoRA file."""
+"""A LoRA file of diffusers has this prefix before a transformer's module paths."""
 ABOUT_LORA = "about.json"
-"""The file beside it: {"base": fingerprint of the frozen model that the LoRA belongs to}."""
+"""This file beside it contains {"base": fingerprint of the frozen model that the LoRA belongs to}."""
 
 
 def student_lora(backbone: Backbone) -> dict[str, Tensor]:
@@ -26,7 +26,7 @@ def student_lora(backbone: Backbone) -> dict[str, Tensor]:
 
 
 def write_lora(backbone: Backbone, directory: Path) -> None:
-    """The student as one LoRA in diffusers' format; a stack becomes one of its total rank."""
+    """Write the student as one LoRA in diffusers' format; a stack becomes one LoRA of its total rank."""
     directory.mkdir(parents=True, exist_ok=True)
     backbone.save_lora(directory, student_lora(backbone), backbone.adapters.scale)
     (directory / ABOUT_LORA).write_text(json.dumps({"base": backbone.base_fingerprint()}))

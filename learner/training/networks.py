@@ -1,4 +1,4 @@
-"""Teacher, student and fake score on their frozen bases: which adapters they are made of, and which of them train.
+"""Teacher, student and fake score on their frozen bases: the adapters of each, and which of them train.
 
     stage 1   student    = base + cold_start (trains)
               fake score = base + fake_score (trains)
@@ -6,7 +6,7 @@
               fake score = base + fake_score (frozen) + aligned_fake_score (trains)
 
 Stage 2 starts from the moving average of stage 1's student and from stage 1's fake score, both frozen, with a fresh
-adapter on each. The authors of RTDMD merge both into the bases instead: the same function up to rounding.
+adapter on each. RTDMD's authors merge both into the bases instead: the same function up to rounding.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from learner.training.optimizer import AdapterOptimizer, LearningRate, MovingAve
 from learner.training.ranks import ALONE, Ranks
 
 COLD_START, ALIGNED = "cold_start", "aligned"
-"""The student's adapters, of stage 1 and stage 2."""
+"""Names of the student's adapters in stage 1 and stage 2."""
 FAKE_SCORE, ALIGNED_FAKE_SCORE = "fake_score", "aligned_fake_score"
-"""The fake score's."""
+"""Names of the fake score's adapters in stage 1 and stage 2."""
 
 
 @dataclass(frozen=True)
 class StageSettings:
-    """What trains the adapters of a stage.
+    """Training settings of a stage's adapters.
 
     Attributes:
-        student, fake: the two optimizers' settings.
-        ema_decay: of the student's moving average, per update of the average.
-        init_std: standard deviation of the fresh adapters' A; None is 1 / rank.
+        student, fake: settings of the two optimizers.
+        ema_decay: decay of the student's moving average, per update of the average.
+        init_std: standard deviation of the fresh adapters' A; None means 1 / rank.
     """
 
     student: OptimizerSettings
@@ -68,7 +68,7 @@ class Networks:
     """The three networks, the two optimizers and the student's moving average, in one of the two stages."""
 
     def __init__(self, backbone: Backbone, settings: StageSettings, seed: int, ranks: Ranks = ALONE) -> None:
-        """Stage 1: student and fake score start as the teacher."""
+        """Set up stage 1: student and fake score start equal to the teacher."""
         self.backbone = backbone
         self.ranks = ranks
         self._seed = seed
@@ -77,7 +77,7 @@ class Networks:
         backbone.adapters.define(Network.FAKE_SCORE, (FAKE_SCORE,))
 
     def begin_alignment(self, settings: StageSettings) -> None:
-        """Go over to stage 2; optimizers and moving average start anew."""
+        """Switch to stage 2; optimizers and moving average start anew."""
         bank = self.backbone.adapters
         bank.load(COLD_START, self.average.state())
         bank.freeze(COLD_START)
@@ -87,7 +87,7 @@ class Networks:
         bank.define(Network.FAKE_SCORE, (FAKE_SCORE, ALIGNED_FAKE_SCORE))
 
     def _start_training(self, student_adapter: str, fake_adapter: str, settings: StageSettings) -> None:
-        """Add the adapters of a stage, and what trains them."""
+        """Add the adapters of a stage, and their optimizers and moving average."""
         bank = self.backbone.adapters
         for name, network in ((student_adapter, Network.STUDENT), (fake_adapter, Network.FAKE_SCORE)):
             bank.add(name, seed=self._seed, trainable=True, network=network, init_std=settings.init_std)
@@ -103,7 +103,7 @@ class Networks:
 
     @contextmanager
     def averaged_student(self) -> Iterator[None]:
-        """Inside this block the student carries its averaged weights: what is evaluated and exported."""
+        """Inside this block the student has its averaged weights, which are evaluated and exported."""
         bank = self.backbone.adapters
         trained = bank.state(self.student_adapter)
         bank.load(self.student_adapter, self.average.state())
@@ -117,7 +117,7 @@ class Networks:
         return (*bank.stack(Network.STUDENT), *bank.stack(Network.FAKE_SCORE))
 
     def state(self) -> dict[str, Tensor]:
-        """Everything training changes, as one flat dict: `part/...` -> tensor."""
+        """Everything that training changes, as one flat dict: `part/...` -> tensor."""
         bank = self.backbone.adapters
         parts: dict[str, Mapping[str, Tensor]] = {f"adapter/{name}": bank.state(name) for name in self._adapters()}
         parts["average"] = self.average.state()
@@ -126,10 +126,11 @@ class Networks:
         return {f"{part}/{key}": value for part, tensors in parts.items() for key, value in tensors.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` returned, in the same stage.
+        """Restore a result of `state` from the same stage.
 
         Raises:
-            CheckpointError: the state's adapters are on other layers, or it is of the other stage; nothing has changed.
+            CheckpointError: the state's adapters are on other layers, or it is from the other stage; nothing has
+                changed.
         """
         bank = self.backbone.adapters
         parts = {name: _part(state, f"adapter/{name}") for name in self._adapters()}
@@ -143,7 +144,7 @@ class Networks:
 
 
 def student_adapters(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The averaged student in what `Networks.state` returned: its adapters by name, in the order of its stack."""
+    """The averaged student in a result of `Networks.state`: its adapters by name, in the order of its stack."""
     cold_start = _part(state, f"adapter/{COLD_START}")
     if not _part(state, f"adapter/{ALIGNED}"):
         return {COLD_START: _part(state, "average")}

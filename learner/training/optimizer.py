@@ -21,12 +21,12 @@ EPSILON = 1e-8
 
 @dataclass(frozen=True)
 class LearningRate:
-    """A learning rate over a stage: a function of the iteration alone, so that a resumed run has the same one.
+    """Learning rate over a stage: a function of the iteration alone, so a resumed run has the same one.
 
     Attributes:
-        initial: in iteration 0.
+        initial: the rate in iteration 0.
         schedule: constant, or linear, which would reach zero in iteration `iterations`.
-        iterations: of the stage.
+        iterations: number of iterations of the stage.
     """
 
     initial: float
@@ -48,7 +48,7 @@ class OptimizerSettings:
 
 
 class AdapterOptimizer:
-    """One AdamW step at a time on one adapter's parameters; its whole state is a flat dict of tensors."""
+    """AdamW for one adapter's parameters, one step at a time; its whole state is a flat dict of tensors."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class AdapterOptimizer:
         settings: OptimizerSettings,
         ranks: Ranks = ALONE,
     ) -> None:
-        """`network` is what errors call the owner of the parameters."""
+        """`network` is the name of the parameters' owner in errors."""
         self._network = network
         self._ranks = ranks
         self._parameters = dict(parameters)
@@ -72,7 +72,7 @@ class AdapterOptimizer:
 
     @contextmanager
     def gathering(self) -> Iterator[None]:
-        """Backward passes inside this block make up one gradient, summed over the ranks at its end.
+        """Backward passes inside this block add up to one gradient, summed over the ranks at its end.
 
         Raises:
             RankError: see `Ranks.summing`.

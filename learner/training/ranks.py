@@ -1,12 +1,12 @@
-"""Data-parallel ranks of the learner: each works on its share of a batch, and all take the same step.
+"""Data-parallel ranks of the learner: each processes its share of a batch, and all take the same step.
 
     rank r:  rows r/N .. (r+1)/N of the batch ──► gradients, weighted by the rows' share ──► sum over ranks ──► step
 
-Every rank holds all adapters and starts from the same ones; the sum is the same on all to the bit, so they stay equal.
-Only gradients of adapters travel, once per network and iteration: few enough for gloo, by way of the CPU. It notices a
-dead rank at once, where a GPU's collective would wait for its watchdog, and several ranks may share a GPU.
+Every rank holds all adapters and starts from the same ones; the sum is equal on all ranks to the bit, so they stay
+equal. Only the adapters' gradients are exchanged, once per network and iteration: few enough for gloo, by the CPU.
+gloo notices a dead rank at once, while a GPU's collective would wait for its watchdog. Several ranks may share a GPU.
 
-Plain torch.distributed, without Ray. Nothing here pickles: a rank is named by numbers, and tensors travel as they are.
+Plain torch.distributed, without Ray. Nothing here is pickled: numbers identify a rank, and tensors are sent raw.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from common.errors import RankError
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `count`; one rank alone talks to nobody.
+    """This process among `count` ranks; a single rank does not communicate.
 
     Attributes:
-        sharded: whether each holds a part of the base only, see `common/backbones/device/sharding.py`.
+        sharded: whether each rank holds only a part of the base, see `common/backbones/device/sharding.py`.
     """
 
     index: int = 0
@@ -37,18 +37,18 @@ class Ranks:
     sharded: bool = False
 
     def share(self, total: int) -> slice:
-        """The rows of a batch that are this rank's: as equal parts as can be, in order."""
+        """The rows of a batch that belong to this rank: shares as equal as possible, in order."""
         return slice(self.index * total // self.count, (self.index + 1) * total // self.count)
 
     @contextmanager
     def summing(self, network: str, parameters: Collection[Parameter]) -> Iterator[None]:
-        """At the end of this block every rank holds the sum of all ranks' gradients in its own.
+        """At the end of this block every rank's gradients are replaced by the sum over all ranks.
 
-        A rank that fails inside the block says so to the others instead, so that none waits for it forever. Where the
-        base is sharded it cannot, since they wait for its weights: there the end of its process tells them.
+        A rank that fails inside the block notifies the others instead, so that none waits for it forever. With a
+        sharded base it cannot, because they wait for its weights: there the end of its process notifies them.
 
         Raises:
-            RankError: another rank failed, or is gone; no gradient has changed then.
+            RankError: another rank failed or is gone; no gradient has changed then.
         """
         if self.count == 1:
             yield
@@ -64,10 +64,10 @@ class Ranks:
             raise RankError(f"another rank of the learner failed in its update of the {network}")
 
     def _sum(self, network: str, parameters: Collection[Parameter], *, failed: bool) -> bool:
-        """Whether any rank failed; the gradients are left as they are then."""
+        """Sum the gradients over the ranks; return whether any rank failed, in which case they are left unchanged."""
         found = any(parameter.grad is not None for parameter in parameters)
         own = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        # One message; a failed rank's gradients may be half done, which nobody will use.
+        # One message; a failed rank's gradients may be incomplete, and they are not used.
         message = torch.cat(
             [torch.tensor([float(failed), float(found)]), *(part.flatten().float().cpu() for part in own)]
         )
@@ -83,7 +83,7 @@ class Ranks:
 
 @contextmanager
 def lost_ranks_named(work: str) -> Iterator[None]:
-    """In this block a lost connection to another rank is a RankError; torch has no class of error for it."""
+    """Turn a lost connection to another rank into a RankError; torch has no error class for it."""
     try:
         yield
     except RuntimeError as error:
@@ -103,12 +103,12 @@ ALONE = Ranks()
 
 @dataclass(frozen=True)
 class Meeting:
-    """Where one rank finds the others.
+    """Meeting point of the ranks.
 
     Attributes:
-        point: a URL of torch.distributed, the same for all: file:///... on one machine, tcp://host:port on several.
-        patience_s: how long a rank may keep the others waiting, e.g. for a reward server that is out.
-        sharded: whether the base is to be sharded: its weights, unlike gradients, go from GPU to GPU.
+        point: a URL for torch.distributed, the same for all: file:///... on one machine, tcp://host:port on several.
+        patience_s: seconds that a rank may keep the others waiting, for example during a reward outage.
+        sharded: whether the base will be sharded: its weights, unlike gradients, go from GPU to GPU.
     """
 
     index: int
@@ -118,9 +118,9 @@ class Meeting:
     sharded: bool = False
 
     def join(self) -> Ranks:
-        """Wait until all ranks are there."""
+        """Wait until all ranks have joined."""
         if self.point.startswith("file:"):
-            # Ranks that meet on one machine talk on loopback: neither has a password.
+            # Ranks on one machine use loopback, because neither gloo nor NCCL has a password.
             os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if self.sharded and torch.cuda.is_available() else "gloo",

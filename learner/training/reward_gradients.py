@@ -1,4 +1,4 @@
-"""Differentiable rewards that live in another process: their scores with the graph to the images."""
+"""Differentiable rewards in another process: their scores with the graph to the images."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class DifferentiableRewards:
     """The rewards of some images, with the graph to them.
 
     Attributes:
-        scores: name -> [B]; empty where these samples get no reward gradient at all.
-        left_out: "reward:cause" -> samples that are trained without that reward's gradient.
+        scores: name -> [B]; empty if these samples get no reward gradient at all.
+        left_out: "reward:cause" -> number of samples trained without that reward's gradient.
     """
 
     scores: Mapping[str, Tensor]
@@ -28,21 +28,21 @@ class DifferentiableRewards:
 
 
 class ServedRewards:
-    """Asks reward servers for score and d score / d image, so that the learner holds no reward model."""
+    """Requests score and d score / d image from reward servers, so that the learner holds no reward model."""
 
     def __init__(self, guard: RewardGuard, names: Sequence[str]) -> None:
         self._guard = guard
         self.names = tuple(names)
 
     def differentiable(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> DifferentiableRewards:
-        """Every reward of `images_BCHW` (float in [0, 1]); all servers are asked at the same time.
+        """Every reward of `images_BCHW` (float in [0, 1]); all servers are requested in parallel.
 
-        A reward that is out is waited for (`pause`), or absent (`renormalise`), or all are absent (`drop_group`: these
-        samples get no reward gradient at all; what else they train is sound, since their scores were complete). All are
-        under `pause` too, for samples at which a reward that is well fails.
+        During an outage, `pause` waits for the reward, `renormalise` leaves it out, and `drop_group` leaves all rewards
+        out: these samples then get no reward gradient, but still train everything else, because their scores were
+        complete. All are also left out under `pause`, for samples at which a healthy reward fails.
 
         Raises:
-            RewardError: a pause came to its limit, or the request itself could not be answered.
+            RewardError: a pause reached its limit, or the request itself is wrong.
         """
         sent = images_BCHW.detach().float().cpu().contiguous().numpy()
         texts, metadata = [prompt.text for prompt in prompts], [dict(prompt.metadata) for prompt in prompts]

@@ -1,1 +1,1 @@
-"""Scorers: each imports its own stack, and nothing imports them but the server that was told their name."""
+"""Scorers. Each imports its own libraries, and only a server started with its name imports it."""

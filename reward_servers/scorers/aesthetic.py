@@ -1,10 +1,10 @@
 """LAION aesthetic predictor v2 (Schuhmann et al. 2022, arXiv 2210.08402): a linear head on the normalised image
-embedding of CLIP ViT-L/14, released as christophschuhmann/improved-aesthetic-predictor. The prompt plays no part.
+embedding of CLIP ViT-L/14, released as christophschuhmann/improved-aesthetic-predictor. It ignores the prompt.
 
-Ratings of people run from 1 to 10. A model directory, written by `python -m reward_servers.convert aesthetic`, holds
+Human ratings range from 1 to 10. A model directory, written by `python -m reward_servers.convert aesthetic`, holds
 
     config.json, model.safetensors    CLIP's vision tower and projection (transformers CLIPVisionModelWithProjection)
-    head.safetensors                  the head, its tensors named as published
+    head.safetensors                  the head, with tensor names as published
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class AestheticModel(nn.Module):
 
 
 class AestheticScorer(TorchScorer):
-    """score = head(image embedding / its length)."""
+    """score = head(image embedding / its norm)."""
 
     name = "aesthetic"
     version = "2"
@@ -49,7 +49,7 @@ class AestheticScorer(TorchScorer):
 
     def __init__(self, model: AestheticModel, recipe: ImageRecipe, device: str) -> None:
         slope_D, offset = model.head.affine()
-        # The head is affine and its input has length 1: no picture can score outside this.
+        # The head is affine and its input has length 1: no image can score outside this range.
         self.score_range = (offset - float(slope_D.norm()), offset + float(slope_D.norm()))
         super().__init__(model, device)
         self._model = model

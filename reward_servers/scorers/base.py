@@ -1,4 +1,4 @@
-"""What a scorer is. Subclass `Scorer`, and `--scorer package.module:Class` serves it."""
+"""Base class of scorers. Subclass `Scorer`, then serve it with `--scorer package.module:Class`."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ PROBE_GREY = 128
 
 
 class Scorer(ABC):
-    """Scores images. One thread calls it, one call at a time; any exception fails the requests of that call.
+    """Scores images. One thread runs one call at a time; any exception fails the requests of that call.
 
     Attributes:
-        name: names the scorer in answers and metrics (`--name` replaces it).
+        name: the scorer's name in responses and metrics (`--name` replaces it).
         score_range: declared (low, high); the client refuses a score outside it. Use infinities when there is no bound.
         differentiable: whether `score_with_gradient` exists.
         weights_hash: identity of the weights (see common.wire.fingerprint); a client stops when it changes mid-run.
         version, preprocess_version: raise them when the same weights begin to score differently.
-        probe_prompt, probe_metadata: what the server scores once before it reports ready, beside a plain picture.
+        probe_prompt, probe_metadata: prompt and metadata of the test image that the server scores before it is ready.
     """
 
     name: str
@@ -40,17 +40,17 @@ class Scorer(ABC):
     @classmethod
     @abstractmethod
     def load(cls, model_dir: Path | None, device: str) -> Self:
-        """Build the scorer; ModelError when `model_dir` does not hold what it needs. None: no directory was given."""
+        """Build the scorer; ModelError when `model_dir` lacks what it needs. None means that no directory was given."""
 
     @abstractmethod
     def score(self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]) -> FloatArray:
         """uint8 [B, H, W, 3], B prompts and B dicts -> float32 [B]. An image's score must not depend on its batch.
 
-        RewardRejected for a request that cannot be scored, raised before any model runs: its company is scored again.
+        Raise RewardRejected for an invalid item before running the model; the rest of the batch is retried without it.
         """
 
     def probe_request(self) -> ScoreRequest:
-        """A plain grey picture with what this scorer needs beside it."""
+        """A plain grey image with the prompt and metadata that this scorer needs."""
         picture_BHWC = np.full((1, PROBE_SIDE, PROBE_SIDE, CHANNELS), PROBE_GREY, dtype=np.uint8)
         return ScoreRequest(picture_BHWC, [self.probe_prompt], [dict(self.probe_metadata)])
 

@@ -1,7 +1,7 @@
-"""What the CLIP-based scorers share: prompts as tokens, and the cosine of a picture and its prompt.
+"""Shared parts of the CLIP-based scorers: prompts as tokens, and the cosine of an image and its prompt.
 
-Text and image go through `transformers.CLIPModel` in float32. Pixels are prepared with torch alone (see `pixels`), so
-that d score / d image flows back through resize and crop, and no server needs torchvision.
+`transformers.CLIPModel` encodes text and image in float32. Pixels are prepared with torch alone (see `pixels`), so
+that d score / d image flows back through resize and crop, and servers do not need torchvision.
 
 Shape suffixes: B images, U distinct prompts, L tokens, D embedding, C H W an image.
 """
@@ -23,7 +23,7 @@ VOCABULARY_FILES = ("vocab.json", "merges.txt")
 
 
 class PromptTokens:
-    """Prompts -> fixed-length token rows that always end in the one true end token."""
+    """Converts prompts to token rows of fixed length that always end in the true end token."""
 
     def __init__(self, tokenizer: CLIPTokenizer, context_length: int, clean: Callable[[str], str]) -> None:
         self._tokenizer = tokenizer
@@ -34,7 +34,7 @@ class PromptTokens:
         """Return ids int64 [U, L] and the position int64 [U] of each row's end token, whose state is the text feature.
 
         Special tokens spelt out in a prompt are split into plain characters: a literal end token would otherwise end
-        the prompt for the model. Truncation keeps the end token.
+        the prompt early for the model. Truncation keeps the end token.
         """
         rows = self._tokenizer(
             [self._clean(prompt) for prompt in prompts],
@@ -44,7 +44,7 @@ class PromptTokens:
             split_special_tokens=True,
             return_tensors="pt",
         )
-        # Right padding: the number of attended tokens gives the end. The causal mask hides what comes after it.
+        # Right padding: the number of attended tokens gives the end. The causal mask hides the padding after it.
         return rows["input_ids"], rows["attention_mask"].sum(dim=1) - 1
 
 
@@ -71,7 +71,8 @@ class ClipScorer(TorchScorer):
         ids_UL, ends_U = (tensor.to(self._device) for tensor in self._tokens(prompts))
         with torch.no_grad():
             states_ULD = self._model.text_model(input_ids=ids_UL).last_hidden_state
-            # Pooled here: CLIPTextModel takes the highest id instead of the end token when a config says end = 2.
+            # Pooled here, because CLIPTextModel takes the highest id instead of the end token when a config says end =
+            # 2.
             ends_UD = states_ULD[torch.arange(len(prompts), device=self._device), ends_U]
             texts_UD: torch.Tensor = self._model.text_projection(ends_UD)
             return texts_UD
@@ -83,6 +84,6 @@ def load_clip_tokenizer(directory: Path, vocabulary_size: int) -> CLIPTokenizer:
 
 
 def processor_tokens(model: CLIPModel, directory: Path) -> PromptTokens:
-    """Prompts as transformers' CLIPProcessor tokenizes them: handed to the tokenizer as they are."""
+    """Prompts tokenized as by transformers' CLIPProcessor: passed to the tokenizer unchanged."""
     text = model.config.text_config
     return PromptTokens(load_clip_tokenizer(directory, text.vocab_size), text.max_position_embeddings, clean=str)

@@ -1,12 +1,12 @@
-"""CLIPScore as RTDMD takes it: the logit of CLIP ViT-L/14 (Radford et al. 2021, arXiv 2103.00020) over 100.
+"""CLIPScore as defined by RTDMD: the logit of CLIP ViT-L/14 (Radford et al. 2021, arXiv 2103.00020) over 100.
 
 exp(logit_scale) is 100 in OpenAI's weights, so the score is the cosine of image and prompt, as in the published tables
 of RTDMD (arXiv 2605.26108) and in its back-propagation. The float image is resized by torchvision's antialiased
 *bilinear* filter.
 
 Flow-GRPO (Liu et al. 2025, arXiv 2505.05470) and DiffusionNFT divide the same logit by 30. Advantages do not depend on
-the divisor; back-propagation does, through the reward's weight. CLIPScore is not the captioning metric of Hessel et al.
-2021 (arXiv 2104.08718) either, which is 2.5 max(cosine, 0) of ViT-B/32 with a prefix before the caption.
+the divisor; back-propagation does, through the reward's weight. CLIPScore is also not the captioning metric of Hessel
+et al. 2021 (arXiv 2104.08718), which is 2.5 max(cosine, 0) of ViT-B/32 with a prefix before the caption.
 
 The model directory is a transformers CLIPModel, as `openai/clip-vit-large-patch14` is published.
 """
@@ -23,7 +23,7 @@ from reward_servers.scorers.model_directory import load_pretrained, require_dire
 from reward_servers.scorers.pixels import ImageRecipe
 
 SCORE_DIVISOR = 100.0
-"""Cosines of good pairs are 0.25 to 0.35."""
+"""With OpenAI's weights the score is the cosine itself; good pairs have 0.25 to 0.35."""
 
 
 class ClipScoreScorer(ClipScorer):

@@ -1,15 +1,16 @@
-"""GenEval (Ghosh et al. 2023, arXiv 2310.11513) as a reward: does the image show the objects that the prompt demands?
+"""GenEval (Ghosh et al. 2023, arXiv 2310.11513) as a reward: scores whether an image shows the demanded objects.
 
-`geneval` is the benchmark's own verdict, 1 or 0; `geneval_parts` is the mean over the parts of the prompt, the denser
-reward that Flow-GRPO (Liu et al. 2025, arXiv 2505.05470) trains on. Both read what is demanded from the metadata, a
-line of GenEval's evaluation_metadata.jsonl (see geneval_rules); a request without it is rejected. A model directory
-holds two models in transformers' format:
+`geneval` is the benchmark's own verdict, 1 or 0. `geneval_parts` is the mean over the parts of the prompt, the denser
+reward that Flow-GRPO (Liu et al. 2025, arXiv 2505.05470) trains on. Both read the demanded objects from the metadata, a
+line of GenEval's evaluation_metadata.jsonl (see geneval_rules); a request without metadata is rejected. A model
+directory holds two models in transformers' format:
 
     detector/   Mask2Former over COCO's 80 classes: facebook/mask2former-swin-small-coco-instance
     clip/       CLIP and its tokenizer: openai/clip-vit-large-patch14
 
-Not verified here, for want of the weights: how often verdicts equal those of GenEval, whose detector is mmdetection's
-training of the same architecture. Rules, resizing and post-processing are tested; the models with tiny random weights.
+Not verified here, because the weights are not available: how often verdicts equal those of GenEval, whose detector is
+mmdetection's training of the same architecture. Rules, resizing and post-processing are tested; the models are tested
+with tiny random weights.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class GenevalPartsScorer(GenevalScorer):
     """score = mean over the parts of the prompt; 1 when all hold, below 0 when there are far too many objects."""
 
     name = "geneval_parts"
-    # The worst: as many objects as are ever kept where one is demanded.
+    # The lowest score: one object is demanded and the image has the maximum number of kept objects.
     score_range = (float(2 - MAX_OBJECTS), 1.0)
 
     def _rule(self, task: Task, found: Found, colors_of: ColorsOf) -> Verdict:

@@ -1,4 +1,4 @@
-"""The two models of GenEval: an instance segmenter that finds objects, and a CLIP that names their colours.
+"""The two models of GenEval: an instance segmenter that finds objects, and a CLIP model that names their colours.
 
 `ObjectDetector` follows mmdetection 2.27, which GenEval runs (mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco and
 MaskFormerFusionHead.instance_postprocess), on transformers' Mask2Former; `ColorNamer` follows evaluate_images.py and
@@ -27,8 +27,8 @@ from reward_servers.scorers.pixels import ImageRecipe
 SHORT_SIDE, LONG_SIDE, SIZE_DIVISOR = 800, 1333, 32
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 MAX_PER_IMAGE = 100
-# What hides the surroundings of an object from CLIP: "#999".
 BACKGROUND = 0x99 / 255
+"""This grey, "#999", hides an object's surroundings from CLIP."""
 COLOR_TEMPLATES = (
     "a photo of a {color} {label}",
     "a photo of a {color}-colored {label}",
@@ -37,11 +37,11 @@ COLOR_TEMPLATES = (
 
 
 class ObjectDetector:
-    """Finds COCO objects. Batches are run one image at a time: a verdict must not depend on its company."""
+    """Finds COCO objects. It runs one image at a time, because a verdict must not depend on the batch."""
 
     def __init__(self, model: Mask2FormerForUniversalSegmentation, device: str) -> None:
         labels = model.config.id2label
-        # The published config calls some classes by other names than COCO, so that their order must tell them.
+        # The published config names some classes differently from COCO, so the classes are identified by their order.
         if len(labels) != len(CLASSES) or (labels[0], labels[len(CLASSES) - 1]) != (CLASSES[0], CLASSES[-1]):
             raise ModelError(
                 f"the detector has {len(labels)} classes from {labels.get(0)!r}: GenEval needs COCO's {len(CLASSES)} "
@@ -51,7 +51,7 @@ class ObjectDetector:
         self._device = device
 
     def __call__(self, image_HWC: ByteArray) -> list[Detection]:
-        """RGB uint8 [H, W, 3] -> objects, each with its mask [H, W], in no order; those below 0.3 are left out."""
+        """RGB uint8 [H, W, 3] -> objects, each with its mask [H, W], unordered; those below 0.3 are left out."""
         height, width = image_HWC.shape[:2]
         scale = min(LONG_SIDE / max(height, width), SHORT_SIDE / min(height, width))
         size = int(height * scale + 0.5), int(width * scale + 0.5)
@@ -78,13 +78,13 @@ class ObjectDetector:
     ) -> list[Detection]:
         """The 100 best pairs of query and class; confidence = class probability * mean mask probability."""
         best = confidences_QK.flatten().topk(min(MAX_PER_IMAGE, confidences_QK.numel()))
-        # A mask can only lower its confidence: what fails here needs no mask.
+        # A mask can only lower the confidence: a pair that fails here needs no mask.
         kept = best.values > THRESHOLD
         queries_N = best.indices[kept] // confidences_QK.shape[1]
         labels_N = (best.indices[kept] % confidences_QK.shape[1]).tolist()
         padded = [side + -side % SIZE_DIVISOR for side in size]
         found = []
-        # One at a time: a hundred masks of a large image, in floats, would take gigabytes.
+        # One mask at a time: a hundred float masks of a large image would take gigabytes.
         for query, label, probability in zip(queries_N.tolist(), labels_N, best.values[kept].tolist(), strict=True):
             logits_hw = _resize(logits_Qhw[query], padded)[: size[0], : size[1]]
             logits_HW = _resize(logits_hw, original_size)
@@ -98,7 +98,7 @@ class ObjectDetector:
 
 
 class ColorNamer:
-    """Names the colour of an object by CLIP zero-shot, on its box with everything but the object greyed out."""
+    """Names the colour of an object by zero-shot CLIP, on its box with everything but the object greyed out."""
 
     def __init__(self, model: CLIPModel, tokens: PromptTokens, device: str) -> None:
         self._model = model.to(device).eval().requires_grad_(False)
@@ -123,7 +123,7 @@ class ColorNamer:
         return torch.where(mask_HW, pixels_CHW[:, top:bottom, left:right], BACKGROUND)
 
     def _classifier(self, label: str) -> torch.Tensor:
-        """Unit embeddings [C, D] of the colours of a class: the mean over the templates. There are at most 80."""
+        """Unit embeddings [C, D] of the colours for one class: the mean over the templates. At most 80 are cached."""
         if label not in self._classifiers:
             texts = [template.format(color=color, label=label) for color in COLORS for template in COLOR_TEMPLATES]
             ids, _ = self._tokens(texts)
@@ -134,16 +134,18 @@ class ColorNamer:
 
 
 def _middle(start: int, stop: int, other_side: int) -> tuple[int, int]:
-    """A side of a box, no longer than MAX_ASPECT times the other one.
+    """One side of a box, cut to at most MAX_ASPECT times the other side.
 
-    CLIP sees the middle of a box alone, but all of it is enlarged before: a line of 2000 pixels to a hundred million.
+    CLIP only uses the middle of a box, but the whole box is enlarged first: a line of 2000 pixels would become a
+        hundred
+    million pixels.
     """
     surplus = max(0, stop - start - MAX_ASPECT * other_side)
     return start + surplus // 2, stop - (surplus - surplus // 2)
 
 
 def box_around(mask_HW: np.ndarray) -> Box:
-    """(left, top, right, bottom) of a mask that is not empty; right and bottom lie one pixel beyond it."""
+    """(left, top, right, bottom) of a non-empty mask; right and bottom lie one pixel beyond it."""
     columns, rows = np.flatnonzero(mask_HW.any(axis=0)), np.flatnonzero(mask_HW.any(axis=1))
     return cast(Box, tuple(float(side) for side in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)))
 

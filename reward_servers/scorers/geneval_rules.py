@@ -1,15 +1,15 @@
 """GenEval's rules (Ghosh et al. 2023, arXiv 2310.11513; github.com/djghosh13/geneval, evaluation/evaluate_images.py).
 
-Detections and a prompt's metadata in, a verdict and its reasons out: no model, no image. Metadata is a line of
-GenEval's evaluation_metadata.jsonl:
+Input: detections and a prompt's metadata. Output: a verdict and its reasons. No model and no image is used. Metadata is
+a line of GenEval's evaluation_metadata.jsonl:
 
     {"tag": "position", "include": [{"class": "dog", "count": 1},
                                     {"class": "cup", "count": 1, "color": "red", "position": ["left of", 0]}],
      "exclude": [{"class": "cat", "count": 1}]}
 
-All of `include` must hold and none of `exclude`; position names a relation to the objects of an earlier entry. Two
-scores exist: `judge_strictly` is GenEval's own verdict, 0 or 1; `judge_by_parts` is the mean over the parts of the
-prompt that Flow-GRPO trains on (github.com/yifan123/reward-server, reward_server/gen_eval.py).
+All of `include` must hold and none of `exclude`; `position` is a relation to the objects of an earlier entry. There are
+two scores: `judge_strictly` is GenEval's own verdict, 0 or 1; `judge_by_parts` is the mean over the parts of the prompt
+that Flow-GRPO trains on (github.com/yifan123/reward-server, reward_server/gen_eval.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from common.errors import RewardRejected
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 RELATIONS = ("left of", "right of", "above", "below")
-# COCO's 80 categories in COCO's order, by GenEval's names: mouse, remote and keyboard are told from their namesakes.
+# COCO's 80 categories in COCO's order, with GenEval's names, which differ for mouse, remote and keyboard.
 # fmt: off
 CLASSES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
@@ -62,7 +62,7 @@ class Detection:
 
 @dataclass(frozen=True)
 class Requirement:
-    """`count` objects of a class, of a colour, in a relation to the objects that met requirement number `target`."""
+    """`count` objects of a class, with a colour, in a relation to the objects that met requirement number `target`."""
 
     label: str
     count: int
@@ -73,7 +73,7 @@ class Requirement:
 
 @dataclass(frozen=True)
 class Task:
-    """What a prompt demands, checked."""
+    """The demands of a prompt, validated."""
 
     tag: str
     include: tuple[Requirement, ...]
@@ -82,7 +82,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The score, and why it is not 1."""
+    """The score, and the reasons why it is not 1."""
 
     score: float
     reasons: tuple[str, ...]
@@ -93,7 +93,7 @@ ColorsOf = Callable[[Sequence[Detection]], Sequence[str]]
 
 
 def parse_task(metadata: Mapping[str, Any]) -> Task:
-    """Metadata -> Task; RewardRejected when it is not GenEval's."""
+    """Metadata -> Task; RewardRejected when it is not valid GenEval metadata."""
     tag = metadata.get("tag")
     if tag not in TAGS:
         _reject(f"metadata['tag'] is {tag!r}: GenEval's are {', '.join(TAGS)}")
@@ -105,7 +105,7 @@ def parse_task(metadata: Mapping[str, Any]) -> Task:
 
 
 def select(detections: Iterable[Detection], tag: str, max_overlap: float = MAX_OVERLAP) -> dict[str, list[Detection]]:
-    """The objects that count, by class, the most confident first: above the threshold, at most 16, not overlapping."""
+    """The objects that count, by class, most confident first: above the threshold, at most 16, not overlapping."""
     threshold = COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
     found: dict[str, list[Detection]] = {}
     for detection in sorted(detections, key=lambda detection: -detection.confidence):
@@ -115,7 +115,7 @@ def select(detections: Iterable[Detection], tag: str, max_overlap: float = MAX_O
 
 
 def judge_strictly(task: Task, found: Found, colors_of: ColorsOf) -> Verdict:
-    """1 when the image shows what is demanded, else 0. Colour and position look at the most confident objects."""
+    """1 when the image shows what is demanded, else 0. Colour and position use the most confident objects."""
     reasons: list[str] = []
     matched: list[Sequence[Detection] | None] = []
     for requirement in task.include:
@@ -140,10 +140,10 @@ def judge_strictly(task: Task, found: Found, colors_of: ColorsOf) -> Verdict:
 def judge_by_parts(task: Task, found: Found, colors_of: ColorsOf) -> Verdict:
     """Mean over the parts of the prompt: every count, colour and position that is demanded.
 
-    A count scores 1 - |demanded - found| / demanded, so that a crowd scores below 0; a colour likewise over the objects
-    of that colour; a position 0 or 1. Where the count is not exact, its colour and position are one part of score 0.
-    Departure: a position that fails is one part of score 0; the published code adds a part of score 1 beside it.
-    `exclude` plays no role, because counts are exact.
+    A count scores 1 - |demanded - found| / demanded, so far too many objects score below 0. A colour scores likewise
+    over the objects of that colour; a position scores 0 or 1. If the count is not exact, its colour and position
+    together are one part of score 0. Departure: a position that fails is one part of score 0; the published code also
+    adds a part of score 1. `exclude` has no effect, because counts are exact.
     """
     parts: list[float] = []
     reasons: list[str] = []
@@ -170,9 +170,9 @@ def judge_by_parts(task: Task, found: Found, colors_of: ColorsOf) -> Verdict:
 
 
 def relations(box: Box, other: Box) -> set[str]:
-    """Where `box` lies from `other`: the offset of the centres, less a tenth of both sizes, over its whole length.
+    """Position of `box` relative to `other`: the centres' offset, less a tenth of both sizes, over its whole length.
 
-    An axis counts when it makes up more than half of that length, so that diagonal neighbours have two relations.
+    An axis counts when it is more than half of that length, so diagonal neighbours have two relations.
     """
     offset = [(box[axis] + box[axis + 2] - other[axis] - other[axis + 2]) / 2 for axis in (0, 1)]
     sizes = [abs(box[axis + 2] - box[axis]) + abs(other[axis + 2] - other[axis]) for axis in (0, 1)]
@@ -188,7 +188,7 @@ def relations(box: Box, other: Box) -> set[str]:
 
 
 def overlap(box: Box, other: Box) -> float:
-    """Intersection over union of two boxes whose right and bottom pixels belong to them, as GenEval counts."""
+    """Intersection over union of two boxes that include their right and bottom pixels, as in GenEval."""
     shared = (max(box[0], other[0]), max(box[1], other[1]), min(box[2], other[2]), min(box[3], other[3]))
     union = _area(box) + _area(other) - _area(shared)
     return _area(shared) / union if union else 0.0
@@ -199,7 +199,7 @@ def _area(box: Box) -> float:
 
 
 def _separate(objects: Sequence[Detection], max_overlap: float) -> list[Detection]:
-    """Drop each object that overlaps a more confident one by `max_overlap` or more; none at 1."""
+    """Drop each object that overlaps a more confident one by `max_overlap` or more; at 1, drop none."""
     kept: list[Detection] = []
     for candidate in objects:
         if max_overlap == 1 or all(overlap(candidate.box, other.box) < max_overlap for other in kept):
@@ -217,7 +217,7 @@ def _color_fault(requirement: Requirement, colors: list[str]) -> str | None:
 def _position_fault(
     requirement: Requirement, objects: Sequence[Detection], targets: Sequence[Detection] | None
 ) -> str | None:
-    """Every object must stand in the relation to every target."""
+    """A message unless every object stands in the relation to every target."""
     if targets is None:
         return f"no target for {requirement.label} to be {requirement.relation}"
     for detection in objects:

@@ -1,10 +1,10 @@
 """HPSv2.0 and HPSv2.1 (Wu et al. 2023, arXiv 2306.09341): cosine of a fine-tuned open_clip ViT, without logit scale.
 
-Both releases are one architecture with other weights. The recipe is that of the `hpsv2` package's own `score()`: prompt
--> ftfy, HTML-unescaped twice, spaces collapsed, lower case, BPE; image -> [0, 1] -> longer side resized by antialiased
-bicubic, without clamp -> black bars to a square -> OpenAI mean and std; exact GELU. float32 throughout, as the package
-computes on a CPU (on a GPU it lets autocast choose float16). Departure: the package fails on a picture of which only
-the longer side has the model's size; here it gets its bars as well.
+Both releases are one architecture with different weights. The recipe is that of `score()` in the `hpsv2` package:
+prompt -> ftfy, HTML-unescaped twice, spaces collapsed, lower case, BPE; image -> [0, 1] -> longer side resized by
+antialiased bicubic, without clamp -> black bars to a square -> OpenAI mean and std; exact GELU. All in float32, as the
+package computes on a CPU (on a GPU it lets autocast choose float16). Departure: the package fails on an image of which
+only the longer side has the model's size; here that image gets its bars as well.
 
 A model directory, written by `python -m reward_servers.convert hps`, holds
 
@@ -39,8 +39,8 @@ from reward_servers.scorers.pixels import ImageRecipe
 
 WEIGHTS_FILE = "open_clip_model.safetensors"
 MLP_RATIO = 4.0
-# The version of a directory whose config names no release: a model of this family trained by somebody else.
 UNRELEASED = "unreleased"
+"""This version stands for a model of this family, trained by others, whose config names no release."""
 
 
 class HpsScorer(ClipScorer):
@@ -75,7 +75,7 @@ def clean_text(text: str) -> str:
 
 
 def clip_config(settings: dict[str, Any], tokenizer: CLIPTokenizer) -> CLIPConfig:
-    """Describe an open_clip model to transformers; the ids of start and end are the tokenizer's."""
+    """Convert an open_clip config to a transformers config; the ids of start and end come from the tokenizer."""
     vision, text = settings["vision_cfg"], settings["text_cfg"]
     if settings.get("quick_gelu", False):
         raise ValueError("quick_gelu is set, but HPSv2 models use the exact GELU")
@@ -107,11 +107,11 @@ def clip_config(settings: dict[str, Any], tokenizer: CLIPTokenizer) -> CLIPConfi
 
 
 def from_open_clip(state: State, source: Path) -> State:
-    """Rename open_clip's tensors to CLIPModel's; ModelError on a missing or an unknown one."""
+    """Rename open_clip's tensors to CLIPModel's; ModelError on a missing or unknown one."""
     rest = dict(state)
     try:
         converted = {theirs: rest.pop(ours) for ours, theirs in _ONE_TO_ONE.items()}
-        # open_clip multiplies by its projections from the right, a Linear from the left.
+        # open_clip multiplies by its projections from the right, nn.Linear from the left.
         converted["visual_projection.weight"] = rest.pop("visual.proj").T.contiguous()
         converted["text_projection.weight"] = rest.pop("text_projection").T.contiguous()
         for ours, theirs in (("visual.transformer.resblocks", "vision_model"), ("transformer.resblocks", "text_model")):
@@ -152,7 +152,7 @@ def _layers(state: State, prefix: str) -> set[str]:
 
 
 def _convert_block(state: State, ours: str, theirs: str) -> State:
-    """Move one transformer block out of `state`, its fused q, k, v projection cut in three."""
+    """Move one transformer block out of `state`; its fused q, k, v projection is split into three."""
     converted = {}
     for kind in ("weight", "bias"):
         fused = state.pop(f"{ours}.attn.in_proj_{kind}")

@@ -1,19 +1,20 @@
-"""HPSv3 (Ma et al. 2025, arXiv 2508.03789): a Qwen2-VL that reads image and prompt, and a head on its reward token.
+"""HPSv3 (Ma et al. 2025, arXiv 2508.03789): a Qwen2-VL over image and prompt, with a head on its reward token.
 
-Recipe (github.com/MizzenAI/HPSv3, PyPI hpsv3 1.0.0): the image is resized to about 448 x 448 pixels, sides multiples of
-28; the prompt stands in a fixed instruction that ends in the special token <|Reward|>; the last hidden state at that
-token goes through 3 linear layers to (mu, sigma) of the preference; score = mu. A model directory holds
+Recipe (github.com/MizzenAI/HPSv3, PyPI hpsv3 1.0.0): the image is resized to about 448 x 448 pixels, with sides that
+are multiples of 28. The prompt is placed in a fixed instruction that ends in the special token <|Reward|>. The last
+hidden state at that token goes through 3 linear layers to (mu, sigma) of the preference; score = mu. A model directory
+holds
 
     config.json, tokenizer.json, tokenizer_config.json    of Qwen/Qwen2-VL-7B-Instruct
     HPSv3.safetensors                                     of MizzenAI/HPSv3
     prompt.json                                           see hpsv3_prompt
 
-Positions count every token once, image tokens too: the published code calls the language model without the grid of the
-image, for which transformers 4.45, which it pins, falls back to the positions of plain text. The body runs in the dtype
-of config.json (published: bfloat16), the head in float32.
+Positions count every token once, including image tokens: the published code calls the language model without the
+image's grid, and transformers 4.45, which it pins, then uses the positions of plain text. The body runs in the dtype of
+config.json (published: bfloat16), the head in float32.
 
-Not verified here, for want of the weights (8.3 G parameters): a published score. With tiny random weights of the same
-class, scores equal those of the published class run on transformers 4.45.2 (see the tests).
+Not verified here, because the weights (8.3 G parameters) are not available: a published score. With tiny random weights
+of the same class, scores equal those of the published class run on transformers 4.45.2 (see the tests).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from reward_servers.scorers.model_directory import (
 WEIGHTS_FILE = "HPSv3.safetensors"
 IMAGE_PIXELS = 256 * 28 * 28
 HEAD_WIDTHS = (1024, 16, 2)
-# What apply_chat_template of Qwen2-VL says before and after the one message of a user.
+# Text that apply_chat_template of Qwen2-VL puts before and after the user's one message.
 SYSTEM_TURN = "system\nYou are a helpful assistant."
 TURN, TURN_END, VISION, VISION_END, IMAGE = (
     "<|im_start|>",
@@ -57,10 +58,13 @@ TURN, TURN_END, VISION, VISION_END, IMAGE = (
     "<|vision_end|>",
     "<|image_pad|>",
 )
-# Far beyond any caption, and never fewer than its tokens. One endless prompt would lengthen every row of its batch.
 MAX_PROMPT_BYTES = 8192
+"""A longer prompt is refused, because it would lengthen every row of its batch.
 
-# Where transformers before and after 4.52 kept the two halves of the body. Longer prefixes first: they contain others.
+This is far longer than any caption; a prompt never has more tokens than bytes.
+"""
+
+# Names of the body's two halves in transformers before and after 4.52. Longer prefixes come first: they contain others.
 BODY_PREFIXES = {
     "model.visual.": "visual.",
     "model.language_model.": "language_model.",
@@ -70,7 +74,7 @@ BODY_PREFIXES = {
 
 
 class HpsV3Tokens:
-    """Prompt -> token ids of the whole conversation. Special tokens spelt out in a prompt stay plain characters."""
+    """Converts a prompt to token ids of the whole conversation. Special tokens in a prompt stay plain characters."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: HpsV3Prompt) -> None:
         tokenizer.add_tokens([AddedToken(REWARD_TOKEN, special=True, normalized=False)])
@@ -144,7 +148,7 @@ class HpsV3Scorer(Scorer):
         image_tokens = int(inputs["image_grid_thw"][0].prod()) // merged
         rows = [self._tokens(prompt, image_tokens) for prompt in prompts]
         length = max(len(row) for row in rows)
-        # Padded on the right with a token that no other looks at: attention is causal.
+        # Padded on the right with a token that no other token attends to: attention is causal.
         padding = self._tokens.id_of(TURN_END)
         ids_BL = torch.tensor([row + [padding] * (length - len(row)) for row in rows], device=self._model.device)
         with torch.no_grad():
@@ -167,7 +171,7 @@ def _require_short(prompt: str) -> None:
 
 
 def build_head(width: int) -> nn.Sequential:
-    """hidden state -> (mu, sigma); the published head drops out after its first layer, in training only."""
+    """hidden state -> (mu, sigma). The published head has dropout after its first layer, in training only."""
     first, second, last = HEAD_WIDTHS
     return nn.Sequential(
         nn.Linear(width, first), nn.ReLU(), nn.Identity(), nn.Linear(first, second), nn.ReLU(), nn.Linear(second, last)
@@ -175,9 +179,9 @@ def build_head(width: int) -> nn.Sequential:
 
 
 def split_state(state: State, source: Path) -> tuple[State, State]:
-    """Published names -> weights of Qwen2VLModel and of the head.
+    """Split the published tensors into weights of Qwen2VLModel and of the head.
 
-    The language model's own output layer is not used.
+    The language model's output layer is not used.
     """
     body: State = {}
     head: State = {}
@@ -195,8 +199,8 @@ def split_state(state: State, source: Path) -> tuple[State, State]:
 
 
 def _load_config(directory: Path, tokens: HpsV3Tokens, state: State) -> Qwen2VLConfig:
-    """The config of the body, its vocabulary that of the weights: training cut it to the tokens there are."""
-    # Asked for here, because from_pretrained describes the default model when there is no file.
+    """The body's config, with the vocabulary size of the weights: training cut it to the tokens that exist."""
+    # Checked here, because from_pretrained uses the default model's config when the file is missing.
     if not (directory / "config.json").is_file():
         raise ModelError(f"{directory / 'config.json'} is missing: it belongs to Qwen/Qwen2-VL-7B-Instruct")
     try:

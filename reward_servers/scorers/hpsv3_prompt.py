@@ -1,10 +1,10 @@
-"""What HPSv3 is asked: two texts that are part of the model, read from the package its authors publish.
+"""Prompt texts of HPSv3: two texts that are part of the model, read from the package that its authors publish.
 
     pip download --no-deps hpsv3==1.0.0
     python -m reward_servers.scorers.hpsv3_prompt hpsv3-1.0.0-py3-none-any.whl DIR
 
-writes DIR/prompt.json. Scores depend on these texts to the last space, so they are taken from the source and not typed
-again here; the package itself is neither installed nor run, only its string constants are read.
+writes DIR/prompt.json. Scores depend on every character of these texts, so they are extracted from the package and not
+copied here. The package is neither installed nor run; only its string constants are read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ REWARD_TOKEN = "<|Reward|>"
 
 @dataclass(frozen=True)
 class HpsV3Prompt:
-    """`instruction` holds {text_prompt} once; `request` follows it and holds the reward token once."""
+    """`instruction` contains {text_prompt} once; `request` follows it and contains the reward token once."""
 
     instruction: str
     request: str
@@ -40,7 +40,7 @@ class HpsV3Prompt:
 
 
 def read_prompt(directory: Path) -> HpsV3Prompt:
-    """The prompt of a model directory; ModelError when it is missing or not one."""
+    """The prompt of a model directory; ModelError when it is missing or invalid."""
     path = directory / PROMPT_FILE
     try:
         return HpsV3Prompt(**json.loads(path.read_text(encoding="utf-8")))
@@ -52,7 +52,7 @@ def read_prompt(directory: Path) -> HpsV3Prompt:
 
 
 def extract_prompt(package: Path) -> HpsV3Prompt:
-    """The prompt in a wheel of hpsv3; ModelError when it is not there."""
+    """The prompt in a wheel of hpsv3; ModelError when the wheel does not contain it."""
     try:
         with zipfile.ZipFile(package) as archive:
             module = ast.parse(archive.read(SOURCE_FILE))

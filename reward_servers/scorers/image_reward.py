@@ -1,5 +1,5 @@
-"""ImageReward-v1.0 (Xu et al. 2023, arXiv 2304.05977; THUDM/ImageReward): BLIP reads the prompt while looking at the
-picture, a linear head rates what it says at [CLS], and the rating is standardised.
+"""ImageReward-v1.0 (Xu et al. 2023, arXiv 2304.05977; THUDM/ImageReward): BLIP encodes the prompt with cross attention
+to the image, a linear head rates the state at [CLS], and the rating is standardised.
 
     picture -> ViT-L/16 -> states ──cross attention──┐
     prompt -> BERT tokens (at most 35, padded) -> BERT ─► state of [CLS] -> head -> (rating - mean) / std
@@ -39,8 +39,8 @@ from reward_servers.scorers.torch_scorer import TorchScorer
 
 WEIGHTS_FILE = "model.safetensors"
 VOCABULARY_FILES = ("vocab.txt",)
-# BLIP gave BERT's vocabulary two tokens more, [DEC] and [ENC]. ImageReward uses neither: a tokenizer may lack them.
 BLIP_TOKENS = 2
+"""BLIP added two tokens to BERT's vocabulary, [DEC] and [ENC]. ImageReward uses neither: a tokenizer may lack them."""
 
 
 class ImageRewardModel(nn.Module):
@@ -52,7 +52,7 @@ class ImageRewardModel(nn.Module):
     def __init__(self, vision: dict[str, Any], text: dict[str, Any]) -> None:
         super().__init__()
         self.vision_model = BlipVisionModel(BlipVisionConfig(**vision))
-        # `is_decoder` gives every layer its cross attention; the prompt itself is read in both directions.
+        # `is_decoder` gives every layer its cross attention; attention over the prompt itself is bidirectional.
         text_config = BlipTextConfig(**text, encoder_hidden_size=vision["hidden_size"], is_decoder=True)
         self.text_model = BlipTextModel(text_config, add_pooling_layer=False)
         self.head = LinearHead(text["hidden_size"])
@@ -68,7 +68,7 @@ class ImageRewardModel(nn.Module):
         return ratings_B
 
     def bounds(self) -> tuple[float, float]:
-        """Lowest and highest rating there can be: the head is affine, its input the output of a layer norm.
+        """Lowest and highest possible rating: the head is affine, and its input is the output of a layer norm.
 
         A layer norm gives scale * z + shift with |z| <= sqrt(D).
         """
@@ -81,7 +81,7 @@ class ImageRewardModel(nn.Module):
 
 
 class ImageRewardScorer(TorchScorer):
-    """score = (head([CLS]) - mean) / std: about a standard normal variable over the pictures of its training set."""
+    """score = (head([CLS]) - mean) / std: roughly a standard normal variable over the images of its training set."""
 
     name = "image_reward"
     preprocess_version = "image_reward-1"
@@ -115,7 +115,7 @@ class ImageRewardScorer(TorchScorer):
         return ratings_B
 
     def _tokens(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and mask int64 [B, L]. Special tokens spelt out in a prompt are read as plain characters."""
+        """Ids and mask int64 [B, L]. Special tokens spelt out in a prompt stay plain characters."""
         distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
         rows = self._tokenizer(
             list(distinct),
@@ -130,7 +130,7 @@ class ImageRewardScorer(TorchScorer):
 
 
 def load_bert_tokenizer(directory: Path, vocabulary_size: int) -> BertTokenizer:
-    """Read BERT's tokenizer; ModelError when it is not the one this model was trained with."""
+    """Read BERT's tokenizer; ModelError unless it is the one this model was trained with."""
     tokenizer = load_tokenizer(BertTokenizer, directory, VOCABULARY_FILES, vocabulary_size)
     if len(tokenizer) not in (vocabulary_size, vocabulary_size - BLIP_TOKENS):
         raise ModelError(

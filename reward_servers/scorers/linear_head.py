@@ -1,7 +1,7 @@
-"""The head of LAION's aesthetic predictor, which ImageReward took over: five linear layers and, as released, no
+"""The head of LAION's aesthetic predictor, which ImageReward also uses: five linear layers and, as released, no
 activation between them (christophschuhmann/improved-aesthetic-predictor, THUDM/ImageReward).
 
-It therefore is one affine function, and a bound on its input is a bound on its output.
+It is therefore one affine function, and a bound on its input is a bound on its output.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 WIDTHS = (1024, 128, 64, 16, 1)
-# Names of the layers in the released files: the gaps are the dropouts of training.
 NAMES = ("0", "2", "4", "6", "7")
+"""The layers have these names in the released files; the gaps are dropout layers of training."""
 
 
 class LinearHead(nn.Module):
-    """features [B, D] -> [B]. The names of its weights are those of the released files."""
+    """features [B, D] -> [B]. Its weights have the names of the released files."""
 
     def __init__(self, features: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Reading a scorer's model directory. Whatever is missing, corrupt or does not belong is a ModelError that names it."""
+"""Reading of a scorer's model directory. Each missing, corrupt or foreign file is a ModelError that names it."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ Tokenizer = TypeVar("Tokenizer", bound=PreTrainedTokenizerBase)
 
 
 def require_directory(model_dir: Path | None, scorer: str) -> Path:
-    """The model directory of a scorer that cannot do without."""
+    """The model directory of a scorer that requires one."""
     if model_dir is None:
         raise ModelError(f"the {scorer} scorer needs its model directory: pass --model DIR")
     return model_dir
 
 
 def require_device(device: str) -> None:
-    """ConfigError for a device that torch does not know, or that this machine has not."""
+    """ConfigError for a device that torch does not know or this machine does not have."""
     try:
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+    except (RuntimeError, AssertionError) as error:  # without CUDA support torch raises AssertionError
         message = f"--device {device} cannot be used: {shorten(error)}"
         raise ConfigError(
             f"{message}; cpu can everywhere, cuda where there is a GPU and a torch built for it"
@@ -79,12 +79,12 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], source: Path
 
 
 def load_pretrained(kind: type[Model], directory: Path) -> Model:
-    """A transformers model in float32, from safetensors, with every weight it has and no other."""
+    """A transformers model in float32 from safetensors, with exactly the weights that it has."""
     if not (directory / CONFIG_FILE).is_file():
         raise _not_of_this_scorer(directory / CONFIG_FILE)
     transformers_logging.disable_progress_bar()
     before = transformers_logging.get_verbosity()
-    # Its report of a directory that does not fit fills screens; the part of it that matters is in ours.
+    # Its report on a directory that does not fit fills screens; our message has the relevant part.
     transformers_logging.set_verbosity_error()
     try:
         loaded: tuple[Model, dict[str, set[str]]] = kind.from_pretrained(
@@ -105,7 +105,7 @@ def load_pretrained(kind: type[Model], directory: Path) -> Model:
 
 
 def require_complete(report: Mapping[str, set[str]], source: Path) -> None:
-    """Refuse what from_pretrained reports and passes over: it fills what it does not find with random numbers."""
+    """Refuse mismatches that from_pretrained only reports: it fills missing weights with random numbers."""
     for mismatch in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[mismatch]:
             example = min(str(key) for key in report[mismatch])
@@ -115,7 +115,7 @@ def require_complete(report: Mapping[str, set[str]], source: Path) -> None:
 def load_tokenizer(
     kind: type[Tokenizer], directory: Path, vocabulary_files: tuple[str, ...], vocabulary_size: int
 ) -> Tokenizer:
-    """A tokenizer from `tokenizer.json` or from its `vocabulary_files`, of no more tokens than the model embeds."""
+    """A tokenizer from `tokenizer.json` or from its `vocabulary_files`, with no more tokens than the model embeds."""
     complete = (directory / TOKENIZER_FILE).is_file() or all((directory / name).is_file() for name in vocabulary_files)
     if not complete:
         files = " and ".join(vocabulary_files)
@@ -133,7 +133,7 @@ def load_tokenizer(
 
 
 def hash_weights(*models: nn.Module) -> str:
-    """Identity of the weights of several models, in this order, of any dtype, bit by bit."""
+    """Identity of the weights of several models, in this order, in any dtype, bit by bit."""
     arrays = {
         f"{number}.{name}": tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()
         for number, model in enumerate(models)
@@ -143,5 +143,5 @@ def hash_weights(*models: nn.Module) -> str:
 
 
 def shorten(error: Exception) -> str:
-    """A library's many-line message on one line."""
+    """A library's multi-line message on one line."""
     return " ".join(str(error).split())[:300]

@@ -1,13 +1,13 @@
-"""OCR reward (Flow-GRPO, Liu et al. 2025, arXiv 2505.05470, "visual text rendering"): how well the demanded text reads.
+"""OCR reward (Flow-GRPO, Liu et al. 2025, arXiv 2505.05470, "visual text rendering"): legibility of the demanded text.
 
-score = max(0, 1 - edits / length): Levenshtein distance between the text read in the image and the demanded one, over
-the length of the demanded one, both without whitespace and in lower case; 1 when the demanded text stands anywhere in
-what was read (github.com/yifan123/flow_grpo, flow_grpo/ocr.py). The demanded text is metadata["text"], else the first
-quoted part of the prompt.
+score = max(0, 1 - edits / length): Levenshtein distance between the text read in the image and the demanded text, over
+the length of the demanded text, both without whitespace and in lower case; 1 when the demanded text is contained in the
+text that was read (github.com/yifan123/flow_grpo, flow_grpo/ocr.py). The demanded text is metadata["text"], else the
+first quoted part of the prompt.
 
-Departures: rapidocr (PP-OCR models as ONNX, inside its package: nothing is fetched) reads instead of PaddleOCR; curly
-double quotes count as quotes; a request that demands no text is rejected, where the published code raises; a reader
-that fails fails the request, where the published code scores 0. An image without legible text does score 0.
+Departures: rapidocr (PP-OCR models as ONNX inside its package: nothing is downloaded) replaces PaddleOCR; curly double
+quotes count as quotes; a request that demands no text is rejected, where the published code raises; a failure of the
+OCR models fails the request, where the published code scores 0. An image without legible text does score 0.
 The models run on the CPU, whatever device the other scorers of the process use.
 """
 
@@ -30,15 +30,18 @@ from common.wire import fingerprint, tensor_hashes
 from reward_servers.scorers.base import Scorer
 
 TEXT_KEY = "text"
-# A curly quote opens anew what another has left open: a prompt of nothing but openers is then read once.
 QUOTED = re.compile(r'"([^"]*)"|“([^“”]*)”')
-# Far beyond what a picture holds that a generator can write. Comparing costs its length times that of what is read.
+"""A second opening curly quote starts a new quote, so a prompt of nothing but opening quotes is scanned only once."""
 MAX_TEXT_CHARACTERS = 1024
+"""A longer demanded text is refused: comparing costs its length times the length of the text that is read.
+
+This is far more text than an image can hold that a generator can write.
+"""
 MAX_TALLNESS = 4
-"""Height over width, as the text detector gets it."""
+"""The text detector gets images whose height is at most this many times their width."""
 MODELS = Path(rapidocr.__file__).parent / "models"
-# Words read once at start: both models are loaded, and known to work, before the server says that it is ready.
 CHECK_WORDS = "Ready 42"
+"""These words are read once at start: both models are loaded and known to work before the server is ready."""
 
 
 class OcrScorer(Scorer):
@@ -55,7 +58,7 @@ class OcrScorer(Scorer):
         self._reader = RapidOCR(
             params={
                 "Global.log_level": "critical",
-                # As published: text that stands on its head is not turned round.
+                # As published: text that is upside down is not rotated.
                 "Global.use_cls": False,
                 "Det.model_path": str(detector),
                 "Rec.model_path": str(recogniser),
@@ -68,7 +71,7 @@ class OcrScorer(Scorer):
     def load(cls, model_dir: Path | None, device: str) -> Self:  # noqa: ARG003
         if model_dir is not None:
             raise ModelError(f"the ocr scorer brings its own models: leave out the model directory {model_dir}")
-        # onnxruntime does not read the variable by which the server sets the threads of the other stacks.
+        # onnxruntime does not read the variable with which the server sets the other libraries' threads.
         scorer = cls(_bundled("det"), _bundled("rec"), threads=int(os.environ.get("OMP_NUM_THREADS", "1")))
         read = scorer.read(_render(CHECK_WORDS))
         if normalise(read) != normalise(CHECK_WORDS):
@@ -87,9 +90,9 @@ class OcrScorer(Scorer):
 
 
 def widened(image_HWC: ByteArray) -> ByteArray:
-    """The image, its sides repeated where it is much taller than wide.
+    """The image, with its left and right edges repeated if it is much taller than wide.
 
-    The text detector enlarges the shorter side to 736 pixels: a picture of 32 x 1 would become one of 17 million.
+    The text detector enlarges the shorter side to 736 pixels: an image of 32 x 1 would become one of 17 million pixels.
     """
     height, width = image_HWC.shape[:2]
     missing = max(0, height // MAX_TALLNESS - width)
@@ -97,7 +100,7 @@ def widened(image_HWC: ByteArray) -> ByteArray:
 
 
 def demanded_text(prompt: str, metadata: Metadata) -> str:
-    """metadata["text"], else the first quoted part of the prompt; RewardRejected when neither holds a character."""
+    """metadata["text"], else the first quoted part of the prompt; RewardRejected when neither contains text."""
     text = metadata.get(TEXT_KEY)
     if text is None:
         quoted = QUOTED.search(prompt)
@@ -118,7 +121,7 @@ def demanded_text(prompt: str, metadata: Metadata) -> str:
 
 
 def similarity(read: str, demanded: str) -> float:
-    """1 - edits / length of the demanded text, at least 0; 1 when that text stands anywhere in what was read."""
+    """1 - edits / length of the demanded text, at least 0; 1 when the text that was read contains it."""
     read, demanded = normalise(read), normalise(demanded)
     if demanded in read:
         return 1.0
@@ -126,7 +129,7 @@ def similarity(read: str, demanded: str) -> float:
 
 
 def normalise(text: str) -> str:
-    """Without whitespace, in lower case."""
+    """The text without whitespace, in lower case."""
     return "".join(text.split()).lower()
 
 
@@ -137,7 +140,7 @@ def edit_distance(first: str, second: str) -> int:
     row = steps
     for index, letter in enumerate(first, start=1):
         changed = np.minimum(row[1:] + 1, row[:-1] + (letters != ord(letter)))
-        # A letter more costs 1 from its left neighbour: the smallest of (value - column), carried to the right.
+        # An insertion costs 1 from its left neighbour: the smallest of (value - column), carried to the right.
         row = np.minimum.accumulate(np.concatenate([[index], changed]) - steps) + steps
     return int(row[-1])
 

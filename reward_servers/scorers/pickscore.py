@@ -1,7 +1,7 @@
 """PickScore (Kirstain et al. 2023, arXiv 2305.01569): logit_scale.exp() * cosine of a fine-tuned CLIP, over 26.
 
 The model directory is a transformers CLIPModel: config.json, model.safetensors and its tokenizer. Images and prompts
-are prepared as the CLIPProcessor of its release prepares them.
+are prepared as by the CLIPProcessor of its release.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from reward_servers.scorers.clip import ClipScorer, processor_tokens
 from reward_servers.scorers.model_directory import load_pretrained, require_directory
 from reward_servers.scorers.pixels import ImageRecipe
 
-# RTDMD divides by it: raw PickScores of good images are 20 to 26, which makes this reward about 0.8 to 1, on the scale
-# of the others. A model trained at another temperature keeps the constant; its reward weight is the knob.
 SCORE_DIVISOR = 26.0
+"""RTDMD divides raw PickScores by this: good images have 20 to 26, so the reward is about 0.8 to 1, as large as others.
+
+A model trained at another temperature keeps the constant; adjust its reward weight instead.
+"""
 
 
 class PickScoreScorer(ClipScorer):

@@ -1,8 +1,8 @@
-"""Pixels in [0, 1] -> what a vision tower was trained on: torch alone, so that a gradient flows back to the image.
+"""Prepares pixels in [0, 1] for a vision tower, with torch alone, so that a gradient flows back to the image.
 
-Published recipes resize either a float tensor in one go (torchvision on tensors) or an 8-bit picture (Pillow). Pillow
-filters the width, rounds and clips to 8 bits, then does the same to the height: `eight_bit` repeats that exactly, and
-its gradient passes straight through the rounding, which has none.
+Published recipes resize either a float tensor in one pass (torchvision on tensors) or an 8-bit image (Pillow). Pillow
+filters the width, rounds and clips to 8 bits, then does the same to the height: `eight_bit` repeats that exactly. Its
+gradient passes straight through the rounding, which has no gradient.
 
 Shape suffixes: B images, C = 3 channels, H W image size.
 """
@@ -16,25 +16,27 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-# Mean and standard deviation of CLIP's training images (Radford et al. 2021, arXiv 2103.00020, released code).
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Mean and standard deviation of CLIP's training images come from the released code (Radford et al. 2021,
+arXiv 2103.00020)."""
 
 WHITE = 255
-# Longer side over shorter one.
 LONG_ASPECT = 2
+"""Images whose longer side exceeds this many times the shorter side are prepared one at a time."""
 
 
 @dataclass(frozen=True)
 class ImageRecipe:
-    """A picture made square, then OpenAI's mean and standard deviation.
+    """Makes an image square, then applies OpenAI's mean and standard deviation.
 
     Attributes:
-        size: side of the square the model sees.
-        eight_bit: resize as Pillow resizes 8-bit pictures; else as torchvision resizes float tensors, overshoot kept.
-        whole: the longer side to `size` and black bars beside it; else the shorter side and the centre of the longer.
+        size: side of the square that the model gets.
+        eight_bit: resize as Pillow resizes 8-bit images; else as torchvision resizes float tensors, overshoot kept.
+        whole: resize the longer side to `size` and add black bars; else resize the shorter side and crop the centre.
         resample: the antialiased filter.
-        crop_offset: an odd margin, halved -> whole pixels. `round` (to even) is torchvision's, `int` transformers'.
+        crop_offset: converts half of an odd margin to whole pixels: `round` (to even) in torchvision, `int` in
+            transformers.
     """
 
     size: int
@@ -50,18 +52,18 @@ class ImageRecipe:
         return (pixels_BCHW - mean) / std
 
     def square(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """float32 [B, 3, H, W] -> [B, 3, size, size]. A picture of that size is left alone."""
+        """float32 [B, 3, H, W] -> [B, 3, size, size]. An image of that size is returned unchanged."""
         fit = self._with_bars if self.whole else self._centre
         height, width = images_BCHW.shape[-2:]
         if max(height, width) <= LONG_ASPECT * min(height, width):
             return fit(images_BCHW)
-        # Enlarged to the model's size, a long picture is mostly margin: one at a time, for want of room.
+        # Enlarged to the model's size, a long image is mostly margin: one at a time, to save memory.
         return torch.cat([fit(image_CHW[None]) for image_CHW in images_BCHW])
 
     def _centre(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         height, width = images_BCHW.shape[-2:]
         short = min(height, width)
-        # All published recipes cut the long side down to whole pixels.
+        # All published recipes round the long side down to whole pixels.
         height, width = int(self.size * height / short), int(self.size * width / short)
         top, left = self.crop_offset((height - self.size) / 2), self.crop_offset((width - self.size) / 2)
         return self._resize(images_BCHW, height, width, slice(top, top + self.size), slice(left, left + self.size))
@@ -69,20 +71,21 @@ class ImageRecipe:
     def _with_bars(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         height, width = images_BCHW.shape[-2:]
         scale = self.size / max(height, width)
-        # The short side is rounded, half to even; at least a line of the picture stays.
+        # The short side is rounded, half to even; at least one line of the image remains.
         height, width = max(1, round(height * scale)), max(1, round(width * scale))
         resized_BCHW = self._resize(images_BCHW, height, width, slice(None), slice(None))
         rows, columns = self.size - height, self.size - width
         return F.pad(resized_BCHW, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
 
     def _resize(self, images_BCHW: torch.Tensor, height: int, width: int, rows: slice, columns: slice) -> torch.Tensor:
-        """Filter to `height` x `width`, of which only `rows` and `columns` are kept: no pass looks beyond its own."""
+        """Resize to `height` x `width`, keeping only `rows` and `columns`; each pass computes only its own."""
         if not self.eight_bit:
-            # A copy, so that the margins do not stay in memory with the view.
+            # A copy, so that the view does not keep the margins in memory.
             return self._filter(images_BCHW, height, width)[..., rows, columns].contiguous()
-        # On the scale of 0 to 255, in float64 as Pillow's coefficients: where a sum lies close to the middle of two
-        # grey levels both then round it alike, but for a pixel in 10 000, or 30 where the size doubles: Pillow's sums
-        # have 22 bits.
+        # On the scale 0 to 255, in float64 like Pillow's coefficients. Where a sum lies close to the middle of two grey
+        # levels, both then round it alike, except for 1 pixel in 10 000, or 30 where the size doubles: Pillow's sums
+        # have 22
+        # bits.
         levels_BCHW = images_BCHW.double() * WHITE
         levels_BCHW = self._pass(levels_BCHW, (levels_BCHW.shape[-2], width), slice(None), columns)
         levels_BCHW = self._pass(levels_BCHW, (height, levels_BCHW.shape[-1]), rows, slice(None))

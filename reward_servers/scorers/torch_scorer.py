@@ -1,4 +1,4 @@
-"""What every scorer shares whose score is a differentiable function of the pixels.
+"""Base class of scorers whose score is a differentiable function of the pixels.
 
 Shape suffixes: B images, C = 3 channels, H W image size.
 """
@@ -26,7 +26,7 @@ class TorchScorer(Scorer):
         require_device(device)
         state = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
         self.weights_hash = fingerprint(tensor_hashes(state))
-        # The patch embedding is a convolution, and cuDNN's default TF32 would move scores in the third digit.
+        # The patch embedding is a convolution, and cuDNN's default TF32 would change scores in the third digit.
         torch.backends.cudnn.allow_tf32 = False
         model.to(device).eval().requires_grad_(False)
         self._device = device
@@ -44,10 +44,10 @@ class TorchScorer(Scorer):
     ) -> tuple[FloatArray, FloatArray]:
         pixels_BCHW = torch.tensor(images_BCHW, device=self._device, requires_grad=True)
         scores_B = self._scores_B(pixels_BCHW, prompts)
-        # Images do not see each other, so the gradient of the sum holds each score's own gradient.
+        # Images do not affect each other, so the gradient of the sum contains each score's own gradient.
         (gradients_BCHW,) = torch.autograd.grad(scores_B.sum(), pixels_BCHW)
         return scores_B.detach().cpu().numpy(), gradients_BCHW.cpu().numpy()
 
     @abstractmethod
     def _scores_B(self, images_BCHW: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        """float32 [B, 3, H, W] in [0, 1] and B prompts -> float32 [B]; no image's score depends on another's."""
+        """float32 [B, 3, H, W] in [0, 1] and B prompts -> float32 [B]; no image's score depends on another image."""

@@ -1,13 +1,13 @@
-"""A vision-language model as judge, served by vLLM: Qwen2.5-VL, Qwen3-VL and their like.
+"""Vision-language model as a judge, served by vLLM: Qwen2.5-VL, Qwen3-VL and similar models.
 
     each image, each question of the rubric  ─►  p = P(yes) / (P(yes) + P(no))  ─►  score = geometric mean of the p's
 
-The probabilities are those of the first word of the reply, read directly and not sampled (cf. VQAScore, Lin et al.
-2024, arXiv 2404.01291): the score is smooth, and the same each time it is asked for. The geometric mean lets no
-question make up for another: a beautiful picture of the wrong thing scores low.
+The probabilities are those of the first word of the reply. They are read directly and not sampled (cf. VQAScore, Lin et
+al. 2024, arXiv 2404.01291), so the score is smooth and deterministic. With the geometric mean no question compensates
+for another: a beautiful image of the wrong thing scores low.
 
-The model directory (`--model DIR`) holds judge.yaml and a rubric: see vlm_judge_settings. Images travel inside the
-request, and text of a prompt that spells a control token is escaped.
+The model directory (`--model DIR`) holds judge.yaml and a rubric: see vlm_judge_settings. Images are sent inside the
+request, and control tokens spelt out in a prompt are escaped.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from reward_servers.scorers.vlm_judge_settings import JudgeSettings, LaunchSetti
 
 API_KEY_VARIABLE = "JUDGE_API_KEY"
 CONNECT_SECONDS = 120.0
-"""How long a server that listens may take to say which model it serves."""
-# What decides a score in a model directory: weights, tokenizer, chat template, and settings of model and processor.
+"""A server that already listens may take this long to name its model."""
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt")
+"""These files of a model directory decide a score: weights, tokenizer, chat template, model and processor settings."""
 NOT_THE_MODEL = ("figures.json",)
 HASH_CHUNK = 2**24
 
@@ -61,7 +61,7 @@ class VlmJudgeScorer(Scorer):
 
     @classmethod
     def load(cls, model_dir: Path | None, device: str) -> Self:
-        """Start vLLM or find it, and wait for it; ModelError with vLLM's own last words when it does not come up."""
+        """Start vLLM or connect to it, and wait for it; ModelError with the end of vLLM's log if it does not start."""
         if model_dir is None:
             raise ModelError("the vlm_judge scorer needs the directory of its judge.yaml: pass --model DIR")
         settings = JudgeSettings.read(model_dir)
@@ -90,7 +90,7 @@ class VlmJudgeScorer(Scorer):
         return scorer
 
     def score(self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]) -> FloatArray:  # noqa: ARG002
-        """RewardUnavailable or RewardInvalid when any question of any image stays unanswered."""
+        """RewardUnavailable or RewardInvalid when any question about any image stays unanswered."""
         deadline = time.monotonic() + self._settings.timeout_s
         urls = [data_url(image) for image in images_BHWC]
         asked = [
@@ -107,7 +107,7 @@ class VlmJudgeScorer(Scorer):
         return geometric_mean(np.reshape(log_odds, (len(urls), len(self._questions))))
 
     def close(self) -> None:
-        """End vLLM if it is ours. The end of the process does the same."""
+        """Stop vLLM if this process started it. The end of the process does the same."""
         self._threads.shutdown(cancel_futures=True)
         self._client.close()
         if self._process is not None:
@@ -122,7 +122,7 @@ def geometric_mean(log_odds_BQ: np.ndarray[tuple[int, int], np.dtype[np.float64]
 
 
 def refuse_unescapable(model: Path) -> None:
-    """ModelError when a prompt could still spell one of the model's added tokens."""
+    """ModelError if a prompt could still spell one of the model's added tokens."""
     path = model / "tokenizer.json"
     if not path.is_file():
         raise ModelError(f"{path} is missing: without it nothing tells which tokens a prompt must not spell")
@@ -138,11 +138,11 @@ def _http_of_url(url: str) -> httpx.Client:
 
 
 def _unknown(within_s: float) -> None:
-    """Whether a server that is not ours died, nobody here can tell."""
+    """None: whether a server that this process did not start has died is unknown."""
 
 
 def _identity(settings: JudgeSettings, rubric: dict[str, str], served: str, launch: LaunchSettings | None) -> str:
-    """What decides a score. Of a server given by URL no more than the name of its model is known."""
+    """Everything that decides a score. For a server given by URL, only its model's name is known."""
     answers = {"positive": settings.positive_answer, "negative": settings.negative_answer}
     asked = {f"question {name}": text for name, text in rubric.items()} | answers
     model = {"served": served} if launch is None else {path.name: _file_hash(path) for path in _files(launch.model)}

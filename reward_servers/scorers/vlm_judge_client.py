@@ -1,6 +1,6 @@
-"""Asks a vLLM server (its OpenAI-compatible API, plus vLLM's own `logprob_token_ids` and /tokenize).
+"""Client of a vLLM server (its OpenAI-compatible API, plus vLLM's own `logprob_token_ids` and /tokenize).
 
-Every request has a deadline, every answer is checked, and every failure is an error that names the server.
+Every request has a deadline, every response is checked, and every failure is an error that names the server.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DEATH_SECONDS = 5.0
 MAX_ANSWER_BYTES = 2**22
 TOKEN_PREFIX = "token_id:"
 IMPOSSIBLE = -9999.0
-"""What vLLM writes for the logarithm of zero."""
+"""vLLM writes this for the logarithm of zero."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Answers:
 
 
 class VllmClient:
-    """One server.
+    """Client of one server.
 
     Args:
         http: a client whose base URL or transport leads to the server.
-        where: names the server in errors.
-        died: what happened to the server when it is known to be dead within so many seconds; None when it is not.
+        where: the server's name in errors.
+        died: waits up to so many seconds; returns what ended the server if it is known to be dead, else None.
     """
 
     def __init__(self, http: httpx.Client, where: str, died: Callable[[float], str | None]) -> None:
@@ -54,10 +54,10 @@ class VllmClient:
         self._model = ""
 
     def connect(self, timeout_s: float) -> str:
-        """Wait until the server answers; the name of its model.
+        """Wait until the server answers; return the name of its model.
 
         Raises:
-            ModelError: it died, or did not answer within `timeout_s` seconds.
+            ModelError: the server died, or did not answer within `timeout_s` seconds.
         """
         deadline = time.monotonic() + timeout_s
         while True:
@@ -73,7 +73,7 @@ class VllmClient:
             time.sleep(POLL_SECONDS)
 
     def token(self, text: str) -> int:
-        """The one token of `text`; ModelError when it has several: only a single token has one probability."""
+        """The single token of `text`; ModelError when it has several: only a single token has one probability."""
         body = {"model": self._model, "prompt": text, "add_special_tokens": False}
         try:
             tokens = self._request("POST", "/tokenize", body, time.monotonic() + HELLO_TIMEOUT_S)["tokens"]
@@ -90,8 +90,8 @@ class VllmClient:
         """ln P(positive) and ln P(negative) of the first token of the reply; `deadline` as time.monotonic().
 
         Raises:
-            RewardUnavailable: the server is gone, or too slow.
-            RewardInvalid: it refused the question, or answered something that is no pair of log-probabilities.
+            RewardUnavailable: the server is gone or too slow.
+            RewardInvalid: the server refused the question, or its response is not a pair of log-probabilities.
         """
         content = [{"type": "image_url", "image_url": {"url": image_url}}, {"type": "text", "text": question}]
         body = {
@@ -126,11 +126,11 @@ class VllmClient:
         return value
 
     def _request(self, method: str, path: str, body: object, deadline: float) -> Any:
-        """One exchange of JSON; RewardError for everything that is not an answer of status 200."""
+        """One JSON request; RewardError for every response whose status is not 200."""
         status, content = self._exchange(method, path, body, deadline)
         if status != httpx.codes.OK:
             detail = content[:300].decode(errors="replace")
-            # 503: it is still loading. Anything else is about this question.
+            # 503: the model is still loading. Any other status is about this question.
             kind = RewardUnavailable if status >= httpx.codes.INTERNAL_SERVER_ERROR else RewardInvalid
             raise kind(JUDGE, "scorer", f"{self._where} answered {path} with {status}: {detail}")
         try:
@@ -139,7 +139,7 @@ class VllmClient:
             raise RewardInvalid(JUDGE, "answer", f"{self._where} answered {path} with no JSON: {error}") from error
 
     def _exchange(self, method: str, path: str, body: object, deadline: float) -> tuple[int, bytes]:
-        # httpx bounds each read, not their sum: the deadline is looked at after every piece.
+        # httpx limits each read, not their sum: the deadline is checked after every chunk.
         content = bytearray()
         try:
             timeout = max(0.001, deadline - time.monotonic())
@@ -156,7 +156,7 @@ class VllmClient:
             message = f"{self._where} did not answer {path} in time: raise timeout_s, or lower the server's --max-batch"
             raise RewardUnavailable(JUDGE, "timeout", message) from error
         except httpx.TransportError as error:
-            # A connection that breaks is often the first sign of a death that is still under way.
+            # A broken connection is often the first sign that the server is dying: wait a moment for its exit.
             died = self._died(0.0 if isinstance(error, httpx.ConnectError) else DEATH_SECONDS)
             cause = "disconnected" if died is None else "died"
             message = died or f"{self._where} cannot be reached: {error!r}"
@@ -164,7 +164,7 @@ class VllmClient:
 
 
 def data_url(image_HWC: ByteArray) -> str:
-    """The picture itself as a URL, lossless: nothing is left for vLLM to fetch."""
+    """The image itself as a URL, lossless, so that vLLM downloads nothing."""
     png = io.BytesIO()
     Image.fromarray(image_HWC).save(png, "PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()

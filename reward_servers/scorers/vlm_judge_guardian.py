@@ -1,10 +1,10 @@
-"""Stands between a reward server and its vLLM, and ends vLLM when the server is gone, however it went.
+"""Guardian process between a reward server and its vLLM: ends vLLM when the server is gone, for whatever reason.
 
     python -I vlm_judge_guardian.py FOLDER COMMAND ...
 
-The server holds the other end of our standard input: when that closes (it stopped, it crashed, it was killed) vLLM and
-every process vLLM started are ended and FOLDER is removed. When vLLM ends first, so do we, with its exit status; FOLDER
-then stays, since the server reads the log in it. Standard library alone: it must not fail.
+The server holds the other end of our standard input. When it closes (the server stopped, crashed or was killed), vLLM
+and every process that vLLM started are ended and FOLDER is removed. When vLLM ends first, the guardian ends with its
+exit status; FOLDER then stays, because the server reads the log in it. Standard library alone: it must not fail.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import sys
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 5.0
-"""How long vLLM may take to end by itself."""
+"""vLLM gets this long to end by itself."""
 KILLED = 128
-"""Exit status of a process ended by signal N: KILLED + N, as in a shell."""
+"""A process ended by signal N has exit status KILLED + N, as in a shell."""
 
 
 def main(folder: str, command: list[str]) -> int:
@@ -35,7 +35,7 @@ def main(folder: str, command: list[str]) -> int:
     _signal_group(child.pid, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         child.wait(GRACE_SECONDS)
-    # Also when vLLM is gone: its engine is a process of its own.
+    # Also when vLLM is gone: its engine is a separate process.
     _signal_group(child.pid, signal.SIGKILL)
     status = child.wait()
     if abandoned:
@@ -44,7 +44,7 @@ def main(folder: str, command: list[str]) -> int:
 
 
 def _server_gone() -> bool:
-    """Wait a moment; whether standard input was closed meanwhile."""
+    """Wait a moment; return whether standard input was closed in the meantime."""
     readable, _, _ = select.select([sys.stdin], [], [], POLL_SECONDS)
     return bool(readable) and os.read(sys.stdin.fileno(), 1) == b""
 
@@ -55,7 +55,7 @@ def _signal_group(group: int, number: signal.Signals) -> None:
 
 
 def _stay(number: int, frame: object) -> None:
-    """We end when vLLM has."""
+    """Ignore the signal: the guardian ends when vLLM has."""
 
 
 if __name__ == "__main__":

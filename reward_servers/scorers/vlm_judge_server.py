@@ -1,7 +1,7 @@
-"""A vLLM server of our own: started, watched, and ended with us.
+"""vLLM server started by this process: started, watched, and ended with it.
 
-It listens on a socket file in a folder that only this user can enter, on no port: vLLM leaves several of its routes
-open whatever key it is given, so nobody else may reach it.
+It listens on a socket file in a folder that only this user can enter, and on no port: vLLM leaves several of its routes
+open even with an API key, so no other user may reach it.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ LOG_LINES_QUOTED = 12
 LOG_BYTES_READ = 2**14
 STOP_SECONDS = 60.0
 POLL_SECONDS = 0.1
-# Ours, and not for vLLM: the server's secrets, and a search path on which our packages would hide others.
 WITHHELD_VARIABLES = ("REWARD_SERVER_TOKEN", "JUDGE_API_KEY", "REDIS_USERNAME", "REDIS_PASSWORD", "PYTHONPATH")
+"""vLLM does not get these: the server's secrets, and a search path on which our packages would hide its own."""
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_DO_NOT_TRACK": "1",
     "VLLM_HOST_IP": "127.0.0.1",
 }
-# Behind the user's own arguments, so that these win.
+# Placed after the user's own arguments, so that ours win.
 ARGUMENTS = (
     *("--served-model-name", SERVED_MODEL),
     *("--load-format", "safetensors"),
@@ -41,21 +41,21 @@ ARGUMENTS = (
     *("--generation-config", "vllm"),
     *("--limit-mm-per-prompt", '{"image": 1, "video": 0}'),
     *("--seed", "0"),
-    # A prefix found in the cache is summed in another order: the last bits would depend on who asked before.
+    # A cached prefix is summed in another order: the last bits would depend on earlier requests.
     "--no-enable-prefix-caching",
     "--disable-uvicorn-access-log",
 )
 
 
 class VllmProcess:
-    """Starts vLLM at once; `wait` until it listens. `stop` ends it; so does the end of this process.
+    """Starts vLLM at once; `wait` blocks until it listens. `stop` ends it, and so does the end of this process.
 
     Attributes:
-        socket_file: where it will listen.
+        socket_file: the socket on which it will listen.
     """
 
     def __init__(self, launch: LaunchSettings, device: str) -> None:
-        """ModelError when there is no such Python or model directory."""
+        """ModelError when the Python or the model directory does not exist."""
         if not launch.python.is_file():
             message = f"launch.python {launch.python} is missing: run `make judge-env`, or name a Python that has vLLM"
             raise ModelError(message)
@@ -75,14 +75,14 @@ class VllmProcess:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # A session of its own: a signal to our group must not end vLLM before our last request is answered.
+                # Its own session: a signal to our process group must not end vLLM before our last request is answered.
                 start_new_session=True,
             )
-        # A guardian whose vLLM died leaves the folder, for its log.
+        # If vLLM dies, the guardian keeps the folder for its log.
         atexit.register(self.stop)
 
     def wait(self, timeout_s: float) -> None:
-        """Until it listens; ModelError when it died, or does not within `timeout_s` seconds."""
+        """Wait until it listens; ModelError when it died, or does not listen within `timeout_s` seconds."""
         deadline = time.monotonic() + timeout_s
         while not _listens(self.socket_file):
             died = self.died()
@@ -96,7 +96,7 @@ class VllmProcess:
             time.sleep(POLL_SECONDS)
 
     def died(self, within_s: float = 0.0) -> str | None:
-        """What happened, with the end of the log; None when it still lives after `within_s` seconds."""
+        """A message with the end of the log; None when vLLM is still alive after `within_s` seconds."""
         try:
             self._process.wait(within_s)
         except subprocess.TimeoutExpired:
@@ -116,7 +116,7 @@ class VllmProcess:
         return "\n".join(f"    {line}" for line in lines)
 
     def stop(self) -> None:
-        """End it, and remove its folder. The end of this process does the same."""
+        """End vLLM and remove its folder. The end of this process does the same."""
         atexit.unregister(self.stop)
         if self._process.stdin is not None:
             self._process.stdin.close()
@@ -134,7 +134,7 @@ def _listens(path: Path) -> bool:
 
 
 def _environment(launch: LaunchSettings, device: str) -> dict[str, str]:
-    """Ours, less what is none of its business; on "cuda:1" it sees that device alone."""
+    """Our environment without the withheld variables; with "cuda:1" vLLM sees only that device."""
     kept = {name: value for name, value in os.environ.items() if name not in WITHHELD_VARIABLES}
     _, _, index = device.partition(":")
     visible = {"CUDA_VISIBLE_DEVICES": index} if index else {}

@@ -1,4 +1,4 @@
-"""What a judge's directory says: `judge.yaml` (where vLLM is, how it is asked) and the rubric beside it.
+"""Settings of a judge: `judge.yaml` (where vLLM is, how it is used) and the rubric in the same directory.
 
 judge.yaml                                    rubric.yaml
     launch:                                       faithfulness: 'Does the image show "{prompt}"?'
@@ -22,18 +22,18 @@ from common.errors import ModelError
 SETTINGS_FILE = "judge.yaml"
 PROMPT_FIELD = "{prompt}"
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
-# Control tokens of every model family of vLLM that judges start with "<": <|im_end|>, <|image_pad|>, </tool_call>, <s>.
+# Control tokens of every model family that vLLM serves as a judge start with "<": <|im_end|>, <|image_pad|>, </s>.
 _TOKEN_START = re.compile(r"<(?=\S)")
 
 
 class Section(BaseModel):
-    """Strict: a misspelt key is an error, and YAML's yes is no text."""
+    """Strict: a misspelt key is an error, and YAML's yes is not text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class LaunchSettings(Section):
-    """A vLLM server of our own, reachable through a socket file that only this user can open."""
+    """A vLLM server started by this process, reachable through a socket file that only this user can open."""
 
     model: Path = Field(Path("."), description="Model directory; relative to judge.yaml.")
     python: Path = Field(
@@ -64,7 +64,7 @@ class JudgeSettings(Section):
 
     @classmethod
     def read(cls, directory: Path) -> JudgeSettings:
-        """Read `directory`/judge.yaml, paths made absolute; ModelError names the file and what is wrong in it."""
+        """Read `directory`/judge.yaml and make its paths absolute; ModelError names the file and its problems."""
         path = directory / SETTINGS_FILE
         content = _read_map(path)
         try:
@@ -75,14 +75,15 @@ class JudgeSettings(Section):
         changed: dict[str, Any] = {"rubric": (directory / settings.rubric).resolve()}
         if settings.launch is not None:
             model = (directory / settings.launch.model).resolve()
-            # Not resolved: a virtual environment's python is a link, and its target knows nothing of the environment.
+            # Not resolved: a virtual environment's python is a link, and the link's target would not use the
+            # environment.
             python = (directory / settings.launch.python).absolute()
             changed["launch"] = settings.launch.model_copy(update={"model": model, "python": python})
         return settings.model_copy(update=changed)
 
 
 def read_rubric(path: Path) -> dict[str, str]:
-    """Name -> question; ModelError when it has none, or asks nothing about the prompt."""
+    """Name -> question; ModelError when the rubric is empty or no question mentions the prompt."""
     rubric = _read_map(path)
     if not all(isinstance(name, str) and isinstance(text, str) and text.strip() for name, text in rubric.items()):
         raise ModelError(f"{path}: a rubric maps the name of each question to its text")
@@ -92,14 +93,14 @@ def read_rubric(path: Path) -> dict[str, str]:
 
 
 def ask_about(question: str, prompt: str) -> str:
-    """A question with the prompt put in."""
+    """The question with the prompt inserted."""
     return question.replace(PROMPT_FIELD, escape(prompt))
 
 
 def escape(text: str) -> str:
-    """Text that tokenizes to plain words: one line, and no control token spelt out.
+    """Make text tokenize to plain words: one line, and no control token spelt out.
 
-    A literal <|im_end|> would end the question and let the prompt answer it; with a space behind "<" it is letters.
+    A literal <|im_end|> would end the question and let the prompt answer it; with a space after "<" it is plain text.
     """
     return _TOKEN_START.sub("< ", " ".join(text.split()))
 

@@ -1,9 +1,9 @@
-"""Lets torchvision be imported where its compiled part cannot be; `make judge-env` puts this beside vLLM.
+"""Makes torchvision importable where its compiled part cannot load; `make judge-env` installs this beside vLLM.
 
-PyPI's torchvision is linked against CUDA. Beside a CPU build of torch its library does not load, yet the import goes on
+PyPI's torchvision is linked against CUDA. With a CPU build of torch its library does not load, yet the import continues
 to describe two operators of that library (nms, qnms) and fails. A start-up file (`.pth`) of the environment imports
-this module; just before torchvision is first imported the two are declared, without an implementation: whoever calls
-one still gets an error. The image processors of Qwen-VL call neither. Standard library and torch alone.
+this module. Just before torchvision is first imported, the two operators are declared without an implementation:
+calling one still raises an error. The image processors of Qwen-VL call neither. Standard library and torch alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
 class DeclareOperators(MetaPathFinder):
-    """Finds nothing itself; it is asked for `torchvision` once, and prepares the import that follows."""
+    """Finds no module itself: the import of `torchvision` calls it once, and it prepares that import."""
 
     def find_spec(
         self,
@@ -50,7 +50,7 @@ def declare_missing(package: Path) -> None:
     declarations = torch.library.Library("torchvision", "FRAGMENT")
     for name in DECLARED:
         declarations.define(name + SIGNATURE)
-    # They last as long as the object does.
+    # The declarations last as long as this object.
     _kept.append(declarations)
 
 

@@ -1,4 +1,4 @@
-"""The arithmetic of a forward pass."""
+"""Arithmetic of a forward pass."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 @contextmanager
 def arithmetic(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
-    """Matrix products in `dtype`, those of float32 adapters on a half-precision base too; norms stay in float32.
+    """Matrix products in `dtype`, including those of float32 adapters on a half-precision base; norms stay in float32.
 
-    On a CPU the backward pass of fused attention takes, in bfloat16, six times as long as the plain one.
+    On a CPU in bfloat16, the backward pass of fused attention takes six times as long as that of plain attention.
     """
     if dtype == torch.float32:
         yield

@@ -1,4 +1,4 @@
-"""The blocks of a transformer: what it repeats, and so what is sharded and compiled one by one."""
+"""Blocks of a transformer: its repeated parts, which are sharded and compiled one by one."""
 
 from __future__ import annotations
 
@@ -9,23 +9,26 @@ import torch._inductor.config
 from torch import nn
 
 COMPILED_VARIANTS = 256
-"""Kinds of block, times networks, times shapes, of a process. Beyond that torch would go on uncompiled."""
+"""Limit of compiled variants per process: kinds of block, times networks, times shapes.
+
+Beyond it torch would silently run uncompiled code.
+"""
 
 
 def blocks(transformer: nn.Module) -> Iterator[nn.Module]:
-    """What the lists among its children hold, as diffusers' transformers are built."""
+    """The members of the module lists among its children, as in diffusers' transformers."""
     for part in transformer.children():
         if isinstance(part, nn.ModuleList):
             yield from part
 
 
 def compile_blocks(transformers: Iterable[nn.Module]) -> None:
-    """Have every block compiled when it is first met: once for each kind of block, network and kind of shape.
+    """Compile every block on first use: once per kind of block, network and kind of shape.
 
-    Weights may change afterwards, and which adapters are active.
+    Weights and active adapters may change afterwards.
     """
     torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
-    # Rounded after every operation, as without compiling: the learner attests what the workers compute.
+    # Round after every operation, as uncompiled code does: the learner attests what the workers compute.
     torch._inductor.config.emulate_precision_casts = True
     for transformer in transformers:
         for block in blocks(transformer):

@@ -1,6 +1,6 @@
-"""Frozen linear layers as 8-bit integers, for text encoders that are larger than what they are used for.
+"""Frozen linear layers as 8-bit integers, to save memory in large text encoders.
 
-Weights alone are rounded, symmetrically, with one scale an output row; products are computed in the input's own dtype.
+Only weights are rounded, symmetrically, with one scale per output row; products are computed in the input's own dtype.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ LARGEST = 127
 
 
 class Int8Linear(nn.Module):
-    """A frozen `nn.Linear` of int8 weights: half the memory of bfloat16, an error of at most half a step a weight."""
+    """A frozen `nn.Linear` with int8 weights: half the memory of bfloat16, at most half a step of error per weight."""
 
     weight_int8: Tensor
     scale: Tensor
@@ -22,7 +22,7 @@ class Int8Linear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight = linear.weight.detach().float()
-        # A row of zeros has any scale.
+        # For a row of zeros any scale is correct.
         scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / LARGEST
         self.register_buffer("weight_int8", (weight / scale).round().to(torch.int8))
         self.register_buffer("scale", scale)
@@ -31,7 +31,7 @@ class Int8Linear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight as it is computed with; some encoders ask a layer for its dtype."""
+        """The weight used in computation; some encoders ask a layer for its dtype."""
         return self.weight_int8 * self.scale
 
     def forward(self, inputs: Tensor) -> Tensor:

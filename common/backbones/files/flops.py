@@ -1,7 +1,7 @@
 """Operations of one pass of a transformer, counted from the names and shapes of its weights.
 
-Not every token meets every weight. Image tokens go through the image's stream and prompt tokens through the text's;
-the later blocks of FLUX take both at once; and what modulates a block sees one vector a sample.
+Not every token passes through every weight. Image tokens go through the image stream and prompt tokens through the text
+stream; the later blocks of FLUX process both together; modulation weights process one vector per sample.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ IMAGE_ATTENTION = re.compile(r"\.attn2\.to_q\.weight$")
 
 
 def forward_flops(shapes: Shapes, layers: int, width: int, image_tokens: int, text_tokens: int) -> float:
-    """Of one sample: two for each weight and token that meets it, and those of attention; adapters left out.
+    """Operations per sample: two per weight and token that passes it, plus attention; adapters are not counted.
 
     Args:
-        shapes: of every weight, by its name in diffusers' SD3, FLUX.1 or FLUX.2 transformer.
-        layers: blocks whose attention is over both streams.
-        width: numbers a token.
+        shapes: shape of every weight, by its name in diffusers' SD3, FLUX.1 or FLUX.2 transformer.
+        layers: number of blocks whose attention covers both streams.
+        width: hidden units per token.
     """
     tokens = image_tokens + text_tokens
     linear = sum(
@@ -32,7 +32,7 @@ def forward_flops(shapes: Shapes, layers: int, width: int, image_tokens: int, te
         for name, shape in shapes.items()
         if name.endswith(".weight") and len(shape) > 1
     )
-    # SD3.5 gives some blocks a second attention, of the image alone.
+    # SD3.5 has a second attention in some blocks, over the image alone.
     image_alone = sum(1 for name in shapes if IMAGE_ATTENTION.search(name))
     return 2.0 * linear + 4.0 * width * (layers * tokens**2 + image_alone * image_tokens**2)
 

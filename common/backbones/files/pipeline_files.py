@@ -1,4 +1,4 @@
-"""Finding a diffusers pipeline and checking it by its small files, before minutes are spent on its large ones."""
+"""Finds a diffusers pipeline and checks its small files, before minutes are spent on its large ones."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 WEIGHT_FILES = "*.safetensors"
 WEIGHTED_PARTS = ("transformer", "text_encoder", "vae")
 HUB_VARIANTS = ("*.fp16.*", "*.fp16-*", "*.non_ema.*")
-"""Weights that a repository holds a second time."""
+"""A repository may hold second copies of its weights under these names."""
 
 
 class PartConfig(dict[str, Any]):
-    """A part's configuration, in which a key that is looked up must be."""
+    """A part's configuration in which a missing key is a ModelError."""
 
     def __init__(self, values: dict[str, Any], source: str) -> None:
         super().__init__(values)
@@ -36,14 +36,14 @@ class PartConfig(dict[str, Any]):
 
 @dataclass(frozen=True)
 class PipelineFiles:
-    """A pipeline that is whole as far as its small files can tell.
+    """A pipeline that is complete as far as its small files show.
 
     Attributes:
-        path: as the run file has it.
-        directory: where its files are.
+        path: the path in the run file.
+        directory: the local directory of its files.
         kind: the pipeline's class.
         index: its model_index.json.
-        parts: the folders that are needed of it.
+        parts: the folders of it that are needed.
     """
 
     path: Path
@@ -57,10 +57,10 @@ class PipelineFiles:
         return self.directory != self.path
 
     def fetch_weights(self) -> None:
-        """Download the weights, where they are not at hand.
+        """Download the weights, unless they exist locally.
 
         Raises:
-            ModelError: the hub does not give them, or a file is missing or cut short.
+            ModelError: the hub does not provide them, or a file is missing or truncated.
         """
         if self.of_hub:
             _fetch(self.path, [f"{part}/{WEIGHT_FILES}" for part in self.parts])
@@ -68,10 +68,10 @@ class PipelineFiles:
             _require_whole_weights(self, part)
 
     def weight_shapes(self, part: str) -> dict[str, tuple[int, ...]]:
-        """Shape of every weight of a part, from the headers of its files: those on the hub, if they are there only.
+        """Shape of every weight of a part, from the headers of its files; from the hub if they are not local.
 
         Raises:
-            ModelError: the hub does not give them, or a file is missing or cut short.
+            ModelError: the hub does not provide them, or a file is missing or truncated.
         """
         if self.of_hub and not _has_weights(self, part):
             return _shapes_on_hub(self.path, part)
@@ -82,7 +82,7 @@ class PipelineFiles:
         return shapes
 
     def config(self, part: str) -> PartConfig:
-        """The configuration of a part.
+        """Read the configuration of a part.
 
         Raises:
             ModelError: it is missing or damaged.
@@ -99,12 +99,13 @@ class PipelineFiles:
 
 
 def find_pipeline(path: Path, family: str, kinds: Sequence[str], only: str | None = None) -> PipelineFiles:
-    """A local directory, or ORGANISATION/NAME of the hub, whose small files are fetched where they are not at hand.
+    """Find a local directory, or ORGANISATION/NAME on the hub, whose small files are downloaded unless they are local.
 
-    `only` names the one part that is needed, if not all are.
+    `only` names the single part that is needed; None means all.
 
     Raises:
-        ModelError: there is none, its kind is none of `kinds`, or a file is missing or, of a directory, cut short.
+        ModelError: there is no pipeline, its kind is not in `kinds`, or a file is missing or, in a directory,
+            truncated.
     """
     directory = path if path.exists() else _fetch(path, (INDEX,))
     files = _read_index(path, directory, only)
@@ -132,14 +133,14 @@ def _read_index(path: Path, directory: Path, only: str | None) -> PipelineFiles:
 
 
 def _fetch(path: Path, patterns: Sequence[str]) -> Path:
-    """The hub's files that match, and the directory they are in."""
+    """Download the hub's files that match the patterns; return their directory."""
     if path.is_absolute() or len(path.parts) != 2:
         raise ModelError(f"no pipeline at {path}: expected a diffusers directory with a {INDEX}")
     try:
         if tuple(patterns) == (INDEX,):
             return Path(hf_hub_download(str(path), INDEX)).parent
         return Path(snapshot_download(str(path), allow_patterns=list(patterns), ignore_patterns=list(HUB_VARIANTS)))
-    except Exception as error:  # the hub's client raises a different class for every way a download can fail
+    except Exception as error:  # the hub's client raises a different class for each kind of failed download
         raise _not_given(path, error) from error
 
 
@@ -166,7 +167,7 @@ def _shapes_on_hub(path: Path, part: str) -> dict[str, tuple[int, ...]]:
 
 
 def _is_part(value: object) -> bool:
-    """Parts stand in the index as [library, class]; those left out on purpose as [null, null]."""
+    """Whether an index entry is a part: [library, class]; parts left out on purpose are [null, null]."""
     return isinstance(value, list) and None not in value
 
 
@@ -179,7 +180,7 @@ def _has_weights(files: PipelineFiles, part: str) -> bool:
 
 
 def _require_whole_weights(files: PipelineFiles, part: str) -> None:
-    """Weights are there, every shard that an index names, and every file as long as its header says."""
+    """ModelError unless the weights exist, with every shard of an index, and every file has its header's length."""
     folder = files.directory / part
     if part.startswith(WEIGHTED_PARTS) and not any(folder.glob(WEIGHT_FILES)):
         raise files.broken(f"there is no {part}/{WEIGHT_FILES} in it")
@@ -198,7 +199,7 @@ def _require_whole_weights(files: PipelineFiles, part: str) -> None:
 
 
 def _declared_size(file: Path) -> int:
-    """Bytes of a safetensors file: 8 for the header's length, the header, the furthest end of a tensor; -1 if none."""
+    """Bytes of a safetensors file: 8 for the header's length, the header, the last end of a tensor; -1 if invalid."""
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if length > file.stat().st_size:
@@ -212,6 +213,6 @@ def _declared_size(file: Path) -> int:
 
 
 def first_line(error: Exception) -> str:
-    """What another library's exception says, short enough for a message of ours."""
+    """The first line of another library's exception, for use in our messages."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

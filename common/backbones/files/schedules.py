@@ -1,4 +1,4 @@
-"""A pipeline's noise levels, as its scheduler's configuration has them."""
+"""Noise levels of a pipeline, from its scheduler's configuration."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from common.backbones.files.pipeline_files import PipelineFiles
 from common.flow import exponential_shift_sigmas, linear_mu, static_shift_sigmas
 
 UNSUPPORTED = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas", "shift_terminal")
-"""Other schedules of the scheduler's class, which no supported family uses."""
+"""These options select other schedules of the scheduler's class; no supported family uses them."""
 
 
 def scheduler_config(files: PipelineFiles) -> Mapping[str, Any]:
-    """The scheduler's configuration.
+    """Read the scheduler's configuration.
 
     Raises:
-        ModelError: it asks for a schedule that is none of ours.
+        ModelError: it asks for an unsupported schedule.
     """
     config = files.config("scheduler")
     for name in UNSUPPORTED:
@@ -28,7 +28,7 @@ def scheduler_config(files: PipelineFiles) -> Mapping[str, Any]:
 
 
 def pipeline_sigmas(config: Mapping[str, Any], num_steps: int, mu: float) -> tuple[float, ...]:
-    """num_steps + 1 levels from 1 to 0; `mu` counts where the shift depends on the resolution."""
+    """num_steps + 1 levels from 1 to 0; `mu` is used only if the shift depends on the resolution."""
     if config.get("use_dynamic_shifting"):
         return exponential_shift_sigmas(num_steps, mu)
     return static_shift_sigmas(num_steps, config.get("shift", 1.0))

@@ -1,4 +1,4 @@
-"""How large a model is, from its small files and the headers of its weight files: nothing is loaded."""
+"""Sizes of a model, from its small files and the headers of its weight files; nothing is loaded."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from common.types import Guidance
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """Numbers of a pipeline.
+    """Sizes of a pipeline.
 
     Attributes:
-        transformer, text_encoders, vae: weights.
-        bases: frozen transformers: 2 where the teacher is not the student's.
-        adapter: weights of one adapter.
-        layers, width: blocks of the transformer, and numbers a token.
-        image_tokens, text_tokens: of one sample.
-        forward_flops: of one sample through the transformer, see `common/backbones/files/flops.py`.
-        pixels: of one image.
+        transformer, text_encoders, vae: number of weights.
+        bases: number of frozen transformers: 2 if the teacher's is not the student's.
+        adapter: number of weights of one adapter.
+        layers, width: blocks of the transformer, and hidden units per token.
+        image_tokens, text_tokens: tokens per sample.
+        forward_flops: operations per sample through the transformer, see `common/backbones/files/flops.py`.
+        pixels: pixels per image.
         vae_width: channels of the decoder at full resolution.
-        guided_passes: of the transformer for one guided sample of the teacher.
-        guidance: how the teacher takes it.
+        guided_passes: passes of the transformer for one guided sample of the teacher.
+        guidance: the teacher's kind of guidance.
     """
 
     transformer: int
@@ -59,12 +59,12 @@ def model_sizes(
     lora_rank: int,
     guidance: Guidance,
 ) -> ModelSizes:
-    """The sizes of a diffusers pipeline whose backbone has these latents [c, h, w]."""
+    """Compute the sizes of a diffusers pipeline whose backbone has these latents [c, h, w]."""
     transformer, vae, options = files.config("transformer"), files.config("vae"), settings.model_dump()
     shapes = files.weight_shapes("transformer")
     encoders = [name for name, entry in files.index.items() if name.startswith("text_encoder") and entry[0]]
     channels, height, width = latent_shape
-    # FLUX packs patches into channels, before the backbone sees them or after; SD3 takes patches in its first layer.
+    # FLUX packs patches into channels, inside the backbone or before it; SD3 patchifies in its first layer.
     packed_inside = transformer["in_channels"] // channels * (transformer.get("patch_size") or 1) ** 2
     packed_before = channels // vae["latent_channels"]
     side = 2 ** (len(vae["block_out_channels"]) - 1)
@@ -94,10 +94,10 @@ def weights(shapes: Shapes) -> int:
 
 
 def adapter_weights(shapes: Shapes, targets: Sequence[str], rank: int) -> int:
-    """Weights of a LoRA of this rank on the matrices [out, in] whose layer's name ends in one of the targets.
+    """Weights of a LoRA of this rank on all matrices [out, in] whose layer's name ends in one of the targets.
 
     Raises:
-        ModelError: there is a target that no name ends in.
+        ModelError: no layer's name ends in one of the targets.
     """
     matrices = {name.removesuffix(".weight"): shape for name, shape in shapes.items() if len(shape) == 2}
     require_bound(targets, matrices)

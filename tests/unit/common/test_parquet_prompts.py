@@ -52,8 +52,8 @@ def test_what_fits_no_column_stands_as_json(tmp_path: Path) -> None:
     [
         ({"text": "a"}, 'row 2 has no "prompt" text; its columns are prompt, text'),
         ({"prompt": " "}, 'row 2 has no "prompt" text'),
-        ({"prompt": "a", "when": datetime.date(2026, 1, 1)}, "row 2 has metadata that JSON has no word for"),
-        ({"prompt": "a", "share": float("nan")}, "row 2 has metadata that JSON has no word for"),
+        ({"prompt": "a", "when": datetime.date(2026, 1, 1)}, "row 2 has metadata that JSON cannot represent"),
+        ({"prompt": "a", "share": float("nan")}, "row 2 has metadata that JSON cannot represent"),
         ({"prompt": "a", "metadata": "{"}, 'row 2: its "metadata" is text, but not JSON'),
         ({"prompt": "a", "metadata": "[1]"}, 'row 2: its "metadata" is JSON, but no object: [1]'),
         ({"prompt": "x" * 20_001}, "row 2 is a prompt of 20,001 characters"),

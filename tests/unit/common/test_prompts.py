@@ -53,7 +53,7 @@ def test_a_long_prompt_is_accepted_and_said(tmp_path: Path, caplog: pytest.LogCa
         (b" \n\n", "no prompts in it"),
         (b"fine\na\0b\n", "line 2 has a NUL byte"),
         (b"\x89PNG\r\n\x1a\n", "line 1 is not UTF-8 (byte 0)"),
-        ("東".encode() * 15_000, "line 1 is nothing that reward servers read: the text '東東東"),
+        ("東".encode() * 15_000, "line 1 is not accepted by reward servers: the text '東東東"),
         (b"x" * 20_001, "line 1 is a prompt of 20,001 characters, the limit is 20,000"),
         (b"fine\n" + b"x" * 10_000_000, "line 2 is longer than 1,000,000 bytes (the file has 10,000,005)"),
     ],

@@ -65,7 +65,7 @@ def test_all_rewards_are_asked_or_only_those_named(server: FakeServer) -> None:
     with RewardClient(endpoints, 5.0, 1) as client:
         assert sorted(client.score(IMAGES, PROMPTS)) == ["one", "two"]
         assert list(client.score(IMAGES, PROMPTS, names=["two"])) == ["two"]
-        with pytest.raises(RewardRejected, match="nobody serves a reward 'three'"):
+        with pytest.raises(RewardRejected, match="no server for the reward 'three'"):
             client.score(IMAGES, PROMPTS, names=["three"])
 
 
@@ -311,7 +311,7 @@ def test_a_plain_question_that_is_answered_makes_its_server_well(server: FakeSer
         server.replies = [(200, ScoreResponse("fake", "hash", SCORES[:1]).to_bytes())]
         client.ask_plainly("fake", plain, url=server.url)
         assert client.states("fake") == {server.url: BreakerState.CLOSED}
-        with pytest.raises(RewardUnavailable, match="has left"):
+        with pytest.raises(RewardUnavailable, match="is no longer registered"):
             client.ask_plainly("fake", plain, url="http://elsewhere")
     sent = ScoreRequest.from_bytes(server.bodies[-1])
     assert (sent.prompts, sent.metadata, sent.images_BHWC.shape) == (["a dot"], [{"count": 1}], (1, 64, 64, 3))

@@ -171,7 +171,7 @@ def test_a_server_is_checked_before_a_question_is_risked_on_it(server: FakeServe
 
 
 def test_a_server_of_other_weights_is_never_believed(server: FakeServer, stranger: FakeServer) -> None:
-    expected = rf"{stranger.url}: weights_hash is 'other', in this run it is 'hash' \(told by {server.url}\)"
+    expected = rf"{stranger.url}: weights_hash is 'other', in this run it is 'hash' \(declared by {server.url}\)"
     with client_at(server.url, stranger.url) as client, pytest.raises(RewardInvalid, match=expected):
         client.verify("fake")
     with client_at(stranger.url, attempts=1, infos={"fake": INFO}) as client, pytest.raises(RewardInvalid) as caught:
@@ -202,7 +202,7 @@ def test_registered_servers_join_and_leave_but_never_all(
     server: FakeServer, twin: FakeServer, stranger: FakeServer
 ) -> None:
     with client_at(attempts=1, discovered=["fake"]) as client:
-        with pytest.raises(RewardUnavailable, match="no server of that name is registered that may be asked") as caught:
+        with pytest.raises(RewardUnavailable, match="no usable server is registered under that name") as caught:
             client.score(IMAGES, PROMPTS)
         assert caught.value.cause == "no_server"
         client.offer("fake", [server.url + "/"])

@@ -78,7 +78,7 @@ def test_a_pause_lasts_until_it_is_taken_back_or_redis_is_lost(
     end: StoreError | None, tmp_path: Path, pauses: list[float]
 ) -> None:
     messages = asked(Control("pause", "pause", "pause", end), tmp_path)
-    assert messages == ["paused on request; delete rtdmd:run:test in Redis to go on", "going on"]
+    assert messages == ["paused on request; delete rtdmd:run:test in Redis to continue", "continuing"]
     assert len(pauses) == 3
 
 

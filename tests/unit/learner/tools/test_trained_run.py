@@ -69,7 +69,7 @@ def test_the_teacher_needs_no_weights_of_the_run(moved: Path) -> None:
 
 
 def test_a_policy_the_run_has_not_got_to_is_refused(moved: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"is of the cold start, the run got no further: use --policy cold_start"):
+    with pytest.raises(CheckpointError, match=r"the cold start, and the run has no later one: use --policy cold_start"):
         loaded(moved / "checkpoints" / "cold_start-000010")
     shutil.rmtree(moved / "checkpoints")
     with pytest.raises(CheckpointError, match=r"its lora/ is the final policy alone; use --policy rtdmd"):
