@@ -89,7 +89,7 @@ def tiny_backbone(model: str, folder: Path) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("stage", ["cold_start", "rtdmd"])
+@pytest.mark.parametrize("stage", [pytest.param("cold_start", marks=pytest.mark.slow), "rtdmd"])
 def test_a_dry_run_passes(stage: str, model: str, tmp_path: Path, cluster: str, rewards: str) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"prompt {number}"}) + "\n" for number in range(80)))

@@ -103,7 +103,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 @pytest.mark.parametrize("seconds", [1.0, pytest.param(60.0, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
-@pytest.mark.parametrize("policy", ["pause", "drop_group", "renormalise"])
+@pytest.mark.parametrize("policy", ["pause", "drop_group", pytest.param("renormalise", marks=pytest.mark.slow)])
 def test_a_brownout(policy: OutagePolicy, seconds: float, servers: dict[str, FickleServer], sent: Counter[str]) -> None:
     endpoints = [RewardEndpoint(name, server.url) for name, server in servers.items()]
     with ExitStack() as stack:
