@@ -138,7 +138,7 @@ def scored_groups(
 
 
 def gradients(networks: Networks, network: Network) -> dict[str, Tensor]:
-    """What the last update of the trained adapter of a network followed."""
+    """The gradient that the last update of a network's trained adapter followed."""
     bank = networks.backbone.adapters
     parameters = bank.parameters(bank.stack(network)[-1])
     return {key: parameter.grad.double() for key, parameter in parameters.items()}

@@ -1,4 +1,4 @@
-"""What a mutant is, and how a process comes to run one: its source is served in place of the file's."""
+"""A mutant, and the way a process runs one: its source is served in place of the file's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which unit tests can reach a source file: through what they import, directly or not, read from the sources alone."""
+"""Finds the unit tests that can reach a source file: through their imports, direct or not, read from the sources."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tests.mutants.mutant import REPOSITORY
 
 UNIT_TESTS = "tests/unit"
 IMPORT_PATH = re.compile(r"([a-z_]\w*(?:\.\w+)+):\w+")
-"""How the sources name a class that is imported when it is asked for."""
+"""The form in which the sources name a class that is imported on demand."""
 FIXTURES = {"tiny_pipeline": "tests.helpers.tiny_pipeline", "cached": "tests.helpers.tiny_pipeline"}
-"""What the fixtures of tests/conftest.py import."""
+"""Modules that the fixtures of tests/conftest.py import."""
 
 
 def reaching_tests(file: str) -> list[str]:

@@ -24,7 +24,7 @@ LAZY = {
     "diffusers": ("StableDiffusion3Pipeline", "FluxPipeline", "Flux2KleinPipeline", "Flux2Pipeline"),
     "transformers": ("CLIPTextModelWithProjection", "T5EncoderModel", "Qwen3ForCausalLM", "CLIPTokenizer"),
 }
-"""What these libraries import when it is first asked for."""
+"""Modules that these libraries import on demand."""
 OURS = ("common", "learner", "rollout_workers", "reward_servers", "zoo")
 # Without the other plugins, which take a second to load; their imports here would be warnings there.
 OPTIONS = ["-q", "-p", "no:cacheprovider", "-p", "pytest_timeout", "-p", "_hypothesis_pytestplugin", "-m", "not gpu"]
@@ -62,7 +62,7 @@ class _Child:
     started: float = field(default_factory=time.monotonic)
 
     def outcome(self) -> Outcome | None:
-        """What has become of it; None while it runs."""
+        """Its verdict; None while it runs."""
         seconds = time.monotonic() - self.started
         ended = os.waitpid(self.pid, os.WNOHANG)[0] == self.pid
         if not ended and seconds < self.job.timeout_s:

@@ -1,4 +1,4 @@
-"""What pytest found: which tests failed, and whether by an assertion."""
+"""The result of pytest: the tests that failed, and whether by an assertion."""
 
 from __future__ import annotations
 
