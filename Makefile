@@ -48,12 +48,12 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Unit tests side by side; the others start real processes, of which each wants a machine of its own. In between, proof
-# that the unit tests notice wrong changes to the method.
+# Unit tests, proof that they notice wrong changes to the method, tests with real processes, other versions of Python.
+# Two processes of pytest: integration tests of one file, and of files that share a run, stay in one of them.
 test: lint
 	$(BIN)/python -m pytest tests/unit -n 2
 	$(BIN)/python -m tests.mutants
-	$(BIN)/python -m pytest tests/integration -m "not slow"
+	$(BIN)/python -m pytest tests/integration -m "not slow" -n 2 --dist loadgroup --no-loadscope-reorder
 	$(BIN)/python -m tests.interpreters $(INTERPRETERS)
 
 # The unit tests without heavy libraries, under every other supported Python among INTERPRETERS (40 s for each).

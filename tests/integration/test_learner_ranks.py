@@ -53,7 +53,7 @@ def metrics_of(files: list[Path]) -> list[dict[str, float]]:
     return [Totals.merged(update).values() for update in zip(*parts, strict=True)]
 
 
-@pytest.mark.parametrize("base", ["whole", "sharded", "recomputed"])
+@pytest.mark.parametrize("base", ["whole", pytest.param("sharded", marks=pytest.mark.slow), "recomputed"])
 def test_two_ranks_train_as_one_does(base: str, tiny_pipeline: Path, tmp_path: Path) -> None:
     held = {}
     for count in (1, 2):

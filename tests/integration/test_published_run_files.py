@@ -8,69 +8,37 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.running_service import DEADLINE, PROJECT_ROOT
+from tests.helpers.shared_services import Cluster, ServedScorer, reward_servers
 from tests.helpers.tiny_flux1 import write_tiny_flux1
 from tests.helpers.tiny_flux2 import HEIGHT, TEXT_LAYERS, TEXT_TOKENS, WIDTH, write_tiny_klein
 from tests.helpers.tiny_pipeline import IMAGE_SIDE, write_tiny_pipeline
-from tests.helpers.waiting import wait_until
 
 RUNS = PROJECT_ROOT / "deploy/runs"
 REWARDS = ("clipscore", "hps", "pickscore", "geneval_parts", "geneval")
-MODELS = ("sd3m", "sd35m", "flux2_klein_4b", "flux2_klein_9b", "flux1_dev")
-
-CLUSTER = """
-import sys, ray
-ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False,
-         runtime_env={"env_vars": {"PYTHONPATH": sys.argv[1]}})
-print(ray.get_runtime_context().gcs_address, flush=True)
-sys.stdin.read()
-"""
-
-
-RAY = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
-"""Of cluster and drivers."""
-
-
-@contextmanager
-def process(*command: str) -> Iterator[subprocess.Popen[str]]:
-    """Lives as long as the block; its standard input stays open as long."""
-    environment = os.environ | RAY | {"PYTHONPATH": str(PROJECT_ROOT)}
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        [sys.executable, *command], cwd=PROJECT_ROOT, env=environment, stdin=pipe, stdout=pipe, text=True
-    ) as started:
-        try:
-            yield started
-        finally:
-            started.terminate()
-            started.wait(DEADLINE)
+OF_THE_SAME_CLASSES = pytest.mark.slow
+"""Its pipeline's classes are those of another model here, with other sizes."""
+MODELS = (
+    pytest.param("sd3m", marks=OF_THE_SAME_CLASSES),
+    "sd35m",
+    "flux2_klein_4b",
+    pytest.param("flux2_klein_9b", marks=OF_THE_SAME_CLASSES),
+    "flux1_dev",
+)
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    with process("-c", CLUSTER, str(PROJECT_ROOT)) as started:
-        assert started.stdout is not None
-        yield started.stdout.readline().strip()
-
-
-@pytest.fixture(scope="module")
-def rewards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    ready = tmp_path_factory.mktemp("rewards") / "ready.json"
-    scorers = [
-        word for name in REWARDS for word in ("--scorer", "tests.helpers.toy_scorers:BrightnessScorer", "--name", name)
-    ]
-    with process("-m", "reward_servers", "--port", "0", "--ready-file", str(ready), *scorers):
-        wait_until(ready.exists, "the reward servers to be ready")
-        yield f"http://127.0.0.1:{json.loads(ready.read_text())['port']}"
+def reward_urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    brightness = ServedScorer("tests.helpers.toy_scorers:BrightnessScorer")
+    with reward_servers(dict.fromkeys(REWARDS, brightness), tmp_path_factory.mktemp("rewards")) as urls:
+        yield urls
 
 
 def tiny_backbone(model: str, folder: Path) -> dict[str, object]:
@@ -90,7 +58,9 @@ def tiny_backbone(model: str, folder: Path) -> dict[str, object]:
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("stage", [pytest.param("cold_start", marks=pytest.mark.slow), "rtdmd"])
-def test_a_dry_run_passes(stage: str, model: str, tmp_path: Path, cluster: str, rewards: str) -> None:
+def test_a_dry_run_passes(
+    stage: str, model: str, tmp_path: Path, cluster: Cluster, reward_urls: dict[str, str]
+) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"prompt {number}"}) + "\n" for number in range(80)))
     small = {"num_gpus": 0, "num_cpus": 0.01}
@@ -105,11 +75,11 @@ def test_a_dry_run_passes(stage: str, model: str, tmp_path: Path, cluster: str, 
     options = [f"--{section}.{key}={value}" for section, keys in sections.items() for key, value in keys.items()]
     run_file = RUNS / f"{stage}_{model}.yaml"
     asked = [name for name in REWARDS if f"name: {name}," in run_file.read_text()]
-    options += [f"--rewards.{name}.url={rewards}/{name}" for name in asked]
+    options += [f"--rewards.{name}.url={reward_urls[name]}" for name in asked]
     done = subprocess.run(
         [sys.executable, "learner/main.py", "--config", str(run_file), "--dry-run", *options],
         cwd=PROJECT_ROOT,
-        env=os.environ | RAY | {"RAY_ADDRESS": cluster},
+        env=os.environ | cluster.environment,
         capture_output=True,
         text=True,
         timeout=DEADLINE,

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,38 +12,25 @@ import pytest
 from PIL import Image
 
 from common.types import ByteArray
-from learner.driver.local_servers import LocalServers, LocalServerSpec
-from tests.helpers.running_service import PROJECT_ROOT, Run, write_config
-from tests.helpers.tiny_rewards import write_hps
+from tests.helpers.running_service import PROJECT_ROOT, PROMPTS, Run, Service
 
-PROMPTS = ("red", "blue", "a dot", "two", "big", "small")
-SHORT = {
-    "--cold_start.iterations": "2",
-    "--alignment.iterations": "2",
-    "--evaluation.every": "2",
-    "--evaluation.final_prompts": "6",
-    "--evaluation.teacher": "false",
-}
+EVALUATED = PROMPTS[:6]
 IMAGES = 4
 TIMEOUT = 280.0
 
 
 @pytest.fixture(scope="module")
-def moved(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, in another place than where it ran."""
-    folder = tmp_path_factory.mktemp("using")
-    config = write_config(folder / "run.yaml", tiny_pipeline, write_hps(folder / "hps"), PROMPTS)
-    run = Run(config, folder / "made", *(word for pair in SHORT.items() for word in pair))
-    run.finish()
-    return Path(shutil.move(run.run_dir, folder / "elsewhere" / "moved"))
+def prompts(config: Path) -> Path:
+    """The prompts of the final evaluation: the first of all."""
+    path = config.parent / "evaluated.txt"
+    path.write_text("\n".join(EVALUATED) + "\n")
+    return path
 
 
-@pytest.fixture(scope="module")
-def bright(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@pytest.fixture
+def bright(service: Service) -> str:
     """The URL of a running server."""
-    spec = LocalServerSpec("bright", "tests.helpers.toy_scorers:BrightnessScorer", None)
-    with LocalServers([spec], tmp_path_factory.mktemp("server")) as servers:
-        yield servers.urls["bright"]
+    return service.reward_urls["bright"]
 
 
 def command(name: str, *options: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
@@ -61,28 +46,40 @@ def picture(path: Path | str) -> ByteArray:
 
 def mean(lines: Path, reward: str) -> float:
     records = [json.loads(line) for line in lines.read_text().splitlines()]
-    assert [record["prompt"] for record in records] == list(PROMPTS)
+    assert [record["prompt"] for record in records] == list(EVALUATED)
     return float(np.mean([record["scores"][reward] for record in records]))
 
 
-def test_pictures_are_those_of_the_run_s_own_evaluation(moved: Path, tmp_path: Path) -> None:
-    prompts = moved.parents[1] / "prompts.txt"
+def test_pictures_are_those_of_the_run_s_own_evaluation(finished: Run, prompts: Path, tmp_path: Path) -> None:
     for policy in ("rtdmd", "cold_start"):
-        options = ("--run", moved, "--prompts", prompts, "--count", str(IMAGES), "--policy", policy, "--device", "cpu")
-        paths = command("generate", *options, "--out", tmp_path / policy).stdout.splitlines()
-        assert len(paths) == len(PROMPTS) * IMAGES
+        options = (
+            "--run",
+            finished.run_dir,
+            "--prompts",
+            prompts,
+            "--count",
+            str(IMAGES),
+            "--policy",
+            policy,
+            "--device",
+            "cpu",
+        )
+        paths = command("generate", *options, "--policy", policy, "--out", tmp_path / policy).stdout.splitlines()
+        assert len(paths) == len(EVALUATED) * IMAGES
         for place in range(2):
-            kept = moved / "samples" / "policies" / f"{policy}-{place:02d}.png"
+            kept = finished.run_dir / "samples" / "policies" / f"{policy}-{place:02d}.png"
             assert np.array_equal(picture(paths[place * IMAGES]), picture(kept))
 
 
-def test_scores_are_those_of_the_run_s_own_evaluation(moved: Path, bright: str, tmp_path: Path) -> None:
-    prompts, hps = moved.parents[1] / "prompts.txt", moved.parents[1] / "hps"
-    options = ("--run", moved, "--prompts", prompts, "--images-per-prompt", str(IMAGES), "--device", "cpu")
+def test_scores_are_those_of_the_run_s_own_evaluation(
+    finished: Run, prompts: Path, bright: str, tmp_path: Path
+) -> None:
+    hps = prompts.parent / "hps"
+    options = ("--run", finished.run_dir, "--prompts", prompts, "--images-per-prompt", str(IMAGES), "--device", "cpu")
     rewards = ("--reward", f"bright={bright}", "--scorer", f"hps=hps,{hps}")
     found = command("evaluate", *options, *rewards, "--out", tmp_path)
     assert found.stdout == f"{tmp_path / 'evaluation.md'}\n"
-    summary = json.loads((moved / "summary.json").read_text())["policies"]["rtdmd"]
+    summary = json.loads((finished.run_dir / "summary.json").read_text())["policies"]["rtdmd"]
     lines = (tmp_path / "evaluation.md").read_text().splitlines()
     assert lines[4] == "|  | HPSv2 | bright |"
     for name, cell in zip(("hps", "bright"), lines[6].split(" | ")[1:], strict=True):
@@ -92,10 +89,11 @@ def test_scores_are_those_of_the_run_s_own_evaluation(moved: Path, bright: str, 
     assert "![The first prompts and their pictures](grid.png)" in lines
 
 
-def test_a_merged_pipeline_is_scored_with_the_server_s_own_rules(moved: Path, bright: str, tmp_path: Path) -> None:
+def test_a_merged_pipeline_is_scored_with_the_server_s_own_rules(
+    finished: Run, prompts: Path, bright: str, tmp_path: Path
+) -> None:
     """As it is, exported, loaded by diffusers, scored; and a reward that is not there ends it by name."""
-    prompts = moved.parents[1] / "prompts.txt"
-    told = command("export", "--run", moved, "--format", "pipeline", "--out", tmp_path / "merged").stdout
+    told = command("export", "--run", finished.run_dir, "--format", "pipeline", "--out", tmp_path / "merged").stdout
     assert "pipeline(prompt, sigmas=[1, 0.75, 0.5, 0.25], guidance_scale=1.0, max_sequence_length=10)" in told
     call = ("--call", "sigmas=[1, 0.75, 0.5, 0.25]", "--call", "guidance_scale=1.0", "--call", "max_sequence_length=10")
     size = ("--call", "height=16", "--call", "width=16")
@@ -109,10 +107,19 @@ def test_a_merged_pipeline_is_scored_with_the_server_s_own_rules(moved: Path, br
     assert not (tmp_path / "no" / "evaluation.md").exists()
 
 
-def test_a_score_that_cannot_be_had_is_an_error_not_a_zero(moved: Path, tmp_path: Path) -> None:
+def test_a_score_that_cannot_be_had_is_an_error_not_a_zero(finished: Run, tmp_path: Path) -> None:
     """The scorer answers the first prompts and fails at the last."""
     (tmp_path / "prompts.txt").write_text("red\nraise\n")
-    options = ("--run", moved, "--prompts", tmp_path / "prompts.txt", "--images-per-prompt", "1", "--device", "cpu")
+    options = (
+        "--run",
+        finished.run_dir,
+        "--prompts",
+        tmp_path / "prompts.txt",
+        "--images-per-prompt",
+        "1",
+        "--device",
+        "cpu",
+    )
     scorer = ("--scorer", "mischief=tests.helpers.toy_scorers:MischiefScorer")
     failed = command("evaluate", *options, *scorer, "--out", tmp_path / "out", status=1)
     assert "error: reward mischief" in failed.stderr

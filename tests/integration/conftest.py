@@ -1,0 +1,65 @@
+"""Services that these tests share, and their order when two processes of pytest run them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.running_service import PROMPTS, Run, Service, write_config
+from tests.helpers.shared_services import Cluster, ServedScorer, ray_cluster, reward_servers
+from tests.helpers.tiny_rewards import write_hps
+
+GROUPS = {
+    "test_service": "service",
+    "test_service_faults": "service",
+    "test_using_a_run": "service",
+}
+"""Files whose tests stay in one process, because they share a finished run. Each other file is a group of its own."""
+LONGEST_FIRST = ("service", "test_shapes_runs", "test_published_run_files")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group the tests by file, for `--dist loadgroup`; the longest groups start first."""
+    groups = {}
+    for item in items:
+        groups[item] = GROUPS.get(item.path.stem, item.path.stem)
+        item.add_marker(pytest.mark.xdist_group(groups[item]))
+    ranks = {group: rank for rank, group in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: ranks.get(groups[item], len(ranks)))
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A Ray cluster for runs that need none of their own."""
+    with ray_cluster() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def config(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("service")
+    return write_config(folder / "run.yaml", tiny_pipeline, write_hps(folder / "hps"), PROMPTS)
+
+
+@pytest.fixture(scope="session")
+def service(config: Path, cluster: Cluster) -> Iterator[Service]:
+    scorers = {
+        "hps": ServedScorer("hps", config.parent / "hps"),
+        "bright": ServedScorer("tests.helpers.toy_scorers:BrightnessScorer"),
+    }
+    with reward_servers(scorers, config.parent, max_batch=4) as urls:
+        yield Service(config, urls, cluster)
+
+
+@pytest.fixture(scope="session")
+def finished(config: Path) -> Run:
+    """An undisturbed run as a user starts it, with a cluster and servers of its own; moved after its end.
+
+    Every other run of `config` must repeat it.
+    """
+    run = Run(config, config.parent / "undisturbed")
+    run.finish()
+    run.move(config.parent / "elsewhere" / "moved")
+    return run

@@ -1,0 +1,67 @@
+"""Processes of a run that are killed: a worker, a rank of the learner, a reward server."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.running_service import Process, Run, Service, assert_equal_runs
+from tests.helpers.shared_services import Cluster
+from tests.helpers.waiting import wait_until
+
+
+def test_neither_number_nor_death_of_workers_changes_anything(finished: Run, service: Service) -> None:
+    """Three workers; one is killed, Ray brings it back, and it is killed for good: the others take over its calls."""
+    run = service.run("three_workers", "--workers.count", "3", "--workers.restarts", "1")
+    run.wait_for_lines(2, stage="alignment")
+    workers = run.processes("ray::RolloutWorker")
+    assert len(workers) == 3
+    os.kill(workers[0].pid, signal.SIGKILL)
+
+    def replacement() -> list[Process]:
+        return [process for process in run.processes("ray::RolloutWorker") if process not in workers]
+
+    wait_until(lambda: bool(replacement()), "Ray to bring the worker back")
+    os.kill(replacement()[0].pid, signal.SIGKILL)
+    run.finish()
+    assert_equal_runs(run, finished)
+
+
+def assert_nearly_equal_runs(run: Run, finished: Run) -> None:
+    assert len(run.metrics()) == len(finished.metrics())
+    for (*place, found), (*expected_place, expected) in zip(run.metrics(), finished.metrics(), strict=True):
+        assert place == expected_place
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-5), place
+
+
+def test_a_killed_rank_ends_the_run_by_name_and_two_ranks_train_as_one_does(finished: Run, service: Service) -> None:
+    options = ("--learner.ranks", "2")
+    run = service.run("dead_rank", *options)
+    run.wait_for_lines(3, stage="alignment")
+    ranks = run.processes("ray::Learner")
+    assert len(ranks) == 2
+    os.kill(max(rank.pid for rank in ranks), signal.SIGKILL)
+    run.finish(status=1)
+    assert "continue with --resume" in run.output.rpartition("error: ")[2]
+    assert "Traceback" not in run.output
+    resumed = service.run("dead_rank", "--resume", *options, "--learner.shard_base", "true")
+    resumed.finish()
+    assert_nearly_equal_runs(resumed, finished)
+
+
+def test_a_local_reward_server_that_dies_ends_the_run_by_name(config: Path, cluster: Cluster) -> None:
+    """Until then it ran ahead by one iteration, evaluations among the rollouts in flight."""
+    options = {"--alignment.iterations": "500", "--alignment.max_staleness": "1", "--evaluation.every": "2"}
+    words = [word for pair in options.items() for word in pair]
+    run = Run(config, config.parent / "no_reward", *words, cluster=cluster)
+    run.wait_for_lines(4, stage="alignment")
+    assert "evaluation" in [line["kind"] for line in run.lines()]
+    (server,) = run.processes("reward_servers --scorer tests.helpers.toy_scorers:BrightnessScorer")
+    os.kill(server.pid, signal.SIGKILL)
+    run.finish(status=1)
+    assert "error: " in run.output
+    assert "local reward server bright ended with exit status -9; the end of" in run.output.rpartition("error: ")[2]
+    assert "Traceback" not in run.output
