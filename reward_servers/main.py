@@ -33,14 +33,14 @@ from reward_servers.scorers.base import Scorer
 BUILT_IN_SCORERS = {
     "aesthetic": "reward_servers.scorers.aesthetic:AestheticScorer",
     "clipscore": "reward_servers.scorers.clipscore:ClipScoreScorer",
-    "geneval": "reward_servers.scorers.geneval:GenevalScorer",
-    "geneval_parts": "reward_servers.scorers.geneval:GenevalPartsScorer",
+    "geneval": "reward_servers.scorers.geneval.scorer:GenevalScorer",
+    "geneval_parts": "reward_servers.scorers.geneval.scorer:GenevalPartsScorer",
     "hps": "reward_servers.scorers.hps:HpsScorer",
-    "hpsv3": "reward_servers.scorers.hpsv3:HpsV3Scorer",
+    "hpsv3": "reward_servers.scorers.hpsv3.scorer:HpsV3Scorer",
     "image_reward": "reward_servers.scorers.image_reward:ImageRewardScorer",
     "ocr": "reward_servers.scorers.ocr:OcrScorer",
     "pickscore": "reward_servers.scorers.pickscore:PickScoreScorer",
-    "vlm_judge": "reward_servers.scorers.vlm_judge:VlmJudgeScorer",
+    "vlm_judge": "reward_servers.scorers.vlm_judge.scorer:VlmJudgeScorer",
 }
 INTERRUPTED = 130
 SWITCH_SECONDS = 0.0005

@@ -16,8 +16,8 @@ import pytest
 
 from common.rewards.client import RewardClient, RewardEndpoint
 from learner.driver.local_servers import LocalServers, LocalServerSpec
-from reward_servers.scorers.vlm_judge import VlmJudgeScorer
-from reward_servers.scorers.vlm_judge_client import data_url
+from reward_servers.scorers.vlm_judge.client import data_url
+from reward_servers.scorers.vlm_judge.scorer import VlmJudgeScorer
 from tests.helpers.running_service import PROJECT_ROOT, descendants
 from zoo.judge import CLEAN, EXACTLY, judge_tokenizer
 from zoo.judge_questions import sample_asked, write_on

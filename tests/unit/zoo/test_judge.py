@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from reward_servers.scorers.vlm_judge_settings import escape
+from reward_servers.scorers.vlm_judge.settings import escape
 from zoo.judge import (
     CLEAN,
     CONTROL,

@@ -1,6 +1,6 @@
 """Guardian process between a reward server and its vLLM: ends vLLM when the server is gone, for whatever reason.
 
-    python -I vlm_judge_guardian.py FOLDER COMMAND ...
+    python -I guardian.py FOLDER COMMAND ...
 
 The server holds the other end of our standard input. When it closes (the server stopped, crashed or was killed), vLLM
 and every process that vLLM started are ended and FOLDER is removed. When vLLM ends first, the guardian ends with its

@@ -2,7 +2,7 @@
 
 `geneval` is the benchmark's own verdict, 1 or 0. `geneval_parts` is the mean over the parts of the prompt, the denser
 reward that Flow-GRPO (Liu et al. 2025, arXiv 2505.05470) trains on. Both read the demanded objects from the metadata, a
-line of GenEval's evaluation_metadata.jsonl (see geneval_rules); a request without metadata is rejected. A model
+line of GenEval's evaluation_metadata.jsonl (see `rules.py`); a request without metadata is rejected. A model
 directory holds two models in transformers' format:
 
     detector/   Mask2Former over COCO's 80 classes: facebook/mask2former-swin-small-coco-instance
@@ -27,8 +27,8 @@ from transformers import CLIPModel, Mask2FormerForUniversalSegmentation
 from common.rewards.api import ByteArray, FloatArray, Metadata
 from reward_servers.scorers.base import Scorer
 from reward_servers.scorers.clip import processor_tokens
-from reward_servers.scorers.geneval_models import ColorNamer, ObjectDetector
-from reward_servers.scorers.geneval_rules import (
+from reward_servers.scorers.geneval.models import ColorNamer, ObjectDetector
+from reward_servers.scorers.geneval.rules import (
     MAX_OBJECTS,
     ColorsOf,
     Found,

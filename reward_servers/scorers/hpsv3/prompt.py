@@ -1,7 +1,7 @@
 """Prompt texts of HPSv3: two texts that are part of the model, read from the package that its authors publish.
 
     pip download --no-deps hpsv3==1.0.0
-    python -m reward_servers.scorers.hpsv3_prompt hpsv3-1.0.0-py3-none-any.whl DIR
+    python -m reward_servers.scorers.hpsv3.prompt hpsv3-1.0.0-py3-none-any.whl DIR
 
 writes DIR/prompt.json. Scores depend on every character of these texts, so they are extracted from the package and not
 copied here. The package is neither installed nor run; only its string constants are read.
@@ -45,7 +45,7 @@ def read_prompt(directory: Path) -> HpsV3Prompt:
     try:
         return HpsV3Prompt(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
-        remedy = "write it with python -m reward_servers.scorers.hpsv3_prompt"
+        remedy = "write it with python -m reward_servers.scorers.hpsv3.prompt"
         raise ModelError(f"{path} is missing: {remedy}") from error
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from error
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
         prompt = extract_prompt(options.package)
         (options.directory / PROMPT_FILE).write_text(json.dumps(asdict(prompt), indent=2), encoding="utf-8")
     except (ModelError, OSError) as error:
-        print(f"hpsv3_prompt: {error}", file=sys.stderr)
+        print(f"reward_servers.scorers.hpsv3.prompt: {error}", file=sys.stderr)
         return 2
     return 0
 

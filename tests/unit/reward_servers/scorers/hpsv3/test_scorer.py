@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 
 from common.errors import ModelError, RewardRejected
 from common.rewards.api import MAX_ASPECT, ByteArray
-from reward_servers.scorers import hpsv3_prompt
-from reward_servers.scorers.hpsv3 import HpsV3Scorer
-from reward_servers.scorers.hpsv3_prompt import HpsV3Prompt, extract_prompt, read_prompt
+from reward_servers.scorers.hpsv3 import prompt
+from reward_servers.scorers.hpsv3.prompt import HpsV3Prompt, extract_prompt, read_prompt
+from reward_servers.scorers.hpsv3.scorer import HpsV3Scorer
 from tests.helpers.tiny_vision import HPSV3_PROMPT, HPSV3_TOKENS, hpsv3_state, write_hpsv3
 
 # Made by tests/data/make_hpsv3_reference.py; see there.
-REFERENCE = json.loads((Path(__file__).parents[2] / "data/hpsv3_reference.json").read_text(encoding="utf-8"))
+REFERENCE = json.loads((Path(__file__).parents[4] / "data/hpsv3_reference.json").read_text(encoding="utf-8"))
 
 
 def picture(height: int, width: int) -> ByteArray:
@@ -130,7 +130,7 @@ def test_the_body_runs_in_the_dtype_of_its_config_and_the_head_in_float32(scorer
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("prompt.json", "hpsv3_prompt"),
+        ("prompt.json", "scorers.hpsv3.prompt"),
         ("config.json", r"config\.json is missing"),
         ("tokenizer.json", r"tokenizer\.json is missing"),
         ("HPSv3.safetensors", r"HPSv3\.safetensors is missing"),
@@ -175,7 +175,7 @@ def test_the_prompt_is_read_from_the_package_without_running_it(tmp_path: Path) 
     words = HpsV3Prompt(**HPSV3_PROMPT)
     source = f"raise SystemExit\nINSTRUCTION = {words.instruction!r}\nprompt_with_special_token = {words.request!r}\n"
     package = write_package(tmp_path / "hpsv3.whl", source)
-    assert hpsv3_prompt.main([str(package), str(tmp_path)]) == 0
+    assert prompt.main([str(package), str(tmp_path)]) == 0
     assert read_prompt(tmp_path) == extract_prompt(package) == words
     assert json.loads((tmp_path / "prompt.json").read_text()) == asdict(words)
 
@@ -187,8 +187,8 @@ def test_a_package_without_the_prompt_is_an_error(
     tmp_path: Path, source: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     package = write_package(tmp_path / "hpsv3.whl", source)
-    assert hpsv3_prompt.main([str(package), str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith("hpsv3_prompt: ")
+    assert prompt.main([str(package), str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("reward_servers.scorers.hpsv3.prompt: ")
     assert not (tmp_path / "prompt.json").exists()
 
 

@@ -20,7 +20,7 @@ from transformers import CLIPModel, Mask2FormerForUniversalSegmentation
 from common.errors import ModelError
 from common.rewards.api import MAX_ASPECT, ByteArray
 from reward_servers.scorers.clip import PromptTokens
-from reward_servers.scorers.geneval_rules import CLASSES, COLORS, THRESHOLD, Box, Detection
+from reward_servers.scorers.geneval.rules import CLASSES, COLORS, THRESHOLD, Box, Detection
 from reward_servers.scorers.pixels import ImageRecipe
 
 # mmdetection's test pipeline: the shorter side to 800 unless the longer one would exceed 1333.

@@ -18,10 +18,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from common.errors import ModelError
+from common.project_files import PROJECT_ROOT
 
 SETTINGS_FILE = "judge.yaml"
 PROMPT_FIELD = "{prompt}"
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
 # Control tokens of every model family that vLLM serves as a judge start with "<": <|im_end|>, <|image_pad|>, </s>.
 _TOKEN_START = re.compile(r"<(?=\S)")
 

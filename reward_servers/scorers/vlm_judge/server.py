@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 
 from common.errors import ModelError
-from reward_servers.scorers.vlm_judge_settings import LaunchSettings
+from reward_servers.scorers.vlm_judge.settings import LaunchSettings
 
 SERVED_MODEL = "judge"
-GUARDIAN = Path(__file__).with_name("vlm_judge_guardian.py")
+GUARDIAN = Path(__file__).with_name("guardian.py")
 LOG_LINES_QUOTED = 12
 LOG_BYTES_READ = 2**14
 STOP_SECONDS = 60.0

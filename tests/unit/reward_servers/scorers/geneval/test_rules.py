@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from common.errors import RewardRejected
-from reward_servers.scorers.geneval_rules import (
+from reward_servers.scorers.geneval.rules import (
     CLASSES,
     Box,
     Detection,

@@ -6,7 +6,7 @@ The probabilities are those of the first word of the reply. They are read direct
 al. 2024, arXiv 2404.01291), so the score is smooth and deterministic. With the geometric mean no question compensates
 for another: a beautiful image of the wrong thing scores low.
 
-The model directory (`--model DIR`) holds judge.yaml and a rubric: see vlm_judge_settings. Images are sent inside the
+The model directory (`--model DIR`) holds judge.yaml and a rubric: see `settings.py`. Images are sent inside the
 request, and control tokens spelt out in a prompt are escaped.
 """
 
@@ -29,9 +29,9 @@ from common.errors import ModelError
 from common.rewards.api import ByteArray, FloatArray, Metadata
 from common.wire import fingerprint
 from reward_servers.scorers.base import Scorer
-from reward_servers.scorers.vlm_judge_client import JUDGE, Answers, VllmClient, data_url
-from reward_servers.scorers.vlm_judge_server import VllmProcess
-from reward_servers.scorers.vlm_judge_settings import JudgeSettings, LaunchSettings, ask_about, escape, read_rubric
+from reward_servers.scorers.vlm_judge.client import JUDGE, Answers, VllmClient, data_url
+from reward_servers.scorers.vlm_judge.server import VllmProcess
+from reward_servers.scorers.vlm_judge.settings import JudgeSettings, LaunchSettings, ask_about, escape, read_rubric
 
 API_KEY_VARIABLE = "JUDGE_API_KEY"
 CONNECT_SECONDS = 120.0

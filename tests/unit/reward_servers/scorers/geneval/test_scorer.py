@@ -13,9 +13,9 @@ import torch
 
 from common.errors import ModelError, RewardRejected
 from common.rewards.api import MAX_ASPECT
-from reward_servers.scorers.geneval import GenevalPartsScorer, GenevalScorer
-from reward_servers.scorers.geneval_models import ObjectDetector, box_around
-from reward_servers.scorers.geneval_rules import CLASSES, Detection, parse_task
+from reward_servers.scorers.geneval.models import ObjectDetector, box_around
+from reward_servers.scorers.geneval.rules import CLASSES, Detection, parse_task
+from reward_servers.scorers.geneval.scorer import GenevalPartsScorer, GenevalScorer
 from tests.helpers.tiny_rewards import random_images
 from tests.helpers.tiny_vision import write_geneval
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from common.errors import ModelError, RewardError, RewardInvalid, RewardUnavailable
-from reward_servers.scorers.vlm_judge import VlmJudgeScorer, geometric_mean, refuse_unescapable
-from reward_servers.scorers.vlm_judge_settings import JudgeSettings, ask_about, escape, read_rubric
+from reward_servers.scorers.vlm_judge.scorer import VlmJudgeScorer, geometric_mean, refuse_unescapable
+from reward_servers.scorers.vlm_judge.settings import JudgeSettings, ask_about, escape, read_rubric
 from tests.helpers.fake_vllm import FakeServer
 
 RUBRIC = 'faithfulness: does it show "{prompt}"?\nquality: is it clean?\n'

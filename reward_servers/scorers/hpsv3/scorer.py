@@ -7,7 +7,7 @@ holds
 
     config.json, tokenizer.json, tokenizer_config.json    of Qwen/Qwen2-VL-7B-Instruct
     HPSv3.safetensors                                     of MizzenAI/HPSv3
-    prompt.json                                           see hpsv3_prompt
+    prompt.json                                           see `prompt.py`
 
 Positions count every token once, including image tokens: the published code calls the language model without the
 image's grid, and transformers 4.45, which it pins, then uses the positions of plain text. The body runs in the dtype of
@@ -34,7 +34,7 @@ from common.errors import ModelError, RewardRejected
 from common.rewards.api import ByteArray, FloatArray, Metadata
 from common.wire import fingerprint
 from reward_servers.scorers.base import Scorer
-from reward_servers.scorers.hpsv3_prompt import PLACEHOLDER, REWARD_TOKEN, HpsV3Prompt, read_prompt
+from reward_servers.scorers.hpsv3.prompt import PLACEHOLDER, REWARD_TOKEN, HpsV3Prompt, read_prompt
 from reward_servers.scorers.model_directory import (
     State,
     hash_weights,
