@@ -1,7 +1,8 @@
 """VAE of the shapes world in FLUX.2's form: 64 px images to 16 x 8 x 8 latents, with 2 x 2 latents per token.
 
 Trained like the other one in `zoo/sd3/autoencoder.py`, whose convolutions initialise its outer levels. That halves the
-steps. FLUX.2 standardises patches by the statistics of a batch normalisation; here they are measured once, after training.
+steps. FLUX.2 standardises patches by the statistics of a batch normalisation; here they are measured once, after
+training.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The teacher's recipe: which optimizer trains what, and how the learning rate runs."""
+"""Training of the transformers: which optimizer trains what, and how the learning rate changes."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from common.errors import ModelError, RewardRejected
+from reward_servers.main import server_info
 from zoo.checker import GoldScorer
 from zoo.checker.parsing import STRIDE, CheckerNet, GoldChecker, Thresholds, to_pixels
 from zoo.checker.training import checker_loss, targets_of
@@ -152,3 +153,8 @@ def test_missing_and_truncated_weights(tmp_path: Path, checker: GoldChecker) -> 
     weights.unlink()
     with pytest.raises(ModelError, match="no weights"):
         GoldChecker.load(tmp_path)
+
+
+def test_saved_runs_hold_its_class_path() -> None:
+    info = server_info("any", GoldScorer.load(WEIGHTS, "cpu"), reproducible=True)
+    assert info.implementation == "zoo.checker:GoldScorer"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from common.errors import ModelError, RewardRejected
+from reward_servers.main import server_info
 from zoo.detector import DetectorScorer
 from zoo.detector.reading import (
     COLOUR_CLASSES,
@@ -118,3 +119,8 @@ def test_missing_and_foreign_weights(tmp_path: Path) -> None:
         Detector.load(tmp_path)
     with pytest.raises(ModelError, match="--model"):
         DetectorScorer.load(None, "cpu")
+
+
+def test_saved_runs_hold_its_class_path() -> None:
+    info = server_info("any", DetectorScorer.load(WEIGHTS, "cpu"), reproducible=True)
+    assert info.implementation == "zoo.detector:DetectorScorer"

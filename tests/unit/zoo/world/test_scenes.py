@@ -1,14 +1,12 @@
-"""The shapes world itself: captions tell scenes, tokenizers keep words whole, prompt files are what they promise."""
+"""Scenes of the shapes world: captions describe them, renders show them, and `obeys` compares both."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from zoo.world.prompts import EVALUATION_PROMPTS, TRAIN_PROMPTS, write_prompts
 from zoo.world.scenes import (
     BACKGROUNDS,
     CANVAS,
@@ -24,7 +22,6 @@ from zoo.world.scenes import (
     sample_grid_scenes,
     sample_scenes,
 )
-from zoo.world.tokenizers import MAX_PHRASES, MAX_TOKENS, PHRASES, WORDS, clip_tokenizer, t5_tokenizer
 
 LONGEST = "small red circle left of big blue square and right of small green triangle on white"
 
@@ -85,22 +82,3 @@ def test_a_render_shows_colour_and_background_where_they_belong() -> None:
 
 def test_a_circle_covers_its_area() -> None:
     assert coverage("circle", 32, 32, 10).sum() == pytest.approx(np.pi * 100, rel=0.02)
-
-
-def test_words_and_phrases_are_single_tokens_and_the_longest_caption_fits(tmp_path: Path) -> None:
-    clip, t5 = clip_tokenizer(tmp_path), t5_tokenizer()
-    assert all(len(clip.tokenize(word)) == 1 for word in WORDS)
-    assert all(len(t5.tokenize(phrase)) == 1 for phrase in PHRASES)
-    assert len(clip(LONGEST).input_ids) <= MAX_TOKENS
-    assert len(t5(LONGEST).input_ids) <= MAX_PHRASES
-
-
-def test_prompt_files_are_full_and_long_captions_are_held_out(tmp_path: Path) -> None:
-    write_prompts(tmp_path)
-    train = (tmp_path / "train.txt").read_text().splitlines()
-    evaluation = (tmp_path / "evaluation.txt").read_text().splitlines()
-    assert (len(train), len(evaluation)) == (TRAIN_PROMPTS, EVALUATION_PROMPTS)
-    shared = set(train) & set(evaluation)
-    assert all(len(parse_caption(caption).things) == 1 for caption in shared)
-    shipped = Path(__file__).resolve().parents[4] / "zoo/prompts/evaluation.txt"
-    assert shipped.read_text().splitlines() == evaluation
