@@ -111,7 +111,8 @@ class GoldChecker:
     """A trained network and its calibrated thresholds."""
 
     def __init__(self, net: CheckerNet, thresholds: Thresholds) -> None:
-        self.net = net.eval().to(memory_format=torch.channels_last)
+        self.net = net.eval()
+        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.thresholds = thresholds
 
     @classmethod

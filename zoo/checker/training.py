@@ -88,7 +88,7 @@ def _targets_of_one(picture: Picture) -> dict[str, npt.NDArray[np.generic]]:
         offset[:, near] = np.stack([dx, dy])[:, near]
         words[:, near] = np.array(_word_indices(thing))[:, None]
         peak[int(np.clip(thing.y / STRIDE, 0, CELLS - 1)), int(np.clip(thing.x / STRIDE, 0, CELLS - 1))] = True
-    damage = picture.damage_HW.reshape(CELLS, STRIDE, CELLS, STRIDE).any((1, 3)).astype(np.float32)
+    damage = np.asarray(picture.damage_HW.reshape(CELLS, STRIDE, CELLS, STRIDE).any((1, 3)), np.float32)
     background = np.int64(BACKGROUND_NAMES.index(picture.background))
     maps = {"heat": heat, "peak": peak, "known": known, "placed": placed, "offset": offset, "words": words}
     return {**maps, "damage": damage, "background": np.asarray(background)}
@@ -121,7 +121,8 @@ def train(seed: int, steps: int = STEPS, log_every: int = 250) -> CheckerNet:
     """Train a network; the result depends only on `seed` and `steps`."""
     torch.manual_seed(seed)
     rng, noise = random.Random(f"checker {seed}"), np.random.default_rng([seed, 1])
-    net = CheckerNet().to(memory_format=torch.channels_last)
+    net = CheckerNet()
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
     for step in range(1, steps + 1):

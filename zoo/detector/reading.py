@@ -139,7 +139,8 @@ class Detector:
     """A trained network that reads images."""
 
     def __init__(self, net: DetectorNet) -> None:
-        self.net = net.eval().to(memory_format=torch.channels_last)
+        self.net = net.eval()
+        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @classmethod
     def load(cls, directory: Path) -> Detector:

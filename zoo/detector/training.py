@@ -49,7 +49,8 @@ def rasterise(shape: str, x: float, y: float, radius: float) -> Array:
     else:
         # Apex 1.237 radii above the centre, base 0.77 below it and two radii wide.
         inside = (dy < 0.77) & (np.abs(dx) < (dy + 1.237) / 2)
-    return inside.reshape(CANVAS, SUPERSAMPLING, CANVAS, SUPERSAMPLING).mean((1, 3), dtype=np.float32)
+    cover: Array = inside.reshape(CANVAS, SUPERSAMPLING, CANVAS, SUPERSAMPLING).mean((1, 3), dtype=np.float32)
+    return cover
 
 
 def draw(rng: np.random.Generator) -> Labelled:
@@ -63,7 +64,7 @@ def draw(rng: np.random.Generator) -> Labelled:
         colour, shape, size = (int(rng.integers(len(words))) for words in (COLOURS, SHAPES, SIZES))
         radius = list(SIZES.values())[size] * rng.uniform(1 - RADIUS_SPREAD, 1 + RADIUS_SPREAD)
         cover = rasterise(SHAPES[shape], rng.uniform(3, CANVAS - 3), rng.uniform(3, CANVAS - 3), radius)
-        paint = np.asarray(list(COLOURS.values())[colour], np.float32) / 255
+        paint = np.asarray(list(COLOURS.values())[colour], np.float32) / np.float32(255)
         paint = paint + rng.uniform(-COLOUR_SPREAD, COLOUR_SPREAD, 3).astype(np.float32)
         image = image * (1 - cover[..., None]) + paint * cover[..., None]
         colours[cover > 0.5], shapes[cover > 0.5] = colour, shape
@@ -84,7 +85,8 @@ def train(seed: int, steps: int = STEPS) -> DetectorNet:
     """Train a network; the result depends only on the arguments."""
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 77])
-    net = DetectorNet().to(memory_format=torch.channels_last)
+    net = DetectorNet()
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
     for step in range(1, steps + 1):

@@ -95,7 +95,7 @@ def velocity(model: Flux2Transformer2DModel, patches_Bchw: Tensor, sigma_B: Tens
     one = torch.arange(1)
     places = torch.cartesian_prod(one, torch.arange(SIDE), torch.arange(SIDE), one)
     text_places = torch.cartesian_prod(one, one, one, torch.arange(MAX_PHRASES))
-    output: Tensor = model(
+    tokens_BLc: Tensor = model(
         hidden_states=patches_Bchw.flatten(2).mT,
         encoder_hidden_states=captions_BLd,
         timestep=sigma_B,
@@ -103,4 +103,5 @@ def velocity(model: Flux2Transformer2DModel, patches_Bchw: Tensor, sigma_B: Tens
         txt_ids=text_places,
         return_dict=False,
     )[0]
-    return output.mT.unflatten(2, (SIDE, SIDE))
+    velocity_Bchw: Tensor = tokens_BLc.mT.unflatten(2, (SIDE, SIDE))
+    return velocity_Bchw

@@ -200,7 +200,7 @@ def write_on(image_HWC: Array, text: str, rng: np.random.Generator) -> Array:
     shade = int(rng.integers(150, 256) if dark else rng.integers(0, 106))
     colour = (shade, shade, shade) if rng.random() < 0.5 else tuple(map(int, rng.integers(0, 256, 3)))
     draw.text((x - left, y - top), text, fill=colour, font=font)
-    return np.asarray(canvas, np.float32) / 255
+    return np.asarray(canvas, np.float32) / np.float32(255)
 
 
 def _scribble(rng: random.Random) -> str:

@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -68,7 +69,7 @@ FAILING_WORD_WEIGHT = 4.0
 """About one in eight of the judged words is the one at which a caption fails."""
 BLOCKS = ("blocks.", "layers.")
 Terms = dict[str, Tensor]
-Judge = Qwen2_5_VLForConditionalGeneration
+Judge: TypeAlias = Qwen2_5_VLForConditionalGeneration
 _WIDTHS = (len(SIZES), len(COLOURS), len(SHAPES))
 
 
@@ -197,7 +198,8 @@ def _direction(start: int, end: int) -> int:
 def type_embeddings(model: Judge, tokenizer: PreTrainedTokenizerFast) -> Tensor:
     """For each type of thing, the sum of its words' embeddings [types, D]."""
     ids = [tokenizer.convert_tokens_to_ids([f"\u0120{word}" for word in words]) for words in TYPES]
-    return model.model.language_model.embed_tokens(torch.tensor(ids)).sum(1)
+    embedded: Tensor = model.model.language_model.embed_tokens(torch.tensor(ids)).sum(1)
+    return embedded
 
 
 def seeing_losses(
@@ -267,8 +269,9 @@ def _things_loss(logits_BLK: Tensor, asked: list[Asked]) -> Tensor:
             offsets[row, cell] = torch.tensor([thing.x % CELL, thing.y % CELL]) * 2 / CELL - 1
     clean, there = torch.tensor([bool(one.things) for one in asked]), kinds < len(TYPES)
     named, told = logits_BLK.split((len(TYPES) + 1, 2), 2)
-    error = ((told - offsets)[there] ** 2).sum(1).mean()
-    return F.cross_entropy(named[clean].flatten(0, 1), kinds[clean].flatten(), reduction="sum") / there.sum() + error
+    error: Tensor = ((told - offsets)[there] ** 2).sum(1).mean()
+    wrong = F.cross_entropy(named[clean].flatten(0, 1), kinds[clean].flatten(), reduction="sum") / there.sum()
+    return wrong + error
 
 
 def _cover_loss(logits_BPK: Tensor, asked: list[Asked]) -> Tensor:
@@ -332,8 +335,10 @@ def _optimise(parts: list[nn.Module], terms_of_a_batch: Callable[[], Terms], ste
             part.zero_grad()
         torch.stack([term.float() for term in terms.values()]).sum().backward()
         nn.utils.clip_grad_norm_([weight for part in parts for weight in part.parameters()], 1.0)
-        for one in (*optimizers, *schedules):
-            one.step()
+        for optimizer in optimizers:
+            optimizer.step()
+        for schedule in schedules:
+            schedule.step()
         for name, term in terms.items():
             sums[name] += term.item() / REPORT_EVERY
         if step % REPORT_EVERY == 0:

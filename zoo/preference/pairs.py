@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -65,16 +66,20 @@ def _resized(scene: Scene, rng: random.Random) -> Scene:
 
 def _reworded(scene: Scene, attribute: str, words: list[str], rng: random.Random) -> Scene:
     victim = rng.randrange(len(scene.things))
-    thing = replace(scene.things[victim], **{attribute: rng.choice(words)})
-    return _with_thing(scene, victim, thing)
+    return _with_thing(scene, victim, _with_word(scene.things[victim], attribute, rng.choice(words)))
 
 
 def _exchanged(scene: Scene, attribute: str, rng: random.Random) -> Scene:
     one, two = rng.sample(range(len(scene.things)), 2)
     index = ("size", "colour", "shape").index(attribute)
-    first = replace(scene.things[one], **{attribute: scene.things[two].words[index]})
-    second = replace(scene.things[two], **{attribute: scene.things[one].words[index]})
+    first = _with_word(scene.things[one], attribute, scene.things[two].words[index])
+    second = _with_word(scene.things[two], attribute, scene.things[one].words[index])
     return _with_thing(_with_thing(scene, one, first), two, second)
+
+
+def _with_word(thing: Thing, attribute: str, word: str) -> Thing:
+    change: dict[str, Any] = {attribute: word}
+    return replace(thing, **change)
 
 
 def _with_thing(scene: Scene, index: int, thing: Thing) -> Scene:
@@ -231,7 +236,8 @@ def picture_facts(scene: Scene, covers: list[Array]) -> PictureFacts:
         kind = TYPES.index(thing.words)
         counts[kind] += 1
         places[kind] += np.array([thing.x, thing.y], np.float32) * 2 / CANVAS - 1
-    return PictureFacts(patches, places / np.maximum(counts, 1)[:, None])
+    divisors: Array = np.maximum(counts, 1)
+    return PictureFacts(patches, places / divisors[:, None])
 
 
 @dataclass(frozen=True)

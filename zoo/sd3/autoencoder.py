@@ -145,4 +145,5 @@ def latent_means(model: Model, images_BHWC: npt.NDArray[np.uint8]) -> Tensor:
 
 def encode_images(model: AutoencoderKL, images_BHWC: npt.NDArray[np.uint8]) -> Tensor:
     """Normalised latents float32 [B, 4, 16, 16] of uint8 images."""
-    return (latent_means(model, images_BHWC) - model.config.shift_factor) * model.config.scaling_factor
+    latents_Bchw: Tensor = (latent_means(model, images_BHWC) - model.config.shift_factor) * model.config.scaling_factor
+    return latents_Bchw

@@ -184,7 +184,8 @@ def _read(encoders: TextEncoders, readers: nn.ModuleList, captions: list[str]) -
 
 def token_ids(tokenizer: PreTrainedTokenizerFast, captions: list[str], length: int) -> Tensor:
     """Token ids [B, length], padded."""
-    return tokenizer(captions, padding="max_length", max_length=length, return_tensors="pt").input_ids
+    ids_BL: Tensor = tokenizer(captions, padding="max_length", max_length=length, return_tensors="pt").input_ids
+    return ids_BL
 
 
 def places_of(phrases: Sequence[str], tokenizer: PreTrainedTokenizerFast, ids: Tensor) -> Tensor:

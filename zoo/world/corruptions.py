@@ -72,7 +72,8 @@ def _blur_matrix(sigma: float) -> Array:
     """Gaussian blur along one axis as a matrix [64, 64]; rows sum to one, so borders stay bright."""
     index = np.arange(CANVAS)
     weight = np.exp(-0.5 * ((index[:, None] - index[None, :]) / max(sigma, 1e-3)) ** 2)
-    return (weight / weight.sum(1, keepdims=True)).astype(np.float32)
+    matrix: Array = (weight / weight.sum(1, keepdims=True)).astype(np.float32)
+    return matrix
 
 
 @lru_cache(maxsize=16)
@@ -84,14 +85,17 @@ def _resample_matrix(side: int) -> Array:
     down = np.clip(overlap, 0, None) / (CANVAS / side)
     position = np.clip((pixel + 0.5) * side / CANVAS - 0.5, 0, side - 1)
     up = np.clip(1 - np.abs(position[:, None] - np.arange(side)[None, :]), 0, None)
-    return (up @ down).astype(np.float32)
+    matrix: Array = (up @ down).astype(np.float32)
+    return matrix
 
 
 def _apply(matrix: Array, plane: Array) -> Array:
     """Apply one matrix along both axes of [H, W] or [H, W, 3]."""
     if plane.ndim == 2:
-        return matrix @ plane @ matrix.T
-    return np.stack([matrix @ plane[..., channel] @ matrix.T for channel in range(plane.shape[-1])], -1)
+        columns: Array = matrix @ plane
+        both: Array = columns @ matrix.T
+        return both
+    return np.stack([_apply(matrix, plane[..., channel]) for channel in range(plane.shape[-1])], -1)
 
 
 def gaussian_blur(plane: Array, sigma: float) -> Array:
@@ -292,8 +296,9 @@ def soften(image: Array, rng: np.random.Generator, blur: float = MILD_BLUR, nois
     """Apply a decoder's slight, tolerable loss: blur up to `blur`, noise up to `noise`, a little brightness."""
     sigma = rng.uniform(0, blur)
     soft = gaussian_blur(image, sigma) if sigma > 0.15 else image
-    soft = soft + rng.normal(0, rng.uniform(0, noise), image.shape)
-    return np.clip(soft * rng.uniform(0.97, 1.03), 0, 1).astype(np.float32)
+    noisy = soft + rng.normal(0, rng.uniform(0, noise), image.shape)
+    softened: Array = np.clip(noisy * rng.uniform(0.97, 1.03), 0, 1).astype(np.float32)
+    return softened
 
 
 def clean_picture(scene: Scene, rng: np.random.Generator, jitter: float = 1.0, decoded: bool = False) -> Picture:

@@ -223,7 +223,7 @@ def render(scene: Scene, rng: np.random.Generator) -> npt.NDArray[np.float32]:
     low, high = BACKGROUNDS[scene.background]
     image = np.full((CANVAS, CANVAS, 3), rng.uniform(low, high), dtype=np.float32)
     for thing in scene.things:
-        colour = np.asarray(COLOURS[thing.colour], dtype=np.float32) / 255
+        colour = np.asarray(COLOURS[thing.colour], dtype=np.float32) / np.float32(255)
         colour = np.clip(colour + rng.uniform(-COLOUR_JITTER, COLOUR_JITTER, 3).astype(np.float32), 0, 1)
         radius = SIZES[thing.size] + rng.uniform(-RADIUS_JITTER, RADIUS_JITTER)
         cover = coverage(thing.shape, thing.x, thing.y, radius)[..., None]
@@ -241,7 +241,8 @@ def coverage(shape: str, x: float, y: float, radius: float) -> npt.NDArray[np.fl
         distance = np.maximum(np.abs(dx), np.abs(dy)) - radius * 0.88
     else:
         distance = np.maximum(np.abs(dx) * 0.894 - (dy - 0.15 * radius) * 0.447, dy - 0.15 * radius) - radius * 0.62
-    return (1 / (1 + np.exp(np.clip(distance * EDGE_SHARPNESS, -30, 30)))).astype(np.float32)
+    cover_HW = 1 / (1 + np.exp(np.clip(distance * EDGE_SHARPNESS, -30, 30)))
+    return np.asarray(cover_HW, np.float32)
 
 
 def render_scenes(scenes: Sequence[Scene], seed: int) -> npt.NDArray[np.uint8]:
