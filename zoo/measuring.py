@@ -12,9 +12,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from zoo.checker import GoldChecker
-from zoo.tokenizers import MAX_PHRASES
-from zoo.world import render_scenes, sample_grid_scenes
+from zoo.checker.parsing import GoldChecker
+from zoo.world.scenes import render_scenes, sample_grid_scenes
+from zoo.world.tokenizers import MAX_PHRASES
 
 GUIDANCE = 4.0
 MEASURED_PROMPTS = 384

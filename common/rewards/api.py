@@ -197,7 +197,8 @@ class ServerInfo:
         scorer: the name under which it is served.
         weights_hash: "" when the weights have no identity; scores of such a scorer are not cached.
         low, high: every score lies in [low, high]; both may be infinite.
-        implementation: class path of the scorer. Two recipes over the same weights are two rewards.
+        implementation: class path of the scorer, the first one if its class has moved. Two recipes over the same
+            weights are two rewards.
         reproducible: no two requests share a model call, so scores are equal to the last bit.
     """
 

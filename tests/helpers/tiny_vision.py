@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from reward_servers.scorers.geneval_rules import CLASSES
+from reward_servers.scorers.geneval.rules import CLASSES
 from tests.helpers.tiny_rewards import write_pickscore
 
 # Shape of the published ones: {text_prompt} in one, the reward token in the other. The words are ours.

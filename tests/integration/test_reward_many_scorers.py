@@ -67,7 +67,7 @@ def test_the_client_needs_to_know_nothing_of_it(url: str) -> None:
 
 
 def test_the_command_prints_one_score_a_file(url: str, files: list[str]) -> None:
-    done = command("-m", "reward_servers.score", "--url", f"{url}/second", *files, "--prompt", "a")
+    done = command("-m", "reward_servers.score_images", "--url", f"{url}/second", *files, "--prompt", "a")
     assert done.stderr == ""
     assert done.stdout.splitlines() == [f"{score:.6f}  {path}" for score, path in zip(EXPECTED, files, strict=True)]
 
@@ -75,7 +75,7 @@ def test_the_command_prints_one_score_a_file(url: str, files: list[str]) -> None
 def test_the_command_sends_metadata(url: str, files: list[str], tmp_path: Path) -> None:
     seen = [tmp_path / name for name in ("first", "second", "third")]
     metadata = [item for path in seen for item in ("--metadata", json.dumps({"started": str(path), "until": files[0]}))]
-    done = command("-m", "reward_servers.score", "--url", f"{url}/second", *files, "--prompt", "wait", *metadata)
+    done = command("-m", "reward_servers.score_images", "--url", f"{url}/second", *files, "--prompt", "wait", *metadata)
     assert done.stderr == ""
     assert [path.exists() for path in seen] == [True] * 3
 
@@ -95,7 +95,7 @@ def test_the_command_sends_metadata(url: str, files: list[str], tmp_path: Path) 
 def test_the_command_says_what_is_wrong_in_one_line(
     url: str, files: list[str], options: tuple[str, ...], message: str
 ) -> None:
-    done = command("-m", "reward_servers.score", *files, *(option.replace("{url}", url) for option in options))
+    done = command("-m", "reward_servers.score_images", *files, *(option.replace("{url}", url) for option in options))
     assert (done.returncode, message in done.stderr, len(done.stderr.splitlines())) == (2, True, 1)
 
 

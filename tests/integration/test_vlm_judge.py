@@ -16,7 +16,7 @@ import pytest
 from common.errors import ModelError, RewardUnavailable
 from common.rewards.client import RewardClient, RewardEndpoint
 from learner.driver.local_servers import LocalServers, LocalServerSpec
-from reward_servers.scorers.vlm_judge import VlmJudgeScorer
+from reward_servers.scorers.vlm_judge.scorer import VlmJudgeScorer
 from tests.helpers.fake_vllm import write_python
 
 PROJECT_ROOT = Path(__file__).parents[2]

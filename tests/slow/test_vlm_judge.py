@@ -16,13 +16,13 @@ import pytest
 
 from common.rewards.client import RewardClient, RewardEndpoint
 from learner.driver.local_servers import LocalServers, LocalServerSpec
-from reward_servers.scorers.vlm_judge import VlmJudgeScorer
-from reward_servers.scorers.vlm_judge_client import data_url
+from reward_servers.scorers.vlm_judge.client import data_url
+from reward_servers.scorers.vlm_judge.scorer import VlmJudgeScorer
 from tests.helpers.running_service import PROJECT_ROOT, descendants
-from zoo.judge import CLEAN, EXACTLY, judge_tokenizer
-from zoo.judge_questions import sample_asked, write_on
-from zoo.preference_pairs import TWINS, sample_twins
-from zoo.world import Scene, render_scenes
+from zoo.judge.model import CLEAN, EXACTLY, judge_tokenizer
+from zoo.judge.questions import sample_asked, write_on
+from zoo.preference.pairs import TWINS, sample_twins
+from zoo.world.scenes import Scene, render_scenes
 
 MODEL = PROJECT_ROOT / "zoo" / "weights" / "judge"
 JUDGE_PYTHON = PROJECT_ROOT / ".venv-judge" / "bin" / "python"

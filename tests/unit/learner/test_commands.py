@@ -53,6 +53,13 @@ def test_a_script_of_an_earlier_version_names_its_command(name: str) -> None:
     assert done.stderr.strip() == f"error: python learner/{name}.py is now a command: rtdmd {name}"
 
 
+def test_the_module_of_an_earlier_version_names_its_command() -> None:
+    line = [sys.executable, "-m", "reward_servers.score", "--url", "x"]
+    done = subprocess.run(line, cwd=PROJECT_ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: python -m reward_servers.score is now a command: rtdmd score\n"
+
+
 @pytest.mark.parametrize("words", [["--plan"], ["--plan", "h100"]])
 def test_the_option_of_an_earlier_version_names_its_command(
     words: list[str], capsys: pytest.CaptureFixture[str]

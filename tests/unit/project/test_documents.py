@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from reward_servers.main import BUILT_IN_SCORERS
+from reward_servers.scorers import BUILT_IN_SCORERS
 
 PROJECT_ROOT = Path(__file__).resolve().parents[3]
 README, INDEX = PROJECT_ROOT / "README.md", PROJECT_ROOT / "docs/index.md"

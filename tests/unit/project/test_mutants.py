@@ -92,7 +92,7 @@ def test_the_tests_that_reach_a_file_are_found_through_every_import() -> None:
     found = reaching_tests("common/backbones/flux1.py")
     assert "tests/unit/common/backbones/test_flux1.py" in found
     assert "tests/unit/learner/tools/test_generate.py" in found  # through `load_backbone`, which names it in a text
-    assert "tests/unit/reward_servers/test_ocr.py" not in found
+    assert "tests/unit/reward_servers/scorers/test_ocr.py" not in found
     assert {mutant.test.partition("::")[0] for mutant in MUTANTS} <= {
         test for file in {mutant.file for mutant in MUTANTS} for test in reaching_tests(file)
     }

@@ -15,11 +15,26 @@ import pytest
 from PIL import Image
 
 from common.errors import ConfigError
-from reward_servers import main, score
+from reward_servers import main, score_images
 from reward_servers.app import Served
-from reward_servers.main import BUILT_IN_SCORERS, load_scorers, open_for_requests, server_info
+from reward_servers.main import load_scorers, open_for_requests, server_info
 from reward_servers.options import ServerSettings, build_parser, check
+from reward_servers.scorers import BUILT_IN_SCORERS, MOVED_SCORERS
 from tests.helpers.toy_scorers import BrightnessScorer
+
+IDENTITIES = {
+    "aesthetic": "reward_servers.scorers.aesthetic:AestheticScorer",
+    "clipscore": "reward_servers.scorers.clipscore:ClipScoreScorer",
+    "geneval": "reward_servers.scorers.geneval:GenevalScorer",
+    "geneval_parts": "reward_servers.scorers.geneval:GenevalPartsScorer",
+    "hps": "reward_servers.scorers.hps:HpsScorer",
+    "hpsv3": "reward_servers.scorers.hpsv3:HpsV3Scorer",
+    "image_reward": "reward_servers.scorers.image_reward:ImageRewardScorer",
+    "ocr": "reward_servers.scorers.ocr:OcrScorer",
+    "pickscore": "reward_servers.scorers.pickscore:PickScoreScorer",
+    "vlm_judge": "reward_servers.scorers.vlm_judge:VlmJudgeScorer",
+}
+"""The class path that checkpoints hold for each built-in scorer, wherever its class is now."""
 
 
 def settings(*arguments: str) -> ServerSettings:
@@ -59,6 +74,28 @@ def test_every_built_in_scorer_has_its_extra() -> None:
     assert {name.removesuffix("_parts") for name in BUILT_IN_SCORERS} <= set(project["optional-dependencies"])
 
 
+@pytest.mark.parametrize("name", BUILT_IN_SCORERS)
+def test_a_built_in_scorer_is_found_and_identified_by_the_class_path_that_checkpoints_hold(name: str) -> None:
+    pytest.importorskip("transformers")
+    kind = main._scorer_class(name)
+    assert main._scorer_class(IDENTITIES[name]) is kind
+    unloaded = kind.__new__(kind)
+    unloaded.score_range = (0.0, 1.0)  # Some scorers know it only when they are loaded.
+    assert server_info("a", unloaded, reproducible=False).implementation == IDENTITIES[name]
+
+
+def test_only_a_moved_scorer_is_identified_by_another_class_path_than_its_own() -> None:
+    moved = {MOVED_SCORERS[IDENTITIES[name]]: name for name in BUILT_IN_SCORERS if IDENTITIES[name] in MOVED_SCORERS}
+    assert moved == {path: name for name, path in BUILT_IN_SCORERS.items() if path != IDENTITIES[name]}
+    assert len(moved) == len(MOVED_SCORERS)
+
+
+def test_a_subclass_of_a_moved_scorer_is_another_reward() -> None:
+    pytest.importorskip("transformers")
+    kind = type("Stricter", (main._scorer_class("geneval"),), {"__module__": "mine.rewards"})
+    assert server_info("a", kind.__new__(kind), reproducible=False).implementation == "mine.rewards:Stricter"
+
+
 @pytest.mark.parametrize(
     ("arguments", "url"),
     [
@@ -94,7 +131,7 @@ def test_an_image_that_is_a_bomb_is_one_line(
     path = tmp_path / "bomb.png"
     Image.fromarray(np.zeros((10, 10, 3), np.uint8)).save(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    assert score.main(["--url", "http://127.0.0.1:1", str(path), "--prompt", "a"]) == 2
+    assert score_images.main(["--url", "http://127.0.0.1:1", str(path), "--prompt", "a"]) == 2
     errors = capsys.readouterr().err
     assert (len(errors.splitlines()), "bomb.png is no image that can be read" in errors) == (1, True)
 
@@ -112,5 +149,5 @@ def test_a_token_is_not_given_to_a_proxy(tmp_path: Path, monkeypatch: pytest.Mon
         return post(client, url, **options)
 
     monkeypatch.setattr(httpx.Client, "post", noted)
-    assert score.main(["--url", "http://127.0.0.1:1", str(path), "--prompt", "a"]) == 2
+    assert score_images.main(["--url", "http://127.0.0.1:1", str(path), "--prompt", "a"]) == 2
     assert proxied == [False]

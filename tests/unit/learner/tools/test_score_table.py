@@ -18,8 +18,7 @@ from learner.tools.score_table import (
     table,
     tables_by_tag,
 )
-from reward_servers.main import BUILT_IN_SCORERS
-from reward_servers.scorers import clipscore, pickscore
+from reward_servers.scorers import BUILT_IN_SCORERS, clipscore, pickscore
 
 
 def scores(*values: float) -> np.ndarray:

@@ -1,0 +1,100 @@
+"""Print the scores of image files: `rtdmd score --url URL IMAGE... --prompt TEXT`.
+
+Each line has the score and the path of one file. Files may differ in size: each is its own request. `--metadata` is for
+scorers that need more than a prompt, such as GenEval's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import numpy as np
+from PIL import Image
+
+from common.errors import RewardRejected, RewardUnavailable, RtdmdError
+from common.rewards.api import ANY_REWARD, MEDIA_TYPE, SCORE_PATH, ScoreRequest, ScoreResponse
+from reward_servers.options import TOKEN_VARIABLE, USAGE_ERROR
+
+Each = TypeVar("Each")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 when every image was scored, else 2 with one line on stderr."""
+    options = _build_parser().parse_args(arguments)
+    try:
+        prompts = _one_each("--prompt", options.prompt, len(options.images))
+        metadata = _one_each("--metadata", options.metadata or [{}], len(options.images))
+        token = os.environ.get(TOKEN_VARIABLE)
+        headers = {"content-type": MEDIA_TYPE} | ({"authorization": f"Bearer {token}"} if token else {})
+        # No proxy from the environment: it would receive the token, and reward servers are on the same network.
+        with httpx.Client(headers=headers, timeout=options.timeout_s, trust_env=False) as http:
+            for path, prompt, about in zip(options.images, prompts, metadata, strict=True):
+                print(f"{score(http, options.url, path, prompt, about):.6f}  {path}")
+    except RtdmdError as error:
+        print(f"rtdmd score: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    return 0
+
+
+def score(http: httpx.Client, url: str, path: Path, prompt: str, metadata: dict[str, Any]) -> float:
+    """One image's score; RewardRejected for a bad file or request, RewardUnavailable without a response."""
+    try:
+        with Image.open(path) as image:
+            images_BHWC = np.asarray(image.convert("RGB"))[None]
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise RewardRejected(ANY_REWARD, "request", f"{path} is no image that can be read: {error}") from error
+    address = url.rstrip("/") + SCORE_PATH
+    try:
+        answer = http.post(address, content=ScoreRequest(images_BHWC, [prompt], [metadata]).to_bytes())
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        message = f"{address} does not answer ({error}): is a reward server there, and is it ready?"
+        raise RewardUnavailable(ANY_REWARD, "refused", message) from error
+    if answer.status_code != httpx.codes.OK:
+        raise RewardRejected(ANY_REWARD, "answer", f"{path}: {address} answered {answer.status_code}: {answer.text}")
+    return float(ScoreResponse.from_bytes(answer.content).scores_B[0])
+
+
+def _one_each(option: str, given: list[Each], count: int) -> list[Each]:
+    if len(given) not in (1, count):
+        message = f"{len(given)} {option} for {count} images: one for all, or one each in their order"
+        raise RewardRejected(ANY_REWARD, "request", message)
+    return given * count if len(given) == 1 else given
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text} is not a JSON object")
+    return value
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rtdmd score",
+        description=f"Print the scores of image files. The bearer token is read from {TOKEN_VARIABLE}.",
+    )
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    parser.add_argument("--url", required=True, help="base URL of a scorer: http://host:port, or with /name")
+    parser.add_argument("--prompt", required=True, action="append", help="for all images, or once for each")
+    parser.add_argument(
+        "--metadata",
+        type=_json_object,
+        action="append",
+        metavar="JSON",
+        help="an object: for all images, or once for each",
+    )
+    parser.add_argument("--timeout-s", type=float, default=60.0, help="seconds one image may take")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""GenEval as a reward: `scorer` serves two scores, `models` finds objects and colours, `rules` gives the verdict."""

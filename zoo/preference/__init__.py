@@ -1,0 +1,1 @@
+"""Preference models: `models` has their sizes and files, `pairs` what they compare, `training` their recipe."""
