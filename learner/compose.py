@@ -246,7 +246,7 @@ def _reward_access(config: Config, local_urls: dict[str, str], redis: RedisAddre
 
 def _waited_for(config: Config) -> set[str]:
     """Rewards that the run cannot continue without: if a local server of one dies, the run ends at once."""
-    return {reward.name for reward in config.rewards if reward.outage == "pause"}
+    return {reward.name for reward in config.rewards if reward.outage.holds_requests}
 
 
 def _start_workers(config: Config, access: RewardAccess) -> list[ActorHandle]:

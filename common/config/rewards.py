@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from common.config.section import Section, problem
+from common.types import OutagePolicy
 
 SERVER_URL = re.compile(r"https?://\S+")
 LONGEST_OUTAGE_S = 1500
@@ -38,8 +39,8 @@ class RewardConfig(Section):
         False,
         description="Evaluate it and never train on it. Such a reward distinguishes progress from reward hacking.",
     )
-    outage: Literal["pause", "drop_group", "renormalise"] = Field(
-        "pause",
+    outage: OutagePolicy = Field(
+        OutagePolicy.PAUSE,
         description="Outage policy. pause: wait for the reward, at most outage_limit_s, then end the run with an "
         "error that names it. drop_group: drop groups that it could not score; an iteration without any group is "
         "sampled again for at most outage_limit_s. renormalise: train such groups on the other rewards, with "
@@ -136,7 +137,9 @@ def check_rewards(rewards: Sequence[RewardConfig], client: RewardClientConfig, r
                 f"a question could take {longest_s:g} s, and a run gives up on workers soon after "
                 f"{LONGEST_QUESTION_S} s: lower one of the three",
             )
-        if reward.trained and reward.outage == "renormalise" and len(trained) == 1:
+        if reward.trained and reward.outage.leaves_reward_out and len(trained) == 1:
             raise problem(
-                f"rewards.{reward.name}.outage", "renormalise, but no other reward is trained on: pause or drop_group"
+                f"rewards.{reward.name}.outage",
+                f"{reward.outage}, but no other reward is trained on: {OutagePolicy.PAUSE} or "
+                f"{OutagePolicy.DROP_GROUP}",
             )

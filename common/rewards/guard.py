@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
 from common.errors import RewardError, RewardInvalid, RewardOutage, RewardOverloaded, RewardRejected
 from common.rewards.api import ByteArray, FloatArray, Metadata
@@ -22,8 +22,8 @@ from common.rewards.attempts import RETRY_AFTER_LIMIT_S
 from common.rewards.client import RewardClient, ScoreQuestion
 from common.rewards.control_request import PlainQuestion
 from common.rewards.retry_budget import Timing
+from common.types import OutagePolicy
 
-OutagePolicy = Literal["pause", "drop_group", "renormalise"]
 Gradient = tuple[FloatArray, FloatArray]
 Value = TypeVar("Value")
 
@@ -93,7 +93,7 @@ class RewardGuard:
             RewardOutage: a pause reached its limit.
             RewardRejected: the request itself is wrong for a reward.
         """
-        outages = {name: Outage("pause", outage.limit_s) for name, outage in self._outages.items()}
+        outages = {name: Outage(OutagePolicy.PAUSE, outage.limit_s) for name, outage in self._outages.items()}
         answers = self._score(images_BHWC, prompts, metadata, outages)
         if isinstance(answers.failure, RewardRejected):
             raise answers.failure
@@ -137,7 +137,7 @@ class RewardGuard:
                 continue
             if isinstance(error, RewardOutage) or not isinstance(error, RewardError):
                 raise error
-            if outages[name].policy == "renormalise" and not isinstance(error, RewardRejected):
+            if outages[name].policy.leaves_reward_out and not isinstance(error, RewardRejected):
                 left_out[name] = error
             else:
                 failure = failure or error
@@ -160,7 +160,7 @@ class RewardGuard:
             except RewardRejected:
                 raise
             except RewardError as error:
-                if self._is_at_fault_alone(name, error, gradient) or outage.policy != "pause":
+                if self._is_at_fault_alone(name, error, gradient) or not outage.policy.holds_requests:
                     raise
                 tries += 1
                 if tries == 1:

@@ -18,8 +18,9 @@ import pytest
 
 from common.rewards.breaker import BreakerState
 from common.rewards.client import RewardClient, RewardEndpoint
-from common.rewards.guard import Outage, OutagePolicy, RewardGuard
+from common.rewards.guard import Outage, RewardGuard
 from common.rewards.http import RewardHttp
+from common.types import OutagePolicy
 from tests.helpers.fickle_server import DEADLINE, FickleServer
 from tests.helpers.waiting import wait_until
 
@@ -103,14 +104,22 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 @pytest.mark.parametrize("seconds", [1.0, pytest.param(60.0, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
-@pytest.mark.parametrize("policy", ["pause", "drop_group", pytest.param("renormalise", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        OutagePolicy.PAUSE,
+        OutagePolicy.DROP_GROUP,
+        pytest.param(OutagePolicy.RENORMALISE, marks=pytest.mark.slow),
+    ],
+)
 def test_a_brownout(policy: OutagePolicy, seconds: float, servers: dict[str, FickleServer], sent: Counter[str]) -> None:
     endpoints = [RewardEndpoint(name, server.url) for name, server in servers.items()]
     with ExitStack() as stack:
         client = stack.enter_context(RewardClient(endpoints, TIMEOUT_S, attempts=3))
         for name in REWARDS:
             client.verify(name)
-        outages = {name: Outage(policy if name == SICK else "pause", limit_s=4 * DEADLINE) for name in REWARDS}
+        policies = dict.fromkeys(REWARDS, OutagePolicy.PAUSE) | {SICK: policy}
+        outages = {name: Outage(chosen, limit_s=4 * DEADLINE) for name, chosen in policies.items()}
         traffic = stack.enter_context(traffic_through(RewardGuard(client, outages)))
 
         def opened() -> bool:
@@ -130,9 +139,9 @@ def test_a_brownout(policy: OutagePolicy, seconds: float, servers: dict[str, Fic
             healthy = traffic.complete + GRADUATION
             wait_until(lambda healthy=healthy: traffic.complete >= healthy, "all rewards answer again")
             after = (sum(traffic.dropped.values()), sum(traffic.left_out.values()), traffic.held_s)
-            felt = {"drop_group": 0, "renormalise": 1, "pause": 2}[policy]
+            felt = {OutagePolicy.DROP_GROUP: 0, OutagePolicy.RENORMALISE: 1, OutagePolicy.PAUSE: 2}[policy]
             assert after[felt] > before[felt], illness
     assert traffic.wrong == []
-    assert set(traffic.dropped) <= ({SICK} if policy == "drop_group" else set())
-    assert set(traffic.left_out) <= ({SICK} if policy == "renormalise" else set())
+    assert set(traffic.dropped) <= ({SICK} if policy is OutagePolicy.DROP_GROUP else set())
+    assert set(traffic.left_out) <= ({SICK} if policy is OutagePolicy.RENORMALISE else set())
     assert sum(sent.values()) <= traffic.questions * (1 + EXTRA_REQUESTS), (sent, traffic)

@@ -19,7 +19,8 @@ from common.errors import (
 from common.rewards.api import FloatArray, ScoreRequest
 from common.rewards.client import RewardClient, ScoreQuestion
 from common.rewards.control_request import PlainQuestion
-from common.rewards.guard import Outage, OutagePolicy, RewardGuard
+from common.rewards.guard import Outage, RewardGuard
+from common.types import OutagePolicy
 from tests.helpers.fake_reward_server import Time
 
 IMAGES = np.zeros((2, 4, 4, 3), np.uint8)
@@ -71,14 +72,14 @@ def guarded(
     client: Client, policy: OutagePolicy, limit_s: float = 10.0, plain: PlainQuestion | None = PLAIN
 ) -> tuple[RewardGuard, Time]:
     time = Time()
-    outages = {"hps": Outage(policy, limit_s), "pick": Outage("pause", limit_s)}
+    outages = {"hps": Outage(policy, limit_s), "pick": Outage(OutagePolicy.PAUSE, limit_s)}
     known = {} if plain is None else {"hps": plain, "pick": plain}
     return RewardGuard(client, outages, known, time.timing(draw=lambda: 0.0)), time
 
 
 def test_a_pause_holds_until_the_reward_is_back() -> None:
     client = Client([DOWN] * 5)
-    guard, time = guarded(client, "pause")
+    guard, time = guarded(client, OutagePolicy.PAUSE)
     answers = guard.score(IMAGES, PROMPTS, [], ["hps", "pick"])
     assert {name: values.tolist() for name, values in answers.values.items()} == {"hps": [2, 2], "pick": [1, 1]}
     assert (answers.left_out, answers.failure) == ({}, None)
@@ -88,7 +89,7 @@ def test_a_pause_holds_until_the_reward_is_back() -> None:
 
 
 def test_a_pause_is_bounded_and_ends_by_name() -> None:
-    guard, time = guarded(Client([DOWN] * 1000), "pause", limit_s=10.0)
+    guard, time = guarded(Client([DOWN] * 1000), OutagePolicy.PAUSE, limit_s=10.0)
     with pytest.raises(RewardOutage, match=r"reward hps was out for 10 s.*outage_limit_s.*nobody there") as caught:
         guard.score(IMAGES, PROMPTS, [], ["hps", "pick"])
     assert (caught.value.reward, caught.value.cause) == ("hps", "refused")
@@ -102,13 +103,13 @@ def test_an_error_survives_the_trip_between_processes(error: RewardError) -> Non
 
 
 def test_a_full_queue_is_given_the_time_it_asks_for() -> None:
-    guard, time = guarded(Client([FULL, FULL]), "pause")
+    guard, time = guarded(Client([FULL, FULL]), OutagePolicy.PAUSE)
     guard.score(IMAGES, PROMPTS, [], ["hps"])
     assert time.pauses == [4.0, 4.0]
 
 
 def test_a_dropped_group_names_its_failure_at_once() -> None:
-    guard, time = guarded(Client([DOWN]), "drop_group")
+    guard, time = guarded(Client([DOWN]), OutagePolicy.DROP_GROUP)
     answers = guard.score(IMAGES, PROMPTS, [], ["hps", "pick"])
     assert answers.failure is DOWN
     assert time.now == 0
@@ -116,7 +117,7 @@ def test_a_dropped_group_names_its_failure_at_once() -> None:
 
 @pytest.mark.parametrize("failure", [DOWN, NAN, RAISED])
 def test_renormalise_goes_on_with_the_others(failure: RewardError) -> None:
-    guard, _ = guarded(Client([failure]), "renormalise")
+    guard, _ = guarded(Client([failure]), OutagePolicy.RENORMALISE)
     answers = guard.score(IMAGES, PROMPTS, [], ["hps", "pick"])
     assert list(answers.values) == ["pick"]
     assert answers.left_out == {"hps": failure}
@@ -124,12 +125,12 @@ def test_renormalise_goes_on_with_the_others(failure: RewardError) -> None:
 
 
 def test_with_no_reward_left_the_group_is_dropped() -> None:
-    guard, _ = guarded(Client([DOWN]), "renormalise")
+    guard, _ = guarded(Client([DOWN]), OutagePolicy.RENORMALISE)
     answers = guard.score(IMAGES, PROMPTS, [], ["hps"])
     assert (answers.values, answers.failure) == ({}, DOWN)
 
 
-@pytest.mark.parametrize("policy", ["pause", "drop_group", "renormalise"])
+@pytest.mark.parametrize("policy", list(OutagePolicy))
 def test_a_rejected_request_is_no_outage(policy: OutagePolicy) -> None:
     guard, time = guarded(Client([REJECTED]), policy)
     assert guard.score(IMAGES, PROMPTS, [], ["hps", "pick"]).failure is REJECTED
@@ -140,7 +141,7 @@ def test_a_rejected_request_is_no_outage(policy: OutagePolicy) -> None:
 def test_a_question_that_fails_alone_pauses_nothing(failure: RewardError) -> None:
     """The very first of a worker: the server that failed at it answers a plain one, so the group itself is at fault."""
     client = Client([failure])
-    guard, time = guarded(client, "pause")
+    guard, time = guarded(client, OutagePolicy.PAUSE)
     assert guard.score(IMAGES, PROMPTS, [], ["hps"]).failure is failure
     assert client.plainly == [("hps", PLAIN, SERVER)]
     assert time.now == 0
@@ -150,7 +151,7 @@ def test_a_question_that_fails_alone_pauses_nothing(failure: RewardError) -> Non
 def test_failing_at_everything_is_an_outage(failure: RewardError) -> None:
     client = Client([failure] * 3)
     client.answers_plainly = False
-    guard, _ = guarded(client, "pause")
+    guard, _ = guarded(client, OutagePolicy.PAUSE)
     answers = guard.score(IMAGES, PROMPTS, [], ["hps"])
     assert answers.values["hps"].tolist() == [2, 2]
     assert answers.held_s > 0
@@ -158,17 +159,17 @@ def test_failing_at_everything_is_an_outage(failure: RewardError) -> None:
 
 def test_a_server_that_is_away_is_not_asked_plainly() -> None:
     client = Client([DOWN] * 3)
-    guarded(client, "pause")[0].score(IMAGES, PROMPTS, [], ["hps"])
+    guarded(client, OutagePolicy.PAUSE)[0].score(IMAGES, PROMPTS, [], ["hps"])
     assert client.plainly == []
 
 
 def test_without_a_plain_question_every_failure_is_an_outage() -> None:
     client = Client([NAN])
-    guard, _ = guarded(client, "pause", plain=None)
+    guard, _ = guarded(client, OutagePolicy.PAUSE, plain=None)
     assert guard.score(IMAGES, PROMPTS, [], ["hps"]).held_s > 0
 
 
-@pytest.mark.parametrize("policy", ["drop_group", "renormalise"])
+@pytest.mark.parametrize("policy", [OutagePolicy.DROP_GROUP, OutagePolicy.RENORMALISE])
 def test_an_evaluation_always_waits(policy: OutagePolicy) -> None:
     guard, time = guarded(Client([DOWN] * 4), policy)
     assert sorted(guard.score_all(IMAGES, PROMPTS, [])) == ["hps", "pick"]
@@ -179,6 +180,6 @@ def test_an_evaluation_always_waits(policy: OutagePolicy) -> None:
 
 def test_an_evaluation_goes_on_without_what_a_reward_fails_at_alone() -> None:
     """The images are the same on every resume: a run that ended here could never get past them."""
-    guard, time = guarded(Client([RAISED]), "pause")
+    guard, time = guarded(Client([RAISED]), OutagePolicy.PAUSE)
     assert list(guard.score_all(IMAGES, PROMPTS, [])) == ["pick"]
     assert time.now == 0
