@@ -16,7 +16,7 @@ from common.flow import static_shift_sigmas
 from common.rewards.api import ScoreRequest, ScoreResponse
 from common.rewards.control_request import PlainQuestion
 from common.types import Guidance, Prompt
-from learner.compose import _checked_prediction, _errors_from_ray, _redis, _reward_access
+from learner.compose import _checked_prediction, _errors_from_ray, _load_prompts, _redis, _reward_access
 from learner.driver.cluster import ADDRESS, _say_what_is_waited_for, ray_cluster
 from learner.preflight.checks import (
     check_files,
@@ -28,6 +28,7 @@ from learner.preflight.checks import (
 )
 from learner.preflight.command_line import Invocation
 from tests.helpers.fake_reward_server import INFO, SCORES, error_body, fake_server
+from tests.helpers.trained_run import tiny_config
 
 PLAIN = {"unasked": PlainQuestion("a dot", {})}
 
@@ -224,3 +225,20 @@ def test_a_failing_start_of_ray_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
     expected = "^no Ray cluster to run in: not enough shared memory$"
     with pytest.raises(ConfigError, match=expected), ray_cluster(config()):
         pytest.fail("entered")
+
+
+def test_each_stage_has_its_own_prompts(tmp_path: Path) -> None:
+    values = tiny_config(tmp_path, tmp_path).model_dump(mode="json")
+    for name in ("train", "cold_start", "evaluation"):
+        (tmp_path / f"{name}.txt").write_text(f"{name} prompt\n")
+        values["prompts"][name] = str(tmp_path / f"{name}.txt")
+    prompts = _load_prompts(Config.model_validate(values))
+    assert prompts.cold_start == [Prompt(0, "cold_start prompt")]
+    assert prompts.alignment == [Prompt(0, "train prompt")]
+    assert prompts.evaluation == [Prompt(0, "evaluation prompt")]
+
+
+def test_without_a_file_of_its_own_the_cold_start_has_the_training_prompts(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a dot\n")
+    prompts = _load_prompts(tiny_config(tmp_path, tmp_path / "prompts.txt"))
+    assert prompts.cold_start == prompts.alignment == [Prompt(0, "a dot")]
