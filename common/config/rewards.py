@@ -1,4 +1,4 @@
-"""The sections of the run file about rewards: which, from whom, and how they are asked (see `common.config.run`)."""
+"""The sections `rewards`, `reward_client` and `redis` of the run file (see `common.config.run`)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from common.types import OutagePolicy
 
 SERVER_URL = re.compile(r"https?://\S+")
 LONGEST_OUTAGE_S = 1500
-LONGEST_QUESTION_S = 1700
-"""Less than the 1800 s after which a run gives up on workers that finish nothing."""
+LONGEST_REQUEST_S = 1700
+"""A request must take less than the 1800 s after which a run gives up on workers that finish nothing."""
 
 
 class RewardConfig(Section):
@@ -103,7 +103,7 @@ class RewardClientConfig(Section):
 
 
 class RedisConfig(Section):
-    """Redis: registered reward servers, scores known already, and requests to pause or stop a run."""
+    """Redis: the registry of reward servers, a cache of scores, and requests to pause or stop a run."""
 
     url: str = Field(
         "embedded",
@@ -128,14 +128,14 @@ def check_rewards(rewards: Sequence[RewardConfig], client: RewardClientConfig, r
                 "redis, but redis.url is embedded, where no server can have registered before the run: name a running "
                 "one, or name the servers",
             )
-        # A question that is held, its last attempts, and one more to tell whose fault a failure is.
+        # A request that is held, its last attempts, and its control request.
         longest_s = reward.outage_limit_s + (client.attempts + 1) * client.timeout_s
-        if longest_s > LONGEST_QUESTION_S:
+        if longest_s > LONGEST_REQUEST_S:
             raise problem(
                 f"rewards.{reward.name}.outage_limit_s",
                 f"{reward.outage_limit_s:g}: with reward_client.attempts = {client.attempts} of {client.timeout_s:g} s "
-                f"a question could take {longest_s:g} s, and a run gives up on workers soon after "
-                f"{LONGEST_QUESTION_S} s: lower one of the three",
+                f"a request could take {longest_s:g} s, and a run gives up on workers soon after "
+                f"{LONGEST_REQUEST_S} s: lower one of the three",
             )
         if reward.trained and reward.outage.leaves_reward_out and len(trained) == 1:
             raise problem(
