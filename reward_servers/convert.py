@@ -206,8 +206,8 @@ def _load(scorer_class: type[Scorer], directory: Path) -> Scorer:
 
 
 def _check(scorer: Scorer) -> None:
-    probe = scorer.probe_request()
-    score = float(scorer.score(probe.images_BHWC, probe.prompts, probe.metadata)[0])
+    test = scorer.check_request()
+    score = float(scorer.score(test.images_BHWC, test.prompts, test.metadata)[0])
     if not math.isfinite(score):
         raise ModelError(f"the converted {scorer.name} scores a grey picture {score}: its weights are damaged")
 

@@ -112,6 +112,18 @@ def build_parser() -> argparse.ArgumentParser:
         default=5.0,
         help="milliseconds that a request waits for others to join its batch while the device is idle",
     )
+    _add_limits(parser)
+    parser.add_argument("--ready-file", type=Path, help="write JSON with port and pid to this file when ready")
+    parser.add_argument(
+        "--redis-url", help="register in this Redis, so that runs find the server: redis://HOST:PORT/DB"
+    )
+    parser.add_argument("--advertise-url", help="base URL to register (default: http://HOST:PORT)")
+    parser.add_argument("--parent-pid", type=int, help="stop when the process with this id is no longer the parent")
+    return parser
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    """Add the limits of a request. A request beyond one of them gets an error status."""
     parser.add_argument(
         "--queue-items",
         type=_positive,
@@ -133,13 +145,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--deadline-s", type=_some_time, default=60.0, help="seconds that a request may take; then it gets status 504"
     )
-    parser.add_argument("--ready-file", type=Path, help="write JSON with port and pid to this file when ready")
-    parser.add_argument(
-        "--redis-url", help="register in this Redis, so that runs find the server: redis://HOST:PORT/DB"
-    )
-    parser.add_argument("--advertise-url", help="base URL to register (default: http://HOST:PORT)")
-    parser.add_argument("--parent-pid", type=int, help="stop when the process with this id is no longer the parent")
-    return parser
 
 
 def check(options: argparse.Namespace) -> ServerSettings:

@@ -20,15 +20,15 @@ from common.errors import RewardError, RewardInvalid, RewardOutage, RewardOverlo
 from common.rewards.api import ByteArray, FloatArray, Metadata
 from common.rewards.attempts import RETRY_AFTER_LIMIT_S
 from common.rewards.client import RewardClient, ScoreQuestion
-from common.rewards.control_request import PlainQuestion
+from common.rewards.control_request import ControlRequest
 from common.rewards.retry_budget import Timing
 from common.types import OutagePolicy
 
 Gradient = tuple[FloatArray, FloatArray]
 Value = TypeVar("Value")
 
-QUESTION_CAUSES = ("scorer", "deadline")
-"""These failures may be caused by the request: the scorer raised or took too long."""
+AMBIGUOUS_CAUSES = ("scorer", "deadline")
+"""For these causes the request or the server may be at fault: the scorer raised, or took too long."""
 
 logger = logging.getLogger(__name__)
 
@@ -62,18 +62,18 @@ class RewardGuard:
     """A reward client with the outage policies of its rewards; thread-safe.
 
     Args:
-        plain: each reward's control request; without one, any failure of the reward is an outage.
+        controls: each reward's control request; without one, any failure of the reward is an outage.
     """
 
     def __init__(
         self,
         client: RewardClient,
         outages: Mapping[str, Outage],
-        plain: Mapping[str, PlainQuestion] | None = None,
+        controls: Mapping[str, ControlRequest] | None = None,
         timing: Timing | None = None,
     ) -> None:
         self._client = client
-        self._plain = dict(plain or {})
+        self._controls = dict(controls or {})
         self._outages = dict(outages)
         self._timing = timing or Timing()
         self._threads = ThreadPoolExecutor(max(1, 4 * len(self._outages)), thread_name_prefix="reward-guard")
@@ -180,11 +180,11 @@ class RewardGuard:
 
     def _is_at_fault_alone(self, name: str, error: RewardError, gradient: bool) -> bool:
         """Whether the request is at fault: the same server that failed it answers the control request."""
-        may_be = isinstance(error, RewardInvalid) or error.cause in QUESTION_CAUSES
-        if not may_be or not error.url or name not in self._plain:
+        may_be = isinstance(error, RewardInvalid) or error.cause in AMBIGUOUS_CAUSES
+        if not may_be or not error.url or name not in self._controls:
             return False
         try:
-            self._client.ask_plainly(name, self._plain[name], url=error.url, gradient=gradient)
+            self._client.send_control(name, self._controls[name], url=error.url, gradient=gradient)
         except RewardError:
             return False
         logger.warning("reward %s fails for one request only, which is dropped: %s", name, error)

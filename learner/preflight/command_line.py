@@ -2,7 +2,7 @@
 
     rtdmd train [--config FILE] [--section.key VALUE ...] [--run-dir DIR] [--quick] [--dry-run] [--resume]
 
-A run file may carry a `quick:` block, a partial configuration that `--quick` lays over the rest of the file.
+A run file may carry a `quick:` block, a partial configuration that `--quick` applies on top of the rest of the file.
 Environment variables are RTDMD_SECTION__KEY. A reward is addressed by name: `--rewards.hps.weight 0.5`.
 """
 
@@ -127,7 +127,7 @@ def _parser(program: str, options: str, description: str) -> argparse.ArgumentPa
     parser.add_argument(
         "--config", type=Path, default=DEFAULT_RUN_FILE, metavar="FILE", help=f"run file (default {DEFAULT_RUN_FILE})"
     )
-    parser.add_argument("--quick", action="store_true", help="lay the run file's quick block over it: a smoke run")
+    parser.add_argument("--quick", action="store_true", help="apply the run file's quick block on top: a smoke run")
     return parser
 
 

@@ -94,7 +94,7 @@ class Learner:
     def publish(self, number: int, *, averaged: bool) -> PublishedWeights:
         """The student's weights as version `number`: the trained ones, or their moving average for evaluation."""
         started = time.perf_counter()
-        pending = [other.probe.remote(averaged=averaged) for other in self._others if self._shard_base]
+        pending = [other.attestation_pass.remote(averaged=averaged) for other in self._others if self._shard_base]
         published = _all_ranks(lambda: self._own.publish(number, averaged=averaged), pending)[0]
         if not averaged:
             self._published.remember(published.manifest.version)

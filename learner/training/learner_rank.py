@@ -22,7 +22,7 @@ from common.backbones import load_backbone
 from common.config.run import Config
 from common.rewards.access import RewardAccess
 from common.types import Guidance, Position, Prompt, ScoredGroup, Stage
-from common.weights import PublishedWeights, probe_velocity, publish
+from common.weights import PublishedWeights, attestation_velocity, publish
 from common.wire import fingerprint, tensor_hashes
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.training.alignment_trainer import AlignmentTrainer
@@ -110,14 +110,14 @@ class LearnerRank:
             return self._alignment.update(scored)
 
     def publish(self, number: int, *, averaged: bool) -> PublishedWeights:
-        """The student's weights as version `number`. Rank 0 only; with a sharded base the others call `probe`."""
+        """The student's weights as version `number`. Rank 0 only, see `attestation_pass`."""
         with self._failure_noticed(), self._published_student(averaged=averaged):
             return publish(self._backbone, number)
 
-    def probe(self, *, averaged: bool) -> None:
-        """Take part in the attestation probe of rank 0's `publish`, which needs every part of a sharded base."""
+    def attestation_pass(self, *, averaged: bool) -> None:
+        """Take part in the forward pass of rank 0's `publish`. Other ranks only, if the base is sharded."""
         with self._failure_noticed(), self._published_student(averaged=averaged):
-            probe_velocity(self._backbone)
+            attestation_velocity(self._backbone)
 
     def save(self, run_dir: Path, position: Position, settings: dict[str, Any]) -> Path:
         """Write a checkpoint. One rank only: all have the same state."""

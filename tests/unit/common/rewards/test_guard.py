@@ -1,4 +1,4 @@
-"""What each outage policy does with a reward that fails, on a client that answers as it is told."""
+"""Outage policies on a failing reward, with a client that returns scripted responses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from common.errors import (
 )
 from common.rewards.api import FloatArray, ScoreRequest
 from common.rewards.client import RewardClient, ScoreQuestion
-from common.rewards.control_request import PlainQuestion
+from common.rewards.control_request import ControlRequest
 from common.rewards.guard import Outage, RewardGuard
 from common.types import OutagePolicy
 from tests.helpers.fake_reward_server import Time
@@ -26,7 +26,7 @@ from tests.helpers.fake_reward_server import Time
 IMAGES = np.zeros((2, 4, 4, 3), np.uint8)
 PROMPTS = ["a", "b"]
 SERVER = "http://server:1"
-PLAIN = PlainQuestion("a dot", {"count": 1})
+CONTROL = ControlRequest("a dot", {"count": 1})
 
 
 def failing(error: RewardError) -> RewardError:
@@ -49,8 +49,8 @@ class Client(RewardClient):
     def __init__(self, failures: Sequence[RewardError]) -> None:
         self.failures = list(failures)
         self.asked: list[tuple[str, bool]] = []
-        self.plainly: list[tuple[str, PlainQuestion, str | None]] = []
-        self.answers_plainly = True
+        self.controls: list[tuple[str, ControlRequest, str | None]] = []
+        self.answers_controls = True
 
     def seconds_to_probe(self, name: str) -> float:
         return 0.5
@@ -62,18 +62,20 @@ class Client(RewardClient):
             raise self.failures.pop(0)
         return np.full(count, 2 if name == "hps" else 1, np.float32)
 
-    def ask_plainly(self, name: str, plain: PlainQuestion, *, url: str | None = None, gradient: bool = False) -> None:
-        self.plainly.append((name, plain, url))
-        if not self.answers_plainly:
+    def send_control(
+        self, name: str, control: ControlRequest, *, url: str | None = None, gradient: bool = False
+    ) -> None:
+        self.controls.append((name, control, url))
+        if not self.answers_controls:
             raise NAN
 
 
 def guarded(
-    client: Client, policy: OutagePolicy, limit_s: float = 10.0, plain: PlainQuestion | None = PLAIN
+    client: Client, policy: OutagePolicy, limit_s: float = 10.0, control: ControlRequest | None = CONTROL
 ) -> tuple[RewardGuard, Time]:
     time = Time()
     outages = {"hps": Outage(policy, limit_s), "pick": Outage(OutagePolicy.PAUSE, limit_s)}
-    known = {} if plain is None else {"hps": plain, "pick": plain}
+    known = {} if control is None else {"hps": control, "pick": control}
     return RewardGuard(client, outages, known, time.timing(draw=lambda: 0.0)), time
 
 
@@ -138,34 +140,34 @@ def test_a_rejected_request_is_no_outage(policy: OutagePolicy) -> None:
 
 
 @pytest.mark.parametrize("failure", [NAN, RAISED, LATE])
-def test_a_question_that_fails_alone_pauses_nothing(failure: RewardError) -> None:
-    """The very first of a worker: the server that failed at it answers a plain one, so the group itself is at fault."""
+def test_a_bad_request_pauses_nothing(failure: RewardError) -> None:
+    """The server that failed answers the control request, so the request is at fault, even a worker's first."""
     client = Client([failure])
     guard, time = guarded(client, OutagePolicy.PAUSE)
     assert guard.score(IMAGES, PROMPTS, [], ["hps"]).failure is failure
-    assert client.plainly == [("hps", PLAIN, SERVER)]
+    assert client.controls == [("hps", CONTROL, SERVER)]
     assert time.now == 0
 
 
 @pytest.mark.parametrize("failure", [NAN, RAISED, LATE])
 def test_failing_at_everything_is_an_outage(failure: RewardError) -> None:
     client = Client([failure] * 3)
-    client.answers_plainly = False
+    client.answers_controls = False
     guard, _ = guarded(client, OutagePolicy.PAUSE)
     answers = guard.score(IMAGES, PROMPTS, [], ["hps"])
     assert answers.values["hps"].tolist() == [2, 2]
     assert answers.held_s > 0
 
 
-def test_a_server_that_is_away_is_not_asked_plainly() -> None:
+def test_an_unreachable_server_gets_no_control_request() -> None:
     client = Client([DOWN] * 3)
     guarded(client, OutagePolicy.PAUSE)[0].score(IMAGES, PROMPTS, [], ["hps"])
-    assert client.plainly == []
+    assert client.controls == []
 
 
-def test_without_a_plain_question_every_failure_is_an_outage() -> None:
+def test_without_a_control_request_every_failure_is_an_outage() -> None:
     client = Client([NAN])
-    guard, _ = guarded(client, OutagePolicy.PAUSE, plain=None)
+    guard, _ = guarded(client, OutagePolicy.PAUSE, control=None)
     assert guard.score(IMAGES, PROMPTS, [], ["hps"]).held_s > 0
 
 

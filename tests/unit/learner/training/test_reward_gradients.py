@@ -12,7 +12,7 @@ import torch
 from common.errors import RewardError, RewardOutage, RewardUnavailable
 from common.rewards.api import FloatArray, Metadata
 from common.rewards.client import RewardClient
-from common.rewards.control_request import PlainQuestion
+from common.rewards.control_request import ControlRequest
 from common.rewards.guard import Outage, RewardGuard
 from common.types import OutagePolicy, Prompt
 from learner.training.reward_gradients import DifferentiableRewards, ServedRewards
@@ -55,7 +55,9 @@ class Client(RewardClient):
         factor = np.float32(self._factors[name])
         return factor * images_BCHW.sum(axis=(1, 2, 3)), np.full_like(images_BCHW, factor)
 
-    def ask_plainly(self, name: str, plain: PlainQuestion, *, url: str | None = None, gradient: bool = False) -> None:
+    def send_control(
+        self, name: str, control: ControlRequest, *, url: str | None = None, gradient: bool = False
+    ) -> None:
         assert (url, gradient) == ("http://server", True)
 
 
@@ -98,7 +100,7 @@ def test_a_reward_that_is_out_is_left_out_and_counted() -> None:
 def test_samples_that_a_reward_fails_at_alone_do_not_end_a_run_that_would_wait_for_it() -> None:
     client = Client({"hps": 2.0, "bright": -1.0}, raised)
     outages = dict.fromkeys(("hps", "bright"), Outage(OutagePolicy.PAUSE, 5.0))
-    guard = RewardGuard(client, outages, {"bright": PlainQuestion("a dot", {})})
+    guard = RewardGuard(client, outages, {"bright": ControlRequest("a dot", {})})
     served = ServedRewards(guard, ["hps", "bright"])
     found = served.differentiable(torch.zeros(2, 3, 2, 2), PROMPTS)
     assert found == DifferentiableRewards({}, {"bright:scorer": 2})
