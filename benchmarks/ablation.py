@@ -1,4 +1,4 @@
-"""What each part of RTDMD brings: same cold start, same budget, one seed, every combination.
+"""Ablation of RTDMD's parts: same cold start, same budget, one seed, every combination.
 
     python benchmarks/ablation.py --cold-start runs/shapes/checkpoints/cold_start-001450 [--iterations 40] [--out FILE]
 

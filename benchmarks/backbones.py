@@ -1,4 +1,4 @@
-"""What sampling and training cost at full size, with random weights. Prints one JSON object.
+"""Measures sampling and training at full size, with random weights. Prints one JSON object.
 
     python -m benchmarks.backbones sd35_medium
     python -m benchmarks.backbones flux2_klein_4b
@@ -39,7 +39,7 @@ from learner.training.distribution_matching import MatchingSettings
 from learner.training.networks import ALIGNED, COLD_START, FAKE_SCORE, Networks, StageSettings
 from learner.training.reward_gradients import DifferentiableRewards, ServedRewards
 from rollout_workers.sampler import SampledGroup, decode_to_uint8, sample_group
-from rollout_workers.weight_receiver import PROBE_TOLERANCE, WeightReceiver
+from rollout_workers.weight_receiver import VELOCITY_TOLERANCE, WeightReceiver
 
 STEPS = 4
 PROMPT = Prompt(0, "red circle")
@@ -183,7 +183,7 @@ def _scored(sampled: SampledGroup, plan: StepPlan) -> ScoredGroup:
 
 
 def _publish(backbone: Backbone, config: Config) -> None:
-    WeightReceiver(backbone, PROBE_TOLERANCE[config.backbone.dtype]).receive(publish(backbone, 1))
+    WeightReceiver(backbone, VELOCITY_TOLERANCE[config.backbone.dtype]).receive(publish(backbone, 1))
 
 
 def _seconds(work: Callable[[], object], device: torch.device, times: int = 3) -> float:

@@ -1,4 +1,4 @@
-"""What serving a reward costs. Prints one JSON object.
+"""Measures the cost of serving a reward. Prints one JSON object.
 
     python -m benchmarks.reward_serving null                   # images/s and latency of a scorer that costs nothing
     python -m benchmarks.reward_serving model                  # a small HPS model served, over the same one in a loop

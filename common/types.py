@@ -52,6 +52,24 @@ class Guidance(StrEnum):
     NONE = "none"
 
 
+class OutagePolicy(StrEnum):
+    """A reward's outage policy, applied by `common/rewards/guard.py`. Members have the values of rewards.*.outage."""
+
+    PAUSE = "pause"
+    DROP_GROUP = "drop_group"
+    RENORMALISE = "renormalise"
+
+    @property
+    def holds_requests(self) -> bool:
+        """Whether a request is held until the reward is back; otherwise it fails at once."""
+        return self is OutagePolicy.PAUSE
+
+    @property
+    def leaves_reward_out(self) -> bool:
+        """Whether a group is trained on the other rewards; otherwise it is dropped whole."""
+        return self is OutagePolicy.RENORMALISE
+
+
 class Stage(StrEnum):
     """The two stages of a run, with the names used in its files."""
 

@@ -1,8 +1,8 @@
 """Published weights: sent from the learner to every rollout worker and verified at both ends.
 
 A publication is a safetensors payload and a manifest. The manifest contains a hash of every tensor, the base model of
-the adapters, and the velocity that the learner itself computes on a fixed probe. A receiver notices if it holds other
-weights, binds them to other modules, or computes something else.
+the adapters, and the velocity that the learner itself computes for a fixed prompt, noise and noise level. A receiver
+notices if it holds other weights, binds them to other modules, or computes something else.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from common.backbones.base import Backbone
 from common.types import FloatArray, Network, PolicyVersion
 from common.wire import fingerprint, tensor_hashes, weights_to_bytes
 
-PROBE_PROMPT = "attestation probe"
-PROBE_SIGMA = 0.7
+ATTESTATION_PROMPT = "attestation probe"
+ATTESTATION_SIGMA = 0.7
 """At this noise level a velocity depends on the prompt, the latents and every layer."""
 
 
@@ -33,14 +33,14 @@ class Manifest:
         stack: the adapters of the student, in order.
         tensor_hashes: "adapter/module path.lora_A.weight" -> xxh3-128 of dtype, shape and bytes.
         base_fingerprint: hash of the frozen transformer the adapters were trained on.
-        probe_velocity_chw: float32; the student's velocity on the fixed probe, computed by the learner.
+        attestation_velocity_chw: float32; the student's velocity for the fixed input, computed by the learner.
     """
 
     version: PolicyVersion
     stack: tuple[str, ...]
     tensor_hashes: dict[str, str]
     base_fingerprint: str
-    probe_velocity_chw: FloatArray
+    attestation_velocity_chw: FloatArray
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ def student_state(backbone: Backbone) -> dict[str, FloatArray]:
 
 
 @torch.no_grad()
-def probe_velocity(backbone: Backbone) -> Tensor:
+def attestation_velocity(backbone: Backbone) -> Tensor:
     """The student's velocity on a fixed prompt, noise and noise level: [c, h, w]."""
     noise_chw = seeding.normal(backbone.latent_shape, seed=0, purpose="attestation probe")
-    conditioning = backbone.encode_prompts([PROBE_PROMPT])
+    conditioning = backbone.encode_prompts([ATTESTATION_PROMPT])
     velocity = backbone.velocity(
-        Network.STUDENT, noise_chw[None].to(backbone.device), torch.full((1,), PROBE_SIGMA), conditioning
+        Network.STUDENT, noise_chw[None].to(backbone.device), torch.full((1,), ATTESTATION_SIGMA), conditioning
     )
     return velocity[0].cpu()
 
@@ -80,6 +80,6 @@ def publish(backbone: Backbone, number: int) -> PublishedWeights:
         stack=backbone.adapters.stack(Network.STUDENT),
         tensor_hashes=hashes,
         base_fingerprint=backbone.base_fingerprint(),
-        probe_velocity_chw=probe_velocity(backbone).numpy(),
+        attestation_velocity_chw=attestation_velocity(backbone).numpy(),
     )
     return PublishedWeights(manifest, np.frombuffer(weights_to_bytes(state), dtype=np.uint8))

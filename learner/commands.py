@@ -12,15 +12,15 @@ from importlib import import_module
 Main = Callable[[list[str]], int]
 
 COMMANDS = {
-    "train": ("learner.main:main", "train: cold start, alignment, report (also `python learner/main.py`)"),
-    "forecast": ("learner.main:forecast", "placement, memory and seconds that a run will need, without starting it"),
-    "generate": ("learner.tools.generate:main", "draw pictures with a finished run"),
+    "train": ("learner.main:main", "train a run: cold start, alignment, report (also `python learner/main.py`)"),
+    "forecast": ("learner.main:forecast", "print the placement, memory and seconds that a run will need"),
+    "generate": ("learner.tools.generate:main", "draw images with a finished run"),
     "evaluate": ("learner.tools.evaluate:main", "score a finished run, or any diffusers pipeline, on a prompt file"),
-    "export": ("learner.tools.export:main", "write the trained student as a LoRA, a pipeline or a file for ComfyUI"),
-    "report": ("learner.records.report:main", "write the report of a run anew"),
+    "export": ("learner.tools.export:main", "export the student as a LoRA, a pipeline or a file for ComfyUI"),
+    "report": ("learner.records.report:main", "rewrite the report of a run"),
     "serve": ("reward_servers.main:main", "serve a reward over HTTP (also `python -m reward_servers`)"),
-    "score": ("reward_servers.score_images:main", "score images by a running reward server"),
-    "convert": ("reward_servers.convert:main", "convert a published reward checkpoint to a scorer's directory"),
+    "score": ("reward_servers.score_images:main", "score image files with a running reward server"),
+    "convert": ("reward_servers.convert:main", "convert a published reward checkpoint to a model directory"),
 }
 """Each name maps to the path of its `main(arguments) -> exit status` and to its description."""
 

@@ -44,7 +44,7 @@ from learner.preflight.checks import (
     check_guidance,
     check_rewards,
     check_schedule,
-    plain_questions,
+    control_requests,
 )
 from learner.preflight.command_line import Invocation
 from learner.preflight.forecast import Prediction, choose_device, predict, requirements_text
@@ -149,8 +149,8 @@ def started_service(
         redis = stack.enter_context(_redis(config, run_dir))
         servers = stack.enter_context(LocalServers(_local_servers(config), run_dir / "logs"))
         access = _reward_access(config, servers.urls, redis)
-        plain = plain_questions(config, prompts.alignment[0], prompts.evaluation[0])
-        access = replace(access, infos=check_rewards(config, access, plain), plain=plain)
+        controls = control_requests(config, prompts.alignment[0], prompts.evaluation[0])
+        access = replace(access, infos=check_rewards(config, access, controls), controls=controls)
         require_same_rewards(start, access.infos)
         stack.enter_context(ray_cluster(config))
         device = _device(config.learner.num_gpus)
@@ -246,7 +246,7 @@ def _reward_access(config: Config, local_urls: dict[str, str], redis: RedisAddre
 
 def _waited_for(config: Config) -> set[str]:
     """Rewards that the run cannot continue without: if a local server of one dies, the run ends at once."""
-    return {reward.name for reward in config.rewards if reward.outage == "pause"}
+    return {reward.name for reward in config.rewards if reward.outage.holds_requests}
 
 
 def _start_workers(config: Config, access: RewardAccess) -> list[ActorHandle]:

@@ -114,7 +114,8 @@ class Service:
 
     def _outage_limit_s(self) -> float:
         """Seconds that an outage may leave an iteration without any group, for rewards that do not pause the run."""
-        return max((r.outage_limit_s for r in self.config.rewards if r.trained and r.outage != "pause"), default=0.0)
+        rewards = [r for r in self.config.rewards if r.trained and not r.outage.holds_requests]
+        return max((reward.outage_limit_s for reward in rewards), default=0.0)
 
     def _milestones(self) -> RunMilestones:
         return RunMilestones(

@@ -82,14 +82,14 @@ class Served:
 
     Attributes:
         prefix: prefix of its routes: "" or "/name".
-        probe_score: its score for the test image.
+        check_score: its score for the test image.
     """
 
     prefix: str
     info: ServerInfo
     batcher: Batcher
     metrics: ScorerMetrics
-    probe_score: float
+    check_score: float
 
 
 class ServerApp:
@@ -134,7 +134,7 @@ class ServerApp:
                 f"a model call has been running for {seconds:.0f} s, the deadline is {self._limits.deadline_s:g} s"
             )
             return _json({"error": "deadline", "message": f"{message}: restart the server if it is stuck"}, 503)
-        return _json({"ready": True, "probe_scores": {one.info.scorer: one.probe_score for one in self._served}})
+        return _json({"ready": True, "probe_scores": {one.info.scorer: one.check_score for one in self._served}})
 
     async def metrics(self, request: Request) -> Response:  # noqa: ARG002
         return Response(self._metrics.exposition(), media_type=CONTENT_TYPE_LATEST)

@@ -72,12 +72,14 @@ def build_parser() -> argparse.ArgumentParser:
     def add(name: str, checkpoint: str, convert: Callable[[argparse.Namespace], Scorer]) -> argparse.ArgumentParser:
         kind = kinds.add_parser(name, help=f"from {checkpoint}")
         kind.add_argument("checkpoint", type=Path, help=checkpoint)
-        kind.add_argument("--out", type=Path, required=True, help="the model directory to make; must not exist")
+        kind.add_argument("--out", type=Path, required=True, help="model directory to create; must not exist yet")
         kind.set_defaults(convert=convert)
         return kind
 
     kind = add("hps", "HPS_v2_compressed.pt or HPS_v2.1_compressed.pt of xswu/HPSv2", _from_hps_options)
-    kind.add_argument("--version", required=True, choices=HPS_VERSIONS, help="the release: the file does not say")
+    kind.add_argument(
+        "--version", required=True, choices=HPS_VERSIONS, help="release of the checkpoint, which the file does not name"
+    )
     kind.add_argument("--tokenizer", type=Path, required=True, help="a directory with CLIP's vocab.json and merges.txt")
     _add_architecture(kind, "ViT-H-14")
     kind = add("aesthetic", "sac+logos+ava1-l14-linearMSE.pth of improved-aesthetic-predictor", _from_aesthetic_options)
@@ -145,7 +147,7 @@ def _from_image_reward_options(options: argparse.Namespace) -> Scorer:
 
 
 def _add_architecture(parser: argparse.ArgumentParser, published: str) -> None:
-    message = f"config.json of another size of this family; that of {published} when left out"
+    message = f"config.json of a model of another size (default: that of {published})"
     parser.add_argument("--architecture", type=Path, metavar="FILE", help=message)
 
 
@@ -204,8 +206,8 @@ def _load(scorer_class: type[Scorer], directory: Path) -> Scorer:
 
 
 def _check(scorer: Scorer) -> None:
-    probe = scorer.probe_request()
-    score = float(scorer.score(probe.images_BHWC, probe.prompts, probe.metadata)[0])
+    test = scorer.check_request()
+    score = float(scorer.score(test.images_BHWC, test.prompts, test.metadata)[0])
     if not math.isfinite(score):
         raise ModelError(f"the converted {scorer.name} scores a grey picture {score}: its weights are damaged")
 

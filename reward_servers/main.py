@@ -80,13 +80,13 @@ async def serve(settings: ServerSettings, scorers: Mapping[str, Scorer], listene
     counters = {name: metrics.of_scorer(name, *scorer.score_range) for name, scorer in scorers.items()}
     batchers = {name: Batcher(scorer, name, settings.batch, device, counters[name]) for name, scorer in scorers.items()}
 
-    async def probe_and_listen() -> None:
+    async def check_and_listen() -> None:
         served, reproducible = [], not settings.batch.share_calls
         for name, scorer in scorers.items():
             prefix = f"/{name}" if len(scorers) > 1 else ""
-            probe_score = await _probe(batchers[name], scorer)
+            check_score = await _check(batchers[name], scorer)
             served.append(
-                Served(prefix, server_info(name, scorer, reproducible), batchers[name], counters[name], probe_score)
+                Served(prefix, server_info(name, scorer, reproducible), batchers[name], counters[name], check_score)
             )
         app = ServerApp(served, settings.limits, settings.queue_bytes, device, metrics).build()
         opening = open_for_requests(settings, listener.getsockname()[1], served)
@@ -94,7 +94,7 @@ async def serve(settings: ServerSettings, scorers: Mapping[str, Scorer], listene
 
     feeding = [asyncio.create_task(batcher.run()) for batcher in batchers.values()]
     done, _ = await asyncio.wait(
-        {*feeding, asyncio.create_task(probe_and_listen())}, return_when=asyncio.FIRST_COMPLETED
+        {*feeding, asyncio.create_task(check_and_listen())}, return_when=asyncio.FIRST_COMPLETED
     )
     # If a batcher ends first, stop the server: it could not answer any more.
     for task in done:
@@ -146,9 +146,9 @@ def _implementation(kind: type[Scorer]) -> str:
     return next((first for first, path in MOVED_SCORERS.items() if path == present), present)
 
 
-async def _probe(batcher: Batcher, scorer: Scorer) -> float:
-    """Score one plain image through the batcher, as for a client; ModelError unless the score is finite."""
-    request = scorer.probe_request()
+async def _check(batcher: Batcher, scorer: Scorer) -> float:
+    """Score the test image through the batcher, as for a client; ModelError unless the score is finite."""
+    request = scorer.check_request()
     try:
         answer = await batcher.submit(request)
         if scorer.differentiable:
@@ -156,7 +156,7 @@ async def _probe(batcher: Batcher, scorer: Scorer) -> float:
             pixels_BCHW /= np.float32(255)
             await batcher.submit(GradientRequest(pixels_BCHW, request.prompts, request.metadata))
     except RewardError as error:
-        raise ModelError(f"the scorer {scorer.name} failed its probe ({error.cause}): {error}") from error
+        raise ModelError(f"the scorer {scorer.name} failed its start-up check ({error.cause}): {error}") from error
     return float(answer.scores_B[0])
 
 

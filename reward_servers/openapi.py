@@ -169,7 +169,7 @@ def _page(summary: str, content: Json, errors: Sequence[int] = ()) -> Json:
 
 PROCESS_PATHS: Json = {
     HEALTH_PATH: _page("The process is alive", _content("Health")),
-    READY_PATH: _page("Every scorer has scored a probe, and no call is stuck", _content("Ready"), (503,)),
+    READY_PATH: _page("Every scorer has passed its start-up check, and no call is stuck", _content("Ready"), (503,)),
     METRICS_PATH: _page("Prometheus metrics", {"content": {"text/plain": {"schema": TEXT}}}),
     OPENAPI_PATH: _page("This document", _content("Document")),
 }

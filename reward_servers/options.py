@@ -57,6 +57,13 @@ class ServerSettings:
     advertise_url: str | None
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows an option's default if it has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 class _OfScorer(argparse.Action):
     """Records `--scorer`, `--model` and `--name` in the order in which they are given."""
 
@@ -73,43 +80,71 @@ class _OfScorer(argparse.Action):
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m reward_servers",
-        description="Serve rewards over HTTP. Repeat --scorer for several; --model and --name follow their own.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Serve rewards over HTTP. Repeat --scorer to serve several; --model and --name belong to the "
+        "--scorer before them.",
+        formatter_class=_Formatter,
         allow_abbrev=False,
     )
     parser.set_defaults(of_scorers=[])
     for option, explanation in (
-        ("scorer", "hps, pickscore, ..., or package.module:Class of your own"),
+        ("scorer", "a built-in scorer (hps, pickscore, ...), or package.module:Class"),
         ("model", "the scorer's model directory"),
-        ("name", "name in answers, metrics and, of several, in URLs; the scorer's own when left out"),
+        ("name", "name in responses, in metrics and, with several scorers, in URLs (default: the scorer's own)"),
     ):
         parser.add_argument(f"--{option}", action=_OfScorer, default=argparse.SUPPRESS, help=explanation)
-    parser.add_argument("--host", default="127.0.0.1", help=f"any other than loopback needs {TOKEN_VARIABLE} set")
-    parser.add_argument("--port", type=int, default=8000, help="0 picks a free one; see --ready-file")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help=f"address to listen on; any but loopback needs {TOKEN_VARIABLE}"
+    )
+    parser.add_argument(
+        "--port", type=int, default=8000, help="port to listen on; 0 picks a free one, see --ready-file"
+    )
     parser.add_argument("--device", default="cpu", help="torch device of the models")
     parser.add_argument("--threads", type=_positive, default=1, help="CPU threads of the models")
     parser.add_argument("--max-batch", type=_positive, default=16, help="images per model call")
     parser.add_argument(
-        "--reproducible", action="store_true", help="no two requests share a model call: slower, equal to the last bit"
+        "--reproducible",
+        action="store_true",
+        help="give every request a model call of its own: slower, but bitwise reproducible",
     )
     parser.add_argument(
-        "--max-wait-ms", type=_duration, default=5.0, help="how long a request waits for others on an idle device"
+        "--max-wait-ms",
+        type=_duration,
+        default=5.0,
+        help="milliseconds that a request waits for others to join its batch while the device is idle",
     )
+    _add_limits(parser)
+    parser.add_argument("--ready-file", type=Path, help="write JSON with port and pid to this file when ready")
+    parser.add_argument(
+        "--redis-url", help="register in this Redis, so that runs find the server: redis://HOST:PORT/DB"
+    )
+    parser.add_argument("--advertise-url", help="base URL to register (default: http://HOST:PORT)")
+    parser.add_argument("--parent-pid", type=int, help="stop when the process with this id is no longer the parent")
+    return parser
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    """Add the limits of a request. A request beyond one of them gets an error status."""
     parser.add_argument(
         "--queue-items",
         type=_positive,
         default=256,
-        help="images that may wait, of a scorer; then 429; a larger request: 413",
+        help="images that may wait per scorer; more get status 429, a larger request 413",
     )
-    parser.add_argument("--queue-mb", type=_positive, default=1024, help="MiB that may wait, of a scorer; then 429")
-    parser.add_argument("--max-body-mb", type=_positive, default=256, help="request body limit in MiB; then 413")
-    parser.add_argument("--max-pixels", type=_positive, default=DEFAULT_MAX_PIXELS, help="of an image; then 413")
-    parser.add_argument("--deadline-s", type=_some_time, default=60.0, help="seconds a request may take; then 504")
-    parser.add_argument("--ready-file", type=Path, help="written once ready: JSON with port and pid")
-    parser.add_argument("--redis-url", help="be listed there, so that runs find this server: redis://HOST:PORT/DB")
-    parser.add_argument("--advertise-url", help="base URL to be listed under; http://HOST:PORT when left out")
-    parser.add_argument("--parent-pid", type=int, help="stop when this process is no longer the parent")
-    return parser
+    parser.add_argument(
+        "--queue-mb", type=_positive, default=1024, help="MiB of requests that may wait per scorer; more get status 429"
+    )
+    parser.add_argument(
+        "--max-body-mb", type=_positive, default=256, help="largest request body in MiB; a larger one gets status 413"
+    )
+    parser.add_argument(
+        "--max-pixels",
+        type=_positive,
+        default=DEFAULT_MAX_PIXELS,
+        help="largest image in pixels; a larger one gets status 413",
+    )
+    parser.add_argument(
+        "--deadline-s", type=_some_time, default=60.0, help="seconds that a request may take; then it gets status 504"
+    )
 
 
 def check(options: argparse.Namespace) -> ServerSettings:
@@ -122,7 +157,7 @@ def check(options: argparse.Namespace) -> ServerSettings:
         raise ConfigError(f"{TOKEN_VARIABLE} has characters that no HTTP header can carry: use ASCII alone")
     if options.queue_mb < COPIES_OF_A_BODY * options.max_body_mb:
         message = f"--queue-mb {options.queue_mb} is less than twice --max-body-mb {options.max_body_mb}"
-        raise ConfigError(f"{message}: the largest request could never be taken")
+        raise ConfigError(f"{message}: raise --queue-mb, or the largest request would never be accepted")
     if options.redis_url is not None:
         _check_reachable(options.redis_url, options.host, options.advertise_url)
     return ServerSettings(
@@ -161,7 +196,7 @@ def _pair(given: Sequence[tuple[str, str]]) -> tuple[ScorerSettings, ...]:
         if option == "scorer":
             scorers.append({})
         elif not scorers:
-            raise ConfigError(f"--{option} {value} stands before the first of {count} --scorer: put it after its own")
+            raise ConfigError(f"--{option} {value} is before the first of {count} --scorer: put it after its --scorer")
         if option in scorers[-1]:
             raise ConfigError(
                 f"--{option} {value}: {scorers[-1]['scorer']} has --{option} {scorers[-1][option]} already"
@@ -184,8 +219,8 @@ def _check_reachable(redis_url: str, host: str, advertised: str | None) -> None:
     unknown = advertised is None and host in ANY_ADDRESS
     if unknown or (is_loopback(listed) and not is_loopback(redis_host)):
         raise ConfigError(
-            f"{shown}: machines that find this server there cannot reach it as {listed}: say their URL of it with "
-            "--advertise-url http://HOST:PORT"
+            f"{shown}: machines that find this server there cannot reach it as {listed}: give a URL that they can "
+            "reach with --advertise-url http://HOST:PORT"
         )
 
 
@@ -198,7 +233,7 @@ def _positive(text: str) -> int:
 def _some_time(text: str) -> float:
     value = _duration(text)
     if value == 0:
-        raise argparse.ArgumentTypeError(f"{text} is no time at all")
+        raise argparse.ArgumentTypeError(f"{text} is not more than 0 seconds")
     return value
 
 

@@ -83,16 +83,20 @@ def _build_parser() -> argparse.ArgumentParser:
         description=f"Print the scores of image files. The bearer token is read from {TOKEN_VARIABLE}.",
     )
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    parser.add_argument("--url", required=True, help="base URL of a scorer: http://host:port, or with /name")
-    parser.add_argument("--prompt", required=True, action="append", help="for all images, or once for each")
+    parser.add_argument(
+        "--url", required=True, help="base URL of a scorer: http://HOST:PORT, or with several http://HOST:PORT/NAME"
+    )
+    parser.add_argument(
+        "--prompt", required=True, action="append", help="the prompt of all images; or repeat it, once per image"
+    )
     parser.add_argument(
         "--metadata",
         type=_json_object,
         action="append",
         metavar="JSON",
-        help="an object: for all images, or once for each",
+        help="a JSON object for all images; or repeat it, once per image",
     )
-    parser.add_argument("--timeout-s", type=float, default=60.0, help="seconds one image may take")
+    parser.add_argument("--timeout-s", type=float, default=60.0, help="timeout per image in seconds (default 60)")
     return parser
 
 

@@ -34,7 +34,7 @@ from common.types import (
 from common.weights import PublishedWeights
 from rollout_workers.diversity import mean_pairwise_distance
 from rollout_workers.sampler import decode_to_uint8, sample_group, sample_pictures
-from rollout_workers.weight_receiver import PROBE_TOLERANCE, WeightReceiver
+from rollout_workers.weight_receiver import VELOCITY_TOLERANCE, WeightReceiver
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class RolloutWorker:
         self._backbone = load_backbone(settings.backbone, settings.lora, torch.device(settings.device))
         if settings.compiled:
             self._backbone.compile_blocks()
-        tolerance = PROBE_TOLERANCE[settings.backbone.dtype]
+        tolerance = VELOCITY_TOLERANCE[settings.backbone.dtype]
         self._receiver = WeightReceiver(self._backbone, tolerance)
         self._empty = self._backbone.encode_prompts([""])
         # Kept open for the lifetime of the process.

@@ -7,19 +7,19 @@ import torch
 from common.backbones.base import Backbone
 from common.errors import AttestationError, WeightUpdateError
 from common.types import Network, PolicyVersion
-from common.weights import Manifest, PublishedWeights, probe_velocity, student_state
+from common.weights import Manifest, PublishedWeights, attestation_velocity, student_state
 from common.wire import tensor_hashes, weights_from_bytes
 
-PROBE_TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
-"""Largest allowed difference between the probe velocities of worker and learner, which may sum in different orders."""
+VELOCITY_TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
+"""Largest difference allowed between a worker's and the learner's velocity, because they may order sums differently."""
 
 
 class WeightReceiver:
     """Tracks the version that a backbone holds; `receive` changes it, or raises an error that names the problem."""
 
-    def __init__(self, backbone: Backbone, probe_tolerance: float = PROBE_TOLERANCE["float32"]) -> None:
+    def __init__(self, backbone: Backbone, velocity_tolerance: float = VELOCITY_TOLERANCE["float32"]) -> None:
         self._backbone = backbone
-        self._probe_tolerance = probe_tolerance
+        self._velocity_tolerance = velocity_tolerance
         self._version: PolicyVersion | None = None
 
     def receive(self, published: PublishedWeights) -> PolicyVersion:
@@ -80,11 +80,11 @@ class WeightReceiver:
             )
 
     def _attest_velocity(self, manifest: Manifest) -> None:
-        published = torch.from_numpy(manifest.probe_velocity_chw.copy())
-        error = (probe_velocity(self._backbone) - published).abs().max().item()
+        published = torch.from_numpy(manifest.attestation_velocity_chw.copy())
+        error = (attestation_velocity(self._backbone) - published).abs().max().item()
         # Written so that NaN fails as well.
-        if not error <= self._probe_tolerance:
+        if not error <= self._velocity_tolerance:
             raise AttestationError(
-                f"weights version {manifest.version.number} are in place, but the velocity on the probe is off "
-                f"by {error:.2e} (allowed {self._probe_tolerance:.0e}): worker and learner do not compute the same"
+                f"weights version {manifest.version.number} are in place, but the attestation velocity is off "
+                f"by {error:.2e} (allowed {self._velocity_tolerance:.0e}): worker and learner do not compute the same"
             )

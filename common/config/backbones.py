@@ -1,7 +1,7 @@
-"""The sections of the run file about the model: one class a family, told apart by `backbone.family`.
+"""The section `backbone` of the run file: one class per family, selected by `backbone.family`.
 
-Defaults are each family's published setting (arXiv 2605.26108). A family of one's own is named by its import path, see
-docs/backbones.md.
+Defaults are each family's published setting (arXiv 2605.26108). The import path of a class selects a family of your
+own, see docs/backbones.md.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ IMPORTED = "module:Class"
 
 
 class BackboneSection(Section):
-    """What every family has."""
+    """Settings that all model families share."""
 
     path: Path = Field(
         description="A diffusers pipeline: its directory (model_index.json and its parts), or an ORGANISATION/NAME of "
@@ -31,7 +31,7 @@ class BackboneSection(Section):
         "bfloat16",
         description="Type of the model's arithmetic. Sigmas, means, densities and advantages are always float32.",
     )
-    guidance_scale: float = Field(1.0, ge=1, description="Guidance c of the teacher inside the losses; 1 is none.")
+    guidance_scale: float = Field(1.0, ge=1, description="Guidance scale of the teacher in the losses. 1: no guidance.")
     gradient_checkpointing: bool = Field(
         False,
         description="Recompute the transformer's activations in the backward pass. It needs less memory and a third "
@@ -39,7 +39,7 @@ class BackboneSection(Section):
     )
     idle_on_cpu: bool = Field(
         False,
-        description="Keep text encoders, and the VAE outside of back-propagation, on the CPU between two uses.",
+        description="Keep the text encoders on the CPU between two uses, and the VAE too unless it back-propagates.",
     )
     text_encoder_int8: bool = Field(
         False,
@@ -57,10 +57,11 @@ class Sd3Backbone(BackboneSection):
 
     family: Literal["sd3"] = Field("sd3", description="Model family: a StableDiffusion3Pipeline.")
     max_sequence_length: PositiveInt = Field(
-        128, description="T5 tokens a prompt is padded or cut to (the pipeline's own default is 256)."
+        128,
+        description="T5 tokens per prompt: shorter prompts are padded, longer ones cut (the pipeline: 256).",
     )
     guidance_scale: float = Field(
-        7.0, ge=1, description="Classifier-free guidance c of the teacher inside the losses; 1 is none."
+        7.0, ge=1, description="Classifier-free guidance scale of the teacher in the losses. 1: no guidance."
     )
 
 
@@ -73,7 +74,9 @@ class Flux2Backbone(BackboneSection):
         description="Pipeline whose transformer is the base of teacher and fake score, a second frozen base. null: "
         "all three networks share the transformer at path.",
     )
-    max_sequence_length: PositiveInt = Field(512, description="Text tokens a prompt is padded or cut to.")
+    max_sequence_length: PositiveInt = Field(
+        512, description="Text tokens per prompt: shorter prompts are padded, longer ones cut."
+    )
     text_encoder_layers: tuple[NonNegativeInt, ...] | None = Field(
         None,
         min_length=1,
@@ -83,7 +86,7 @@ class Flux2Backbone(BackboneSection):
     guidance_scale: float = Field(
         4.0,
         ge=1,
-        description="Guidance c of the teacher inside the losses. klein: classifier-free, 1 is none. dev: the "
+        description="Guidance scale of the teacher in the losses. klein: classifier-free; 1: no guidance. dev: the "
         "teacher's guidance input.",
     )
     student_guidance: float = Field(
@@ -98,22 +101,24 @@ class Flux1Backbone(BackboneSection):
     """FLUX.1-dev: guidance is an input of the model, and all three networks share one base."""
 
     family: Literal["flux1"] = Field(description="Model family: a FluxPipeline.")
-    max_sequence_length: PositiveInt = Field(512, description="T5 tokens a prompt is padded or cut to.")
-    guidance_scale: float = Field(3.5, ge=1, description="The teacher's guidance input inside the losses.")
+    max_sequence_length: PositiveInt = Field(
+        512, description="T5 tokens per prompt: shorter prompts are padded, longer ones cut."
+    )
+    guidance_scale: float = Field(3.5, ge=1, description="The teacher's guidance input in the losses.")
     student_guidance: float = Field(
         1.0, ge=1, description="The guidance input of student and fake score, in training, sampling and export."
     )
 
 
 class ImportedBackbone(BackboneSection):
-    """A family of your own: a class that takes (settings, lora, device) and offers common.backbones.base.Backbone."""
+    """A family of your own: a class of (settings, lora, device) that implements common.backbones.base.Backbone."""
 
     family: str = Field(pattern=IMPORT_PATH, description="Import path module:Class of the family.")
     options: dict[str, JsonValue] = Field({}, description="Further settings of the family.")
 
 
 def _family_of(section: Any) -> str | None:
-    """The tag of a section, be it a mapping that is to become one."""
+    """The tag of a section, or of a mapping that will be validated as one."""
     if isinstance(section, BackboneSection):
         return IMPORTED if isinstance(section, ImportedBackbone) else str(section.model_dump()["family"])
     if not isinstance(section, dict):

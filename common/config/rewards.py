@@ -1,21 +1,22 @@
-"""The sections of the run file about rewards: which, from whom, and how they are asked (see `common.config.run`)."""
+"""The sections `rewards`, `reward_client` and `redis` of the run file (see `common.config.run`)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from common.config.section import Section, problem
+from common.types import OutagePolicy
 
 SERVER_URL = re.compile(r"https?://\S+")
 LONGEST_OUTAGE_S = 1500
-LONGEST_QUESTION_S = 1700
-"""Less than the 1800 s after which a run gives up on workers that finish nothing."""
+LONGEST_REQUEST_S = 1700
+"""A request must take less than the 1800 s after which a run gives up on workers that finish nothing."""
 
 
 class RewardConfig(Section):
@@ -38,8 +39,8 @@ class RewardConfig(Section):
         False,
         description="Evaluate it and never train on it. Such a reward distinguishes progress from reward hacking.",
     )
-    outage: Literal["pause", "drop_group", "renormalise"] = Field(
-        "pause",
+    outage: OutagePolicy = Field(
+        OutagePolicy.PAUSE,
         description="Outage policy. pause: wait for the reward, at most outage_limit_s, then end the run with an "
         "error that names it. drop_group: drop groups that it could not score; an iteration without any group is "
         "sampled again for at most outage_limit_s. renormalise: train such groups on the other rewards, with "
@@ -102,7 +103,7 @@ class RewardClientConfig(Section):
 
 
 class RedisConfig(Section):
-    """Redis: registered reward servers, scores known already, and requests to pause or stop a run."""
+    """Redis: the registry of reward servers, a cache of scores, and requests to pause or stop a run."""
 
     url: str = Field(
         "embedded",
@@ -127,16 +128,18 @@ def check_rewards(rewards: Sequence[RewardConfig], client: RewardClientConfig, r
                 "redis, but redis.url is embedded, where no server can have registered before the run: name a running "
                 "one, or name the servers",
             )
-        # A question that is held, its last attempts, and one more to tell whose fault a failure is.
+        # A request that is held, its last attempts, and its control request.
         longest_s = reward.outage_limit_s + (client.attempts + 1) * client.timeout_s
-        if longest_s > LONGEST_QUESTION_S:
+        if longest_s > LONGEST_REQUEST_S:
             raise problem(
                 f"rewards.{reward.name}.outage_limit_s",
                 f"{reward.outage_limit_s:g}: with reward_client.attempts = {client.attempts} of {client.timeout_s:g} s "
-                f"a question could take {longest_s:g} s, and a run gives up on workers soon after "
-                f"{LONGEST_QUESTION_S} s: lower one of the three",
+                f"a request could take {longest_s:g} s, and a run gives up on workers soon after "
+                f"{LONGEST_REQUEST_S} s: lower one of the three",
             )
-        if reward.trained and reward.outage == "renormalise" and len(trained) == 1:
+        if reward.trained and reward.outage.leaves_reward_out and len(trained) == 1:
             raise problem(
-                f"rewards.{reward.name}.outage", "renormalise, but no other reward is trained on: pause or drop_group"
+                f"rewards.{reward.name}.outage",
+                f"{reward.outage}, but no other reward is trained on: {OutagePolicy.PAUSE} or "
+                f"{OutagePolicy.DROP_GROUP}",
             )

@@ -1,8 +1,8 @@
-"""The run's whole schema. One knob, one field: its unit, its reason, and the vetted setting as its default.
+"""The schema of a run file. Every option is one field, with its unit, its reason and a vetted default.
 
-Defaults are the published SD3-M setting of RTDMD (arXiv 2605.26108); where the paper's text and its released
-configuration differ, the configuration is taken. A run file (deploy/runs/*.yaml) overrides what its model needs.
-Every section is frozen and refuses unknown keys. Reading files and overrides is `learner.preflight.run_file`'s work.
+Defaults are the published SD3-M setting of RTDMD (arXiv 2605.26108). Where the paper's text and its released
+configuration differ, the configuration counts. A run file (deploy/runs/*.yaml) overrides what its model needs.
+Every section is frozen and refuses unknown keys. `learner.preflight.run_file` reads files and overrides.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class LoraConfig(Section):
 
 
 class PromptsConfig(Section):
-    """Prompt files: .txt (one a line), .jsonl ({"prompt": ..., metadata}) or .parquet (a column prompt)."""
+    """Prompt files: .txt (one per line), .jsonl ({"prompt": ..., metadata}) or .parquet (a column prompt)."""
 
     train: Path = Field(description="Prompts that both stages sample from.")
     cold_start: Path | None = Field(
@@ -91,8 +91,8 @@ class ColdStartConfig(Section):
         0.99,
         ge=0,
         lt=1,
-        description="Decay of the student's moving average per iteration. It applies also where the student was not "
-        "trained.",
+        description="Decay of the student's moving average per iteration. It is applied in every iteration, also in "
+        "those that do not train the student.",
     )
     consistency_weight: NonNegativeFloat = Field(
         0.01, description="Weight of the fake score's two-sample consistency regulariser in this stage."
@@ -138,8 +138,8 @@ class AlignmentConfig(Section):
     clip_high: float = Field(1e-5, gt=0, lt=1, description="Width of the ratio's clip above 1.")
     old_surrogate: Literal["learner", "rollout"] = Field(
         "learner",
-        description="Process that evaluates the old surrogate. learner: no effect of the sampler's arithmetic, but "
-        "the ratio is 1 on stale samples too (max_staleness > 0). rollout: corrects for staleness.",
+        description="Process that evaluates the old surrogate. learner: rounding in the sampler has no effect, but "
+        "the ratio is 1 even on stale samples (max_staleness > 0). rollout: the ratio corrects for staleness.",
     )
     surrogate: Literal["squared_error", "gaussian"] = Field(
         "squared_error",
@@ -216,7 +216,7 @@ class WorkersConfig(Section):
 
 
 class LearnerConfig(Section):
-    """The learner (Ray actors, placed by resources: a cluster's head has no GPU)."""
+    """The learner: one Ray actor per rank. Ray places it on a machine with the resources below."""
 
     ranks: PositiveInt = Field(
         1,
@@ -232,11 +232,11 @@ class LearnerConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Evaluations: how often, and on how many prompts and images."""
+    """Periodic evaluations, and the evaluation of the final table."""
 
     every: PositiveInt = Field(50, description="Alignment iterations between two evaluations.")
     cold_start_every: PositiveInt = Field(1000, description="Cold-start iterations between two evaluations.")
-    prompts: PositiveInt = Field(64, description="Prompts per evaluation, from the head of the file.")
+    prompts: PositiveInt = Field(64, description="Prompts per evaluation: the first ones of the file.")
     images_per_prompt: int = Field(2, ge=2, description="Images per prompt; diversity needs at least 2.")
     teacher: bool = Field(True, description="Evaluate the teacher too, for the final comparison.")
     teacher_steps: PositiveInt = Field(28, description="Euler steps of the many-step teacher.")
@@ -250,7 +250,7 @@ class CheckpointConfig(Section):
     """Atomic checkpoints, from which a run resumes exactly."""
 
     every: PositiveInt = Field(50, description="Iterations between two checkpoints, in both stages.")
-    keep: PositiveInt = Field(2, description="Checkpoints that are kept, the newest ones, per stage.")
+    keep: PositiveInt = Field(2, description="Newest checkpoints that are kept per stage.")
 
 
 class MetricsConfig(Section):
@@ -287,7 +287,7 @@ class Config(Section):
     def _reward_names_differ(self) -> Self:
         repeated = [name for name, times in Counter(reward.name for reward in self.rewards).items() if times > 1]
         if repeated:
-            raise problem("rewards", f"the name {repeated[0]!r} is used more than once: names tell rewards apart")
+            raise problem("rewards", f"the name {repeated[0]!r} is used more than once: give each reward its own name")
         return self
 
     @model_validator(mode="after")
@@ -296,7 +296,7 @@ class Config(Section):
         return self
 
     def _least_rows(self) -> dict[str, int]:
-        """Of an update of the stages that run; of a group, since an outage may leave no more of an iteration."""
+        """Smallest batch of each stage that runs. In stage 2 it is one group: an outage may drop all others."""
         cold_start, alignment, sizes = self.cold_start, self.alignment, {}
         if cold_start.iterations > 0 and cold_start.from_checkpoint is None:
             sizes["cold_start.batch_size"] = cold_start.batch_size
@@ -320,7 +320,7 @@ class Config(Section):
         if ranks == 1:
             raise problem("learner.shard_base", "true, with one rank: there is no other rank to share the weights with")
         if 0 < self.learner.num_gpus < 1:
-            raise problem("learner.shard_base", "true, with a part of a GPU a rank: give each rank a whole one")
+            raise problem("learner.shard_base", "true, with a part of a GPU per rank: give each rank a whole one")
         for key, rows in self._least_rows().items():
             if rows % ranks:
                 raise problem(key, f"{rows}, not a multiple of learner.ranks = {ranks}, as learner.shard_base needs")

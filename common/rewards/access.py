@@ -11,7 +11,7 @@ from common.redis_link import RedisAddress, RedisLink, ServerRegistry
 from common.rewards.api import ServerInfo
 from common.rewards.cache import ScoreCache
 from common.rewards.client import RewardClient, RewardEndpoint
-from common.rewards.control_request import PlainQuestion
+from common.rewards.control_request import ControlRequest
 from common.rewards.discovery import Discovery
 from common.rewards.guard import Outage, RewardGuard
 
@@ -27,7 +27,7 @@ class RewardAccess:
         endpoints: servers named in the run file or started by the launcher.
         outages: every reward of the run, with its outage policy.
         infos: the identities that the rewards declared at the start; empty before the first request.
-        plain: each reward's control request.
+        controls: each reward's control request.
         redis: where more servers register and cached scores are kept; None for a run without Redis.
     """
 
@@ -38,13 +38,13 @@ class RewardAccess:
     redis: RedisAddress | None
     cached_scores: int
     infos: Mapping[str, ServerInfo] = field(default_factory=dict)
-    plain: Mapping[str, PlainQuestion] = field(default_factory=dict)
+    controls: Mapping[str, ControlRequest] = field(default_factory=dict)
 
     @contextmanager
     def guard(self) -> Iterator[RewardGuard]:
         """A client with the outage policies of the run."""
         with self.client() as client:
-            yield RewardGuard(client, self.outages, self.plain)
+            yield RewardGuard(client, self.outages, self.controls)
 
     @contextmanager
     def client(self) -> Iterator[RewardClient]:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from common.errors import RewardError, RewardInvalid, RewardOverloaded, RewardRejected, RewardUnavailable
-from common.rewards.http import PROBE_TIMEOUT_S, Exchange
+from common.rewards.http import IDENTITY_TIMEOUT_S, Exchange
 from common.rewards.replicas import Replica, ReplicaSet, Turn
 from common.rewards.retry_budget import BACKOFF_LIMIT_S, RetryBudget, Timing
 
@@ -105,20 +105,20 @@ class Attempts:
             wait(checks)
 
     def _check(self, name: str, replica: Replica) -> None:
-        well = False
+        healthy = False
         try:
-            self._verify(replica, Exchange(name, replica.url, PROBE_TIMEOUT_S))
-            well = True
+            self._verify(replica, Exchange(name, replica.url, IDENTITY_TIMEOUT_S))
+            healthy = True
         except RewardError:
             # The server was unhealthy before and still is.
             pass
         finally:
-            replica.breaker.checked(well)
+            replica.breaker.checked(healthy)
 
 
 def _cost_nothing(turn: Turn, failure: RewardError) -> bool:
     """A failed probe is expected, and a refused connection put no load on the server."""
-    return failure.cause == "refused" or (turn.trial and not isinstance(failure, RewardOverloaded))
+    return failure.cause == "refused" or (turn.is_probe and not isinstance(failure, RewardOverloaded))
 
 
 def _nobody(name: str, replicas: ReplicaSet) -> RewardUnavailable:

@@ -74,12 +74,12 @@ class CircuitBreaker:
             self._busy = self._busy or due
             return due
 
-    def checked(self, well: bool) -> None:
+    def checked(self, healthy: bool) -> None:
         with self._lock:
             if self._state is not BreakerState.OPEN:
                 # An older request succeeded in the meantime.
                 return
-            if well:
+            if healthy:
                 self._state, self._busy = BreakerState.HALF_OPEN, False
             else:
                 self._open_longer()

@@ -44,7 +44,7 @@ from common.rewards.api import (
 from common.rewards.attempts import Attempts
 from common.rewards.breaker import BreakerState
 from common.rewards.cache import ScoreCache, image_digests, score_keys
-from common.rewards.control_request import PlainQuestion
+from common.rewards.control_request import ControlRequest
 from common.rewards.http import Exchange, RewardHttp
 from common.rewards.identity import RewardIdentities
 from common.rewards.replicas import Replica, ReplicaSet
@@ -221,17 +221,19 @@ class RewardClient:
         answer = self._attempts.ask(name, self._named(name), len(prompts), attempt, again=again)
         return answer.scores_B, answer.gradients_BCHW
 
-    def ask_plainly(self, name: str, plain: PlainQuestion, *, url: str | None = None, gradient: bool = False) -> None:
+    def send_control(
+        self, name: str, control: ControlRequest, *, url: str | None = None, gradient: bool = False
+    ) -> None:
         """Send the control request, to one server if `url` names it; RewardError unless the response is valid.
 
         The server's breaker records the outcome: a valid response marks it healthy.
         """
         attempt: Callable[[Replica, Exchange], object]
-        prompts, metadata = [plain.prompt], [plain.metadata]
+        prompts, metadata = [control.prompt], [control.metadata]
         if gradient:
-            attempt = self._gradient_attempt(GradientRequest(plain.images_BCHW(), prompts, metadata))
+            attempt = self._gradient_attempt(GradientRequest(control.images_BCHW(), prompts, metadata))
         else:
-            attempt = self._score_attempt(ScoreQuestion.of(plain.images_BHWC(), prompts, metadata))
+            attempt = self._score_attempt(ScoreQuestion.of(control.images_BHWC(), prompts, metadata))
         if url is None:
             self._attempts.ask(name, self._named(name), 1, attempt)
             return

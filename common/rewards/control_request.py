@@ -13,7 +13,7 @@ GREY = 128
 
 
 @dataclass(frozen=True)
-class PlainQuestion:
+class ControlRequest:
     """A plain grey image with one prompt of the run. Every reward scores it once before the run begins."""
 
     prompt: str

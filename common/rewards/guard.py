@@ -14,21 +14,21 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
 from common.errors import RewardError, RewardInvalid, RewardOutage, RewardOverloaded, RewardRejected
 from common.rewards.api import ByteArray, FloatArray, Metadata
 from common.rewards.attempts import RETRY_AFTER_LIMIT_S
 from common.rewards.client import RewardClient, ScoreQuestion
-from common.rewards.control_request import PlainQuestion
+from common.rewards.control_request import ControlRequest
 from common.rewards.retry_budget import Timing
+from common.types import OutagePolicy
 
-OutagePolicy = Literal["pause", "drop_group", "renormalise"]
 Gradient = tuple[FloatArray, FloatArray]
 Value = TypeVar("Value")
 
-QUESTION_CAUSES = ("scorer", "deadline")
-"""These failures may be caused by the request: the scorer raised or took too long."""
+AMBIGUOUS_CAUSES = ("scorer", "deadline")
+"""For these causes the request or the server may be at fault: the scorer raised, or took too long."""
 
 logger = logging.getLogger(__name__)
 
@@ -62,18 +62,18 @@ class RewardGuard:
     """A reward client with the outage policies of its rewards; thread-safe.
 
     Args:
-        plain: each reward's control request; without one, any failure of the reward is an outage.
+        controls: each reward's control request; without one, any failure of the reward is an outage.
     """
 
     def __init__(
         self,
         client: RewardClient,
         outages: Mapping[str, Outage],
-        plain: Mapping[str, PlainQuestion] | None = None,
+        controls: Mapping[str, ControlRequest] | None = None,
         timing: Timing | None = None,
     ) -> None:
         self._client = client
-        self._plain = dict(plain or {})
+        self._controls = dict(controls or {})
         self._outages = dict(outages)
         self._timing = timing or Timing()
         self._threads = ThreadPoolExecutor(max(1, 4 * len(self._outages)), thread_name_prefix="reward-guard")
@@ -93,7 +93,7 @@ class RewardGuard:
             RewardOutage: a pause reached its limit.
             RewardRejected: the request itself is wrong for a reward.
         """
-        outages = {name: Outage("pause", outage.limit_s) for name, outage in self._outages.items()}
+        outages = {name: Outage(OutagePolicy.PAUSE, outage.limit_s) for name, outage in self._outages.items()}
         answers = self._score(images_BHWC, prompts, metadata, outages)
         if isinstance(answers.failure, RewardRejected):
             raise answers.failure
@@ -137,7 +137,7 @@ class RewardGuard:
                 continue
             if isinstance(error, RewardOutage) or not isinstance(error, RewardError):
                 raise error
-            if outages[name].policy == "renormalise" and not isinstance(error, RewardRejected):
+            if outages[name].policy.leaves_reward_out and not isinstance(error, RewardRejected):
                 left_out[name] = error
             else:
                 failure = failure or error
@@ -160,7 +160,7 @@ class RewardGuard:
             except RewardRejected:
                 raise
             except RewardError as error:
-                if self._is_at_fault_alone(name, error, gradient) or outage.policy != "pause":
+                if self._is_at_fault_alone(name, error, gradient) or not outage.policy.holds_requests:
                     raise
                 tries += 1
                 if tries == 1:
@@ -180,11 +180,11 @@ class RewardGuard:
 
     def _is_at_fault_alone(self, name: str, error: RewardError, gradient: bool) -> bool:
         """Whether the request is at fault: the same server that failed it answers the control request."""
-        may_be = isinstance(error, RewardInvalid) or error.cause in QUESTION_CAUSES
-        if not may_be or not error.url or name not in self._plain:
+        may_be = isinstance(error, RewardInvalid) or error.cause in AMBIGUOUS_CAUSES
+        if not may_be or not error.url or name not in self._controls:
             return False
         try:
-            self._client.ask_plainly(name, self._plain[name], url=error.url, gradient=gradient)
+            self._client.send_control(name, self._controls[name], url=error.url, gradient=gradient)
         except RewardError:
             return False
         logger.warning("reward %s fails for one request only, which is dropped: %s", name, error)

@@ -34,7 +34,7 @@ from common.wire import DEFAULT_MAX_BYTES
 
 KEEP_ALIVE_SECONDS = 30.0
 """Idle connections are closed earlier than the servers close them, so that none closes just as it is used."""
-PROBE_TIMEOUT_S = 2.0
+IDENTITY_TIMEOUT_S = 2.0
 """A server answers an identity request without its model; one that takes longer than this counts as gone."""
 DEADLINE_SHARE = 0.95
 """Fraction of our deadline that is sent to the server, so that it times out before we do."""
@@ -148,7 +148,7 @@ class RewardHttp:
 
     async def _is_there(self, exchange: Exchange) -> bool:
         try:
-            async with asyncio.timeout(PROBE_TIMEOUT_S):
+            async with asyncio.timeout(IDENTITY_TIMEOUT_S):
                 await self._send(exchange, "GET", INFO_PATH, None)
         except (TimeoutError, RewardError):
             return False

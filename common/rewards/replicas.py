@@ -107,7 +107,7 @@ class Turn:
     """The chosen replica, and whether this request is its probe."""
 
     replica: Replica
-    trial: bool
+    is_probe: bool
 
 
 class ReplicaSet:
@@ -167,9 +167,9 @@ class ReplicaSet:
             closed = [replica for replica in candidates if replica.breaker.state is BreakerState.CLOSED]
             for replica in candidates:
                 if replica not in closed and replica.breaker.begin():
-                    return Turn(replica, trial=True)
+                    return Turn(replica, is_probe=True)
             least = min(closed, key=lambda replica: (replica.in_flight, self._timing.draw()), default=None)
-            return None if least is None else Turn(least, trial=False)
+            return None if least is None else Turn(least, is_probe=False)
 
     def of_url(self, url: str) -> Replica | None:
         with self._lock:

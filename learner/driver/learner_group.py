@@ -1,6 +1,6 @@
-"""Starts the learner: one actor, or a group of ranks placed together.
+"""Starts the learner: one actor, or several placed together, one per rank.
 
-The driver only calls rank 0 (`learner/training/actor.py`).
+The driver only calls the first, a `Learner` (`learner/training/actor.py`). The others are `LearnerRank`s.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -23,6 +24,7 @@ from common.rewards.access import RewardAccess
 from common.types import Prompt
 from learner.driver.calls import CALL_TIMEOUT_S
 from learner.training.actor import Learner
+from learner.training.learner_rank import LearnerRank
 from learner.training.ranks import Meeting
 
 
@@ -30,25 +32,31 @@ from learner.training.ranks import Meeting
 def started_learner(
     config: Config, prompts: Sequence[Prompt], access: RewardAccess, device: str
 ) -> Iterator[list[ActorHandle]]:
-    """The learner's ranks, still loading; their calls wait. The driver calls only the first.
+    """The learner, still loading, and the actors of its other ranks. Calls wait; the driver only calls the learner.
 
     Raises:
         ConfigError: the cluster has not enough room for the ranks.
     """
     settings = config.learner
-    actor = ray.remote(num_cpus=settings.num_cpus, num_gpus=settings.num_gpus)(Learner)
+    resources = ray.remote(num_cpus=settings.num_cpus, num_gpus=settings.num_gpus)
+    leader, rank = resources(Learner), resources(LearnerRank)
     if settings.ranks == 1:
-        yield [actor.remote(config, prompts, access, device, None)]
+        yield [leader.remote(config, prompts, access, device)]
         return
     with _placed(settings.ranks, {"CPU": settings.num_cpus, "GPU": settings.num_gpus}) as group, _meeting(group) as at:
-        ranks = [
-            actor.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group, index)).remote(
-                config, prompts, access, device, Meeting(index, settings.ranks, at, CALL_TIMEOUT_S, settings.shard_base)
-            )
-            for index in range(settings.ranks)
+
+        def meeting(index: int) -> Meeting:
+            return Meeting(index, settings.ranks, at, CALL_TIMEOUT_S, settings.shard_base)
+
+        def placed(index: int) -> dict[str, Any]:
+            return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, index)}
+
+        others = [
+            rank.options(**placed(index)).remote(config, prompts, access, device, meeting(index))
+            for index in range(1, settings.ranks)
         ]
-        ranks[0].lead.remote(ranks[1:])
-        yield ranks
+        learner = leader.options(**placed(0)).remote(config, prompts, access, device, meeting(0), others)
+        yield [learner, *others]
 
 
 @contextmanager

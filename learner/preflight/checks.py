@@ -12,7 +12,7 @@ from common.errors import ConfigError
 from common.renoise_levels import RENOISE_MARGIN, RENOISE_MAX
 from common.rewards.access import RewardAccess
 from common.rewards.api import ServerInfo
-from common.rewards.control_request import PlainQuestion
+from common.rewards.control_request import ControlRequest
 from common.types import Guidance, Prompt, PromptSets
 
 ROUNDING = 1e-6
@@ -94,13 +94,13 @@ def check_guidance(config: Config, guidance: Guidance) -> None:
         )
 
 
-def plain_questions(config: Config, train: Prompt, evaluation: Prompt) -> dict[str, PlainQuestion]:
+def control_requests(config: Config, train: Prompt, evaluation: Prompt) -> dict[str, ControlRequest]:
     """A control request for every reward, with a prompt from the set that the reward is used on."""
     chosen = {reward.name: train if reward.trained else evaluation for reward in config.rewards}
-    return {name: PlainQuestion(prompt.text, dict(prompt.metadata)) for name, prompt in chosen.items()}
+    return {name: ControlRequest(prompt.text, dict(prompt.metadata)) for name, prompt in chosen.items()}
 
 
-def check_rewards(config: Config, access: RewardAccess, plain: dict[str, PlainQuestion]) -> dict[str, ServerInfo]:
+def check_rewards(config: Config, access: RewardAccess, controls: dict[str, ControlRequest]) -> dict[str, ServerInfo]:
     """Check every server's identity and send every reward its control request before anything expensive starts.
 
     Returns:
@@ -117,7 +117,7 @@ def check_rewards(config: Config, access: RewardAccess, plain: dict[str, PlainQu
                 raise ConfigError(
                     f"rewards.{reward.name}.differentiable is true, but its server has no gradient: set it to false"
                 )
-            client.ask_plainly(reward.name, plain[reward.name])
+            client.send_control(reward.name, controls[reward.name])
             if reward.differentiable:
-                client.ask_plainly(reward.name, plain[reward.name], gradient=True)
+                client.send_control(reward.name, controls[reward.name], gradient=True)
     return infos

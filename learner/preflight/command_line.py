@@ -2,7 +2,7 @@
 
     rtdmd train [--config FILE] [--section.key VALUE ...] [--run-dir DIR] [--quick] [--dry-run] [--resume]
 
-A run file may carry a `quick:` block, a partial configuration that `--quick` lays over the rest of the file.
+A run file may carry a `quick:` block, a partial configuration that `--quick` applies on top of the rest of the file.
 Environment variables are RTDMD_SECTION__KEY. A reward is addressed by name: `--rewards.hps.weight 0.5`.
 """
 
@@ -15,9 +15,10 @@ import textwrap
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import EnumType
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 from common.config.run import Config
 from common.errors import ConfigError
@@ -126,7 +127,7 @@ def _parser(program: str, options: str, description: str) -> argparse.ArgumentPa
     parser.add_argument(
         "--config", type=Path, default=DEFAULT_RUN_FILE, metavar="FILE", help=f"run file (default {DEFAULT_RUN_FILE})"
     )
-    parser.add_argument("--quick", action="store_true", help="lay the run file's quick block over it: a smoke run")
+    parser.add_argument("--quick", action="store_true", help="apply the run file's quick block on top: a smoke run")
     return parser
 
 
@@ -142,10 +143,10 @@ def _lay_quick(draft: Draft, run_file: dict[str, Any], quick: Any, arguments: ar
     origin = f"{arguments.config} ({QUICK_BLOCK})"
     if not isinstance(quick, dict):
         raise ConfigError(f"{arguments.config}: --quick needs a {QUICK_BLOCK}: mapping in the run file")
-    trial = Draft(str(arguments.config))
-    trial.lay(run_file, str(arguments.config))
-    trial.lay(quick, origin)
-    trial.build()
+    with_quick = Draft(str(arguments.config))
+    with_quick.lay(run_file, str(arguments.config))
+    with_quick.lay(quick, origin)
+    with_quick.build()
     if arguments.quick:
         draft.lay(quick, origin)
 
@@ -211,8 +212,12 @@ def _knobs_help() -> str:
 def _type_name(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return "|".join(get_args(annotation))
-    if isinstance(annotation, types.UnionType):
+    if get_origin(annotation) in (types.UnionType, Union):
         return "|".join(_type_name(member) for member in get_args(annotation))
+    if get_origin(annotation) is Annotated:
+        return _type_name(get_args(annotation)[0])
+    if isinstance(annotation, EnumType):
+        return "|".join(annotation)
     if get_origin(annotation) is tuple:
         return f"[{_type_name(get_args(annotation)[0])}, ...]"
     return "null" if annotation is type(None) else annotation.__name__.lower()

@@ -55,9 +55,9 @@ def configuration_page(options: Iterable[Knob]) -> str:
     """The page as Markdown, one table per section of the schema, in the schema's order."""
     parts = [INTRODUCTION]
     for (prefix, section), group in groupby(options, key=lambda knob: (knob.key[:-1], knob.section)):
-        properties: JsonSchema = section.model_json_schema()["properties"]
+        schema = section.model_json_schema()
         about = (section.__doc__ or "").strip().splitlines()[0]
-        rows = [_row(knob, properties[knob.key[-1]]) for knob in group]
+        rows = [_row(knob, _resolved(schema["properties"][knob.key[-1]], schema)) for knob in group]
         parts.append("\n".join([f"## {_title(prefix, section)}\n\n{about}\n\n{TABLE_HEAD}", *rows]))
     return "\n\n".join(parts) + "\n"
 
@@ -75,6 +75,11 @@ def _row(knob: Knob, schema: JsonSchema) -> str:
     default = "required" if knob.field.is_required() else _code(json.dumps(knob.field.default, default=str))
     cells = [_code(knob.dotted), default, _values(schema), knob.field.description or ""]
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _resolved(option: JsonSchema, schema: JsonSchema) -> JsonSchema:
+    """The option's schema; that of an enumeration is a reference to the definitions of the whole schema."""
+    return schema["$defs"][option["$ref"].rpartition("/")[2]] if "$ref" in option else option
 
 
 def _values(schema: JsonSchema) -> str:

@@ -234,8 +234,8 @@ def _shown(value: Any) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Run `rtdmd report RUN_DIR`; the exit status is 1 when there is nothing to report."""
-    parser = argparse.ArgumentParser(prog="rtdmd report", description="Write a run's report.html anew.")
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    parser = argparse.ArgumentParser(prog="rtdmd report", description="Rewrite a run's report.html.")
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory, such as runs/NAME")
     try:
         print(write_report(parser.parse_args(argv).run_dir))
     except RtdmdError as error:

@@ -173,33 +173,51 @@ def _check_options(arguments: argparse.Namespace) -> None:
 
 def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="rtdmd evaluate", description="Score a run or a diffusers pipeline on a prompt set."
+        prog="rtdmd evaluate", description="Score a run or a diffusers pipeline on a prompt file."
     )
     subject = parser.add_mutually_exclusive_group(required=True)
-    subject.add_argument("--run", type=Path, metavar="DIR", help="a run, or one of its checkpoints")
+    subject.add_argument("--run", type=Path, metavar="DIR", help="run directory, or one of its checkpoints")
     subject.add_argument("--pipeline", type=Path, metavar="DIR", help="any diffusers text-to-image pipeline")
-    parser.add_argument("--prompts", type=Path, required=True, metavar="FILE", help=".txt, .jsonl or .parquet")
-    parser.add_argument("--limit", type=at_least_one, metavar="N", help="only the first N prompts")
     parser.add_argument(
-        "--reward", action="append", default=[], metavar="NAME=URL", help="a running server; repeat for several"
+        "--prompts", type=Path, required=True, metavar="FILE", help="prompt file: .txt, .jsonl or .parquet"
+    )
+    parser.add_argument("--limit", type=at_least_one, metavar="N", help="use only the first N prompts")
+    parser.add_argument(
+        "--reward", action="append", default=[], metavar="NAME=URL", help="a running reward server; repeat for several"
     )
     parser.add_argument(
         "--scorer",
         action="append",
         default=[],
         metavar="NAME=SCORER[,MODEL_DIR]",
-        help="start this server meanwhile, on the CPU; without any reward: those of the run",
+        help="start this reward server on the CPU while the command runs; repeat for several. Without --reward and "
+        "--scorer the rewards are those of the run",
     )
-    parser.add_argument("--images-per-prompt", type=at_least_one, default=4, metavar="N", help="default 4")
+    parser.add_argument(
+        "--images-per-prompt", type=at_least_one, default=4, metavar="N", help="images per prompt (default 4)"
+    )
     add_sampling_options(parser)
-    parser.add_argument("--call", action="append", metavar="NAME=VALUE", help="of a pipeline: argument of its call")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help="of a pipeline; default float32, bfloat16 on a GPU")
+    parser.add_argument(
+        "--call",
+        action="append",
+        metavar="NAME=VALUE",
+        help="with --pipeline: an argument of its call; repeat for several",
+    )
+    parser.add_argument(
+        "--dtype", choices=tuple(DTYPES), help="with --pipeline: its type (default float32, on a GPU bfloat16)"
+    )
     timeout_s = RewardClientConfig().timeout_s
     parser.add_argument(
-        "--timeout-s", type=float, default=timeout_s, metavar="S", help=f"of one question to a reward; {timeout_s:g}"
+        "--timeout-s",
+        type=float,
+        default=timeout_s,
+        metavar="S",
+        help=f"timeout of one reward request in seconds (default {timeout_s:g})",
     )
-    parser.add_argument("--grid-prompts", type=at_least_one, default=8, metavar="N", help="rows of the grid; default 8")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--grid-prompts", type=at_least_one, default=8, metavar="N", help="prompts in grid.png (default 8)"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory for tables, scores and grid")
     return parser
 
 

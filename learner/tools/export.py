@@ -136,13 +136,20 @@ def main(argv: Sequence[str]) -> int:
     """Return the exit status as in `learner.tools.options.tool_status`."""
     parser = argparse.ArgumentParser(
         prog="rtdmd export",
-        description="Write the trained student as a LoRA, as a merged pipeline, or as ComfyUI's single file.",
+        description="Export the student as a LoRA, as a pipeline with the LoRA merged, or as one file for ComfyUI.",
     )
-    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="a run, or one of its checkpoints")
-    parser.add_argument("--base", type=Path, metavar="DIR", help="the base model, if not where the run file says")
-    parser.add_argument("--format", choices=FORMATS, required=True)
-    parser.add_argument("--policy", choices=(ALIGNED_POLICY, COLD_START_POLICY), default=ALIGNED_POLICY)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--run", type=Path, required=True, metavar="DIR", help="run directory, or one of its checkpoints"
+    )
+    parser.add_argument("--base", type=Path, metavar="DIR", help="directory of the base model, if it has moved")
+    parser.add_argument("--format", choices=FORMATS, required=True, help="see docs/using_a_run.md")
+    parser.add_argument(
+        "--policy",
+        choices=(ALIGNED_POLICY, COLD_START_POLICY),
+        default=ALIGNED_POLICY,
+        help=f"policy to export (default {ALIGNED_POLICY})",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory for the export")
     arguments = parser.parse_args(argv)
 
     def export() -> None:

@@ -51,15 +51,17 @@ def main(argv: Sequence[str]) -> int:
     """Return the exit status as in `learner.tools.options.tool_status`."""
     parser = argparse.ArgumentParser(
         prog="rtdmd generate",
-        description="Sample with a trained run; prints the paths of the pictures.",
+        description="Draw images with a trained run and print their paths.",
     )
-    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="a run, or one of its checkpoints")
+    parser.add_argument(
+        "--run", type=Path, required=True, metavar="DIR", help="run directory, or one of its checkpoints"
+    )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--prompt", action="append", metavar="TEXT", help="repeat it for several")
-    what.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt file: .txt, .jsonl or .parquet")
-    parser.add_argument("--count", type=at_least_one, default=1, metavar="N", help="pictures of each prompt; default 1")
+    what.add_argument("--prompt", action="append", metavar="TEXT", help="a prompt; repeat for several")
+    what.add_argument("--prompts", type=Path, metavar="FILE", help="prompt file: .txt, .jsonl or .parquet")
+    parser.add_argument("--count", type=at_least_one, default=1, metavar="N", help="images per prompt (default 1)")
     add_sampling_options(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory for the images")
     arguments = parser.parse_args(argv)
 
     def write_and_tell() -> None:

@@ -25,24 +25,34 @@ def tool_status(command: Callable[[], None]) -> int:
             command()
         except torch.OutOfMemoryError as error:
             reason = str(error).splitlines()[0]
-            raise RtdmdError(
-                f"out of memory: {reason} Ask for fewer images of a prompt, or use --device cpu"
-            ) from error
+            raise RtdmdError(f"out of memory: {reason} Ask for fewer images per prompt, or use --device cpu") from error
 
     return exit_status(named)
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for sampling with a run: see `common.policies.policy_spec`."""
-    parser.add_argument("--base", type=Path, metavar="DIR", help="the base model, if not where the run file says")
-    parser.add_argument("--policy", choices=POLICIES, default=ALIGNED_POLICY, help=f"default {ALIGNED_POLICY}")
-    parser.add_argument("--steps", type=at_least_one, metavar="N", help="default: as the run's evaluations")
-    parser.add_argument("--guidance", type=float, metavar="C", help="the teacher's; default: as the run's evaluations")
+    parser.add_argument("--base", type=Path, metavar="DIR", help="directory of the base model, if it has moved")
     parser.add_argument(
-        "--seed", type=int, metavar="S", help="default: the run's, so that pictures are those of its own evaluations"
+        "--policy", choices=POLICIES, default=ALIGNED_POLICY, help=f"policy to sample (default {ALIGNED_POLICY})"
+    )
+    parser.add_argument(
+        "--steps", type=at_least_one, metavar="N", help="sampling steps (default: those of the run's evaluations)"
+    )
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        metavar="C",
+        help="the teacher's guidance scale (default: that of the run's evaluations)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        metavar="S",
+        help="seed of the noise (default: that of the run, which gives the images of its own evaluations)",
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=device, help=f"where to sample; default {device}")
+    parser.add_argument("--device", default=device, help=f"torch device to sample on (default {device})")
 
 
 def at_least_one(text: str) -> int:

@@ -14,7 +14,7 @@ from common.errors import ConfigError, RewardError
 from common.rewards.access import REWARD_TOKEN
 from common.rewards.api import ServerInfo
 from common.rewards.client import RewardClient, RewardEndpoint
-from common.rewards.control_request import PlainQuestion
+from common.rewards.control_request import ControlRequest
 from common.types import ByteArray, FloatArray, Prompt
 from learner.driver.local_servers import LocalServers, LocalServerSpec
 
@@ -40,7 +40,7 @@ class EvaluationRewards:
         """Check every server's identity and send it a control request, before anything takes time; RewardError."""
         infos = {name: self._client.verify(name) for name in self._order}
         for name in self._order:
-            self._client.ask_plainly(name, PlainQuestion(prompt.text, dict(prompt.metadata)))
+            self._client.send_control(name, ControlRequest(prompt.text, dict(prompt.metadata)))
         return infos
 
     def score(self, prompt: Prompt, images_GHWC: ByteArray) -> dict[str, FloatArray]:

@@ -12,8 +12,10 @@ import numpy as np
 
 from common.rewards.api import CHANNELS, ByteArray, FloatArray, Metadata, ScoreRequest
 
-PROBE_SIDE = 64
-PROBE_GREY = 128
+CHECK_SIDE = 64
+CHECK_GREY = 128
+FORMER_NAMES = {"probe_prompt": "check_prompt", "probe_metadata": "check_metadata"}
+"""Each former attribute of `Scorer` maps to its present name."""
 
 
 class Scorer(ABC):
@@ -24,8 +26,8 @@ class Scorer(ABC):
         score_range: declared (low, high); the client refuses a score outside it. Use infinities when there is no bound.
         differentiable: whether `score_with_gradient` exists.
         weights_hash: identity of the weights (see common.wire.fingerprint); a client stops when it changes mid-run.
-        version, preprocess_version: raise them when the same weights begin to score differently.
-        probe_prompt, probe_metadata: prompt and metadata of the test image that the server scores before it is ready.
+        version, preprocess_version: increase them when the same weights begin to score differently.
+        check_prompt, check_metadata: prompt and metadata of the test image that the server scores before it is ready.
     """
 
     name: str
@@ -34,8 +36,15 @@ class Scorer(ABC):
     weights_hash: str = ""
     version: str = "1"
     preprocess_version: str = "1"
-    probe_prompt: str = "a photo"
-    probe_metadata: Metadata = MappingProxyType({})
+    check_prompt: str = "a photo"
+    check_metadata: Metadata = MappingProxyType({})
+
+    def __init_subclass__(cls) -> None:
+        """Refuse former names of attributes, which would be ignored."""
+        super().__init_subclass__()
+        for former, present in FORMER_NAMES.items():
+            if former in vars(cls):
+                raise ModelError(f"{cls.__module__}:{cls.__qualname__} sets {former}: the name is now {present}")
 
     @classmethod
     @abstractmethod
@@ -49,10 +58,10 @@ class Scorer(ABC):
         Raise RewardRejected for an invalid item before running the model; the rest of the batch is retried without it.
         """
 
-    def probe_request(self) -> ScoreRequest:
+    def check_request(self) -> ScoreRequest:
         """A plain grey image with the prompt and metadata that this scorer needs."""
-        picture_BHWC = np.full((1, PROBE_SIDE, PROBE_SIDE, CHANNELS), PROBE_GREY, dtype=np.uint8)
-        return ScoreRequest(picture_BHWC, [self.probe_prompt], [dict(self.probe_metadata)])
+        picture_BHWC = np.full((1, CHECK_SIDE, CHECK_SIDE, CHANNELS), CHECK_GREY, dtype=np.uint8)
+        return ScoreRequest(picture_BHWC, [self.check_prompt], [dict(self.check_metadata)])
 
     def score_with_gradient(
         self, images_BCHW: FloatArray, prompts: Sequence[str], metadata: Sequence[Metadata]

@@ -50,7 +50,7 @@ class OcrScorer(Scorer):
     name = "ocr"
     score_range = (0.0, 1.0)
     preprocess_version = "rapidocr-3.10.0-2"
-    probe_prompt = 'a sign that says "probe"'
+    check_prompt = 'a sign that says "probe"'
 
     def __init__(self, detector: Path, recogniser: Path, threads: int) -> None:
         models = {path.name: np.frombuffer(path.read_bytes(), np.uint8) for path in (detector, recogniser)}

@@ -122,7 +122,7 @@ def fake_server(info: ServerInfo = INFO) -> Iterator[FakeServer]:
 
 @contextmanager
 def closed_url() -> Iterator[str]:
-    """Where nobody listens."""
+    """A URL that no server listens on."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{held.getsockname()[1]}"

@@ -21,7 +21,7 @@ class FickleServer:
     def __init__(self, name: str, folder: Path) -> None:
         self._name, self._folder, self._port = name, folder / name, 0
         self._folder.mkdir()
-        self.mode("well")
+        self.mode("healthy")
         self.start()
 
     @property
@@ -58,13 +58,13 @@ class FickleServer:
         self._process.send_signal(signal.SIGKILL)
         self._process.wait(DEADLINE)
 
-    def sicken(self, illness: str) -> None:
-        if illness == "down":
+    def fail(self, failure: str) -> None:
+        if failure == "down":
             self.kill()
         else:
-            self.mode(illness)
+            self.mode(failure)
 
-    def heal(self) -> None:
-        self.mode("well")
+    def recover(self) -> None:
+        self.mode("healthy")
         if self._process.poll() is not None:
             self.start()

@@ -37,7 +37,7 @@ class Process:
 
 
 def _process(pid: int) -> Process | None:
-    """What /proc says of a process; None when it is gone or a zombie."""
+    """A process as /proc describes it; None if it is gone or a zombie."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")

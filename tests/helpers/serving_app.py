@@ -28,7 +28,7 @@ async def serving_app(
     queue_bytes: int = 2**22,
     clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the application; the scorers are served as they are, without a probe."""
+    """A client of the application; the scorers are served as they are, without a start-up check."""
     metrics, device = ServerMetrics(), Device(clock)
     served = []
     for name, scorer in scorers.items():

@@ -57,10 +57,10 @@ class MischiefScorer(BrightnessScorer):
         return wrong.get(prompts[0], scores_B + 100 if prompts[0] == "range" else scores_B)
 
 
-class SickScorer(MischiefScorer):
-    """Fails its probe."""
+class UncheckableScorer(MischiefScorer):
+    """Fails its start-up check."""
 
-    probe_prompt = "nan"
+    check_prompt = "nan"
 
 
 class RecordingScorer(Scorer):
@@ -100,7 +100,7 @@ class RecordingScorer(Scorer):
 
 
 class FickleScorer(BrightnessScorer):
-    """Brightness, in NORMAL_SECONDS a call; as sick as the file `mode` in its model directory says, from call to call.
+    """Brightness, in NORMAL_SECONDS per call. Each call fails as the file `mode` in its model directory says.
 
     slow: ten times NORMAL_SECONDS. shape: a score too few. nan: no number.
     """

@@ -62,7 +62,7 @@ def write_trained_run(directory: Path, pipeline: Path) -> StableDiffusion3:
 
 
 def velocity(backbone: StableDiffusion3, network: Network = Network.STUDENT) -> torch.Tensor:
-    """What a network says of fixed latents: [2, c, h, w]."""
+    """A network's velocity for fixed latents: [2, c, h, w]."""
     latents = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         return backbone.velocity(network, latents, torch.tensor([0.9, 0.5]), backbone.encode_prompts(list(PROMPTS)))

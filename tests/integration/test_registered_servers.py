@@ -17,6 +17,7 @@ from common.config.rewards import RewardClientConfig
 from common.redis_link import RedisAddress, RedisLink, ServerRegistry
 from common.rewards.access import RewardAccess
 from common.rewards.guard import Outage
+from common.types import OutagePolicy
 from learner.driver.embedded_redis import embedded_redis
 from learner.driver.local_servers import PROJECT_ROOT
 
@@ -86,7 +87,7 @@ def test_servers_are_found_join_leave_and_outlive_redis(
     wait_until(lambda: len(registry.urls("brightness")) == 1)
     (known,) = registry.urls("brightness")
     access = RewardAccess(
-        (), {"brightness": Outage("pause", 30.0)}, RewardClientConfig(timeout_s=20.0), None, address, 100
+        (), {"brightness": Outage(OutagePolicy.PAUSE, 30.0)}, RewardClientConfig(timeout_s=20.0), None, address, 100
     )
     expected = np.full(2, 0.2, np.float32)
     with access.client() as rewards:

@@ -18,8 +18,9 @@ import pytest
 
 from common.rewards.breaker import BreakerState
 from common.rewards.client import RewardClient, RewardEndpoint
-from common.rewards.guard import Outage, OutagePolicy, RewardGuard
+from common.rewards.guard import Outage, RewardGuard
 from common.rewards.http import RewardHttp
+from common.types import OutagePolicy
 from tests.helpers.fickle_server import DEADLINE, FickleServer
 from tests.helpers.waiting import wait_until
 
@@ -28,8 +29,8 @@ RECOVERS_WITHIN_S = 10.0
 EXTRA_REQUESTS = 0.1
 TIMEOUT_S = 0.7  # between the scorer's normal 0.1 s and its slow 1 s
 REWARDS = ("steady", "calm", "fickle")
-SICK = "fickle"
-GRADUATION = 40  # groups scored by all rewards between two illnesses
+FAILING = "fickle"
+GROUPS = 40  # groups scored by all rewards between two failures
 BRIGHTNESS = 0.2
 
 
@@ -44,7 +45,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Fick
 
 @dataclass
 class Traffic:
-    """What those who asked were given."""
+    """Counts of the requests and of their outcomes."""
 
     questions: int = 0
     complete: int = 0
@@ -103,36 +104,44 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 @pytest.mark.parametrize("seconds", [1.0, pytest.param(60.0, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
-@pytest.mark.parametrize("policy", ["pause", "drop_group", pytest.param("renormalise", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        OutagePolicy.PAUSE,
+        OutagePolicy.DROP_GROUP,
+        pytest.param(OutagePolicy.RENORMALISE, marks=pytest.mark.slow),
+    ],
+)
 def test_a_brownout(policy: OutagePolicy, seconds: float, servers: dict[str, FickleServer], sent: Counter[str]) -> None:
     endpoints = [RewardEndpoint(name, server.url) for name, server in servers.items()]
     with ExitStack() as stack:
         client = stack.enter_context(RewardClient(endpoints, TIMEOUT_S, attempts=3))
         for name in REWARDS:
             client.verify(name)
-        outages = {name: Outage(policy if name == SICK else "pause", limit_s=4 * DEADLINE) for name in REWARDS}
+        policies = dict.fromkeys(REWARDS, OutagePolicy.PAUSE) | {FAILING: policy}
+        outages = {name: Outage(chosen, limit_s=4 * DEADLINE) for name, chosen in policies.items()}
         traffic = stack.enter_context(traffic_through(RewardGuard(client, outages)))
 
         def opened() -> bool:
-            return client.states(SICK)[servers[SICK].url] is not BreakerState.CLOSED
+            return client.states(FAILING)[servers[FAILING].url] is not BreakerState.CLOSED
 
-        wait_until(lambda: traffic.complete >= GRADUATION, "all rewards answer")
-        for illness in ("down", "slow", "shape", "nan"):
+        wait_until(lambda: traffic.complete >= GROUPS, "all rewards answer")
+        for failure in ("down", "slow", "shape", "nan"):
             before = (sum(traffic.dropped.values()), sum(traffic.left_out.values()), traffic.held_s)
-            servers[SICK].sicken(illness)
-            wait_until(opened, f"{illness}: the breaker opens", OPENS_WITHIN_S)
-            suffering_until = time.monotonic() + seconds
+            servers[FAILING].fail(failure)
+            wait_until(opened, f"{failure}: the breaker opens", OPENS_WITHIN_S)
+            failing_until = time.monotonic() + seconds
             wait_until(
-                lambda until=suffering_until: time.monotonic() >= until, "the illness takes its course", 2 * seconds
+                lambda until=failing_until: time.monotonic() >= until, "the failure has lasted long enough", 2 * seconds
             )
-            servers[SICK].heal()
-            wait_until(lambda: not opened(), f"{illness}: the breaker closes", RECOVERS_WITHIN_S)
-            healthy = traffic.complete + GRADUATION
+            servers[FAILING].recover()
+            wait_until(lambda: not opened(), f"{failure}: the breaker closes", RECOVERS_WITHIN_S)
+            healthy = traffic.complete + GROUPS
             wait_until(lambda healthy=healthy: traffic.complete >= healthy, "all rewards answer again")
             after = (sum(traffic.dropped.values()), sum(traffic.left_out.values()), traffic.held_s)
-            felt = {"drop_group": 0, "renormalise": 1, "pause": 2}[policy]
-            assert after[felt] > before[felt], illness
+            felt = {OutagePolicy.DROP_GROUP: 0, OutagePolicy.RENORMALISE: 1, OutagePolicy.PAUSE: 2}[policy]
+            assert after[felt] > before[felt], failure
     assert traffic.wrong == []
-    assert set(traffic.dropped) <= ({SICK} if policy == "drop_group" else set())
-    assert set(traffic.left_out) <= ({SICK} if policy == "renormalise" else set())
+    assert set(traffic.dropped) <= ({FAILING} if policy is OutagePolicy.DROP_GROUP else set())
+    assert set(traffic.left_out) <= ({FAILING} if policy is OutagePolicy.RENORMALISE else set())
     assert sum(sent.values()) <= traffic.questions * (1 + EXTRA_REQUESTS), (sent, traffic)

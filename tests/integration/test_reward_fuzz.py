@@ -1,4 +1,4 @@
-"""Thousands of bodies made to hurt: each is answered with a reason, and the server is as well afterwards as before."""
+"""Thousands of bodies made to hurt: each is answered with a reason, and the server stays healthy."""
 
 from __future__ import annotations
 

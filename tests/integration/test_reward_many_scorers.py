@@ -111,7 +111,7 @@ def test_the_example_needs_none_of_our_code(url: str, files: list[str]) -> None:
     ("options", "message"),
     [
         (("--scorer", BRIGHTNESS, "--scorer", BRIGHTNESS), "two scorers are named brightness"),
-        (("--name", "x", "--scorer", BRIGHTNESS, *SECOND), "--name x stands before the first of 2"),
+        (("--name", "x", "--scorer", BRIGHTNESS, *SECOND), "--name x is before the first of 2"),
         (("--scorer", BRIGHTNESS, "--name", "v1", *SECOND), "--name v1: letters"),
     ],
 )

@@ -33,7 +33,7 @@ SHAPES = {"images_BHWC": ("uint8", (1, 2, 3, 3)), "images_BCHW": ("float32", (1,
 
 @schemathesis.serializer(MEDIA_TYPE)
 def to_msgpack(context: Any, value: Any) -> bytes:
-    """What was made from the schema, with zeros in the place of an array whose text says nothing else."""
+    """A value made from the schema; an array that the schema does not describe further becomes zeros."""
     if isinstance(value, dict):
         value = {name: array(*SHAPES[name]) if name in SHAPES and item == "" else item for name, item in value.items()}
     return msgpack.packb(value, default=str, unicode_errors="replace")

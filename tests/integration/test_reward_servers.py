@@ -50,7 +50,7 @@ def launch(
 
 @contextmanager
 def running(folder: Path, *options: str, cwd: Path = PROJECT_ROOT, **variables: str) -> Iterator[tuple[str, int]]:
-    """A server that has passed its probe: its URL and process id. It must end cleanly on SIGTERM."""
+    """A server that is ready: its URL and process id. It must end cleanly on SIGTERM."""
     ready_file = folder / "ready.json"
     process = launch("--port", "0", "--ready-file", str(ready_file), *options, cwd=cwd, **variables)
     try:
@@ -164,7 +164,7 @@ def test_bad_requests_are_answered_with_their_cause(tmp_path: Path) -> None:
         assert http.post(SCORE_PATH, content=ScoreRequest(images, ["a", "b"]).to_bytes()).status_code == 200
         metrics = http.get(METRICS_PATH).text
     assert 'reward_server_requests_total{code="400",path="/v1/score",scorer="mischief"} 3.0' in metrics
-    assert 'reward_server_score_count{scorer="mischief"} 3.0' in metrics  # the probe and two images
+    assert 'reward_server_score_count{scorer="mischief"} 3.0' in metrics  # the start-up check and two images
 
 
 def test_a_token_guards_what_costs_something(tmp_path: Path) -> None:
@@ -221,7 +221,9 @@ def test_a_full_queue_answers_429_and_a_vanished_client_is_forgotten(tmp_path: P
         assert waiting.release() == 200
         assert httpx.post(url + SCORE_PATH, content=body).status_code == 200
         calls = httpx.get(url + METRICS_PATH).text
-    assert 'reward_server_batch_images_count{scorer="mischief"} 3.0' in calls  # probe, waiting, last; not the vanished
+    assert (
+        'reward_server_batch_images_count{scorer="mischief"} 3.0' in calls
+    )  # start-up check, waiting, last; not the vanished
 
 
 def test_a_model_that_is_stuck_is_told_by_readyz_and_does_not_keep_the_server(tmp_path: Path) -> None:
@@ -292,7 +294,7 @@ def test_a_scorer_of_ones_own_is_found_in_the_working_directory(tmp_path: Path) 
         (("--scorer", BRIGHTNESS, "--host", "0.0.0.0"), "set REWARD_SERVER_TOKEN"),
         (("--scorer", BRIGHTNESS, "--port", "70000"), "port 70000"),
         (("--scorer", BRIGHTNESS, "--redis-url", "foo"), "--redis-url foo: Redis URL must specify"),
-        (("--scorer", "tests.helpers.toy_scorers:SickScorer"), "failed its probe (nan)"),
+        (("--scorer", "tests.helpers.toy_scorers:UncheckableScorer"), "failed its start-up check (nan)"),
     ],
 )
 def test_what_cannot_start_says_why_in_one_line(options: tuple[str, ...], message: str) -> None:

@@ -1,4 +1,4 @@
-"""A whole run whose reward falls ill and is well again, and which is then asked to stop, through its own Redis."""
+"""A run whose reward fails and recovers, and which is then asked to stop through its own Redis."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_run_goes_on_without_a_reward_and_stops_on_request(config: Path, serve
     run.wait_for_lines(1, stage="alignment")
     server.mode("nan")
     wait_until(lambda: left_out(aligned(run)[-1]), "groups to be trained without the reward")
-    server.mode("well")
+    server.mode("healthy")
     wait_until(lambda: not left_out(aligned(run)[-1]), "the reward to be trained on again")
     redis = re.search(r"redis: embedded, at (\S+)", run.output)
     assert redis is not None

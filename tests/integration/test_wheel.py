@@ -42,7 +42,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(installed: Path, directory: Path, *words: str, deadline_s: float = DEADLINE_S) -> str:
-    """What python says, started in `directory`; the wheel's packages come before those of the sources."""
+    """Output of python started in `directory`; the wheel's packages come before those of the sources."""
     environment = os.environ | {"PYTHONPATH": str(installed)}
     done = subprocess.run(
         [sys.executable, *words],

@@ -289,10 +289,10 @@ ALIGNMENT = (
     ),
     Mutant(
         "stage 2 gets the cold start's consistency weight",
-        "learner/training/actor.py",
+        "learner/training/learner_rank.py",
         "config.backbone.guidance_scale, config.alignment.consistency_weight",
         "config.backbone.guidance_scale, config.cold_start.consistency_weight",
-        unit_test("learner/training/actor::each_stage_has_its_own_consistency_weight[0.5-0.0]"),
+        unit_test("learner/training/learner_rank::each_stage_has_its_own_consistency_weight[0.5-0.0]"),
     ),
     Mutant(
         "alignment samples the cold start's prompts",

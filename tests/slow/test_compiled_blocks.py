@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 from common.types import Network
 from common.weights import publish
 from learner.training.networks import ALIGNED, COLD_START, FAKE_SCORE, Networks, StageSettings
-from rollout_workers.weight_receiver import PROBE_TOLERANCE, WeightReceiver
+from rollout_workers.weight_receiver import VELOCITY_TOLERANCE, WeightReceiver
 from tests.helpers.tiny_pipeline import load_tiny_backbone, randomise
 from tests.helpers.tiny_training import alignment_settings, cold_start_settings
 
@@ -24,7 +24,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("dtype", list(PROBE_TOLERANCE))
+@pytest.mark.parametrize("dtype", list(VELOCITY_TOLERANCE))
 @torch.no_grad()
 def test_a_compiled_worker_attests_samples_as_the_learner_and_follows_its_weights(
     dtype: str, tiny_pipeline: Path
@@ -38,7 +38,7 @@ def test_a_compiled_worker_attests_samples_as_the_learner_and_follows_its_weight
     for seed, name in enumerate((COLD_START, ALIGNED, FAKE_SCORE)):
         randomise(trained, name, seed)
     worker.compile_blocks()
-    receiver = WeightReceiver(worker, PROBE_TOLERANCE[dtype])
+    receiver = WeightReceiver(worker, VELOCITY_TOLERANCE[dtype])
     latents_Bchw = torch.randn(3, *worker.latent_shape, generator=torch.Generator().manual_seed(0))
     conditioning, sigma_B = trained.encode_prompts(["red", "blue", "a dot"]), torch.full((3,), SIGMA)
     for version in (1, 2):
@@ -47,7 +47,7 @@ def test_a_compiled_worker_attests_samples_as_the_learner_and_follows_its_weight
             compiled, plain = (
                 backbone.velocity(network, latents_Bchw, sigma_B, conditioning) for backbone in (worker, trained)
             )
-            torch.testing.assert_close(compiled, plain, atol=PROBE_TOLERANCE[dtype], rtol=0)
+            torch.testing.assert_close(compiled, plain, atol=VELOCITY_TOLERANCE[dtype], rtol=0)
         randomise(trained, ALIGNED, seed=9)
     # Two kinds of block, for the student's shapes and the teacher's; nothing fell back.
     assert counters["stats"]["unique_graphs"] >= 4

@@ -111,7 +111,7 @@ def job(tmp_path_factory: pytest.TempPathFactory, pairs: list[Pair]) -> Path:
 
 @pytest.fixture(scope="module")
 def published_scores(job: Path) -> dict[str, list[float]]:
-    """What the package says, by version."""
+    """Scores of the published package, by version."""
     script = Path(__file__).with_name("hps_reference.py")
     subprocess.run([hps_python(), script, job], check=True, timeout=SECONDS)
     scores: dict[str, list[float]] = json.loads((job / "scores.json").read_text())

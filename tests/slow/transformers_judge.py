@@ -1,4 +1,4 @@
-"""What transformers alone answers; run by the judge's own Python, which has the processor's dependencies.
+"""The judge's scores by transformers alone; run by the judge's own Python, which has the processor's dependencies.
 
 python transformers_judge.py MODEL IMAGES.npy QUESTIONS.json  ->  [[ln P(yes), ln P(no)], ...] as JSON
 """

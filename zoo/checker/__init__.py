@@ -22,7 +22,7 @@ class GoldScorer(Scorer):
     name = "gold"
     score_range = (0.0, 1.0)
     differentiable = False
-    probe_prompt = "small red circle above big blue square on white"
+    check_prompt = "small red circle above big blue square on white"
 
     def __init__(self, checker: GoldChecker) -> None:
         state = {name: value.numpy() for name, value in checker.net.state_dict().items()}

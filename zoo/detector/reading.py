@@ -129,7 +129,7 @@ def connected(classes_BHW: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def _take_higher(one: npt.NDArray[np.int64], other: npt.NDArray[np.int64], joined: npt.NDArray[np.bool_]) -> None:
-    """Where two overlapping views are connected, give both the higher of their numbers, in place."""
+    """Give two connected, overlapping views the higher of their numbers, in place."""
     higher = np.maximum(one, other)
     for view in (one, other):
         np.maximum(view, higher, out=view, where=joined)

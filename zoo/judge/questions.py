@@ -97,8 +97,8 @@ def _supported_in_order(request: Request, scene: Scene, order: Sequence[Thing]) 
             if not holds(relation, order[0], order[index], CHECK_MARGIN):
                 return words + joint
             words += joint + len(relation.split())
-        for told, seen in zip(asked, order[index].words, strict=True):
-            if told != seen:
+        for asked_word, seen in zip(asked, order[index].words, strict=True):
+            if asked_word != seen:
                 return words
             words += 1
     if len(scene.things) != len(request.things):

@@ -82,7 +82,7 @@ class Packed:
         question_BL: the question of a token, or `IN_EVERY_QUESTION`.
         answer_BL: at a question's last token the token of its answer, else -100.
         supported_BL: at a caption's word, 1 while the image supports the caption, 0 where it fails; -1 elsewhere.
-        told_BL: before each word of a true caption that word's token, else -100.
+        next_word_BL: before each word of a true caption that word's token, else -100.
         found_BL: at the last word of a thing that the image has once, the patch of its centre, else -1.
         apart_BL: there, its direction from the question's first thing (`_direction`), if that is found too.
     """
@@ -92,7 +92,7 @@ class Packed:
     question_BL: Tensor
     answer_BL: Tensor
     supported_BL: Tensor
-    told_BL: Tensor
+    next_word_BL: Tensor
     found_BL: Tensor
     apart_BL: Tensor
 
@@ -123,13 +123,13 @@ def pack(asked: list[Asked], tokenizer: PreTrainedTokenizerFast) -> Packed:
     rows = [_pack_one(one, tokenizer) for one in asked]
     longest = max(len(row[0]) for row in rows)
     padding = (tokenizer.pad_token_id, 0, NO_QUESTION, -100, -1, -100, -1, -1)
-    ids, places, question, answer, supported, told, found, apart = (
+    ids, places, question, answer, supported, next_words, found, apart = (
         torch.tensor([row[part] + [fill] * (longest - len(row[part])) for row in rows])
         for part, fill in enumerate(padding)
     )
     positions_3BL = places.expand(3, -1, -1).clone()
     positions_3BL[:, :, : len(HEAD)] = positions_of_head()[:, None]
-    return Packed(ids, positions_3BL, question, answer, supported, told, found, apart)
+    return Packed(ids, positions_3BL, question, answer, supported, next_words, found, apart)
 
 
 def _pack_one(asked: Asked, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], ...]:
@@ -138,7 +138,7 @@ def _pack_one(asked: Asked, tokenizer: PreTrainedTokenizerFast) -> tuple[list[in
     first = int(positions_of_head().max()) + 1
     ids, places = [*head], [0] * len(head)
     owner, answers, supported = [IN_EVERY_QUESTION] * len(head), [-100] * len(head), [-1] * len(head)
-    told, found, apart = [-100] * len(head), [-1] * len(head), [-1] * len(head)
+    next_words, found, apart = [-100] * len(head), [-1] * len(head), [-1] * len(head)
     for index, question in enumerate(asked.questions):
         words = tokenizer(question.text)["input_ids"]
         body = [*words, *tail]
@@ -148,11 +148,11 @@ def _pack_one(asked: Asked, tokenizer: PreTrainedTokenizerFast) -> tuple[list[in
         answers += [-100] * (len(body) - 1) + [yes if question.answer else no]
         borne_out = _supported(question, len(words))
         supported += [*borne_out, *[-1] * len(tail)]
-        told += _told(words, borne_out if question.answer else []) + [-100] * (len(body) - len(words))
+        next_words += _next_words(words, borne_out if question.answer else []) + [-100] * (len(body) - len(words))
         found_here, apart_here = _found_and_apart(question, asked.things)
         found += found_here + [-1] * len(tail)
         apart += apart_here + [-1] * len(tail)
-    return ids, places, owner, answers, supported, told, found, apart
+    return ids, places, owner, answers, supported, next_words, found, apart
 
 
 def _supported(question: Question, tokens: int) -> list[int]:
@@ -161,15 +161,15 @@ def _supported(question: Question, tokens: int) -> list[int]:
         return [-1] * tokens
     opening = len(EXACTLY.split())
     words = tokens - opening - 1
-    told = [1] * question.supported + [0] * (question.supported < words)
-    return [-1] * opening + told + [-1] * (tokens - opening - len(told))
+    labels = [1] * question.supported + [0] * (question.supported < words)
+    return [-1] * opening + labels + [-1] * (tokens - opening - len(labels))
 
 
-def _told(words: list[int], borne_out: list[int]) -> list[int]:
+def _next_words(words: list[int], borne_out: list[int]) -> list[int]:
     """Per token of the question: the next word, if it is one of a true caption."""
     nexts = zip(words[1:], borne_out[1:], strict=False)
-    told = [word if in_caption == 1 else -100 for word, in_caption in nexts]
-    return told + [-100] * (len(words) - len(told))
+    labels = [word if in_caption == 1 else -100 for word, in_caption in nexts]
+    return labels + [-100] * (len(words) - len(labels))
 
 
 def _found_and_apart(question: Question, things: tuple[Thing, ...]) -> tuple[list[int], list[int]]:
@@ -230,12 +230,13 @@ def judging_losses(model: Judge, readouts: Readouts, image_tokens_BLD: Tensor, p
         output_hidden_states=True,
     )
     states_BLD = out.last_hidden_state
-    asked_here, told_here, word_here = packed.answer_BL >= 0, packed.told_BL >= 0, packed.supported_BL >= 0
+    asked_here, next_word_here, word_here = packed.answer_BL >= 0, packed.next_word_BL >= 0, packed.supported_BL >= 0
     borne_out = readouts.supported(states_BLD[word_here])[:, 0]
     true = packed.supported_BL[word_here].float()
     return {
         "answer": F.cross_entropy(model.lm_head(states_BLD[asked_here]), packed.answer_BL[asked_here]),
-        "told": 0.5 * F.cross_entropy(model.lm_head(states_BLD[told_here]), packed.told_BL[told_here]),
+        "next_word": 0.5
+        * F.cross_entropy(model.lm_head(states_BLD[next_word_here]), packed.next_word_BL[next_word_here]),
         "words": F.binary_cross_entropy_with_logits(borne_out, true, weight=true + (1 - true) * FAILING_WORD_WEIGHT),
     } | _whereabouts_losses(readouts, out.hidden_states, packed)
 
@@ -268,8 +269,8 @@ def _things_loss(logits_BLK: Tensor, asked: list[Asked]) -> Tensor:
             kinds[row, cell] = TYPES.index(thing.words)
             offsets[row, cell] = torch.tensor([thing.x % CELL, thing.y % CELL]) * 2 / CELL - 1
     clean, there = torch.tensor([bool(one.things) for one in asked]), kinds < len(TYPES)
-    named, told = logits_BLK.split((len(TYPES) + 1, 2), 2)
-    error: Tensor = ((told - offsets)[there] ** 2).sum(1).mean()
+    named, places = logits_BLK.split((len(TYPES) + 1, 2), 2)
+    error: Tensor = ((places - offsets)[there] ** 2).sum(1).mean()
     wrong = F.cross_entropy(named[clean].flatten(0, 1), kinds[clean].flatten(), reduction="sum") / there.sum()
     return wrong + error
 

@@ -190,12 +190,12 @@ class CaptionFacts:
 
     Attributes:
         present_T: 1 for each (size, colour, shape) type named.
-        told_T2: the side that its relations say, -1 or 1 along their axis, else 0.
+        sides_T2: the side that its relations say, -1 or 1 along their axis, else 0.
         background: word index.
     """
 
     present_T: Array
-    told_T2: Array
+    sides_T2: Array
     background: int
 
 
@@ -217,13 +217,13 @@ _DIRECTION = {"above": (0, -1), "below": (0, 1), "left of": (-1, 0), "right of":
 
 def caption_facts(scene: Scene) -> CaptionFacts:
     """Derive a caption's facts from its scene."""
-    present, told = np.zeros(len(TYPES), np.float32), np.zeros((len(TYPES), 2), np.float32)
+    present, sides = np.zeros(len(TYPES), np.float32), np.zeros((len(TYPES), 2), np.float32)
     kinds = [TYPES.index(thing.words) for thing in scene.things]
     present[kinds] = 1
     for relation, kind in zip(scene.relations, kinds[1:], strict=True):
-        told[kinds[0]] += _DIRECTION[relation]
-        told[kind] -= _DIRECTION[relation]
-    return CaptionFacts(present, np.clip(told, -1, 1), list(BACKGROUNDS).index(scene.background))
+        sides[kinds[0]] += _DIRECTION[relation]
+        sides[kind] -= _DIRECTION[relation]
+    return CaptionFacts(present, np.clip(sides, -1, 1), list(BACKGROUNDS).index(scene.background))
 
 
 def picture_facts(scene: Scene, covers: list[Array]) -> PictureFacts:
@@ -250,7 +250,7 @@ class PairBatch:
 
     images_BHWC: Array
     captions: list[str]
-    told: list[CaptionFacts]
+    facts: list[CaptionFacts]
     shown: list[PictureFacts]
     damage_NP: Array
     also_right_NN: npt.NDArray[np.bool_]
@@ -275,9 +275,9 @@ def sample_batch(pairs: int, rng: random.Random, noise: np.random.Generator) -> 
     also_right = np.array([[obeyed_by(scene, request) for scene in scenes] for request in requests])
     np.fill_diagonal(also_right, False)
     softened = np.stack([soften(image, noise) for image in images])
-    told = [caption_facts(scene) for scene in scenes]
+    facts = [caption_facts(scene) for scene in scenes]
     damage_NP = np.stack(damage).astype(np.float32)
-    return PairBatch(softened, [scene.caption for scene in scenes], told, shown, damage_NP, also_right)
+    return PairBatch(softened, [scene.caption for scene in scenes], facts, shown, damage_NP, also_right)
 
 
 def held_out_pairs(kind: str, count: int, seed: int) -> tuple[list[str], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:

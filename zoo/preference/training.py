@@ -48,12 +48,12 @@ class AuxiliaryHeads(nn.Module):
 Tensors = dict[str, Tensor]
 
 
-def _caption_tensors(captions: Sequence[str], told: Sequence[CaptionFacts], tokenizer: Any) -> Tensors:
+def _caption_tensors(captions: Sequence[str], facts: Sequence[CaptionFacts], tokenizer: Any) -> Tensors:
     return {
         "tokens": tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt")["input_ids"],
-        "present": torch.from_numpy(np.stack([fact.present_T for fact in told])),
-        "told": torch.from_numpy(np.stack([fact.told_T2 for fact in told])),
-        "background": torch.tensor([fact.background for fact in told]),
+        "present": torch.from_numpy(np.stack([fact.present_T for fact in facts])),
+        "sides": torch.from_numpy(np.stack([fact.sides_T2 for fact in facts])),
+        "background": torch.tensor([fact.background for fact in facts]),
     }
 
 
@@ -61,7 +61,7 @@ def _batch_tensors(batch: PairBatch, tokenizer: Any) -> Tensors:
     """A batch as tensors; images are normalised as in the scorers."""
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (OPENAI_MEAN, OPENAI_STD))
     pixels = torch.from_numpy(batch.images_BHWC).permute(0, 3, 1, 2)
-    return _caption_tensors(batch.captions, batch.told, tokenizer) | {
+    return _caption_tensors(batch.captions, batch.facts, tokenizer) | {
         "pixels": ((pixels - mean) / std).contiguous(),
         "also_right": torch.from_numpy(batch.also_right_NN),
         "patches": torch.from_numpy(np.stack([fact.patches_PK for fact in batch.shown])),
@@ -127,11 +127,11 @@ def _cover_loss(logits_BPK: Tensor, shares_BPK: Tensor) -> Tensor:
 def _caption_loss(heads: AuxiliaryHeads, captions_BD: Tensor, data: Tensors) -> Tensors:
     """Losses of the readings of the captions: which things, where the caption places each, the background."""
     types = len(TYPES)
-    read, told, background = heads.caption(captions_BD).split((types, 2 * types, len(BACKGROUNDS)), 1)
+    read, sides, background = heads.caption(captions_BD).split((types, 2 * types, len(BACKGROUNDS)), 1)
     present = data["present"]
     things = F.binary_cross_entropy_with_logits(read, present, reduction="none").sum(1).mean()
-    told_error = ((told.reshape(-1, types, 2) - data["told"]) ** 2).sum(-1)
-    place = (told_error * present).sum() / present.sum()
+    side_error = ((sides.reshape(-1, types, 2) - data["sides"]) ** 2).sum(-1)
+    place = (side_error * present).sum() / present.sum()
     return {"read": 0.5 * things + place + 0.3 * F.cross_entropy(background, data["background"])}
 
 
@@ -148,8 +148,8 @@ def train(sizes: dict[str, Any], seed: int, label: str, steps: int = STEPS) -> C
 
     def reading_loss() -> Tensors:
         scenes = [sample_scene(rng) for _ in range(READING_BATCH)]
-        told = [caption_facts(scene) for scene in scenes]
-        data = _caption_tensors([scene.caption for scene in scenes], told, tokenizer)
+        facts = [caption_facts(scene) for scene in scenes]
+        data = _caption_tensors([scene.caption for scene in scenes], facts, tokenizer)
         return _caption_loss(heads, model.text_model(input_ids=data["tokens"]).pooler_output, data)
 
     def judging_loss() -> Tensors:

@@ -48,8 +48,8 @@ class GenevalScorer(Scorer):
     name = "geneval"
     score_range = (0.0, 1.0)
     preprocess_version = "geneval-1"
-    probe_prompt = "a photo of a red dog"
-    probe_metadata = {"tag": "colors", "include": [{"class": "dog", "count": 1, "color": "red"}]}  # noqa: RUF012
+    check_prompt = "a photo of a red dog"
+    check_metadata = {"tag": "colors", "include": [{"class": "dog", "count": 1, "color": "red"}]}  # noqa: RUF012
 
     def __init__(self, detector: ObjectDetector, name_colors: ColorNamer, weights_hash: str) -> None:
         self._detect = detector

@@ -125,9 +125,9 @@ class VllmProcess:
 
 
 def _listens(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
+    with socket.socket(socket.AF_UNIX) as client:
         try:
-            probe.connect(str(path))
+            client.connect(str(path))
         except OSError:
             return False
     return True

@@ -1,4 +1,4 @@
-"""Where the method's losses come to rest, against a closed form: a Gaussian teacher N(mu, C), a linear reward a . x.
+"""Fixed points of the method's losses, against a closed form: a Gaussian teacher N(mu, C), a linear reward a . x.
 
 **Stage 1.** A generator whose every state x_s has the teacher's distribution at s is a fixed point of AC-DMD: fake
 score and teacher then agree everywhere. An affine four-step generator can be exact (`exact_steps`), so training must

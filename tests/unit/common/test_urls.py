@@ -1,4 +1,4 @@
-"""What is shown of an address."""
+"""URLs are shown without their secrets."""
 
 from __future__ import annotations
 

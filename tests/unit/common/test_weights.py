@@ -13,7 +13,7 @@ import torch
 from common.backbones.sd3 import StableDiffusion3
 from common.errors import AttestationError, RtdmdError, WeightUpdateError, WireError
 from common.types import Network, PolicyVersion
-from common.weights import PublishedWeights, probe_velocity, publish, student_state
+from common.weights import PublishedWeights, attestation_velocity, publish, student_state
 from common.wire import fingerprint, tensor_hashes, weights_from_bytes, weights_to_bytes
 from rollout_workers.weight_receiver import WeightReceiver
 from tests.helpers.tiny_pipeline import load_tiny_backbone, randomise
@@ -47,7 +47,7 @@ def test_a_publication_is_applied_and_attested(learner: StableDiffusion3, worker
     published = publish(learner, 3)
     version = WeightReceiver(worker).receive(published)
     assert version == PolicyVersion(3, fingerprint(tensor_hashes(student_state(worker))))
-    assert np.array_equal(probe_velocity(worker).numpy(), published.manifest.probe_velocity_chw)
+    assert np.array_equal(attestation_velocity(worker).numpy(), published.manifest.attestation_velocity_chw)
     assert set(published.manifest.tensor_hashes) == set(student_state(learner))
     assert KEY in published.manifest.tensor_hashes
     assert not any(key.startswith("fake_score/") for key in published.manifest.tensor_hashes)
@@ -58,12 +58,12 @@ def test_a_worker_follows_the_learner_from_one_stage_to_the_next(
 ) -> None:
     receiver = WeightReceiver(worker)
     receiver.receive(publish(learner, 0))
-    before = probe_velocity(worker)
+    before = attestation_velocity(worker)
     learner.adapters.define(Network.STUDENT, ("cold_start", "aligned"))
     receiver.receive(publish(learner, 1))
     assert worker.adapters.stack(Network.STUDENT) == ("cold_start", "aligned")
-    assert torch.equal(probe_velocity(worker), probe_velocity(learner))
-    assert not torch.equal(probe_velocity(worker), before)
+    assert torch.equal(attestation_velocity(worker), attestation_velocity(learner))
+    assert not torch.equal(attestation_velocity(worker), before)
 
 
 def test_receiving_is_idempotent(
@@ -85,7 +85,7 @@ def test_equal_numbers_with_other_weights_are_another_version(
     receiver.receive(publish(learner, -1))
     randomise(learner, "cold_start", seed=7)
     receiver.receive(publish(learner, -1))
-    assert torch.equal(probe_velocity(worker), probe_velocity(learner))
+    assert torch.equal(attestation_velocity(worker), attestation_velocity(learner))
 
 
 def test_no_worker_weight_trains(learner: StableDiffusion3, worker: StableDiffusion3) -> None:
@@ -141,10 +141,10 @@ def another_base(published: PublishedWeights) -> PublishedWeights:
     return replace(published, manifest=replace(published.manifest, base_fingerprint="0" * 32))
 
 
-def wrong_probe(published: PublishedWeights) -> PublishedWeights:
-    velocity = published.manifest.probe_velocity_chw.copy()
+def wrong_velocity(published: PublishedWeights) -> PublishedWeights:
+    velocity = published.manifest.attestation_velocity_chw.copy()
     velocity[0, 0, 0] += 1e-4
-    return replace(published, manifest=replace(published.manifest, probe_velocity_chw=velocity))
+    return replace(published, manifest=replace(published.manifest, attestation_velocity_chw=velocity))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def wrong_probe(published: PublishedWeights) -> PublishedWeights:
         (adapter_without_weights, WeightUpdateError, r"'aligned': \d+ missing"),
         (empty_stack, WeightUpdateError, "version 1 contain no adapter"),
         (another_base, WeightUpdateError, "trained on base 0000.*same model directory"),
-        (wrong_probe, AttestationError, "velocity on the probe is off by 1.00e-04"),
+        (wrong_velocity, AttestationError, "attestation velocity is off by 1.00e-04"),
     ],
 )
 def test_what_is_wrong_is_named_and_a_good_publication_afterwards_is_accepted(
@@ -179,7 +179,7 @@ def test_what_is_wrong_is_named_and_a_good_publication_afterwards_is_accepted(
             receiver.receive(damage(good))
         assert caught.type is error
     assert receiver.receive(good).number == 1
-    assert torch.equal(probe_velocity(worker), probe_velocity(learner))
+    assert torch.equal(attestation_velocity(worker), attestation_velocity(learner))
 
 
 def test_weights_that_are_not_numbers_are_refused(learner: StableDiffusion3, worker: StableDiffusion3) -> None:

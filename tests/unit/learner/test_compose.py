@@ -1,4 +1,4 @@
-"""What the composition root refuses, and how errors of other processes reach a person."""
+"""Runs that the composition root refuses, and errors of other processes in one line."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from common.config.run import Config
 from common.errors import AttestationError, ConfigError, ModelError, RewardRejected, RewardUnavailable, RtdmdError
 from common.flow import static_shift_sigmas
 from common.rewards.api import ScoreRequest, ScoreResponse
-from common.rewards.control_request import PlainQuestion
+from common.rewards.control_request import ControlRequest
 from common.types import Guidance, Prompt
-from learner.compose import _checked_prediction, _errors_from_ray, _redis, _reward_access
+from learner.compose import _checked_prediction, _errors_from_ray, _load_prompts, _redis, _reward_access
 from learner.driver.cluster import ADDRESS, _say_what_is_waited_for, ray_cluster
 from learner.preflight.checks import (
     check_files,
@@ -24,12 +24,13 @@ from learner.preflight.checks import (
     check_guidance,
     check_rewards,
     check_schedule,
-    plain_questions,
+    control_requests,
 )
 from learner.preflight.command_line import Invocation
 from tests.helpers.fake_reward_server import INFO, SCORES, error_body, fake_server
+from tests.helpers.trained_run import tiny_config
 
-PLAIN = {"unasked": PlainQuestion("a dot", {})}
+CONTROLS = {"unasked": ControlRequest("a dot", {})}
 
 
 def config(**sections: object) -> Config:
@@ -55,27 +56,27 @@ def closed_port() -> int:
 def test_every_reward_server_is_asked_before_the_run(closed_port: int) -> None:
     chosen = config(rewards=[{"name": "unasked", "url": f"http://127.0.0.1:{closed_port}"}])
     with pytest.raises(RewardUnavailable, match=rf"reward unasked at http://127\.0\.0\.1:{closed_port}"):
-        check_rewards(chosen, _reward_access(chosen, {}, None), PLAIN)
+        check_rewards(chosen, _reward_access(chosen, {}, None), CONTROLS)
 
 
 def test_a_reward_nobody_serves_is_refused_before_the_run() -> None:
     chosen = config(rewards=[{"name": "unasked", "url": "redis"}], redis={"url": "redis://host:1/0"})
     with pytest.raises(RewardUnavailable, match="reward unasked: no usable server is registered under that name"):
-        check_rewards(chosen, _reward_access(chosen, {}, None), PLAIN)
+        check_rewards(chosen, _reward_access(chosen, {}, None), CONTROLS)
 
 
-def test_every_reward_answers_a_plain_question_before_the_run() -> None:
-    """So that every worker can tell, from its first group on, whose fault a failure is."""
+def test_every_reward_answers_a_control_request_before_the_run() -> None:
+    """So every worker can distinguish a bad request from a failing server from its first group on."""
     with fake_server() as server:
         chosen = config(rewards=[{"name": "unasked", "url": server.url}])
         server.replies = [(200, ScoreResponse("fake", "hash", SCORES[:1]).to_bytes())]
-        plain = plain_questions(chosen, Prompt(0, "a train", {"count": 1}), Prompt(1, "evaluation"))
-        assert plain == {"unasked": PlainQuestion("a train", {"count": 1})}
-        assert check_rewards(chosen, _reward_access(chosen, {}, None), plain) == {"unasked": INFO}
+        controls = control_requests(chosen, Prompt(0, "a train", {"count": 1}), Prompt(1, "evaluation"))
+        assert controls == {"unasked": ControlRequest("a train", {"count": 1})}
+        assert check_rewards(chosen, _reward_access(chosen, {}, None), controls) == {"unasked": INFO}
         assert ScoreRequest.from_bytes(server.bodies[0]).metadata == [{"count": 1}]
         server.replies = [(422, error_body("request"))]
         with pytest.raises(RewardRejected):
-            check_rewards(chosen, _reward_access(chosen, {}, None), plain)
+            check_rewards(chosen, _reward_access(chosen, {}, None), controls)
 
 
 @pytest.mark.parametrize("url", ["redis://127.0.0.1:{port}/0?password=sesame", "redis://127.0.0.1:port/0"])
@@ -224,3 +225,20 @@ def test_a_failing_start_of_ray_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
     expected = "^no Ray cluster to run in: not enough shared memory$"
     with pytest.raises(ConfigError, match=expected), ray_cluster(config()):
         pytest.fail("entered")
+
+
+def test_each_stage_has_its_own_prompts(tmp_path: Path) -> None:
+    values = tiny_config(tmp_path, tmp_path).model_dump(mode="json")
+    for name in ("train", "cold_start", "evaluation"):
+        (tmp_path / f"{name}.txt").write_text(f"{name} prompt\n")
+        values["prompts"][name] = str(tmp_path / f"{name}.txt")
+    prompts = _load_prompts(Config.model_validate(values))
+    assert prompts.cold_start == [Prompt(0, "cold_start prompt")]
+    assert prompts.alignment == [Prompt(0, "train prompt")]
+    assert prompts.evaluation == [Prompt(0, "evaluation prompt")]
+
+
+def test_without_a_file_of_its_own_the_cold_start_has_the_training_prompts(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a dot\n")
+    prompts = _load_prompts(tiny_config(tmp_path, tmp_path / "prompts.txt"))
+    assert prompts.cold_start == prompts.alignment == [Prompt(0, "a dot")]

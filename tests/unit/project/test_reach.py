@@ -1,4 +1,4 @@
-"""What a room may load when it is imported: the light rooms reach no torch, so that commands answer at once."""
+"""Imports of each package: the light ones do not import torch, so that commands respond at once."""
 
 from __future__ import annotations
 

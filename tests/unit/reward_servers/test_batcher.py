@@ -1,4 +1,4 @@
-"""How requests share model calls, and what each of them is answered."""
+"""Requests share model calls, and each gets its own response."""
 
 from __future__ import annotations
 

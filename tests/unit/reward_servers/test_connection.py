@@ -1,4 +1,4 @@
-"""What a connection holds, and for how long, before anybody has shown a token. Over real sockets."""
+"""Limits of size and time for a connection that has not sent a token yet. Over real sockets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a server says when it cannot start, and under which address it is listed."""
+"""Errors of a server that cannot start, and the address that it registers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command line with several scorers means, and which ones are refused."""
+"""Command lines with several scorers: valid ones, and refused ones."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def test_a_single_scorer_may_be_described_in_any_order(line: str) -> None:
     ("line", "message"),
     [
         ("--port 1", "--scorer is missing"),
-        ("--model a --scorer hps --scorer pickscore --model b", "--model a stands before the first of 2"),
+        ("--model a --scorer hps --scorer pickscore --model b", "--model a is before the first of 2"),
         ("--scorer hps --model a --model b --scorer pickscore", "--model b: hps has --model a already"),
         ("--scorer hps --name a --name b", "--name b: hps has --name a already"),
-        ("--scorer hps --queue-mb 3 --max-body-mb 2", "less than twice --max-body-mb 2: .* could never be taken"),
-        ("--scorer hps --redis-url redis://redis:6379/0", "say their URL of it with --advertise-url"),
+        ("--scorer hps --queue-mb 3 --max-body-mb 2", "less than twice --max-body-mb 2: .* would never be accepted"),
+        ("--scorer hps --redis-url redis://redis:6379/0", "give a URL that they can reach with --advertise-url"),
         ("--scorer hps --redis-url foo", "--redis-url foo: Redis URL must specify one of the following schemes"),
         ("--scorer hps --redis-url redis://redis:port/0", "--redis-url redis://redis:port/0: "),
         ("--scorer hps --host 0.0.0.0", "set REWARD_SERVER_TOKEN"),
-        ("--scorer hps --redis-url redis://:pw@shared:1/0", "redis://shared:1/0: .* as 127.0.0.1: say their URL"),
+        ("--scorer hps --redis-url redis://:pw@shared:1/0", "redis://shared:1/0: .* as 127.0.0.1: give a URL"),
         ("--scorer hps --redis-url redis://shared:1/0 --advertise-url http://localhost:2", "reach it as localhost"),
     ],
 )

@@ -16,7 +16,7 @@ URLS = {"hps": "http://here:8000/hps"}
 
 
 class Registry:
-    """What Redis would hold; a registration waits at a gate, as on a slow network."""
+    """In place of Redis; a registration waits at a gate, as on a slow network."""
 
     def __init__(self, link: object) -> None:
         self.listed: set[str] = set()

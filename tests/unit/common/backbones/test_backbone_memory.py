@@ -1,4 +1,4 @@
-"""What a backbone does to need less memory changes little or nothing in what it computes."""
+"""Options that save memory change a backbone's results little or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must hold for every model family: both stages train it, and nothing else of it; diffusers takes its LoRA."""
+"""Properties of every model family: both stages change the adapters and nothing else, and diffusers loads the LoRA."""
 
 from __future__ import annotations
 

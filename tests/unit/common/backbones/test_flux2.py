@@ -58,7 +58,7 @@ def pipeline(klein: Path) -> Flux2KleinPipeline:
 
 
 def denormalised(backbone: Flux2, latents_Bchw: Tensor) -> Tensor:
-    """What a pipeline calls latents when asked for them: the VAE's."""
+    """Latents as a pipeline returns them: the VAE's."""
     with torch.no_grad():
         return backbone._vae_latents(latents_Bchw)
 

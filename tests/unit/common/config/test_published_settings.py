@@ -52,7 +52,7 @@ Read = Callable[[Config], object]
 
 
 def fixed(value: object) -> Read:
-    """What our code does whatever the run file says; not a comparison with our code, but a record of the claim."""
+    """Settings that our code fixes for every run file; a record of the claim, not a comparison with the code."""
     return lambda _: value
 
 

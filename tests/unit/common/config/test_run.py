@@ -124,7 +124,7 @@ def test_a_config_is_frozen() -> None:
         ({"learner": {"shard_base": True}}, "learner.shard_base: true, with one rank"),
         (
             {"learner": {"shard_base": True, "ranks": 2, "num_gpus": 0.5}},
-            "learner.shard_base: true, with a part of a GPU a rank",
+            "learner.shard_base: true, with a part of a GPU per rank",
         ),
         (
             {"learner": {"shard_base": True, "ranks": 3}},
@@ -161,7 +161,7 @@ def test_a_config_is_frozen() -> None:
         ),
         (
             {"reward_client": {"timeout_s": 300}},
-            "outage_limit_s: 600: with reward_client.attempts = 3 of 300 s a question could take 1800 s",
+            "outage_limit_s: 600: with reward_client.attempts = 3 of 300 s a request could take 1800 s",
         ),
         ({"redis": {"url": "redis://user:secret@host"}}, "redis.url"),
         ({"rewards": [{"url": "http://x"}]}, "run.yaml: rewards.0.name: required, but not set"),

@@ -17,7 +17,7 @@ OLD = {"weight_decay": 0.25, "gradient_clip": 0.5}
 
 
 def saved_by_an_earlier_version(path: Path, backbone: dict[str, Any]) -> Path:
-    """What dump_config wrote when both networks of a stage shared their optimizer's settings."""
+    """A dump from the version in which both networks of a stage shared their optimizer's settings."""
     values = yaml.safe_load(dump_config(tiny_config(path / "pipeline", path / "prompts.txt")))
     for stage in ("cold_start", "alignment"):
         new = [key for key in values[stage] if key.startswith(tuple(OLD)) or key == "lora_init_std"]

@@ -1,4 +1,4 @@
-"""Which questions need not be asked again, and what a score is filed under."""
+"""The score cache: its keys, and requests that it answers."""
 
 from __future__ import annotations
 

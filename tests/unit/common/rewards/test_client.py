@@ -20,7 +20,7 @@ from common.rewards.answers import outside_range
 from common.rewards.api import INFO_PATH, GradientResponse, ScoreRequest, ScoreResponse, ServerInfo
 from common.rewards.breaker import FAILURES_TO_OPEN, BreakerState
 from common.rewards.client import RewardClient, RewardEndpoint, ScoreQuestion
-from common.rewards.control_request import PlainQuestion
+from common.rewards.control_request import ControlRequest
 from common.rewards.retry_budget import RETRY_RESERVE, RETRY_SHARE
 from tests.helpers.fake_reward_server import (
     GOOD,
@@ -297,21 +297,21 @@ def test_a_url_that_is_none_is_refused_at_once(url: str) -> None:
         RewardClient([RewardEndpoint("fake", url)], 1.0, 1)
 
 
-# ── a plain question, put to one server ──────────────────────────────────────────────────────────────────────────────
+# ── a control request, sent to one server ─────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_plain_question_that_is_answered_makes_its_server_well(server: FakeServer) -> None:
-    """Three failures opened its breaker, but they were the fault of what was asked."""
-    plain = PlainQuestion("a dot", {"count": 1})
+def test_an_answered_control_request_makes_its_server_healthy(server: FakeServer) -> None:
+    """Failures opened its breaker, but the requests were at fault."""
+    control = ControlRequest("a dot", {"count": 1})
     server.replies = [(500, error_body("scorer"))]
     with client_at(server.url) as client:
         with pytest.raises(RewardUnavailable):
             client.score(IMAGES, PROMPTS)
         assert client.states("fake") == {server.url: BreakerState.OPEN}
         server.replies = [(200, ScoreResponse("fake", "hash", SCORES[:1]).to_bytes())]
-        client.ask_plainly("fake", plain, url=server.url)
+        client.send_control("fake", control, url=server.url)
         assert client.states("fake") == {server.url: BreakerState.CLOSED}
         with pytest.raises(RewardUnavailable, match="is no longer registered"):
-            client.ask_plainly("fake", plain, url="http://elsewhere")
+            client.send_control("fake", control, url="http://elsewhere")
     sent = ScoreRequest.from_bytes(server.bodies[-1])
     assert (sent.prompts, sent.metadata, sent.images_BHWC.shape) == (["a dot"], [{"count": 1}], (1, 64, 64, 3))

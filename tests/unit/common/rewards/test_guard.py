@@ -1,4 +1,4 @@
-"""What each outage policy does with a reward that fails, on a client that answers as it is told."""
+"""Outage policies on a failing reward, with a client that returns scripted responses."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from common.errors import (
 )
 from common.rewards.api import FloatArray, ScoreRequest
 from common.rewards.client import RewardClient, ScoreQuestion
-from common.rewards.control_request import PlainQuestion
-from common.rewards.guard import Outage, OutagePolicy, RewardGuard
+from common.rewards.control_request import ControlRequest
+from common.rewards.guard import Outage, RewardGuard
+from common.types import OutagePolicy
 from tests.helpers.fake_reward_server import Time
 
 IMAGES = np.zeros((2, 4, 4, 3), np.uint8)
 PROMPTS = ["a", "b"]
 SERVER = "http://server:1"
-PLAIN = PlainQuestion("a dot", {"count": 1})
+CONTROL = ControlRequest("a dot", {"count": 1})
 
 
 def failing(error: RewardError) -> RewardError:
@@ -48,8 +49,8 @@ class Client(RewardClient):
     def __init__(self, failures: Sequence[RewardError]) -> None:
         self.failures = list(failures)
         self.asked: list[tuple[str, bool]] = []
-        self.plainly: list[tuple[str, PlainQuestion, str | None]] = []
-        self.answers_plainly = True
+        self.controls: list[tuple[str, ControlRequest, str | None]] = []
+        self.answers_controls = True
 
     def seconds_to_probe(self, name: str) -> float:
         return 0.5
@@ -61,24 +62,26 @@ class Client(RewardClient):
             raise self.failures.pop(0)
         return np.full(count, 2 if name == "hps" else 1, np.float32)
 
-    def ask_plainly(self, name: str, plain: PlainQuestion, *, url: str | None = None, gradient: bool = False) -> None:
-        self.plainly.append((name, plain, url))
-        if not self.answers_plainly:
+    def send_control(
+        self, name: str, control: ControlRequest, *, url: str | None = None, gradient: bool = False
+    ) -> None:
+        self.controls.append((name, control, url))
+        if not self.answers_controls:
             raise NAN
 
 
 def guarded(
-    client: Client, policy: OutagePolicy, limit_s: float = 10.0, plain: PlainQuestion | None = PLAIN
+    client: Client, policy: OutagePolicy, limit_s: float = 10.0, control: ControlRequest | None = CONTROL
 ) -> tuple[RewardGuard, Time]:
     time = Time()
-    outages = {"hps": Outage(policy, limit_s), "pick": Outage("pause", limit_s)}
-    known = {} if plain is None else {"hps": plain, "pick": plain}
+    outages = {"hps": Outage(policy, limit_s), "pick": Outage(OutagePolicy.PAUSE, limit_s)}
+    known = {} if control is None else {"hps": control, "pick": control}
     return RewardGuard(client, outages, known, time.timing(draw=lambda: 0.0)), time
 
 
 def test_a_pause_holds_until_the_reward_is_back() -> None:
     client = Client([DOWN] * 5)
-    guard, time = guarded(client, "pause")
+    guard, time = guarded(client, OutagePolicy.PAUSE)
     answers = guard.score(IMAGES, PROMPTS, [], ["hps", "pick"])
     assert {name: values.tolist() for name, values in answers.values.items()} == {"hps": [2, 2], "pick": [1, 1]}
     assert (answers.left_out, answers.failure) == ({}, None)
@@ -88,7 +91,7 @@ def test_a_pause_holds_until_the_reward_is_back() -> None:
 
 
 def test_a_pause_is_bounded_and_ends_by_name() -> None:
-    guard, time = guarded(Client([DOWN] * 1000), "pause", limit_s=10.0)
+    guard, time = guarded(Client([DOWN] * 1000), OutagePolicy.PAUSE, limit_s=10.0)
     with pytest.raises(RewardOutage, match=r"reward hps was out for 10 s.*outage_limit_s.*nobody there") as caught:
         guard.score(IMAGES, PROMPTS, [], ["hps", "pick"])
     assert (caught.value.reward, caught.value.cause) == ("hps", "refused")
@@ -102,13 +105,13 @@ def test_an_error_survives_the_trip_between_processes(error: RewardError) -> Non
 
 
 def test_a_full_queue_is_given_the_time_it_asks_for() -> None:
-    guard, time = guarded(Client([FULL, FULL]), "pause")
+    guard, time = guarded(Client([FULL, FULL]), OutagePolicy.PAUSE)
     guard.score(IMAGES, PROMPTS, [], ["hps"])
     assert time.pauses == [4.0, 4.0]
 
 
 def test_a_dropped_group_names_its_failure_at_once() -> None:
-    guard, time = guarded(Client([DOWN]), "drop_group")
+    guard, time = guarded(Client([DOWN]), OutagePolicy.DROP_GROUP)
     answers = guard.score(IMAGES, PROMPTS, [], ["hps", "pick"])
     assert answers.failure is DOWN
     assert time.now == 0
@@ -116,7 +119,7 @@ def test_a_dropped_group_names_its_failure_at_once() -> None:
 
 @pytest.mark.parametrize("failure", [DOWN, NAN, RAISED])
 def test_renormalise_goes_on_with_the_others(failure: RewardError) -> None:
-    guard, _ = guarded(Client([failure]), "renormalise")
+    guard, _ = guarded(Client([failure]), OutagePolicy.RENORMALISE)
     answers = guard.score(IMAGES, PROMPTS, [], ["hps", "pick"])
     assert list(answers.values) == ["pick"]
     assert answers.left_out == {"hps": failure}
@@ -124,12 +127,12 @@ def test_renormalise_goes_on_with_the_others(failure: RewardError) -> None:
 
 
 def test_with_no_reward_left_the_group_is_dropped() -> None:
-    guard, _ = guarded(Client([DOWN]), "renormalise")
+    guard, _ = guarded(Client([DOWN]), OutagePolicy.RENORMALISE)
     answers = guard.score(IMAGES, PROMPTS, [], ["hps"])
     assert (answers.values, answers.failure) == ({}, DOWN)
 
 
-@pytest.mark.parametrize("policy", ["pause", "drop_group", "renormalise"])
+@pytest.mark.parametrize("policy", list(OutagePolicy))
 def test_a_rejected_request_is_no_outage(policy: OutagePolicy) -> None:
     guard, time = guarded(Client([REJECTED]), policy)
     assert guard.score(IMAGES, PROMPTS, [], ["hps", "pick"]).failure is REJECTED
@@ -137,38 +140,38 @@ def test_a_rejected_request_is_no_outage(policy: OutagePolicy) -> None:
 
 
 @pytest.mark.parametrize("failure", [NAN, RAISED, LATE])
-def test_a_question_that_fails_alone_pauses_nothing(failure: RewardError) -> None:
-    """The very first of a worker: the server that failed at it answers a plain one, so the group itself is at fault."""
+def test_a_bad_request_pauses_nothing(failure: RewardError) -> None:
+    """The server that failed answers the control request, so the request is at fault, even a worker's first."""
     client = Client([failure])
-    guard, time = guarded(client, "pause")
+    guard, time = guarded(client, OutagePolicy.PAUSE)
     assert guard.score(IMAGES, PROMPTS, [], ["hps"]).failure is failure
-    assert client.plainly == [("hps", PLAIN, SERVER)]
+    assert client.controls == [("hps", CONTROL, SERVER)]
     assert time.now == 0
 
 
 @pytest.mark.parametrize("failure", [NAN, RAISED, LATE])
 def test_failing_at_everything_is_an_outage(failure: RewardError) -> None:
     client = Client([failure] * 3)
-    client.answers_plainly = False
-    guard, _ = guarded(client, "pause")
+    client.answers_controls = False
+    guard, _ = guarded(client, OutagePolicy.PAUSE)
     answers = guard.score(IMAGES, PROMPTS, [], ["hps"])
     assert answers.values["hps"].tolist() == [2, 2]
     assert answers.held_s > 0
 
 
-def test_a_server_that_is_away_is_not_asked_plainly() -> None:
+def test_an_unreachable_server_gets_no_control_request() -> None:
     client = Client([DOWN] * 3)
-    guarded(client, "pause")[0].score(IMAGES, PROMPTS, [], ["hps"])
-    assert client.plainly == []
+    guarded(client, OutagePolicy.PAUSE)[0].score(IMAGES, PROMPTS, [], ["hps"])
+    assert client.controls == []
 
 
-def test_without_a_plain_question_every_failure_is_an_outage() -> None:
+def test_without_a_control_request_every_failure_is_an_outage() -> None:
     client = Client([NAN])
-    guard, _ = guarded(client, "pause", plain=None)
+    guard, _ = guarded(client, OutagePolicy.PAUSE, control=None)
     assert guard.score(IMAGES, PROMPTS, [], ["hps"]).held_s > 0
 
 
-@pytest.mark.parametrize("policy", ["drop_group", "renormalise"])
+@pytest.mark.parametrize("policy", [OutagePolicy.DROP_GROUP, OutagePolicy.RENORMALISE])
 def test_an_evaluation_always_waits(policy: OutagePolicy) -> None:
     guard, time = guarded(Client([DOWN] * 4), policy)
     assert sorted(guard.score_all(IMAGES, PROMPTS, [])) == ["hps", "pick"]
@@ -179,6 +182,6 @@ def test_an_evaluation_always_waits(policy: OutagePolicy) -> None:
 
 def test_an_evaluation_goes_on_without_what_a_reward_fails_at_alone() -> None:
     """The images are the same on every resume: a run that ended here could never get past them."""
-    guard, time = guarded(Client([RAISED]), "pause")
+    guard, time = guarded(Client([RAISED]), OutagePolicy.PAUSE)
     assert list(guard.score_all(IMAGES, PROMPTS, [])) == ["pick"]
     assert time.now == 0

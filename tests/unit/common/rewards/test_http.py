@@ -97,7 +97,7 @@ def test_whatever_a_server_does_the_deadline_ends_it_and_closes_the_connection(
 
 
 def test_the_server_is_told_less_than_our_deadline() -> None:
-    """So that its own word for being late, which says that it is well, comes before ours."""
+    """So the server times out first, and its response shows that it is alive."""
     http = RewardHttp(None)
     assert http._headers(Exchange("fake", "http://host", timeout_s=60.0), None)[DEADLINE_HEADER] == "57"
     http.close()
@@ -131,7 +131,7 @@ def test_a_server_that_hangs_opens_its_breaker_long_before_the_time_out(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With nobody else asking, and a time-out that the test would not survive."""
-    monkeypatch.setattr(reward_http, "PROBE_TIMEOUT_S", PATIENCE_S)
+    monkeypatch.setattr(reward_http, "IDENTITY_TIMEOUT_S", PATIENCE_S)
     with client_at(server.url, attempts=1, timeout_s=600.0) as client:
         client.info("fake")
         server.answering.clear()

@@ -1,4 +1,4 @@
-"""What a run does when it is asked to pause or to stop; nothing here needs a learner."""
+"""Requests to pause or to stop a run; nothing here needs a learner."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def asked(control: Control | None, run_dir: Path) -> list[str]:
-    """What the run says after an iteration on which nothing else is due and that has its checkpoint already."""
+    """Messages of the run after an iteration that has its checkpoint already and on which nothing else is due."""
     (run_dir / "checkpoints" / POSITION.directory).mkdir(parents=True)
     sections: dict[str, Any] = {
         "run": {"name": "test"},

@@ -17,7 +17,7 @@ DEAD = RayActorError(error_msg="The actor died.\nThe process was killed: out of 
 
 
 def raised_remotely(cause: Exception) -> Exception:
-    """What `ray.get` raises when a task failed: an instance of its cause's class too."""
+    """The exception that `ray.get` raises for a failed task: an instance of its cause's class too."""
     error: Exception = RayTaskError("call", f"Traceback\n{cause}", cause, "title", 1, "ip").as_instanceof_cause()
     return error
 

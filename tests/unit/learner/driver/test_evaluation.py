@@ -1,4 +1,4 @@
-"""What an evaluation makes of rewards that some prompts lack."""
+"""Evaluations in which some prompts lack a reward."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may write into a run's directory, where a run starts, and what a resumed one drops."""
+"""The lock of a run directory, the start of a run, and the records that a resumed run drops."""
 
 from __future__ import annotations
 

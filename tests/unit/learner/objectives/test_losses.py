@@ -213,7 +213,7 @@ def test_hinge_gradient_agrees_with_finite_differences():
 
 
 def remote_reward(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """What a server answers: a score, and its derivative, as numbers without history."""
+    """A server's response: a score and its derivative, as numbers without history."""
     leaf = images_BCHW.detach().requires_grad_()
     scores_B = leaf.tanh().square().sum(dim=(1, 2, 3))
     (gradients_BCHW,) = torch.autograd.grad(scores_B.sum(), leaf)

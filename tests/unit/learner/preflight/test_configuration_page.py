@@ -36,6 +36,7 @@ def test_every_option_has_a_row_and_a_description() -> None:
     ("option", "default", "values"),
     [
         ("alignment.surrogate", '`"squared_error"`', "`squared_error`, `gaussian`"),
+        ("rewards.NAME.outage", '`"pause"`', "`pause`, `drop_group`, `renormalise`"),
         ("alignment.group_size", "`16`", "whole number >= 2"),
         ("sampling.eta", "`0.9`", "number >= 0 and <= 1"),
         ("alignment.reward_gradient_clip", "`null`", "number > 0 or `null`"),

@@ -1,4 +1,4 @@
-"""What `rtdmd forecast` says: sizes read from files equal those of the loaded model, and arithmetic by hand."""
+"""The output of `rtdmd forecast`: sizes read from files equal those of the loaded model, and arithmetic by hand."""
 
 from __future__ import annotations
 

@@ -1,51 +1,63 @@
-"""The learner's process: each trainer gets the settings and the prompts of its own stage."""
+"""The learner leads its ranks: it merges their results and finds the rank that caused a failure."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
+import ray
+from ray.exceptions import RayActorError
 
-from common.config.run import Config
-from common.rewards.access import RewardAccess
-from common.types import Prompt
-from learner.compose import _load_prompts
-from learner.training.actor import Learner
-from tests.helpers.tiny_training import PROMPTS
-from tests.helpers.trained_run import tiny_config
+from common.errors import RankError, RewardUnavailable
+from learner.training.actor import _all_ranks
 
-
-def learner_of(config: Config) -> Learner:
-    threads = torch.get_num_threads()
-    access = RewardAccess((), {}, config.reward_client, token=None, redis=None, cached_scores=1)
-    try:
-        return Learner(config, PROMPTS, access, "cpu", None)
-    finally:
-        torch.set_num_threads(threads)
+GONE = RankError("a rank of the learner is gone")
+CAUSE = RewardUnavailable("hps", "http://127.0.0.1:1", "out")
 
 
-@pytest.mark.parametrize(("first", "second"), [(0.5, 0.0), (0.0, 0.25)])
-def test_each_stage_has_its_own_consistency_weight(tiny_pipeline: Path, first: float, second: float) -> None:
-    values = tiny_config(tiny_pipeline, Path("unused")).model_dump(mode="json")
-    values["cold_start"]["consistency_weight"], values["alignment"]["consistency_weight"] = first, second
-    learner = learner_of(Config.model_validate(values))
-    assert learner._cold_start._matching.consistency_weight == first
-    assert learner._alignment._matching.consistency_weight == second
+@pytest.fixture(autouse=True)
+def remote_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reference is the result itself, or the error that the call raised."""
+
+    def get(reference: Any) -> Any:
+        if isinstance(reference, list):
+            return [get(one) for one in reference]
+        if isinstance(reference, Exception):
+            raise reference
+        return reference
+
+    monkeypatch.setattr(ray, "get", get)
 
 
-def test_each_stage_has_its_own_prompts(tmp_path: Path) -> None:
-    values = tiny_config(tmp_path, tmp_path).model_dump(mode="json")
-    for name in ("train", "cold_start", "evaluation"):
-        (tmp_path / f"{name}.txt").write_text(f"{name} prompt\n")
-        values["prompts"][name] = str(tmp_path / f"{name}.txt")
-    prompts = _load_prompts(Config.model_validate(values))
-    assert prompts.cold_start == [Prompt(0, "cold_start prompt")]
-    assert prompts.alignment == [Prompt(0, "train prompt")]
-    assert prompts.evaluation == [Prompt(0, "evaluation prompt")]
+def test_results_are_in_the_order_of_the_ranks() -> None:
+    assert _all_ranks(lambda: 7, [8, 9]) == [7, 8, 9]
+    assert _all_ranks(lambda: 7, []) == [7]
 
 
-def test_without_a_file_of_its_own_the_cold_start_has_the_training_prompts(tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("a dot\n")
-    prompts = _load_prompts(tiny_config(tmp_path, tmp_path / "prompts.txt"))
-    assert prompts.cold_start == prompts.alignment == [Prompt(0, "a dot")]
+def fails(error: Exception) -> int:
+    raise error
+
+
+@pytest.mark.parametrize("others", [[CAUSE], [GONE, CAUSE], [RayActorError(), CAUSE], [8, CAUSE]])
+def test_if_another_rank_caused_the_failure_its_error_is_raised(others: list[Any]) -> None:
+    with pytest.raises(RewardUnavailable) as caught:
+        _all_ranks(lambda: fails(GONE), others)
+    assert caught.value is CAUSE
+
+
+@pytest.mark.parametrize("others", [[], [GONE], [RayActorError()], [8]])
+def test_without_a_cause_the_lost_rank_is_named(others: list[Any]) -> None:
+    with pytest.raises(RankError) as caught:
+        _all_ranks(lambda: fails(GONE), others)
+    assert caught.value is GONE
+
+
+def test_an_error_of_rank_0_itself_does_not_wait_for_the_others() -> None:
+    with pytest.raises(RewardUnavailable) as caught:
+        _all_ranks(lambda: fails(CAUSE), [RayActorError()])
+    assert caught.value is CAUSE
+
+
+def test_an_error_of_another_rank_alone_is_raised() -> None:
+    with pytest.raises(RewardUnavailable):
+        _all_ranks(lambda: 7, [CAUSE])

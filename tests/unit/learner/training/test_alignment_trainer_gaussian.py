@@ -285,7 +285,7 @@ SAMPLING = {
 
 @cache
 def exact_groups() -> list[list[ScoredGroup]]:
-    """What the exact student samples, once for all tests."""
+    """Samples of the exact student, drawn once for all tests."""
     settings, served = alignment_settings(**SAMPLING), Served(A, ("linear",))
     networks = exact_networks(OFFSET, settings)
     return [scored_groups(networks, iteration, settings, served, ONE_PROMPT) for iteration in range(ITERATIONS)]
@@ -365,7 +365,7 @@ def shuffled(groups: list[ScoredGroup], generator: np.random.Generator) -> list[
 
 
 def gain_on_fresh_prompts(*, shuffle: bool) -> float:
-    """What training by the policy gradient alone adds to the reward of other prompts."""
+    """Gain in the reward of other prompts from training with the policy gradient alone."""
     changes = NOTHING | {"policy_gradient": "subgrpo", "group_size": 16, "learning_rate_student": 0.02}
     settings, served = alignment_settings(**changes), Served(A, ())
     networks = exact_networks(OFFSET, settings, side=4)

@@ -159,7 +159,7 @@ def wrong_start() -> dict[str, Tensor]:
 
 
 def test_cold_start_recovers_the_guided_teachers_mean_and_covariance() -> None:
-    """What the averaged student draws is known exactly, being an affine map of normal noise."""
+    """Moments of the averaged student's samples: exact, because they are an affine map of normal noise."""
     rates = {"learning_rate_student": 0.02, "learning_rate_fake": 0.03, "learning_rate_schedule": "linear"}
     settings = cold_start_settings(
         iterations=400,

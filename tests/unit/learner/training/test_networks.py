@@ -27,7 +27,7 @@ from tests.helpers.tiny_training import (
 )
 
 
-def student_probe(networks: Networks) -> torch.Tensor:
+def student_velocity(networks: Networks) -> torch.Tensor:
     backbone = networks.backbone
     latents = torch.randn(1, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -76,10 +76,10 @@ def test_stage_two_begins_at_the_averaged_student(tiny_pipeline: Path) -> None:
     trainer.update(0)
     trainer.update(1)
     with networks.averaged_student():
-        averaged = student_probe(networks)
-    assert not torch.equal(student_probe(networks), averaged)
+        averaged = student_velocity(networks)
+    assert not torch.equal(student_velocity(networks), averaged)
     networks.begin_alignment(StageSettings.of(alignment_settings()))
-    assert torch.equal(student_probe(networks), averaged)
+    assert torch.equal(student_velocity(networks), averaged)
     assert networks.backbone.adapters.stack(Network.STUDENT) == (COLD_START, ALIGNED)
     assert networks.backbone.adapters.stack(Network.FAKE_SCORE) == (FAKE_SCORE, ALIGNED_FAKE_SCORE)
     assert {name.split(".")[-2] for name in trainable(networks.backbone)} == {ALIGNED, ALIGNED_FAKE_SCORE}
@@ -139,10 +139,10 @@ def test_the_average_moves_in_every_iteration_of_stage_one(tiny_pipeline: Path) 
 def test_the_averaged_student_is_lent_even_when_its_block_fails(tiny_pipeline: Path) -> None:
     networks = new_networks(tiny_pipeline)
     cold_start_trainer(networks).update(0)
-    before = student_probe(networks)
+    before = student_velocity(networks)
     with pytest.raises(RuntimeError), networks.averaged_student():
         raise RuntimeError
-    assert torch.equal(student_probe(networks), before)
+    assert torch.equal(student_velocity(networks), before)
 
 
 def test_the_moving_average_by_hand() -> None:

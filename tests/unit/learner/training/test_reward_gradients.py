@@ -12,9 +12,9 @@ import torch
 from common.errors import RewardError, RewardOutage, RewardUnavailable
 from common.rewards.api import FloatArray, Metadata
 from common.rewards.client import RewardClient
-from common.rewards.control_request import PlainQuestion
-from common.rewards.guard import Outage, OutagePolicy, RewardGuard
-from common.types import Prompt
+from common.rewards.control_request import ControlRequest
+from common.rewards.guard import Outage, RewardGuard
+from common.types import OutagePolicy, Prompt
 from learner.training.reward_gradients import DifferentiableRewards, ServedRewards
 
 PROMPTS = [Prompt(0, "a dot", {"count": 1}), Prompt(1, "two")]
@@ -55,11 +55,15 @@ class Client(RewardClient):
         factor = np.float32(self._factors[name])
         return factor * images_BCHW.sum(axis=(1, 2, 3)), np.full_like(images_BCHW, factor)
 
-    def ask_plainly(self, name: str, plain: PlainQuestion, *, url: str | None = None, gradient: bool = False) -> None:
+    def send_control(
+        self, name: str, control: ControlRequest, *, url: str | None = None, gradient: bool = False
+    ) -> None:
         assert (url, gradient) == ("http://server", True)
 
 
-def served_by(factors: dict[str, float], policy: OutagePolicy = "pause", pause: float = 5.0) -> ServedRewards:
+def served_by(
+    factors: dict[str, float], policy: OutagePolicy = OutagePolicy.PAUSE, pause: float = 5.0
+) -> ServedRewards:
     guard = RewardGuard(Client(factors), dict.fromkeys(factors, Outage(policy, pause)))
     return ServedRewards(guard, list(factors))
 
@@ -85,24 +89,24 @@ def test_a_reward_that_fails_is_raised() -> None:
 def test_a_reward_that_is_out_is_left_out_and_counted() -> None:
     """Renormalised: the other stays. Dropped: the samples get no reward gradient at all."""
     images = torch.full((2, 3, 2, 2), 0.5)
-    served = served_by({"hps": 2.0, "bright": -1.0}, "renormalise")
+    served = served_by({"hps": 2.0, "bright": -1.0}, OutagePolicy.RENORMALISE)
     found = served.differentiable(images, PROMPTS)
     assert {name: values.tolist() for name, values in found.scores.items()} == {"hps": [12.0, 12.0]}
     assert found.left_out == {"bright:refused": 2}
-    dropping = served_by({"hps": 2.0, "bright": -1.0}, "drop_group").differentiable(images, PROMPTS)
+    dropping = served_by({"hps": 2.0, "bright": -1.0}, OutagePolicy.DROP_GROUP).differentiable(images, PROMPTS)
     assert dropping == DifferentiableRewards({}, {"bright:refused": 2})
 
 
 def test_samples_that_a_reward_fails_at_alone_do_not_end_a_run_that_would_wait_for_it() -> None:
     client = Client({"hps": 2.0, "bright": -1.0}, raised)
-    outages = dict.fromkeys(("hps", "bright"), Outage("pause", 5.0))
-    guard = RewardGuard(client, outages, {"bright": PlainQuestion("a dot", {})})
+    outages = dict.fromkeys(("hps", "bright"), Outage(OutagePolicy.PAUSE, 5.0))
+    guard = RewardGuard(client, outages, {"bright": ControlRequest("a dot", {})})
     served = ServedRewards(guard, ["hps", "bright"])
     found = served.differentiable(torch.zeros(2, 3, 2, 2), PROMPTS)
     assert found == DifferentiableRewards({}, {"bright:scorer": 2})
 
 
 def test_with_every_reward_out_nothing_is_left() -> None:
-    served = served_by({"hps": -2.0, "bright": -1.0}, "renormalise")
+    served = served_by({"hps": -2.0, "bright": -1.0}, OutagePolicy.RENORMALISE)
     found = served.differentiable(torch.zeros(2, 3, 2, 2), PROMPTS)
     assert found == DifferentiableRewards({}, {"hps:refused": 2, "bright:refused": 2})

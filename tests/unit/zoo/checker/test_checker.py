@@ -114,7 +114,7 @@ def test_the_scorer_follows_the_contract(checker: GoldChecker) -> None:
     assert scores.dtype == np.float32
     assert scores.tolist() == checker.verdict(images, captions).astype(float).tolist()
     assert scorer.weights_hash == GoldScorer.load(WEIGHTS, "cpu").weights_hash != ""
-    assert scorer.score(images[:1], [scorer.probe_prompt], ()).shape == (1,)
+    assert scorer.score(images[:1], [scorer.check_prompt], ()).shape == (1,)
     with pytest.raises(RewardRejected, match="a cat on a mat"):
         scorer.score(images[:1], ["a cat on a mat"], ())
     with pytest.raises(RewardRejected, match=r"\[1, 32, 32, 3\]"):

@@ -176,7 +176,7 @@ def test_a_caption_is_followed_up_to_where_it_fails() -> None:
     assert words == ["Ġsmall", "Ġred", "Ġcircle", "Ġon", "Ġwhite"]
     assert packed.supported_BL[0, start : start + 5].tolist() == [1, 1, 1, 0, -1]
     assert int((packed.supported_BL >= 0).sum()) == 4
-    assert packed.told_BL.max() == -100  # nothing is foretold of a caption that is wrong
+    assert packed.next_word_BL.max() == -100  # a wrong caption has no next words to learn
 
 
 def test_a_thing_that_is_named_has_a_place() -> None:

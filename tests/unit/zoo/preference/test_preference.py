@@ -93,11 +93,11 @@ def test_twins_are_wrong_for_each_other_and_right_for_themselves(kind: str) -> N
 def test_facts_of_a_hand_made_scene() -> None:
     red, blue = Thing("small", "red", "circle", 16.0, 32.0), Thing("big", "blue", "square", 48.0, 32.0)
     scene = Scene((red, blue), ("left of",), "black")
-    told = caption_facts(scene)
+    facts = caption_facts(scene)
     kinds = [TYPES.index(red.words), TYPES.index(blue.words)]
-    assert told.present_T.nonzero()[0].tolist() == sorted(kinds)
-    assert told.told_T2[kinds].tolist() == [[-1, 0], [1, 0]]
-    assert told.background == 1
+    assert facts.present_T.nonzero()[0].tolist() == sorted(kinds)
+    assert facts.sides_T2[kinds].tolist() == [[-1, 0], [1, 0]]
+    assert facts.background == 1
     covers = [coverage("circle", 16, 32, 6.5), coverage("square", 48, 32, 11)]
     shown = picture_facts(scene, covers)
     assert shown.places_T2[kinds].tolist() == [[-0.5, 0], [0.5, 0]]

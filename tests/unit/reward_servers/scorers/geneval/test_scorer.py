@@ -204,7 +204,7 @@ def test_both_scores_follow_the_detections(scorer: GenevalScorer, monkeypatch: p
 def test_a_request_without_genevals_metadata_is_rejected(scorer: GenevalScorer) -> None:
     with pytest.raises(RewardRejected, match="tag"):
         scorer.score(random_images(2, HEIGHT, WIDTH), ["a", "b"], [DEMAND, {}])
-    assert parse_task(scorer.probe_metadata).tag == "colors"
+    assert parse_task(scorer.check_metadata).tag == "colors"
 
 
 def test_a_detector_of_other_classes_is_refused(directory: Path, tmp_path: Path) -> None:

@@ -1,0 +1,175 @@
+"""One rank of the learner: holds the three networks and does this rank's share of every operation.
+
+The ranks' shares meet in `learner/training/ranks.py`. `learner/training/actor.py` calls all ranks at once.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayError
+from torch import Tensor
+
+from common.backbones import load_backbone
+from common.config.run import Config
+from common.rewards.access import RewardAccess
+from common.types import Guidance, Position, Prompt, ScoredGroup, Stage
+from common.weights import PublishedWeights, attestation_velocity, publish
+from common.wire import fingerprint, tensor_hashes
+from learner.checkpoint import Checkpoint, CheckpointStore
+from learner.training.alignment_trainer import AlignmentTrainer
+from learner.training.batch_metrics import Totals
+from learner.training.cold_start_trainer import ColdStartTrainer
+from learner.training.distribution_matching import MatchingSettings
+from learner.training.lora_file import write_lora
+from learner.training.networks import Networks, StageSettings
+from learner.training.ranks import ALONE, Meeting, lost_ranks_named
+from learner.training.reward_gradients import ServedRewards
+
+EXIT_DELAY_S = 2.0
+"""A rank whose process must end waits this long, so that Ray can send its error to rank 0 first."""
+
+
+class LearnerRank:
+    """Stage 1 from the start, stage 2 after `begin_alignment`.
+
+    Every method is this rank's share: call it on all ranks, unless it says otherwise.
+    """
+
+    def __init__(
+        self, config: Config, prompts: Sequence[Prompt], rewards: RewardAccess, device: str, meeting: Meeting | None
+    ) -> None:
+        """Load everything. With a `meeting`, wait there for the other ranks.
+
+        Raises:
+            ModelError: see `load_backbone`.
+        """
+        torch.set_num_threads(config.learner.threads)
+        self._config = config
+        seed, sampling, cold_start = config.run.seed, config.sampling, config.cold_start
+        self._ranks = ALONE if meeting is None else meeting.join()
+        self._backbone = load_backbone(
+            config.backbone, config.lora, torch.device(device), sharded=config.learner.shard_base
+        )
+        self._networks = Networks(self._backbone, StageSettings.of(cold_start), seed, self._ranks)
+        self._cold_start = ColdStartTrainer(
+            self._networks, cold_start, sampling, config.backbone.guidance_scale, prompts, seed
+        )
+        # Kept open for the lifetime of the process.
+        self._connections = ExitStack()
+        guard = self._connections.enter_context(rewards.guard())
+        trained = {reward.name: reward for reward in config.rewards if reward.trained}
+        self._alignment = AlignmentTrainer(
+            self._networks,
+            config.alignment,
+            MatchingSettings.of(
+                cold_start, sampling, config.backbone.guidance_scale, config.alignment.consistency_weight
+            ),
+            {name: reward.weight for name, reward in trained.items()},
+            ServedRewards(guard, [name for name, reward in trained.items() if reward.differentiable]),
+            seed,
+        )
+
+    def sigmas(self, num_steps: int) -> tuple[float, ...]:
+        """The backbone's schedule. Any rank can answer."""
+        return self._backbone.sigmas(num_steps)
+
+    def guidance(self) -> Guidance:
+        """The backbone's kind of guidance. Any rank can answer."""
+        return self._backbone.guidance
+
+    def base_fingerprint(self) -> str:
+        return self._backbone.base_fingerprint()
+
+    def cold_start(self, iteration: int) -> Totals:
+        """Run one iteration of stage 1."""
+        with self._failure_noticed():
+            return self._cold_start.update(iteration)
+
+    def begin_alignment(self) -> None:
+        """Freeze stage 1's averaged student and fake score, and add a fresh adapter to each."""
+        self._networks.begin_alignment(StageSettings.of(self._config.alignment))
+
+    def align(self, groups: Sequence[ray.ObjectRef[ScoredGroup]]) -> tuple[Totals, dict[str, float]]:
+        """Run one iteration of stage 2 on attested groups; see `AlignmentTrainer.update`."""
+        with self._failure_noticed():
+            try:
+                scored = ray.get(list(groups))
+            except RayError:
+                # The other ranks wait for this rank in the sum.
+                with self._networks.fake_optimizer.gathering():
+                    raise
+            return self._alignment.update(scored)
+
+    def publish(self, number: int, *, averaged: bool) -> PublishedWeights:
+        """The student's weights as version `number`. Rank 0 only, see `attestation_pass`."""
+        with self._failure_noticed(), self._published_student(averaged=averaged):
+            return publish(self._backbone, number)
+
+    def attestation_pass(self, *, averaged: bool) -> None:
+        """Take part in the forward pass of rank 0's `publish`. Other ranks only, if the base is sharded."""
+        with self._failure_noticed(), self._published_student(averaged=averaged):
+            attestation_velocity(self._backbone)
+
+    def save(self, run_dir: Path, position: Position, settings: dict[str, Any]) -> Path:
+        """Write a checkpoint. One rank only: all have the same state."""
+        store = CheckpointStore.of_run(run_dir)
+        return store.save(position, self._networks.state(), settings, self.base_fingerprint())
+
+    def restore(self, directory: Path, settings: dict[str, Any] | None) -> Position:
+        """Continue from a checkpoint; the learner must still be in stage 1.
+
+        Raises:
+            CheckpointError: see `Checkpoint`.
+        """
+        checkpoint = Checkpoint.open(directory)
+        if settings is not None:
+            checkpoint.require_settings(settings)
+        checkpoint.require_base(self.base_fingerprint())
+        position = checkpoint.position
+        if position.stage is Stage.ALIGNMENT:
+            self.begin_alignment()
+        self._networks.load(checkpoint.state())
+        return position
+
+    def state_fingerprint(self) -> str:
+        """Hash of everything that training changes; equal on every rank."""
+        state: dict[str, Tensor] = self._networks.state()
+        return fingerprint(tensor_hashes({name: value.cpu().numpy() for name, value in state.items()}))
+
+    def peak_gib(self) -> float:
+        """Peak memory of this rank: of its GPU, or without a GPU of the process."""
+        if self._backbone.device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**30
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+    def export(self, directory: Path) -> None:
+        """Write the averaged student with `learner.training.lora_file.write_lora`. One rank only."""
+        with self._networks.averaged_student():
+            write_lora(self._backbone, directory)
+
+    @contextmanager
+    def _failure_noticed(self) -> Iterator[None]:
+        """With a sharded base, the other ranks only notice a failure when this rank's process ends: end it.
+
+        Rank 0 stays: the driver receives its error and ends the run.
+        """
+        try:
+            yield
+        except BaseException:
+            if self._ranks.sharded and self._ranks.index > 0:
+                threading.Timer(EXIT_DELAY_S, os._exit, [1]).start()
+            raise
+
+    @contextmanager
+    def _published_student(self, *, averaged: bool) -> Iterator[None]:
+        with lost_ranks_named("a publication"), self._networks.averaged_student() if averaged else nullcontext():
+            yield
