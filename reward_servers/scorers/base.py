@@ -10,6 +10,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
+from common.errors import ModelError
 from common.rewards.api import CHANNELS, ByteArray, FloatArray, Metadata, ScoreRequest
 
 CHECK_SIDE = 64
