@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 import numpy as np
 from PIL import Image
 
+from common import strict_json
 from common.errors import RewardRejected
 from common.rewards.api import (
     ANY_REWARD,
@@ -33,7 +34,7 @@ from common.rewards.api import (
     Metadata,
     ScoreRequest,
     check_pixels,
-    check_text_lengths,
+    check_texts,
 )
 from reward_servers.limits import RequestLimits
 
@@ -81,8 +82,8 @@ def parse(body: bytearray, limits: RequestLimits) -> PlainRequest:
     if items > MAX_JSON_ITEMS:
         _reject(f"the body has {items} commas and brackets, at most {MAX_JSON_ITEMS} are read")
     try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        fields = strict_json.parse(body)
+    except ValueError as error:
         raise RewardRejected(ANY_REWARD, "wire", f"the body is not JSON: {error}") from error
     if not isinstance(fields, dict):
         _reject(f"the body is a {type(fields).__name__}, not an object")
@@ -107,7 +108,7 @@ def _many(fields: Mapping[str, Any], limits: RequestLimits) -> PlainRequest:
     texts = [_text(prompt) for prompt in prompts]
     metadata = _metadata(fields.get("metadata"), len(images))
     # Checked before any image is opened, because most images are megabytes.
-    check_text_lengths(texts, metadata)
+    check_texts(texts, metadata)
     return PlainRequest([_open(image, limits) for image in images], texts, metadata, single=False)
 
 
@@ -142,8 +143,6 @@ def _list(field: str, value: object) -> list[Any]:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         _reject(f"a prompt is a {type(value).__name__}, not a string")
-    if any("\ud800" <= letter <= "\udfff" for letter in value):
-        _reject("a prompt has half of a surrogate pair: no text")
     return value
 
 

@@ -7,7 +7,6 @@ scorers that need more than a prompt, such as GenEval's.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from common import strict_json
 from common.errors import RewardRejected, RewardUnavailable, RtdmdError
 from common.rewards.api import ANY_REWARD, MEDIA_TYPE, SCORE_PATH, ScoreRequest, ScoreResponse
 from reward_servers.options import TOKEN_VARIABLE, USAGE_ERROR
@@ -69,7 +69,7 @@ def _one_each(option: str, given: list[Each], count: int) -> list[Each]:
 
 def _json_object(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = strict_json.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text} is not JSON: {error}") from error
     if not isinstance(value, dict):

@@ -343,6 +343,10 @@ def test_plain_json_scores_as_the_main_route_does() -> None:
     drive(scenario)
 
 
+def many(image: str, metadata: bytes) -> bytes:
+    return b'{"images": ["' + image.encode() + b'"], "prompts": ["a"], "metadata": ' + metadata + b"}"
+
+
 def test_plain_json_that_is_no_request_says_why() -> None:
     image = encode(images(1)[0])
     deep = io.BytesIO()
@@ -365,6 +369,11 @@ def test_plain_json_that_is_no_request_says_why() -> None:
         ({"images": [image], "prompts": [1]}, 422, "not a string"),
         ({"images": [image], "prompts": ["a"], "metadata": "x"}, 422, "not a list"),
         (b'{"image_base64": "' + image.encode() + b'", "prompt": "\\ud800"}', 422, "surrogate"),
+        (many(image, rb'{"tag": "\ud83c"}'), 422, "surrogate"),
+        (many(image, rb'{"\ud83c": 1}'), 422, "surrogate"),
+        (many(image, b'{"share": NaN}'), 400, "NaN is no number of JSON"),
+        (many(image, b'{"share": 1e999}'), 400, "too large"),
+        (many(image, b'{"id": ' + b"9" * 5000 + b"}"), 400, "64 bits"),
     ]
 
     async def scenario(client: httpx.AsyncClient) -> None:
