@@ -1,4 +1,4 @@
-"""Text without the blanks around it, those included that Python's `str.strip` leaves."""
+"""Text without the blanks around it, and text that can be printed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ SPACES = (
     "\u2028\u2029\u202f\u205f\u3000"
 )
 """Every character that `str.isspace` knows."""
+
+
+def printable(value: object) -> str:
+    """The value as text; bytes of a file name that are not UTF-8 are written as escapes."""
+    return str(value).encode(errors="backslashreplace").decode()
 
 
 def trimmed(text: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from common.policies import policy_spec
 from common.prompts import load_prompts, prompts_of
 from common.types import Prompt
+from common.visible_text import printable
 from learner.records.pictures import save_png
 from learner.tools.options import add_sampling_options, at_least_one, tool_status
 from learner.tools.trained_run import TrainedRun
@@ -58,6 +59,6 @@ def main(argv: Sequence[str]) -> int:
 
     def write_and_tell() -> None:
         for path in generate(arguments):
-            print(path, flush=True)
+            print(printable(path), flush=True)
 
     return tool_status(write_and_tell)

@@ -12,7 +12,6 @@ import pytest
 from common.errors import PromptError
 from common.prompts import load_prompts, prompts_of
 from common.types import Prompt
-from common.visible_text import SPACES, trimmed
 
 
 def write(tmp_path: Path, content: bytes | str, name: str = "prompts.txt") -> Path:
@@ -100,11 +99,6 @@ def test_marks_around_a_line_are_no_part_of_it(tmp_path: Path) -> None:
     # Two files with a byte-order mark, joined; a form feed between pages; a line that only looks blank.
     path = write(tmp_path, "\ufeffa cat\r\n\u200b\r\n\ufefftwo dogs\x0c\r\n")
     assert [prompt.text for prompt in load_prompts(path)] == ["a cat", "two dogs"]
-
-
-def test_every_space_is_trimmed() -> None:
-    assert {chr(code) for code in range(0x110000) if chr(code).isspace()} == set(SPACES)
-    assert trimmed(f"{SPACES}a\u200bb{SPACES}") == "a\u200bb"
 
 
 def test_jsonl_may_have_line_separators_and_pairs_within_quotes(tmp_path: Path) -> None:

@@ -349,8 +349,6 @@ def many(image: str, metadata: bytes) -> bytes:
 
 def test_plain_json_that_is_no_request_says_why() -> None:
     image = encode(images(1)[0])
-    deep = io.BytesIO()
-    Image.fromarray(np.zeros((8, 8), np.uint16)).save(deep, "PNG")
     cases: list[tuple[bytes | dict[str, object] | list[object], int, str]] = [
         (b"{", 400, "not JSON"),
         (b"[" * 90_000, 400, "not JSON"),
@@ -363,7 +361,6 @@ def test_plain_json_that_is_no_request_says_why() -> None:
         ({"images": ["data:image/png;base64," + image], "prompts": ["a"]}, 422, "no data: prefix"),
         ({"images": [base64.b64encode(b"GIF89a").decode()], "prompts": ["a"]}, 422, "is no PNG/JPEG"),
         ({"images": [image[: len(image) // 2 // 4 * 4]], "prompts": ["a"]}, 422, "cannot be decoded"),
-        ({"images": [base64.b64encode(deep.getvalue()).decode()], "prompts": ["a"]}, 422, "8 bits"),
         ({"images": [image, encode(images(1, 9)[0])], "prompts": ["a", "b"]}, 422, "2 sizes"),
         ({"images": [image], "prompts": ["a", "b"]}, 422, "2 prompts for 1"),
         ({"images": [image], "prompts": [1]}, 422, "not a string"),
