@@ -8,14 +8,17 @@ in a text column "metadata", whose keys are merged with the others.
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from common import strict_json
 from common.errors import PromptError
+from common.visible_text import trimmed
 
 PROMPT, METADATA = "prompt", "metadata"
+NOT_CONVERTED = (ValueError, OverflowError, TypeError, NotImplementedError)
+"""Errors of pyarrow for a value that is no text in UTF-8, a date beyond Python's, or of a type that Python lacks."""
 
 
 def read_parquet(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -25,7 +28,7 @@ def read_parquet(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
         PromptError: pyarrow is not installed, the file is missing or not parquet, or a row is not a prompt.
     """
     try:
-        parquet = importlib.import_module("pyarrow.parquet")
+        arrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ImportError as error:
         raise PromptError(
             f"{path}: to read parquet, pyarrow is needed: pip install -e '.[parquet]', or write the prompts as .jsonl"
@@ -34,34 +37,50 @@ def read_parquet(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
         raise PromptError(f"{path}: no such prompt file (looked for it from {Path.cwd()})")
     try:
         # partitioning=None: a folder name such as "tag=colors/" in the path must not become a column.
-        rows = parquet.read_table(path, partitioning=None).to_pylist()
-    except (OSError, ValueError) as error:  # pyarrow's own errors are subclasses
-        raise PromptError(f"{path}: not a parquet file that can be read: {str(error).splitlines()[0]}") from error
-    for number, row in enumerate(rows, start=1):
+        table = parquet.read_table(path, partitioning=None)
+    except (OSError, ValueError, arrow.ArrowException) as error:
+        raise PromptError(f"{path}: not a parquet file that can be read: {_first_line(error)}") from error
+    for number, row in enumerate(_rows(path, table), start=1):
         text, metadata = _prompt(f"{path}: row {number}", row)
         yield f"row {number}", text, metadata
 
 
+def _rows(path: Path, table: Any) -> list[dict[str, Any]]:
+    """All rows of a pyarrow table; PromptError names the first with a value that Python has no type for."""
+    try:
+        rows: list[dict[str, Any]] = table.to_pylist()
+        return rows
+    except NOT_CONVERTED as error:
+        number, reason = next(_unreadable(table), (0, error))
+        raise PromptError(f"{path}: row {number} cannot be read: {_first_line(reason)}") from error
+
+
+def _unreadable(table: Any) -> Iterator[tuple[int, Exception]]:
+    for number in range(table.num_rows):
+        try:
+            table.slice(number, 1).to_pylist()
+        except NOT_CONVERTED as error:
+            yield number + 1, error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def _prompt(where: str, row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     text = row.pop(PROMPT, None)
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str) or not trimmed(text):
         raise PromptError(f'{where} has no "{PROMPT}" text; its columns are {", ".join([PROMPT, *row])}')
     metadata = _without_nulls(row)
     extra = metadata.get(METADATA)
     if isinstance(extra, str):
         metadata = {key: value for key, value in metadata.items() if key != METADATA} | _parsed(where, extra)
-    try:
-        json.dumps(metadata, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise PromptError(
-            f"{where} has metadata that JSON cannot represent: {error}; make it text or a number"
-        ) from error
-    return text.strip(), metadata
+    return text, metadata
 
 
 def _parsed(where: str, text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = strict_json.parse(text)
     except ValueError as error:
         raise PromptError(f'{where}: its "{METADATA}" is text, but not JSON: {error}') from error
     if not isinstance(value, dict):

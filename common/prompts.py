@@ -1,27 +1,35 @@
 """Prompt files: .txt with one prompt per line, .jsonl with {"prompt": text, ...metadata} per line, or .parquet with a
 column "prompt" and columns of metadata (see `parquet_prompts`).
 
-Special tokens such as <|endoftext|> or </s> are plain text here; the text encoders escape them.
+A prompt is text, and its metadata is what JSON can represent: both are checked for the whole file before anything
+starts, with the file and the line. Special tokens such as <|endoftext|> or </s> are plain text here; the text encoders
+escape them.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.errors import PromptError, RewardRejected
+from common import strict_json
+from common.errors import PromptError, RewardRejected, WireError
 from common.parquet_prompts import read_parquet
-from common.rewards.api import check_text_lengths
+from common.rewards.api import check_texts
 from common.types import Prompt
+from common.visible_text import trimmed
+from common.wire import pack, unpack
 
 logger = logging.getLogger(__name__)
 
 MAX_CHARACTERS = 20_000  # far more than any text encoder reads: a longer line is a damaged file, not a prompt
 MAX_LINE_BYTES = 1_000_000  # leaves room for a .jsonl line's metadata
 TRUNCATION_NOTE_CHARACTERS = 2_000  # more than the 512 tokens of the longest encoder can hold
+BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff")
+OTHER_LINE_ENDS = "\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
+"""Some programs end a line with these, others have them in a line: a .txt file must say which it means."""
 
 
 def load_prompts(path: Path) -> list[Prompt]:
@@ -32,23 +40,54 @@ def load_prompts(path: Path) -> list[Prompt]:
     """
     prompts: list[Prompt] = []
     for where, text, metadata in _records(path):
-        if len(text) > MAX_CHARACTERS:
-            raise PromptError(
-                f"{path}: {where} is a prompt of {len(text):,} characters, the limit is {MAX_CHARACTERS:,}: "
-                "shorten it, or put one prompt on each line"
-            )
-        try:
-            check_text_lengths([text], [metadata])
-        except RewardRejected as error:
-            raise PromptError(f"{path}: {where} is not accepted by reward servers: {error}") from error
-        if len(text) > TRUNCATION_NOTE_CHARACTERS:
-            logger.warning(
-                "%s: %s has %d characters; the text encoder reads only its first tokens", path, where, len(text)
-            )
-        prompts.append(Prompt(index=len(prompts), text=text, metadata=metadata))
+        prompts.append(_checked(f"{path}: {where}", len(prompts), text, metadata))
     if not prompts:
         raise PromptError(f"{path}: no prompts in it; write one on each line")
     return prompts
+
+
+def prompts_of(texts: Sequence[str], option: str) -> list[Prompt]:
+    """Prompts from a command line, checked as those of a file; `option` names where they are from."""
+    prompts = []
+    for index, text in enumerate(texts):
+        if not trimmed(text):
+            raise PromptError(f"{option} is empty: say what to draw")
+        prompts.append(_checked(f"{option} {index + 1}", index, text, {}))
+    return prompts
+
+
+def _checked(where: str, index: int, text: str, metadata: Mapping[str, Any]) -> Prompt:
+    text = trimmed(text)
+    if len(text) > MAX_CHARACTERS:
+        raise PromptError(
+            f"{where} is a prompt of {len(text):,} characters, the limit is {MAX_CHARACTERS:,}: "
+            "shorten it, or put one prompt on each line"
+        )
+    if "\0" in text:
+        raise PromptError(f"{where} has a NUL character: it is no text, write it anew")
+    try:
+        check_texts([text], [metadata])
+    except RewardRejected as error:
+        raise PromptError(f"{where} is not accepted by reward servers: {error}") from error
+    if metadata:
+        _check_metadata(where, metadata)
+    if len(text) > TRUNCATION_NOTE_CHARACTERS:
+        logger.warning("%s has %d characters; the text encoder reads only its first tokens", where, len(text))
+    return Prompt(index=index, text=text, metadata=metadata)
+
+
+def _check_metadata(where: str, metadata: Mapping[str, Any]) -> None:
+    """PromptError unless it can be written as JSON, as evaluations do, and sent to a reward server."""
+    try:
+        json.dumps(metadata, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PromptError(
+            f"{where} has metadata that JSON cannot represent: {error}; make it text or a number"
+        ) from error
+    try:
+        unpack(pack({"metadata": metadata}))
+    except WireError as error:
+        raise PromptError(f"{where} has metadata that cannot be sent to a reward server: {error}") from error
 
 
 def _records(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -78,15 +117,20 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _decoded(path: Path, number: int, raw: bytes) -> Iterator[tuple[int, str]]:
+    if number == 1 and raw.startswith(BYTE_ORDER_MARKS):
+        raise PromptError(f"{path}: line 1 begins as UTF-16 does: save the file as UTF-8")
     if b"\0" in raw:
-        raise PromptError(f"{path}: line {number} has a NUL byte: this is a binary file, not a list of prompts")
+        raise PromptError(
+            f"{path}: line {number} has a NUL byte: this is a binary file or UTF-16, not a list of prompts in UTF-8"
+        )
     if len(raw) > MAX_LINE_BYTES:
         raise PromptError(
             f"{path}: line {number} is longer than {MAX_LINE_BYTES:,} bytes (the file has {path.stat().st_size:,}); "
             f"a prompt has at most {MAX_CHARACTERS:,} characters: put one on each line"
         )
     try:
-        text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        # A byte-order mark also begins a line where two files were joined.
+        text = trimmed(raw.decode())
     except UnicodeDecodeError as error:
         raise PromptError(
             f"{path}: line {number} is not UTF-8 (byte {error.start}): binary or another encoding"
@@ -97,13 +141,20 @@ def _decoded(path: Path, number: int, raw: bytes) -> Iterator[tuple[int, str]]:
 
 def _parse_line(path: Path, number: int, line: str) -> tuple[str, dict[str, Any]]:
     """Text and metadata of one line."""
+    # In .jsonl only a bare carriage return ends lines: the others are text within quotes.
+    for mark in OTHER_LINE_ENDS if path.suffix == ".txt" else "\r":
+        if mark in line:
+            raise PromptError(
+                f"{path}: line {number} has a U+{ord(mark):04X} in it, which some programs read as the end of a line: "
+                "end lines with a line feed, or write a space"
+            )
     if path.suffix == ".txt":
         return line, {}
     try:
-        record = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+        record = strict_json.parse(line)
+    except ValueError as error:
         raise PromptError(f"{path}: line {number} is not JSON: {error}") from error
     text = record.pop("prompt", None) if isinstance(record, dict) else None
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str) or not trimmed(text):
         raise PromptError(f'{path}: line {number} has no "prompt" text; a line is {{"prompt": "a red circle", ...}}')
-    return text.strip(), record
+    return text, record

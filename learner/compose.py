@@ -42,6 +42,7 @@ from learner.preflight.checks import (
     check_files,
     check_gpus,
     check_guidance,
+    check_requests,
     check_rewards,
     check_schedule,
     control_requests,
@@ -70,6 +71,7 @@ def forecast_text(config: Config, device_name: str) -> str:
 
     Raises:
         ConfigError, ModelError: the model's sizes are unknown, or it cannot do what the run file asks.
+        PromptError: a prompt file that is on this machine cannot be used.
     """
     sizes, device = model_sizes(config.backbone, config.lora), choose_device(device_name, config)
     if sizes is None:
@@ -78,6 +80,8 @@ def forecast_text(config: Config, device_name: str) -> str:
             "families give"
         )
     check_guidance(config, sizes.guidance)
+    for path in (path for _, path in config.prompts if path is not None and path.exists()):
+        load_prompts(path)
     return requirements_text(config, sizes, predict(config, sizes, device), device)
 
 
@@ -118,6 +122,7 @@ def _run(invocation: Invocation) -> None:
         check_gpus(config)
     prompts = _load_prompts(config)
     check_enough_prompts(config, prompts)
+    check_requests(config, prompts)
     prediction = _checked_prediction(config)
     with (
         claimed(invocation) as (run_dir, start),

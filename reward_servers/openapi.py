@@ -133,7 +133,7 @@ def _request(field: str, of: str) -> Json:
     return _object({field: _array(of), "prompts": _list(TEXT, MAX_LIST_ITEMS), "metadata": metadata})
 
 
-BASE64_IMAGE = {"type": "string", "contentEncoding": "base64", "description": "A PNG or JPEG file, 8 bits a channel."}
+BASE64_IMAGE = {"type": "string", "contentEncoding": "base64", "description": "A PNG or JPEG file."}
 BOUND = {"type": ["number", "null"]}
 FLAG = {"type": "boolean"}
 ANSWER = {"scorer": TEXT, "weights_hash": TEXT, "scores_B": _array("float32 [B], finite")}

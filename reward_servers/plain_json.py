@@ -9,14 +9,13 @@ The first has the fields of Flow-GRPO's reward servers (yifan123/flow_grpo, and 
 docs/start/http_scorer.md). They send these fields as a pickle; this route takes JSON, because unpickling a request runs
 its sender's code. The second is the format of one-image reward servers (yy01zz02/INPAINTING, reward_server/).
 
-An image file may be small and its pixels many: its size is read from its header and checked before it is decoded.
+`reward_servers.picture_files` says how a file is read and what is refused.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from typing import Any, NoReturn
 import numpy as np
 from PIL import Image
 
+from common import strict_json
 from common.errors import RewardRejected
 from common.rewards.api import (
     ANY_REWARD,
@@ -32,15 +32,11 @@ from common.rewards.api import (
     QUOTED_CHARACTERS,
     Metadata,
     ScoreRequest,
-    check_pixels,
-    check_text_lengths,
+    check_texts,
 )
 from reward_servers.limits import RequestLimits
+from reward_servers.picture_files import SENT_FORMATS, open_picture, pixels_HWC
 
-IMAGE_FORMATS = ("PNG", "JPEG")
-"""WebP is left out: its decoder allocates memory for the declared size before that can be refused."""
-IMAGE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-"""These modes have 8 bits per channel; converting others to RGB would silently clip."""
 MANY_FIELDS = {"images", "prompts", "metadata"}
 ONE_FIELDS = {"image_base64", "prompt"}
 MAX_JSON_ITEMS = 100_000
@@ -66,10 +62,12 @@ class PlainRequest:
 
     def decode(self) -> ScoreRequest:
         """Decode the pixels; RewardRejected for a broken file or images of different sizes."""
-        sizes = {image.size for image in self.files}
+        images = [pixels_HWC(image) for image in self.files]
+        # Only now: a photo may have been turned.
+        sizes = {image_HWC.shape for image_HWC in images}
         if len(sizes) != 1:
             _reject(f"images of {len(sizes)} sizes in one request: one size each request, and at least one image")
-        return ScoreRequest(np.stack([_pixels_HWC(image) for image in self.files]), self.prompts, self.metadata)
+        return ScoreRequest(np.stack(images), self.prompts, self.metadata)
 
     def answer(self, scores: Sequence[float]) -> bytes:
         return json.dumps({"score": scores[0]} if self.single else {"scores": list(scores)}).encode()
@@ -81,8 +79,8 @@ def parse(body: bytearray, limits: RequestLimits) -> PlainRequest:
     if items > MAX_JSON_ITEMS:
         _reject(f"the body has {items} commas and brackets, at most {MAX_JSON_ITEMS} are read")
     try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        fields = strict_json.parse(body)
+    except ValueError as error:
         raise RewardRejected(ANY_REWARD, "wire", f"the body is not JSON: {error}") from error
     if not isinstance(fields, dict):
         _reject(f"the body is a {type(fields).__name__}, not an object")
@@ -107,7 +105,7 @@ def _many(fields: Mapping[str, Any], limits: RequestLimits) -> PlainRequest:
     texts = [_text(prompt) for prompt in prompts]
     metadata = _metadata(fields.get("metadata"), len(images))
     # Checked before any image is opened, because most images are megabytes.
-    check_text_lengths(texts, metadata)
+    check_texts(texts, metadata)
     return PlainRequest([_open(image, limits) for image in images], texts, metadata, single=False)
 
 
@@ -118,21 +116,7 @@ def _open(encoded: object, limits: RequestLimits) -> Image.Image:
         content = base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError) as error:
         raise RewardRejected(ANY_REWARD, "request", f"an image is not base64 (no data: prefix): {error}") from error
-    try:
-        image = Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
-    except Exception as error:  # a decoder may raise anything for a malicious file
-        raise RewardRejected(ANY_REWARD, "request", f"an image is no {'/'.join(IMAGE_FORMATS)}: {error}") from error
-    check_pixels(image.height, image.width, limits.max_pixels)
-    if image.mode not in IMAGE_MODES:
-        _reject(f"an image has mode {image.mode}: send 8 bits a channel")
-    return image
-
-
-def _pixels_HWC(image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    try:
-        return np.asarray(image.convert("RGB"))
-    except Exception as error:  # see _open
-        raise RewardRejected(ANY_REWARD, "request", f"an image cannot be decoded: {error}") from error
+    return open_picture(content, SENT_FORMATS, limits.max_pixels)
 
 
 def _list(field: str, value: object) -> list[Any]:
@@ -142,8 +126,6 @@ def _list(field: str, value: object) -> list[Any]:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         _reject(f"a prompt is a {type(value).__name__}, not a string")
-    if any("\ud800" <= letter <= "\udfff" for letter in value):
-        _reject("a prompt has half of a surrogate pair: no text")
     return value
 
 

@@ -7,21 +7,22 @@ scorers that need more than a prompt, such as GenEval's.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-import numpy as np
-from PIL import Image
 
+from common import strict_json
 from common.errors import RewardRejected, RewardUnavailable, RtdmdError
 from common.rewards.api import ANY_REWARD, MEDIA_TYPE, SCORE_PATH, ScoreRequest, ScoreResponse
+from common.visible_text import printable
 from reward_servers.options import TOKEN_VARIABLE, USAGE_ERROR
+from reward_servers.picture_files import MAX_OWN_PIXELS, OWN_FORMATS, open_picture, pixels_HWC
 
 Each = TypeVar("Each")
+MAX_OWN_BYTES = 2**29
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         # No proxy from the environment: it would receive the token, and reward servers are on the same network.
         with httpx.Client(headers=headers, timeout=options.timeout_s, trust_env=False) as http:
             for path, prompt, about in zip(options.images, prompts, metadata, strict=True):
-                print(f"{score(http, options.url, path, prompt, about):.6f}  {path}")
+                print(f"{score(http, options.url, path, prompt, about):.6f}  {printable(path)}")
     except RtdmdError as error:
         print(f"rtdmd score: {error}", file=sys.stderr)
         return USAGE_ERROR
@@ -45,10 +46,15 @@ def main(arguments: list[str] | None = None) -> int:
 def score(http: httpx.Client, url: str, path: Path, prompt: str, metadata: dict[str, Any]) -> float:
     """One image's score; RewardRejected for a bad file or request, RewardUnavailable without a response."""
     try:
-        with Image.open(path) as image:
-            images_BHWC = np.asarray(image.convert("RGB"))[None]
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise RewardRejected(ANY_REWARD, "request", f"{path} is no image that can be read: {error}") from error
+        with path.open("rb") as file:
+            content = file.read(MAX_OWN_BYTES + 1)
+        if len(content) > MAX_OWN_BYTES:
+            raise RewardRejected(ANY_REWARD, "too_large", f"more than {MAX_OWN_BYTES} bytes: no picture is so large")
+        images_BHWC = pixels_HWC(open_picture(content, OWN_FORMATS, MAX_OWN_PIXELS))[None]
+    except OSError as error:
+        raise RewardRejected(ANY_REWARD, "request", f"{path} cannot be read: {error.strerror}") from error
+    except RewardRejected as error:
+        raise RewardRejected(ANY_REWARD, error.cause, f"{path}: {error}") from error
     address = url.rstrip("/") + SCORE_PATH
     try:
         answer = http.post(address, content=ScoreRequest(images_BHWC, [prompt], [metadata]).to_bytes())
@@ -69,7 +75,7 @@ def _one_each(option: str, given: list[Each], count: int) -> list[Each]:
 
 def _json_object(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = strict_json.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text} is not JSON: {error}") from error
     if not isinstance(value, dict):

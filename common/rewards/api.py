@@ -59,6 +59,8 @@ MAX_PROMPT_BYTES = 2**15
 
 This is far more than any text encoder reads. Runs refuse longer prompts as well.
 """
+SURROGATE_REMEDY = "it was cut inside a character, or is not UTF-8; write it anew"
+"""Programs that count in UTF-16 cut texts inside a character; Python keeps bytes of other encodings as such halves."""
 QUOTED_CHARACTERS = 40
 """An error that refuses a text quotes this many of its characters."""
 ANY_REWARD = "any"
@@ -93,7 +95,7 @@ class ScoreRequest:
 
     def __post_init__(self) -> None:
         _check_images("images_BHWC", self.images_BHWC, np.dtype(np.uint8), channel_axis=3)
-        _check_texts(len(self.images_BHWC), self.prompts, self.metadata)
+        _check_lists(len(self.images_BHWC), self.prompts, self.metadata)
 
     def to_bytes(self) -> bytes:
         return pack(vars(self))
@@ -126,7 +128,7 @@ class GradientRequest:
         low, high = float(self.images_BCHW.min()), float(self.images_BCHW.max())
         if not (low >= 0.0 and high <= 1.0):
             _reject(f"images_BCHW spans [{low}, {high}]: pixels of a gradient request lie in [0, 1]")
-        _check_texts(len(self.images_BCHW), self.prompts, self.metadata)
+        _check_lists(len(self.images_BCHW), self.prompts, self.metadata)
 
     def to_bytes(self) -> bytes:
         return pack(vars(self))
@@ -249,13 +251,18 @@ def check_pixels(height: int, width: int, max_pixels: int) -> None:
         )
 
 
-def check_text_lengths(prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
-    """RewardRejected for a prompt, or any text in metadata, longer than MAX_PROMPT_BYTES."""
+def check_texts(prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
+    """RewardRejected for a prompt, or any text in metadata, that is no Unicode or longer than MAX_PROMPT_BYTES."""
     # Each object is checked once: a group shares its prompt, and a plain JSON request may share one map among all
     # images.
     for text in _texts_in({id(value): value for value in (*prompts, *metadata)}.values()):
-        # A character has at most 4 bytes, so most texts need not be encoded to be measured.
-        if len(text) * 4 > MAX_PROMPT_BYTES and (size := len(text.encode(errors="replace"))) > MAX_PROMPT_BYTES:
+        try:
+            size = len(text.encode())
+        except UnicodeEncodeError as error:
+            begin = max(0, error.start - QUOTED_CHARACTERS // 2)
+            quoted = repr(text[begin : begin + QUOTED_CHARACTERS])
+            _reject(f"the text {quoted} has half of a surrogate pair, character {error.start + 1}: {SURROGATE_REMEDY}")
+        if size > MAX_PROMPT_BYTES:
             quoted = f"{text[:QUOTED_CHARACTERS]!r}..."
             _reject(f"the text {quoted} has {size} bytes, at most {MAX_PROMPT_BYTES} are read: shorten it")
 
@@ -306,7 +313,7 @@ def _check_images(field: str, images: object, dtype: np.dtype[Any], channel_axis
         _reject(f"{field} has shape {images.shape}: at least one image of {CHANNELS} channels on axis {channel_axis}")
 
 
-def _check_texts(count: int, prompts: object, metadata: object) -> None:
+def _check_lists(count: int, prompts: object, metadata: object) -> None:
     if not isinstance(prompts, list | tuple) or not all(isinstance(prompt, str) for prompt in prompts):
         _reject("prompts is not a list of strings")
     if len(prompts) != count:
@@ -315,7 +322,7 @@ def _check_texts(count: int, prompts: object, metadata: object) -> None:
         _reject("metadata is not a list of maps")
     if len(metadata) not in (0, count):
         _reject(f"{len(metadata)} metadata for {count} images: one each, or none")
-    check_text_lengths(prompts, metadata)
+    check_texts(prompts, metadata)
 
 
 def _check_answer(scorer: object, field: str, values: object, rank: int) -> None:

@@ -6,14 +6,16 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from common.config.run import Config
-from common.errors import ConfigError
+from common.errors import ConfigError, WireError
 from common.renoise_levels import RENOISE_MARGIN, RENOISE_MAX
 from common.rewards.access import RewardAccess
 from common.rewards.api import ServerInfo
 from common.rewards.control_request import ControlRequest
 from common.types import Guidance, Prompt, PromptSets
+from common.wire import MAX_ITEMS, pack, unpack
 
 ROUNDING = 1e-6
 """Tolerance for GPU shares that add up to a whole GPU."""
@@ -28,6 +30,31 @@ def check_enough_prompts(config: Config, prompts: PromptSets) -> None:
     ):
         if needed > len(available):
             raise ConfigError(f"{key} = {needed}, but {path} has only {len(available)} prompts")
+
+
+def check_requests(config: Config, prompts: PromptSets) -> None:
+    """ConfigError when a prompt and its metadata are too long to be sent once for each image of a request."""
+    files, images = config.prompts, config.evaluation
+    for key, count, path, chosen in (
+        ("alignment.group_size", config.alignment.group_size, files.train, prompts.alignment),
+        ("evaluation.images_per_prompt", images.images_per_prompt, files.evaluation, prompts.evaluation),
+        ("evaluation.final_images_per_prompt", images.final_images_per_prompt, files.evaluation, prompts.evaluation),
+    ):
+        for prompt in chosen:
+            one = [prompt.text, prompt.metadata]
+            # An item takes at least a byte, so most prompts need not be repeated to be measured.
+            if len(pack({"one": one})) * count > MAX_ITEMS:
+                _check_request(f"{path}: the prompt {prompt.text[:40]!r}", f"{key} = {count}", one * count)
+
+
+def _check_request(prompt: str, setting: str, repeated: list[Any]) -> None:
+    try:
+        unpack(pack({"repeated": repeated}))
+    except WireError as error:
+        raise ConfigError(
+            f"{prompt} and its metadata are sent once for each image; with {setting} that is more than a reward server "
+            "reads in one request: shorten its metadata"
+        ) from error
 
 
 def check_files(config: Config, *, resuming: bool) -> None:

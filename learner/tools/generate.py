@@ -12,10 +12,10 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from common.errors import PromptError
 from common.policies import policy_spec
-from common.prompts import load_prompts
+from common.prompts import load_prompts, prompts_of
 from common.types import Prompt
+from common.visible_text import printable
 from learner.records.pictures import save_png
 from learner.tools.options import add_sampling_options, at_least_one, tool_status
 from learner.tools.trained_run import TrainedRun
@@ -39,12 +39,7 @@ def generate(arguments: argparse.Namespace) -> Iterator[Path]:
 
 
 def _prompts(texts: Sequence[str] | None, file: Path | None) -> list[Prompt]:
-    if file is not None:
-        return load_prompts(file)
-    prompts = [Prompt(index, text.strip()) for index, text in enumerate(texts or ())]
-    if not all(prompt.text for prompt in prompts):
-        raise PromptError("--prompt is empty: say what to draw")
-    return prompts
+    return prompts_of(texts or (), "--prompt") if file is None else load_prompts(file)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -66,6 +61,6 @@ def main(argv: Sequence[str]) -> int:
 
     def write_and_tell() -> None:
         for path in generate(arguments):
-            print(path, flush=True)
+            print(printable(path), flush=True)
 
     return tool_status(write_and_tell)

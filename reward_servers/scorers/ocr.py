@@ -5,9 +5,10 @@ the length of the demanded text, both without whitespace and in lower case; 1 wh
 text that was read (github.com/yifan123/flow_grpo, flow_grpo/ocr.py). The demanded text is metadata["text"], else the
 first quoted part of the prompt.
 
-Departures: rapidocr (PP-OCR models as ONNX inside its package: nothing is downloaded) replaces PaddleOCR; curly double
-quotes count as quotes; a request that demands no text is rejected, where the published code raises; a failure of the
-OCR models fails the request, where the published code scores 0. An image without legible text does score 0.
+Departures (`reward_servers/README.md` has the whole list): rapidocr (PP-OCR models as ONNX inside its package: nothing
+is downloaded) replaces PaddleOCR; only the first lines of a page full of text are read; curly double quotes count as
+quotes; a request that demands no text is rejected, where the published code raises; a failure of the OCR models fails
+the request, where the published code scores 0. An image without legible text does score 0.
 The models run on the CPU, whatever device the other scorers of the process use.
 """
 
@@ -37,11 +38,32 @@ MAX_TEXT_CHARACTERS = 1024
 
 This is far more text than an image can hold that a generator can write.
 """
-MAX_TALLNESS = 4
-"""The text detector gets images whose height is at most this many times their width."""
+LONG_SIDE = 960
+"""Images with a longer side than this are shrunk to it for the text detector; smaller ones are not enlarged.
+
+This is PaddleOCR's default, with which the published reward reads. rapidocr's own default enlarges the shorter side to
+736 pixels.
+"""
+LINE_HEIGHT = 48
+"""Lines of text are scaled to this many pixels before they are read."""
+MIN_LINE_WIDTH = 320
+"""A shorter line is padded to this many pixels."""
+MAX_LINES_WIDTH = MAX_TEXT_CHARACTERS * LINE_HEIGHT
+"""The lines that are read together have at most this width, once scaled: the longest text that may be demanded, in
+square letters.
+
+Reading costs 0.1 s of one core per 1000 pixels of width. Without this limit a page of small print costs a minute.
+"""
 MODELS = Path(rapidocr.__file__).parent / "models"
 CHECK_WORDS = "Ready 42"
 """These words are read once at start: both models are loaded and known to work before the server is ready."""
+
+
+class BoundedReader(RapidOCR):  # type: ignore[misc]  # rapidocr is not type-checked
+    """rapidocr, which reads the lines that it has found in an image only up to MAX_LINES_WIDTH."""
+
+    def crop_text_regions(self, img: ByteArray, det_boxes: FloatArray) -> list[ByteArray]:
+        return first_lines(super().crop_text_regions(img, det_boxes))
 
 
 class OcrScorer(Scorer):
@@ -49,19 +71,23 @@ class OcrScorer(Scorer):
 
     name = "ocr"
     score_range = (0.0, 1.0)
-    preprocess_version = "rapidocr-3.10.0-2"
+    preprocess_version = f"rapidocr-3.10.0-max{LONG_SIDE}-lines{MAX_LINES_WIDTH}-3"
     check_prompt = 'a sign that says "probe"'
 
     def __init__(self, detector: Path, recogniser: Path, threads: int) -> None:
         models = {path.name: np.frombuffer(path.read_bytes(), np.uint8) for path in (detector, recogniser)}
         self.weights_hash = fingerprint(tensor_hashes(models))
-        self._reader = RapidOCR(
+        self._reader = BoundedReader(
             params={
                 "Global.log_level": "critical",
                 # As published: text that is upside down is not rotated.
                 "Global.use_cls": False,
                 "Det.model_path": str(detector),
+                "Det.limit_type": "max",
+                "Det.limit_side_len": LONG_SIDE,
                 "Rec.model_path": str(recogniser),
+                # A batch pads its lines to the longest, which costs more than it saves on a CPU.
+                "Rec.rec_batch_num": 1,
                 "EngineConfig.onnxruntime.intra_op_num_threads": threads,
                 "EngineConfig.onnxruntime.inter_op_num_threads": 1,
             }
@@ -85,18 +111,15 @@ class OcrScorer(Scorer):
 
     def read(self, image_HWC: ByteArray) -> str:
         """The text of an RGB uint8 image, its lines joined in reading order; empty when none is legible."""
-        lines = self._reader(np.ascontiguousarray(widened(image_HWC)[..., ::-1])).txts
+        lines = self._reader(np.ascontiguousarray(image_HWC[..., ::-1])).txts
         return "".join(lines or ())
 
 
-def widened(image_HWC: ByteArray) -> ByteArray:
-    """The image, with its left and right edges repeated if it is much taller than wide.
-
-    The text detector enlarges the shorter side to 736 pixels: an image of 32 x 1 would become one of 17 million pixels.
-    """
-    height, width = image_HWC.shape[:2]
-    missing = max(0, height // MAX_TALLNESS - width)
-    return np.pad(image_HWC, ((0, 0), (missing // 2, missing - missing // 2), (0, 0)), mode="edge")
+def first_lines(lines_HWC: Sequence[ByteArray]) -> list[ByteArray]:
+    """The first lines, in reading order, whose widths add up to at most MAX_LINES_WIDTH; always the first one."""
+    widths = [max(MIN_LINE_WIDTH, LINE_HEIGHT * line.shape[1] // line.shape[0]) for line in lines_HWC]
+    count = int(np.searchsorted(np.cumsum(widths), MAX_LINES_WIDTH, side="right"))
+    return list(lines_HWC[: max(1, count)])
 
 
 def demanded_text(prompt: str, metadata: Metadata) -> str:

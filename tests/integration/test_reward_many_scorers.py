@@ -39,8 +39,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return paths
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
+def command(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)} | variables
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=PROJECT_ROOT,
@@ -99,12 +99,19 @@ def test_the_command_says_what_is_wrong_in_one_line(
     assert (done.returncode, message in done.stderr, len(done.stderr.splitlines())) == (2, True, 1)
 
 
-def test_the_example_needs_none_of_our_code(url: str, files: list[str]) -> None:
+def test_the_example_needs_none_of_our_code(url: str, files: list[str], tmp_path: Path) -> None:
     example = PROJECT_ROOT / "examples/score_images.py"
     assert len(example.read_text(encoding="utf-8").splitlines()) <= 30
-    done = command("-W", "error", str(example), f"{url}/brightness", "a", *files)
+    # Any size, 16 bits too: the server reads the file. Neither the request nor the token goes to a proxy.
+    deep, proxy = tmp_path / "deep.png", {"HTTP_PROXY": "http://127.0.0.1:9", "ALL_PROXY": "http://127.0.0.1:9"}
+    Image.fromarray(np.full((4, 6), 51 * 257, np.uint16)).save(deep)
+    done = command("-W", "error", str(example), f"{url}/brightness", "a", *files, str(deep), **proxy)
     assert done.stderr == ""
-    np.testing.assert_allclose(np.fromstring(done.stdout.strip("[]\n"), sep=" "), EXPECTED, atol=1e-6)
+    np.testing.assert_allclose([float(line) for line in done.stdout.splitlines()], [*EXPECTED, 0.2], atol=1e-6)
+    deep.write_bytes(b"GIF89a")
+    refused = command(str(example), f"{url}/brightness", "a", str(deep))
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
+    assert "an image is no PNG/JPEG" in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import decimal
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from common.errors import PromptError
@@ -56,6 +58,19 @@ def test_what_fits_no_column_stands_as_json(tmp_path: Path) -> None:
         ({"prompt": "a", "share": float("nan")}, "row 2 has metadata that JSON cannot represent"),
         ({"prompt": "a", "metadata": "{"}, 'row 2: its "metadata" is text, but not JSON'),
         ({"prompt": "a", "metadata": "[1]"}, 'row 2: its "metadata" is JSON, but no object: [1]'),
+        ({"prompt": "a", "data": b"x"}, "row 2 has metadata that JSON cannot represent"),
+        ({"prompt": "a", "price": decimal.Decimal("1.5")}, "row 2 has metadata that JSON cannot represent"),
+        ({"prompt": "a\0b"}, "row 2 has a NUL character"),
+        (
+            {"prompt": "a", "metadata": '{"tag": "\\ud83c"}'},
+            "row 2 is not accepted by reward servers: the text '\\ud83c'",
+        ),
+        (
+            {"prompt": "a", "metadata": '{"share": NaN}'},
+            'row 2: its "metadata" is text, but not JSON: NaN is no number',
+        ),
+        ({"prompt": "a", "metadata": "[" * 100_000}, 'row 2: its "metadata" is text, but not JSON: nested too deeply'),
+        ({"prompt": "\u200b"}, 'row 2 has no "prompt" text'),
         ({"prompt": "x" * 20_001}, "row 2 is a prompt of 20,001 characters"),
     ],
 )
@@ -83,3 +98,29 @@ def test_without_pyarrow_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(PromptError, match=r"pyarrow is needed: pip install -e '\.\[parquet\]', or .* \.jsonl"):
         load_prompts(tmp_path / "prompts.parquet")
+
+
+def test_values_that_are_no_text_or_no_date_are_named_by_their_row(tmp_path: Path) -> None:
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    # Arrow does not check that text is UTF-8: here half of a surrogate pair in CESU-8, and Latin-1.
+    for wrong in (b"a cat \xed\xa0\xbc", b"caf\xe9"):
+        values = [b"fine", b"fine", wrong]
+        offsets = pa.py_buffer(np.cumsum([0, *map(len, values)]).astype(np.int32))
+        texts = pa.Array.from_buffers(pa.string(), 3, [None, offsets, pa.py_buffer(b"".join(values))])
+        path = tmp_path / "text.parquet"
+        parquet.write_table(pa.table({"prompt": texts}), path)
+        with pytest.raises(PromptError, match="row 3 cannot be read: 'utf-8' codec"):
+            load_prompts(path)
+    days = pa.array([0, 2**30], pa.int32()).cast(pa.date32())
+    path = tmp_path / "date.parquet"
+    parquet.write_table(pa.table({"prompt": ["a", "b"], "when": days}), path)
+    with pytest.raises(PromptError, match="row 2 cannot be read: "):
+        load_prompts(path)
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "twice.parquet"
+    parquet.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["prompt", "prompt"]), path)
+    with pytest.raises(PromptError, match="not a parquet file that can be read: Multiple matches"):
+        load_prompts(path)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from common.errors import PromptError
-from common.prompts import load_prompts
+from common.prompts import load_prompts, prompts_of
 from common.types import Prompt
 
 
@@ -52,6 +54,16 @@ def test_a_long_prompt_is_accepted_and_said(tmp_path: Path, caplog: pytest.LogCa
         (b"", "no prompts in it"),
         (b" \n\n", "no prompts in it"),
         (b"fine\na\0b\n", "line 2 has a NUL byte"),
+        ("a cat\r\ntwo dogs\r\n".encode("utf-16"), "line 1 begins as UTF-16 does: save the file as UTF-8"),
+        (b"fine\n\0a\0\n", "line 2 has a NUL byte: this is a binary file or UTF-16"),
+        ("fine\ncaf\xe9\n".encode("latin-1"), "line 2 is not UTF-8 (byte 3)"),
+        # CESU-8, as some databases write it: the bytes of half of a surrogate pair.
+        (b"fine\na cat \xed\xa0\xbc\n", "line 2 is not UTF-8 (byte 6)"),
+        (b"a cat\rtwo dogs\r", "line 1 has a U+000D in it, which some programs read as the end of a line"),
+        ("fine\na cat\u2028on a mat\n".encode(), "line 2 has a U+2028 in it"),
+        (b"fine\ntwo\x0bdogs\x0c\r\n", "line 2 has a U+000B in it"),
+        ("a\x85b".encode(), "line 1 has a U+0085 in it"),
+        ("\ufeff\u200b \n".encode(), "no prompts in it"),
         (b"\x89PNG\r\n\x1a\n", "line 1 is not UTF-8 (byte 0)"),
         ("東".encode() * 15_000, "line 1 is not accepted by reward servers: the text '東東東"),
         (b"x" * 20_001, "line 1 is a prompt of 20,001 characters, the limit is 20,000"),
@@ -81,3 +93,67 @@ def test_missing_files_directories_and_other_kinds_are_refused(tmp_path: Path) -
     (tmp_path / "folder.txt").mkdir()
     with pytest.raises(PromptError, match="cannot be read"):
         load_prompts(tmp_path / "folder.txt")
+
+
+def test_marks_around_a_line_are_no_part_of_it(tmp_path: Path) -> None:
+    # Two files with a byte-order mark, joined; a form feed between pages; a line that only looks blank.
+    path = write(tmp_path, "\ufeffa cat\r\n\u200b\r\n\ufefftwo dogs\x0c\r\n")
+    assert [prompt.text for prompt in load_prompts(path)] == ["a cat", "two dogs"]
+
+
+def test_jsonl_may_have_line_separators_and_pairs_within_quotes(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, '{"prompt": "a cat\u2028on \\ud83c\\udf89"}\r\n\r\n{"prompt": "two\x85dogs\\n"}\r\n', "p.jsonl"
+    )
+    assert [prompt.text for prompt in load_prompts(path)] == ["a cat\u2028on 🎉", "two\x85dogs"]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (r'{"prompt": "a cat with a party hat \ud83c"}', "half of a surrogate pair, character 24: it was cut inside"),
+        (r'{"prompt": "a", "tag": "\udf89"}', "half of a surrogate pair, character 1"),
+        (r'{"prompt": "a", "include": [{"class": "cup \ud83c"}]}', "'cup \\ud83c' has half of a surrogate pair"),
+        (r'{"prompt": "a", "ke\ud800y": 1}', "half of a surrogate pair, character 3"),
+        (r'{"prompt": "a\u0000b"}', "has a NUL character"),
+        ('{"prompt": "a", "share": NaN}', "is not JSON: NaN is no number of JSON: leave it out or write null"),
+        ('{"prompt": "a", "share": [-Infinity]}', "is not JSON: -Infinity is no number of JSON"),
+        ('{"prompt": "a", "share": 1e999}', "is not JSON: the number 1e999 is too large"),
+        ('{"prompt": "a", "id": 18446744073709551616}', "has more than 64 bits: write it as text"),
+        ('{"prompt": "a", "id": ' + "9" * 5000 + "}", "is not JSON: the number 999999999999999999999999 has more"),
+        ('{"prompt": "a", "deep": ' + "[" * 20 + "]" * 20 + "}", "nested deeper than 16 levels"),
+        ('{"prompt": "a", "long": ' + json.dumps([0] * 20_000) + "}", "cannot be sent to a reward server"),
+        ('{"prompt": "a"}\r{"prompt": "b"}', "has a U+000D in it"),
+    ],
+)
+def test_what_is_no_text_or_no_value_is_refused_with_its_line(tmp_path: Path, line: str, expected: str) -> None:
+    path = write(tmp_path, f'{{"prompt": "fine"}}\n{line}\n', "prompts.jsonl")
+    with pytest.raises(PromptError) as caught:
+        load_prompts(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: line 2 ")
+    assert expected in message
+    # The message itself can be shown anywhere, on one line.
+    assert (len(message.splitlines()), message.encode().decode()) == (1, message)
+
+
+def test_large_numbers_and_nulls_travel(tmp_path: Path) -> None:
+    about: dict[str, Any] = {"id": 2**63 - 1, "least": -(2**63) + 1, "none": None, "share": 0.5, "deep": [[{"a": []}]]}
+    path = write(tmp_path, json.dumps({"prompt": "a", **about}), "prompts.jsonl")
+    assert load_prompts(path)[0].metadata == about
+
+
+def test_prompts_of_a_command_line_are_checked_alike() -> None:
+    assert prompts_of([" a cat ", "two dogs"], "--prompt") == [Prompt(0, "a cat"), Prompt(1, "two dogs")]
+    for text, expected in (
+        ("\u200b ", "--prompt is empty: say what to draw"),
+        # What Python makes of an argument in Latin-1.
+        (
+            "caf\udce9",
+            "--prompt 2 is not accepted by reward servers: the text 'caf\\udce9' has half of a surrogate pair",
+        ),
+        ("x" * 20_001, "--prompt 2 is a prompt of 20,001 characters"),
+    ):
+        with pytest.raises(PromptError) as caught:
+            prompts_of(["fine", text], "--prompt")
+        assert str(caught.value).startswith(expected)

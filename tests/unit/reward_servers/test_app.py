@@ -343,10 +343,12 @@ def test_plain_json_scores_as_the_main_route_does() -> None:
     drive(scenario)
 
 
+def many(image: str, metadata: bytes) -> bytes:
+    return b'{"images": ["' + image.encode() + b'"], "prompts": ["a"], "metadata": ' + metadata + b"}"
+
+
 def test_plain_json_that_is_no_request_says_why() -> None:
     image = encode(images(1)[0])
-    deep = io.BytesIO()
-    Image.fromarray(np.zeros((8, 8), np.uint16)).save(deep, "PNG")
     cases: list[tuple[bytes | dict[str, object] | list[object], int, str]] = [
         (b"{", 400, "not JSON"),
         (b"[" * 90_000, 400, "not JSON"),
@@ -359,12 +361,16 @@ def test_plain_json_that_is_no_request_says_why() -> None:
         ({"images": ["data:image/png;base64," + image], "prompts": ["a"]}, 422, "no data: prefix"),
         ({"images": [base64.b64encode(b"GIF89a").decode()], "prompts": ["a"]}, 422, "is no PNG/JPEG"),
         ({"images": [image[: len(image) // 2 // 4 * 4]], "prompts": ["a"]}, 422, "cannot be decoded"),
-        ({"images": [base64.b64encode(deep.getvalue()).decode()], "prompts": ["a"]}, 422, "8 bits"),
         ({"images": [image, encode(images(1, 9)[0])], "prompts": ["a", "b"]}, 422, "2 sizes"),
         ({"images": [image], "prompts": ["a", "b"]}, 422, "2 prompts for 1"),
         ({"images": [image], "prompts": [1]}, 422, "not a string"),
         ({"images": [image], "prompts": ["a"], "metadata": "x"}, 422, "not a list"),
         (b'{"image_base64": "' + image.encode() + b'", "prompt": "\\ud800"}', 422, "surrogate"),
+        (many(image, rb'{"tag": "\ud83c"}'), 422, "surrogate"),
+        (many(image, rb'{"\ud83c": 1}'), 422, "surrogate"),
+        (many(image, b'{"share": NaN}'), 400, "NaN is no number of JSON"),
+        (many(image, b'{"share": 1e999}'), 400, "too large"),
+        (many(image, b'{"id": ' + b"9" * 5000 + b"}"), 400, "64 bits"),
     ]
 
     async def scenario(client: httpx.AsyncClient) -> None:

@@ -133,7 +133,7 @@ def test_an_image_that_is_a_bomb_is_one_line(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     assert score_images.main(["--url", "http://127.0.0.1:1", str(path), "--prompt", "a"]) == 2
     errors = capsys.readouterr().err
-    assert (len(errors.splitlines()), "bomb.png is no image that can be read" in errors) == (1, True)
+    assert (len(errors.splitlines()), "bomb.png: an image is too large" in errors) == (1, True)
 
 
 def test_a_token_is_not_given_to_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

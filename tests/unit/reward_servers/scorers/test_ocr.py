@@ -17,7 +17,16 @@ from common.rewards.api import MAX_ASPECT, ByteArray
 
 pytest.importorskip("rapidocr", reason="rapidocr is not installed: pip install -e '.[ocr]'")
 
-from reward_servers.scorers.ocr import MAX_TEXT_CHARACTERS, OcrScorer, demanded_text, edit_distance, similarity, widened
+from reward_servers.scorers import ocr
+from reward_servers.scorers.ocr import (
+    MAX_LINES_WIDTH,
+    MAX_TEXT_CHARACTERS,
+    OcrScorer,
+    demanded_text,
+    edit_distance,
+    first_lines,
+    similarity,
+)
 
 PROMPT = 'a poster with "Hello World" on it'
 
@@ -56,13 +65,55 @@ def test_the_further_from_the_demanded_text_the_lower(scorer: OcrScorer) -> None
     assert scores[3] == 0.0
 
 
-def test_a_tall_picture_is_read_at_the_cost_of_a_small_one(scorer: OcrScorer) -> None:
-    assert widened(np.zeros((MAX_ASPECT, 1, 3), np.uint8)).shape == (MAX_ASPECT, MAX_ASPECT // 4, 3)
-    wide = render("Hello", 30, 128)
-    assert np.array_equal(widened(wide), wide)
+def test_a_tall_picture_is_read(scorer: OcrScorer) -> None:
     tall = np.full((128 * 6, 128, 3), 255, np.uint8)
-    tall[:128] = wide
+    tall[:128] = render("Hello", 30, 128)
     assert scorer.read(tall).strip() == "Hello"
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "seen"),
+    [
+        # PaddleOCR's rule: the longer side is at most 960 and both are multiples of 32; nothing is enlarged.
+        (64, 64, (64, 64)),
+        (512, 512, (512, 512)),
+        (1024, 1024, (960, 960)),
+        (2048, 512, (960, 256)),
+        # Before that, rapidocr enlarges a shorter side below 30 pixels to 32.
+        (1, 1, (32, 32)),
+        (MAX_ASPECT, 1, (960, 32)),
+    ],
+)
+def test_the_detector_sees_no_more_than_960_pixels(
+    scorer: OcrScorer, height: int, width: int, seen: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = scorer._reader._load_det_model()
+    shapes = []
+    run = detector.session
+    monkeypatch.setattr(detector, "session", lambda image: shapes.append(image.shape[-2:]) or run(image))
+    assert scorer.read(np.zeros((height, width, 3), np.uint8)) == ""
+    assert shapes == [seen]
+
+
+def test_only_the_first_lines_of_a_page_are_read() -> None:
+    def line(width: int, height: int = 48) -> ByteArray:
+        return np.zeros((height, width, 3), np.uint8)
+
+    assert MAX_LINES_WIDTH == 49_152
+    short, page = line(10), line(1000)
+    # Each counts as 320 pixels: 153 of them are 48 960, 154 would be 49 280.
+    assert len(first_lines([short] * 500)) == 153
+    # 1000 x 24 pixels become 2000 x 48.
+    assert len(first_lines([line(1000, 24)] * 100)) == 24
+    assert len(first_lines([page] * 49)) == 49
+    assert [one.shape[1] for one in first_lines([line(60_000), short])] == [60_000]
+    assert first_lines([]) == []
+
+
+def test_a_page_of_text_costs_what_its_first_lines_cost(scorer: OcrScorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ocr, "MAX_LINES_WIDTH", 700)
+    # Two lines of 320 pixels fit, a third does not.
+    assert scorer.read(render("one\ntwo\nthree", 30, 256)) == "onetwo"
 
 
 def test_noise_and_slivers_have_no_text(scorer: OcrScorer) -> None:
@@ -155,9 +206,11 @@ def test_a_request_that_demands_no_text_is_rejected(
     assert (caught.value.reward, caught.value.cause) == ("ocr", "request")
 
 
-def test_the_weights_hash_names_the_bundled_models(scorer: OcrScorer) -> None:
+def test_the_identity_names_the_models_and_the_settings(scorer: OcrScorer) -> None:
     assert len(scorer.weights_hash) == 32
     assert (scorer.score_range, scorer.differentiable) == ((0.0, 1.0), False)
+    # A run that is resumed with another setting stops: see common.rewards.identity.
+    assert scorer.preprocess_version == "rapidocr-3.10.0-max960-lines49152-3"
 
 
 def test_a_model_directory_is_refused(tmp_path: Path) -> None:
