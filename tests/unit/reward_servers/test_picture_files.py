@@ -18,7 +18,7 @@ from PIL import Image
 
 from common.errors import RewardRejected
 from common.rewards.api import ByteArray, ScoreRequest, ScoreResponse
-from reward_servers import plain_json, score
+from reward_servers import plain_json, score_images
 from reward_servers.picture_files import MAX_PASSES, OWN_FORMATS, SENT_FORMATS, open_picture, pixels_HWC
 from tests.helpers.serving_app import LIMITS
 
@@ -75,7 +75,7 @@ def commanded(content: bytes, folder: Path) -> ByteArray:
         return httpx.Response(200, content=ScoreResponse("x", "", np.zeros(1, np.float32)).to_bytes())
 
     with httpx.Client(transport=httpx.MockTransport(answer)) as http:
-        score.score(http, "http://server", path, "a", {})
+        score_images.score(http, "http://server", path, "a", {})
     pixels: ByteArray = asked[0].images_BHWC[0]
     return pixels
 
@@ -238,7 +238,7 @@ def test_what_is_no_picture_is_refused_in_one_line(
     content, expected = (WRONG | WRONG_ALONE)[kind]
     path = tmp_path / "picture.png"
     path.write_bytes(content)
-    assert score.main(["--url", "http://127.0.0.1:1", str(path), "--prompt", "a"]) == 2
+    assert score_images.main(["--url", "http://127.0.0.1:1", str(path), "--prompt", "a"]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1
     assert errors[0].startswith(f"rtdmd score: {path}: an image ")
@@ -314,7 +314,7 @@ def test_the_passes_of_a_jpeg_are_bounded() -> None:
 
 def test_other_files_are_refused_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path, reason in ((tmp_path, "Is a directory"), (tmp_path / "absent.png", "No such file or directory")):
-        assert score.main(["--url", "http://127.0.0.1:1", str(path), "--prompt", "a"]) == 2
+        assert score_images.main(["--url", "http://127.0.0.1:1", str(path), "--prompt", "a"]) == 2
         assert capsys.readouterr().err == f"rtdmd score: {path} cannot be read: {reason}\n"
 
 
@@ -333,7 +333,7 @@ def test_the_commands_texts_are_checked(
     path = tmp_path / "a.png"
     path.write_bytes(file(of(RGB)))
     try:
-        status = score.main(["--url", "http://127.0.0.1:1", str(path), *options])
+        status = score_images.main(["--url", "http://127.0.0.1:1", str(path), *options])
     except SystemExit as stop:  # argparse
         status = stop.code
     assert status == 2
