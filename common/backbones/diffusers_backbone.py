@@ -24,8 +24,9 @@ from common.backbones.device.autocast import arithmetic
 from common.backbones.device.blocks import compile_blocks
 from common.backbones.device.int8 import quantise_linears
 from common.backbones.device.sharding import shard
-from common.backbones.files.pipeline_files import PipelineFiles, find_pipeline, first_line
+from common.backbones.files.pipeline_files import PipelineFiles, find_pipeline
 from common.backbones.files.sizes import ModelSizes, model_sizes
+from common.backbones.pipeline_loading import load_options, load_pipeline, require_parts
 from common.config.backbones import BackboneSection
 from common.config.run import LoraConfig
 from common.errors import ModelError
@@ -59,6 +60,8 @@ class DiffusersBackbone(ABC, Generic[Settings]):
     """The family's pipeline classes by name."""
     lora_targets: ClassVar[tuple[str, ...]] = ATTENTION
     """Default targets of adapters, if the run file names none."""
+    optional_parts: ClassVar[tuple[str, ...]] = ()
+    """Parts that the pipeline's class asks for and samples without."""
     own_parts: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
     """Parts, by pipeline class, that the family itself loads when it prepares the pipeline."""
 
@@ -103,6 +106,10 @@ class DiffusersBackbone(ABC, Generic[Settings]):
         """The local directory of the student's pipeline."""
         return self._files.directory
 
+    def load_options(self) -> dict[str, str | None]:
+        """Arguments of diffusers' `from_pretrained` that the student's pipeline needs."""
+        return load_options(self._files, self.kinds[self._files.kind])
+
     @classmethod
     def sizes(cls, settings: Settings, lora: LoraConfig) -> ModelSizes:
         """Sizes of the model, without loading it.
@@ -126,6 +133,7 @@ class DiffusersBackbone(ABC, Generic[Settings]):
 
     def _plan_from_small_files(self) -> None:
         self._files = find_pipeline(self._settings.path, self.family, list(self.kinds))
+        require_parts(self._files, self.kinds[self._files.kind], self.optional_parts)
         self._plan()
         scale = self._settings.guidance_scale
         if self.guidance is Guidance.NONE and scale != 1:
@@ -286,13 +294,8 @@ class DiffusersBackbone(ABC, Generic[Settings]):
         )
 
     def _load_pipeline(self) -> DiffusionPipeline:
-        left_out = dict.fromkeys(self.own_parts.get(self._files.kind, ()))
-        try:
-            pipeline = self.kinds[self._files.kind].from_pretrained(
-                self._files.directory, dtype=self._dtype, local_files_only=True, **left_out
-            )
-        except Exception as error:  # diffusers raises a different class for each kind of broken directory
-            raise self._files.broken(first_line(error)) from error
+        kind = self._files.kind
+        pipeline = load_pipeline(self._files, self.kinds[kind], self._dtype, self.own_parts.get(kind, ()))
         pipeline.set_progress_bar_config(disable=True)
         self._prepare(pipeline)
         return pipeline

@@ -26,6 +26,8 @@ class StableDiffusion3(DiffusersBackbone[Sd3Backbone]):
 
     family = "sd3"
     kinds = MappingProxyType({"StableDiffusion3Pipeline": StableDiffusion3Pipeline})
+    optional_parts = ("text_encoder_3", "tokenizer_3")
+    """Without T5, zeros take the place of its `max_sequence_length` tokens, as in the pipeline itself."""
 
     def _plan(self) -> None:
         transformer, factor = self._files.config("transformer"), vae_factor(self._files)

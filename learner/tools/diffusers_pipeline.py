@@ -7,12 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
 from common import seeding
-from common.errors import ConfigError, ModelError
+from common.backbones.files.pipeline_files import read_index
+from common.backbones.pipeline_loading import load_pipeline, require_parts
+from common.backbones.sd3 import StableDiffusion3
+from common.errors import ConfigError
 from common.types import ByteArray, Prompt
 
 OURS = ("prompt", "num_images_per_prompt", "generator", "output_type")
@@ -26,16 +30,13 @@ class PipelinePictures:
         """Load the pipeline.
 
         Raises:
-            ModelError: the pipeline cannot be loaded.
+            ModelError: the pipeline cannot be loaded, or a part that it needs is left out.
             ConfigError: its call does not have such an argument, or `pictures` sets it.
         """
-        if not (path / "model_index.json").is_file():
-            raise ModelError(f"no pipeline at {path}: expected a diffusers directory with a model_index.json")
-        try:
-            self._pipeline = DiffusionPipeline.from_pretrained(path, dtype=dtype, local_files_only=True).to(device)
-        except Exception as error:  # diffusers raises a different class for each kind of broken directory
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ModelError(f"cannot load the pipeline at {path}: {reason}") from error
+        files = read_index(path, path)
+        kind = getattr(diffusers, str(files.kind), DiffusionPipeline)
+        require_parts(files, kind, (*kind._optional_components, *StableDiffusion3.optional_parts))
+        self._pipeline = load_pipeline(files, kind, dtype).to(device)
         known = [name for name in inspect.signature(self._pipeline.__call__).parameters if name not in OURS]
         for name in options:
             if name not in known:

@@ -111,7 +111,10 @@ def _export(arguments: argparse.Namespace) -> Iterator[str]:
         base = out
         yield f"{out}\n"
     # Without a dtype, diffusers loads each part as it was saved, and the parts may differ.
-    yield f'    pipeline = DiffusionPipeline.from_pretrained("{base}", dtype=torch.{run.config.backbone.dtype})'
+    how = [f"dtype=torch.{run.config.backbone.dtype}"]
+    if isinstance(backbone, DiffusersBackbone):
+        how += [f"{name}={value!r}" for name, value in backbone.load_options().items()]
+    yield f'    pipeline = DiffusionPipeline.from_pretrained("{base}", {", ".join(how)})'
     if load:
         yield f"    {load}"
     call = ", ".join(f"{name}={value}" for name, value in _call_options(run.config, backbone.guidance).items())
