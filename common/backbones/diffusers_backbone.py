@@ -26,7 +26,12 @@ from common.backbones.device.int8 import quantise_linears
 from common.backbones.device.sharding import shard
 from common.backbones.files.pipeline_files import PipelineFiles, find_pipeline
 from common.backbones.files.sizes import ModelSizes, model_sizes
-from common.backbones.pipeline_loading import load_options, load_pipeline, require_parts
+from common.backbones.pipeline_loading import (
+    load_options,
+    load_pipeline,
+    require_own_weights,
+    require_parts,
+)
 from common.config.backbones import BackboneSection
 from common.config.run import LoraConfig
 from common.errors import ModelError
@@ -296,6 +301,7 @@ class DiffusersBackbone(ABC, Generic[Settings]):
     def _load_pipeline(self) -> DiffusionPipeline:
         kind = self._files.kind
         pipeline = load_pipeline(self._files, self.kinds[kind], self._dtype, self.own_parts.get(kind, ()))
+        require_own_weights(self._files, "transformer", pipeline.transformer)
         pipeline.set_progress_bar_config(disable=True)
         self._prepare(pipeline)
         return pipeline

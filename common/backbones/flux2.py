@@ -19,7 +19,7 @@ from common.backbones.base import Conditioning
 from common.backbones.diffusers_backbone import ATTENTION, DiffusersBackbone, image_sides, vae_factor
 from common.backbones.files.pipeline_files import PipelineFiles, find_pipeline, first_line
 from common.backbones.files.schedules import pipeline_sigmas, scheduler_config
-from common.backbones.pipeline_loading import require_loaded
+from common.backbones.pipeline_loading import require_loaded, require_own_weights
 from common.backbones.plain_text import spell_out_special_tokens
 from common.config.backbones import Flux2Backbone
 from common.errors import ModelError
@@ -102,6 +102,7 @@ class Flux2(DiffusersBackbone[Flux2Backbone]):
         except Exception as error:  # see load_pipeline
             raise self._teacher_files.broken(first_line(error)) from error
         require_loaded(self._teacher_files, "transformer", teacher)
+        require_own_weights(self._teacher_files, "transformer", teacher)
         return teacher.eval()
 
     def _load_tokenizer(self) -> PreTrainedTokenizerFast:

@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from common.backbones.files.pipeline_files import INDEX, PipelineFiles, first_line
 from common.errors import ModelError
+from common.weight_names import is_recomputed
 
 
 def require_parts(files: PipelineFiles, kind: type[DiffusionPipeline], optional: Collection[str]) -> None:
@@ -65,6 +66,17 @@ def require_loaded(files: PipelineFiles, part: str, module: torch.nn.Module) -> 
     missing = [name for name, value in module.state_dict().items() if value.is_meta]
     if missing:
         raise _incomplete(files, part, missing)
+
+
+def require_own_weights(files: PipelineFiles, part: str, module: torch.nn.Module) -> None:
+    """ModelError if the files have a weight that the model lacks: diffusers only warns, and they are of another one."""
+    own = module.state_dict().keys()
+    foreign = [name for name in files.weight_shapes(part) if name not in own and not is_recomputed(name)]
+    if foreign:
+        raise files.broken(
+            f"the files of its {part} have {len(foreign)} weights that the model of its config.json lacks, such as "
+            f"{min(foreign)}: they are of another model"
+        )
 
 
 def _text_encoders(files: PipelineFiles, dtype: torch.dtype) -> dict[str, PreTrainedModel]:

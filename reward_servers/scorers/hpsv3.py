@@ -137,7 +137,7 @@ class HpsV3Scorer(Scorer):
         model, report = Qwen2VLModel.from_pretrained(
             None, config=config, state_dict=state, dtype=config.dtype, output_loading_info=True
         )
-        require_complete(report, weights)
+        require_complete(report, model, weights)
         return cls(model.to(device), head.to(device), tokens, prompt)
 
     def score(self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]) -> FloatArray:  # noqa: ARG002

@@ -7,13 +7,13 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+from common.weight_names import wrapper_prefix
+
 WEIGHT_FILES = "*.safetensors"
 VARIANTS = ("bf16", "fp16")
 """Copies in these types are read if a part has no plain copy, in this order of preference."""
 PLAIN = ""
 """The variant of a file without one in its name."""
-WRAPPERS = ("module.", "_orig_mod.", "_forward_module.", "_fsdp_wrapped_module.")
-"""Training wrappers (DDP, torch.compile, DeepSpeed, FSDP) put one of these before the name of every weight."""
 TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "BOOL")
 """Types of weights and of their bookkeeping. Any other type is a quantised weight, useless without its scales."""
 
@@ -96,17 +96,6 @@ def without_weights(folder: Path) -> str:
     if others:
         return f"{reason} but {others[0]}: save the pipeline with save_pretrained, which writes safetensors"
     return reason
-
-
-def wrapper_prefix(names: Collection[str], wrappers: Collection[str] = WRAPPERS) -> str:
-    """The wrappers' prefixes that all names have, such as `module._orig_mod.`; "" if there is none."""
-    prefix = ""
-    while names:
-        found = [wrapper for wrapper in wrappers if all(name.startswith(prefix + wrapper) for name in names)]
-        if not found:
-            break
-        prefix += found[0]
-    return prefix
 
 
 def read_header(file: Path) -> tuple[dict[str, Any], int]:

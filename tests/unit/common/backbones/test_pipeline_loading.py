@@ -180,3 +180,23 @@ def test_a_missing_weight_of_the_teacher_is_named(tmp_path: Path) -> None:
         ModelError, match=r"teacher: the files of its transformer lack 1 of its weights, such as proj_out\.weight"
     ):
         load_tiny_klein(tmp_path / "student", tmp_path / "teacher")
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_bookkeeping_passes_and_foreign_weights_of_the_transformer_are_refused(
+    family: TinyFamily, tmp_path: Path
+) -> None:
+    """A transformer of another model would be read without its extra weights."""
+    family.write(tmp_path)
+    before = family.load(tmp_path).base_fingerprint()
+    path = family.pipeline_at(tmp_path)
+    parts = [part for part in ("transformer", "vae", "text_encoder", "text_encoder_2") if (path / part).is_dir()]
+    for part in parts:
+        (file,) = (path / part).glob("*.safetensors")
+        older = {f"layers.0.{name}": torch.arange(4) for name in ("position_ids", "relative_position_index")}
+        save_file(load_file(file) | older, file, metadata={"format": "pt"})
+    assert family.load(tmp_path).base_fingerprint() == before
+    (file,) = (path / "transformer").glob("*.safetensors")
+    save_file(load_file(file) | {"foreign.weight": torch.ones(2)}, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"its transformer have 1 weights that the model of .* lacks, such as foreign"):
+        family.load(tmp_path)

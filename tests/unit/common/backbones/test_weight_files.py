@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from common.backbones import model_sizes
 from common.backbones.files import pipeline_files
 from common.backbones.files.pipeline_files import find_pipeline
-from common.backbones.files.weight_files import common_variant, variant_of, wrapper_prefix
+from common.backbones.files.weight_files import common_variant, variant_of
 from common.config.backbones import Sd3Backbone
 from common.errors import ModelError
 from tests.conftest import HUB_NAME
@@ -52,19 +52,6 @@ def test_the_variant_of_a_name(name: str, variant: str) -> None:
 )
 def test_one_variant_serves_every_part_without_a_plain_copy(parts: list[set[str]], variant: str) -> None:
     assert common_variant(parts) == variant
-
-
-@pytest.mark.parametrize(
-    ("names", "prefix"),
-    [
-        ([], ""),
-        (["module.a", "b"], ""),
-        (["module.a", "module.b"], "module."),
-        (["_orig_mod.module.a", "_orig_mod.module.b", "_orig_mod.module.module.c"], "_orig_mod.module."),
-    ],
-)
-def test_a_wrappers_prefix_is_one_that_all_weights_have(names: list[str], prefix: str) -> None:
-    assert wrapper_prefix(names) == prefix
 
 
 def change_weights(path: Path, part: str, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
