@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Sequence
-from importlib import import_module
 from typing import Any
 
 import torch
+import transformers
 from diffusers import DiffusionPipeline
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -90,7 +90,7 @@ def _text_encoders(files: PipelineFiles, dtype: torch.dtype) -> dict[str, PreTra
             library, name = files.index[part]
             if library != "transformers" or not files.has_safetensors(part):
                 continue
-            model, report = getattr(import_module(library), name).from_pretrained(
+            model, report = getattr(transformers, name).from_pretrained(
                 files.directory / part,
                 dtype=dtype,
                 local_files_only=True,
