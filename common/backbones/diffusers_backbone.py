@@ -29,6 +29,7 @@ from common.backbones.files.sizes import ModelSizes, model_sizes
 from common.backbones.pipeline_loading import (
     load_options,
     load_pipeline,
+    require_classes,
     require_own_weights,
     require_parts,
 )
@@ -139,6 +140,7 @@ class DiffusersBackbone(ABC, Generic[Settings]):
     def _plan_from_small_files(self) -> None:
         self._files = find_pipeline(self._settings.path, self.family, list(self.kinds))
         require_parts(self._files, self.kinds[self._files.kind], self.optional_parts)
+        require_classes(self._files, self.kinds[self._files.kind])
         self._plan()
         scale = self._settings.guidance_scale
         if self.guidance is Guidance.NONE and scale != 1:
@@ -327,6 +329,18 @@ def image_sides(settings: BackboneSection, default: int, multiple: int) -> tuple
             choice = f"{below} or {below + multiple}" if below else str(multiple)
             raise ModelError(f"backbone.{name} = {side}: this model's images are multiples of {multiple}: use {choice}")
     return sides["height"], sides["width"]
+
+
+def require_vae(files: PipelineFiles, channels: int) -> None:
+    """ModelError unless the VAE's latents have these channels, a scale and a shift: the pipeline decodes with them."""
+    vae = files.config("vae")
+    if vae["latent_channels"] != channels:
+        raise files.broken(f"its vae has {vae['latent_channels']} latent channels, its transformer {channels}")
+    for name in ("scaling_factor", "shift_factor"):
+        if not isinstance(vae.get(name), int | float):
+            raise files.broken(
+                f"its vae/config.json has {name} = {vae.get(name)}, not a number: take the model's own VAE"
+            )
 
 
 def vae_factor(files: PipelineFiles) -> int:

@@ -6,13 +6,13 @@ import inspect
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import diffusers
 import torch
 import transformers
 from diffusers import DiffusionPipeline
-from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from common.backbones.files.pipeline_files import INDEX, PipelineFiles, first_line
+from common.backbones.files.pipeline_files import INDEX, PipelineFiles, one_line
 from common.errors import ModelError
 from common.weight_names import is_recomputed
 
@@ -34,6 +34,21 @@ def require_parts(files: PipelineFiles, kind: type[DiffusionPipeline], optional:
         )
 
 
+def require_classes(files: PipelineFiles, kind: type[DiffusionPipeline]) -> None:
+    """Refuse a transformer or VAE of another class than the pipeline's own: training uses their inner layers.
+
+    Raises:
+        ModelError: there is one.
+    """
+    parameters = inspect.signature(kind.__init__).parameters
+    for part in ("transformer", "vae"):
+        found, own = files.index[part][1], parameters[part].annotation.__name__
+        if found != own:
+            raise files.broken(
+                f"its {part} is of class {found}, and training needs {own}: save the pipeline with that one"
+            )
+
+
 def load_options(files: PipelineFiles, kind: type[DiffusionPipeline]) -> dict[str, str | None]:
     """Arguments of `from_pretrained` that this pipeline needs: None for each part it is without, and its variant."""
     options: dict[str, str | None] = dict.fromkeys(_absent(files, kind))
@@ -49,12 +64,15 @@ def load_pipeline(
         ModelError: a file is broken, of another model, or lacks a weight.
     """
     try:
-        options: dict[str, Any] = load_options(files, kind) | dict.fromkeys(not_loaded) | _text_encoders(files, dtype)
+        models = _models(files, dtype)
+        options: dict[str, Any] = load_options(files, kind) | dict.fromkeys(not_loaded) | models
+        if all(part in models for part in files.parts if files.has_safetensors(part)):
+            options.pop("variant", None)
         pipeline = kind.from_pretrained(files.directory, dtype=dtype, local_files_only=True, **options)
     except ModelError:
         raise
     except Exception as error:  # diffusers raises a different class for each kind of broken directory
-        raise files.broken(first_line(error)) from error
+        raise files.broken(one_line(error)) from error
     for part, module in pipeline.components.items():
         if isinstance(module, torch.nn.Module):
             require_loaded(files, part, module)
@@ -79,32 +97,28 @@ def require_own_weights(files: PipelineFiles, part: str, module: torch.nn.Module
         )
 
 
-def _text_encoders(files: PipelineFiles, dtype: torch.dtype) -> dict[str, PreTrainedModel]:
-    """The text encoders of transformers, which fills missing weights with random numbers and only warns."""
-    encoders: dict[str, PreTrainedModel] = {}
+def _models(files: PipelineFiles, dtype: torch.dtype) -> dict[str, torch.nn.Module]:
+    """The models among the parts, each with its own variant, with every weight that transformers would make up."""
+    models: dict[str, torch.nn.Module] = {}
     before = transformers_logging.get_verbosity()
     # Its report on weights that do not fit fills screens; our message has the relevant part.
     transformers_logging.set_verbosity_error()
     try:
-        for part in (name for name in files.parts if name.startswith("text_encoder")):
+        for part in (name for name in files.parts if files.has_safetensors(name)):
             library, name = files.index[part]
-            if library != "transformers" or not files.has_safetensors(part):
-                continue
-            model, report = getattr(transformers, name).from_pretrained(
-                files.directory / part,
-                dtype=dtype,
-                local_files_only=True,
-                use_safetensors=True,
-                variant=files.variant_of(part),
-                output_loading_info=True,
-            )
-            missing = [str(key) for key in report["missing_keys"]]
-            if missing:
-                raise _incomplete(files, part, missing)
-            encoders[part] = model
+            options = {"dtype": dtype, "local_files_only": True, "variant": files.variant_of(part)}
+            if library == "diffusers":
+                models[part] = getattr(diffusers, name).from_pretrained(files.directory / part, **options)
+            elif library == "transformers":
+                kind = getattr(transformers, name)
+                models[part], report = kind.from_pretrained(
+                    files.directory / part, output_loading_info=True, use_safetensors=True, **options
+                )
+                if report["missing_keys"]:
+                    raise _incomplete(files, part, [str(key) for key in report["missing_keys"]])
     finally:
         transformers_logging.set_verbosity(before)
-    return encoders
+    return models
 
 
 def _absent(files: PipelineFiles, kind: type[DiffusionPipeline]) -> list[str]:

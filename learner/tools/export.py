@@ -8,8 +8,8 @@
 
 ComfyUI (comfy/lora.py, comfy/weight_adapter/lora.py) maps `transformer.` + a module's path in diffusers to its own
 weights for SD3 and Flux models, a third of the fused qkv where necessary. It adds B A times `.alpha` / rank, or times 1
-if a file has no `.alpha`. It does not read diffusers' metadata. In both LoRAs here the scale is multiplied into B, and no
-file has an `.alpha`, so every tool takes a scale of 1.
+if a file has no `.alpha`. It does not read diffusers' metadata. In both LoRAs here the scale is multiplied into B,
+and no file has an `.alpha`, so every tool takes a scale of 1.
 """
 
 from __future__ import annotations

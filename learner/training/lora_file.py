@@ -1,7 +1,7 @@
 """LoRA file of a run: the student's stack of adapters as one, in the format of its model family.
 
-An adapter's update is `scale` B A with scale = alpha / rank. diffusers keeps alpha in a file's metadata. Tools that ignore
-or lose them take a scale of 1. So the scale is multiplied into B, and alpha equals the rank.
+An adapter's update is `scale` B A with scale = alpha / rank. diffusers keeps alpha in a file's metadata. Tools that
+ignore or lose them take a scale of 1. So the scale is multiplied into B, and alpha equals the rank.
 """
 
 from __future__ import annotations

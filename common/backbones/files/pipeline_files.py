@@ -213,7 +213,7 @@ def _no_pipeline(path: Path) -> ModelError:
 
 def _not_given(path: Path, error: Exception) -> ModelError:
     return ModelError(
-        f"no pipeline at {path}: there is no such directory, and the hub does not give it: {first_line(error)}; "
+        f"no pipeline at {path}: there is no such directory, and the hub does not give it: {one_line(error)}; "
         "check the name, log in where it is gated, or set backbone.path to a directory"
     )
 
@@ -241,7 +241,6 @@ def _is_part(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(isinstance(name, str) for name in value)
 
 
-def first_line(error: Exception) -> str:
-    """The first line of another library's exception, for use in our messages."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def one_line(error: Exception) -> str:
+    """Another library's exception on one line, for use in our messages."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -148,6 +148,53 @@ def test_copies_in_half_precision_alone_are_read(family: TinyFamily, tmp_path: P
     )
 
 
+def test_a_file_without_an_ending_beside_a_variant_does_no_harm(tiny_pipeline: Path, tmp_path: Path) -> None:
+    """diffusers' own search for variants fails on it."""
+    path = shutil.copytree(tiny_pipeline, tmp_path / "noted")
+    for part in ("transformer", "vae"):
+        file = path / part / "diffusion_pytorch_model.safetensors"
+        file.rename(file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+        (path / part / "README").write_text("half precision")
+    assert load_tiny_backbone(path).base_fingerprint() == load_tiny_backbone(tiny_pipeline).base_fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("part", "kind", "own"),
+    [
+        ("vae", "AutoencoderTiny", "AutoencoderKL"),
+        ("transformer", "FluxTransformer2DModel", "SD3Transformer2DModel"),
+    ],
+)
+def test_a_part_of_another_class_is_refused_before_it_is_loaded(
+    tiny_pipeline: Path, tmp_path: Path, part: str, kind: str, own: str
+) -> None:
+    path = shutil.copytree(tiny_pipeline, tmp_path / "other")
+    index = json.loads((path / "model_index.json").read_text())
+    (path / "model_index.json").write_text(json.dumps(index | {part: ["diffusers", kind]}))
+    with pytest.raises(ModelError, match=f"its {part} is of class {kind}, and training needs {own}: save"):
+        load_tiny_backbone(path)
+
+
+@pytest.mark.parametrize("family", [FAMILIES[0], FAMILIES[2]], ids=lambda family: family.name)
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"shift_factor": None}, "its vae/config.json has shift_factor = None, not a number: take the model's own VAE"),
+        ({"scaling_factor": None}, "has scaling_factor = None"),
+        ({"latent_channels": 16}, "its vae has 16 latent channels, its transformer 4"),
+    ],
+)
+def test_a_vae_of_another_model_is_refused(
+    family: TinyFamily, tmp_path: Path, changes: dict[str, object], expected: str
+) -> None:
+    """It would fail at the first decoding."""
+    family.write(tmp_path)
+    file = family.pipeline_at(tmp_path) / "vae" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(ModelError, match=expected):
+        family.load(tmp_path)
+
+
 def test_a_variant_is_read_where_one_part_has_nothing_else(tiny_pipeline: Path, tmp_path: Path) -> None:
     path = shutil.copytree(tiny_pipeline, tmp_path / "mixed")
     vae = path / "vae" / "diffusion_pytorch_model.safetensors"

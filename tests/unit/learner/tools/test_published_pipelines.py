@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -65,3 +67,13 @@ def test_evaluate_names_what_cannot_be_left_out(tiny_pipeline: Path, tmp_path: P
     expected = r"leaves out text_encoder, and a StableDiffusion3Pipeline cannot sample without: save the pipeline again"
     with pytest.raises(ModelError, match=expected):
         PipelinePictures(tmp_path / "p", {}, "cpu", torch.float32)
+
+
+def test_evaluate_names_a_pipeline_that_needs_more_than_a_prompt(tiny_pipeline: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(tiny_pipeline, tmp_path / "p")
+    index = json.loads((path / "model_index.json").read_text())
+    (path / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusion3Img2ImgPipeline"}))
+    pipeline = PipelinePictures(path, {"num_inference_steps": 2}, "cpu", torch.float32)
+    expected = f"the StableDiffusion3Img2ImgPipeline at {path} cannot sample from a prompt with these --call options: "
+    with pytest.raises(ModelError, match=expected):
+        pipeline.pictures(Prompt(0, "red circle"), 0, 1)
