@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from common.errors import ConfigError, ModelError
-from common.weight_names import WRAPPERS, is_recomputed, wrapper_prefix
+from common.weight_names import WRAPPERS, common_variant, is_recomputed, usable_variants, wrapper_prefix
 from common.wire import fingerprint, tensor_hashes
 
 CONFIG_FILE = "config.json"
@@ -98,9 +98,10 @@ def foreign_names(unexpected: Collection[str], model: nn.Module) -> list[str]:
 
 
 def load_pretrained(kind: type[Model], directory: Path) -> Model:
-    """A transformers model in float32 from safetensors, with exactly the weights that it has."""
+    """A transformers model in float32 from safetensors (or, alone, their fp16 copy), with exactly its weights."""
     if not (directory / CONFIG_FILE).is_file():
         raise _not_of_this_scorer(directory / CONFIG_FILE)
+    require_unquantised(directory)
     transformers_logging.disable_progress_bar()
     before = transformers_logging.get_verbosity()
     # Its report on a directory that does not fit fills screens; our message has the relevant part.
@@ -114,6 +115,7 @@ def load_pretrained(kind: type[Model], directory: Path) -> Model:
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             key_mapping=_without_wrapper(directory),
+            variant=common_variant([usable_variants(file.name for file in directory.glob("*.safetensors"))]) or None,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{directory} holds no readable {kind.__name__}: {shorten(error)}") from error
@@ -122,6 +124,17 @@ def load_pretrained(kind: type[Model], directory: Path) -> Model:
     model, report = loaded
     require_complete(report, model, directory)
     return model
+
+
+def require_unquantised(directory: Path) -> None:
+    """ModelError if the configuration says that the weights are quantised: their scores would be others."""
+    settings = read_settings(directory / CONFIG_FILE).get("quantization_config")
+    if settings:
+        method = settings.get("quant_method") if isinstance(settings, dict) else settings
+        raise ModelError(
+            f"the weights in {directory} are quantised (quantization_config.quant_method = {method}), and scores are "
+            "those of the unquantised model: take its published weights"
+        )
 
 
 def _without_wrapper(directory: Path) -> dict[str, str] | None:

@@ -13,18 +13,14 @@ from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from safetensors import safe_open
 
 from common.backbones.files.weight_files import (
-    PLAIN,
-    VARIANTS,
     WEIGHT_FILES,
-    common_variant,
     fault,
     quantised_reason,
     read_files,
-    usable_variants,
-    variant_of,
     without_weights,
 )
 from common.errors import ModelError
+from common.weight_names import PLAIN, VARIANTS, common_variant, usable_variants, variant_of
 
 INDEX = "model_index.json"
 LICENCES = "LICENSE*"

@@ -3,43 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from common.weight_names import wrapper_prefix
+from common.weight_names import PLAIN, VARIANTS, variant_of, wrapper_prefix
 
 WEIGHT_FILES = "*.safetensors"
-VARIANTS = ("bf16", "fp16")
-"""Copies in these types are read if a part has no plain copy, in this order of preference."""
-PLAIN = ""
-"""The variant of a file without one in its name."""
 TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "BOOL")
 """Types of weights and of their bookkeeping. Any other type is a quantised weight, useless without its scales."""
-
-
-def variant_of(name: str) -> str:
-    """`fp16` for model.fp16.safetensors, and with shards model.fp16-00001-of-00002 or model-00001-of-00002.fp16.
-
-    PLAIN for model.safetensors and model-00001-of-00002.safetensors.
-    """
-    middle = name.split(".")[1:-1]
-    return middle[0].partition("-")[0] if middle else PLAIN
-
-
-def usable_variants(names: Iterable[str]) -> set[str]:
-    """The variants among these weight files that can be read."""
-    return {variant_of(name) for name in names} & {PLAIN, *VARIANTS}
-
-
-def common_variant(parts: Collection[set[str]]) -> str:
-    """The variant that is read where a part has it, so that every part with weights can be read; else PLAIN.
-
-    A part with a plain copy needs no variant, but diffusers reads the variant of every part that has it.
-    """
-    without_plain = [found for found in parts if found and PLAIN not in found]
-    fitting = [variant for variant in VARIANTS if all(variant in found for found in without_plain)]
-    return fitting[0] if without_plain and fitting else PLAIN
 
 
 def read_files(folder: Path, variant: str) -> list[Path]:

@@ -1,10 +1,39 @@
-"""Names in weight files that are no weights."""
+"""Names of weight files, and names in them that are no weights."""
 
 from __future__ import annotations
 
 import pytest
 
-from common.weight_names import is_recomputed, wrapper_prefix
+from common.weight_names import common_variant, is_recomputed, variant_of, wrapper_prefix
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("model.safetensors", ""),
+        ("model-00001-of-00002.safetensors", ""),
+        ("model.fp16.safetensors", "fp16"),
+        ("model.fp16-00001-of-00002.safetensors", "fp16"),
+        ("diffusion_pytorch_model-00001-of-00002.bf16.safetensors", "bf16"),
+        ("diffusion_pytorch_model.non_ema.safetensors", "non_ema"),
+    ],
+)
+def test_the_variant_of_a_name(name: str, variant: str) -> None:
+    assert variant_of(name) == variant
+
+
+@pytest.mark.parametrize(
+    ("parts", "variant"),
+    [
+        ([{""}, {"", "fp16"}, set()], ""),
+        ([{""}, {"fp16"}], "fp16"),
+        ([{"bf16", "fp16"}, {"fp16"}], "fp16"),
+        ([{"bf16", "fp16"}, {"", "fp16"}], "bf16"),
+        ([{"bf16"}, {"fp16"}], ""),
+    ],
+)
+def test_one_variant_serves_every_part_without_a_plain_copy(parts: list[set[str]], variant: str) -> None:
+    assert common_variant(parts) == variant
 
 
 @pytest.mark.parametrize(

@@ -174,3 +174,23 @@ def test_a_sharded_model_with_a_prefix_is_read(tmp_path: Path) -> None:
     index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
     assert PickScoreScorer.load(path, "cpu").weights_hash == before
+
+
+def test_a_half_precision_copy_alone_is_read(tmp_path: Path) -> None:
+    path = write_pickscore(tmp_path / "clip")
+    before = PickScoreScorer.load(path, "cpu").weights_hash
+    (path / "model.safetensors").rename(path / "model.fp16.safetensors")
+    assert PickScoreScorer.load(path, "cpu").weights_hash == before
+
+
+@pytest.mark.parametrize(
+    ("scorer", "part"), [(PickScoreScorer, ""), (GenevalScorer, "detector"), (GenevalScorer, "clip"), (HpsV3Scorer, "")]
+)
+@pytest.mark.parametrize("method", ["bitsandbytes", "gptq"])
+def test_quantised_weights_are_refused(tmp_path: Path, scorer: type[Scorer], part: str, method: str) -> None:
+    path = WRITERS[scorer](tmp_path / "quantised", tmp_path)
+    file = path / part / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": {"quant_method": method}}))
+    expected = rf"{file.parent} are quantised \(quantization_config\.quant_method = {method}\), and scores are those"
+    with pytest.raises(ModelError, match=expected):
+        scorer.load(path, "cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +17,13 @@ from common import seeding
 from common.errors import ModelError
 from common.policies import SamplingSpec
 from common.types import Network, Prompt
+from learner.training.networks import COLD_START, Networks, StageSettings
 from rollout_workers.sampler import EVALUATION, sample_for_evaluation
 from tests.helpers.tiny_families import FAMILIES, TinyFamily
 from tests.helpers.tiny_flux1 import load_tiny_flux1, write_tiny_flux1
 from tests.helpers.tiny_flux2 import load_tiny_klein, write_tiny_klein
 from tests.helpers.tiny_pipeline import CLIP_TOKENS, IMAGE_SIDE, T5_TOKENS, load_tiny_backbone, tiny_lora
+from tests.helpers.tiny_training import cold_start_settings, cold_start_trainer
 
 PROMPT = Prompt(7, "a red circle")
 
@@ -55,6 +58,15 @@ def test_without_t5_the_sampler_equals_the_pipeline(without_t5: Path, guidance: 
     ).images
     assert latents.std() > 0.1
     assert (latents - expected).abs().max() <= 1e-4
+
+
+def test_it_trains_without_t5(without_t5: Path) -> None:
+    networks = Networks(load_tiny_backbone(without_t5), StageSettings.of(cold_start_settings()), seed=0)
+    before = networks.backbone.adapters.state(COLD_START)
+    values = cold_start_trainer(networks).update(0).values()
+    assert all(math.isfinite(value) for value in values.values())
+    after = networks.backbone.adapters.state(COLD_START)
+    assert any(not torch.equal(after[name], before[name]) for name in before)
 
 
 def test_zeros_take_the_place_of_t5(without_t5: Path, tiny_pipeline: Path) -> None:

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from common.backbones import model_sizes
 from common.backbones.files import pipeline_files
 from common.backbones.files.pipeline_files import find_pipeline
-from common.backbones.files.weight_files import common_variant, variant_of
 from common.config.backbones import Sd3Backbone
 from common.errors import ModelError
 from tests.conftest import HUB_NAME
@@ -23,35 +22,6 @@ from tests.helpers.tiny_pipeline import load_tiny_backbone, tiny_lora
 
 KIND = "StableDiffusion3Pipeline"
 TRANSFORMER = "diffusion_pytorch_model.safetensors"
-
-
-@pytest.mark.parametrize(
-    ("name", "variant"),
-    [
-        ("model.safetensors", ""),
-        ("model-00001-of-00002.safetensors", ""),
-        ("model.fp16.safetensors", "fp16"),
-        ("model.fp16-00001-of-00002.safetensors", "fp16"),
-        ("diffusion_pytorch_model-00001-of-00002.bf16.safetensors", "bf16"),
-        ("diffusion_pytorch_model.non_ema.safetensors", "non_ema"),
-    ],
-)
-def test_the_variant_of_a_name(name: str, variant: str) -> None:
-    assert variant_of(name) == variant
-
-
-@pytest.mark.parametrize(
-    ("parts", "variant"),
-    [
-        ([{""}, {"", "fp16"}, set()], ""),
-        ([{""}, {"fp16"}], "fp16"),
-        ([{"bf16", "fp16"}, {"fp16"}], "fp16"),
-        ([{"bf16", "fp16"}, {"", "fp16"}], "bf16"),
-        ([{"bf16"}, {"fp16"}], ""),
-    ],
-)
-def test_one_variant_serves_every_part_without_a_plain_copy(parts: list[set[str]], variant: str) -> None:
-    assert common_variant(parts) == variant
 
 
 def change_weights(path: Path, part: str, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
