@@ -34,6 +34,7 @@ from reward_servers.scorers.model_directory import (
     load_state,
     read_settings,
     shorten,
+    unwrapped,
 )
 
 HPS_VERSIONS = ("2.0", "2.1")
@@ -172,10 +173,10 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _tensors(state: object, checkpoint: Path, kind: str) -> State:
-    """`state` as contiguous tensors that share no memory, as safetensors requires."""
+    """`state` as contiguous tensors that share no memory, as safetensors requires, see `unwrapped`."""
     if not isinstance(state, dict) or not state or not all(isinstance(part, torch.Tensor) for part in state.values()):
         raise ModelError(f"{checkpoint} is not {kind}: it holds no named tensors where they should be")
-    return {str(name): tensor.detach().clone().contiguous() for name, tensor in state.items()}
+    return unwrapped({str(name): tensor.detach().clone().contiguous() for name, tensor in state.items()})
 
 
 def _publish(out: Path, scorer_class: type[Scorer], write: Callable[[Path], None]) -> Scorer:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from common.errors import ModelError
+from common.weight_names import is_recomputed
 from reward_servers.scorers.model_directory import State
 
 # HPSv2.0 and 2.1 are fine-tuned from open_clip's ViT-H-14 (laion2B-s32B-b79K); this is open_clip's own config for it.
@@ -59,8 +60,8 @@ _IMAGE_REWARD_NAMES = [
     (r"blip\.text_encoder\.((?:embeddings|encoder)\..+)", r"text_model.\1"),
     (r"mlp\.(layers\.\d\.(?:weight|bias))", r"head.\1"),
 ]
-# BLIP's contrastive projections, which the reward does not use, and a table of 0, 1, 2, ... that is not a weight.
-_IMAGE_REWARD_UNUSED = r"blip\.(?:vision_proj|text_proj)\..+|blip\.text_encoder\.embeddings\.position_ids"
+# BLIP's contrastive projections, which the reward does not use.
+_IMAGE_REWARD_UNUSED = r"blip\.(?:vision_proj|text_proj)\..+"
 
 
 def image_reward_state(published: State, source: Path) -> State:
@@ -71,7 +72,7 @@ def image_reward_state(published: State, source: Path) -> State:
     state = {
         _rename(name, source): tensor
         for name, tensor in published.items()
-        if re.fullmatch(_IMAGE_REWARD_UNUSED, name) is None
+        if re.fullmatch(_IMAGE_REWARD_UNUSED, name) is None and not is_recomputed(name)
     }
     constants = {"reward_mean": IMAGE_REWARD_MEAN, "reward_std": IMAGE_REWARD_STD}
     return state | {name: torch.tensor(value) for name, value in constants.items()}

@@ -24,8 +24,15 @@ from common.backbones.device.autocast import arithmetic
 from common.backbones.device.blocks import compile_blocks
 from common.backbones.device.int8 import quantise_linears
 from common.backbones.device.sharding import shard
-from common.backbones.files.pipeline_files import PipelineFiles, find_pipeline, first_line
+from common.backbones.files.pipeline_files import PipelineFiles, find_pipeline
 from common.backbones.files.sizes import ModelSizes, model_sizes
+from common.backbones.pipeline_loading import (
+    load_options,
+    load_pipeline,
+    require_classes,
+    require_own_weights,
+    require_parts,
+)
 from common.config.backbones import BackboneSection
 from common.config.run import LoraConfig
 from common.errors import ModelError
@@ -59,6 +66,8 @@ class DiffusersBackbone(ABC, Generic[Settings]):
     """The family's pipeline classes by name."""
     lora_targets: ClassVar[tuple[str, ...]] = ATTENTION
     """Default targets of adapters, if the run file names none."""
+    optional_parts: ClassVar[tuple[str, ...]] = ()
+    """Parts that the pipeline's class asks for and samples without."""
     own_parts: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
     """Parts, by pipeline class, that the family itself loads when it prepares the pipeline."""
 
@@ -103,6 +112,10 @@ class DiffusersBackbone(ABC, Generic[Settings]):
         """The local directory of the student's pipeline."""
         return self._files.directory
 
+    def load_options(self) -> dict[str, str | None]:
+        """Arguments of diffusers' `from_pretrained` that the student's pipeline needs."""
+        return load_options(self._files, self.kinds[self._files.kind])
+
     @classmethod
     def sizes(cls, settings: Settings, lora: LoraConfig) -> ModelSizes:
         """Sizes of the model, without loading it.
@@ -126,6 +139,8 @@ class DiffusersBackbone(ABC, Generic[Settings]):
 
     def _plan_from_small_files(self) -> None:
         self._files = find_pipeline(self._settings.path, self.family, list(self.kinds))
+        require_parts(self._files, self.kinds[self._files.kind], self.optional_parts)
+        require_classes(self._files, self.kinds[self._files.kind])
         self._plan()
         scale = self._settings.guidance_scale
         if self.guidance is Guidance.NONE and scale != 1:
@@ -286,13 +301,9 @@ class DiffusersBackbone(ABC, Generic[Settings]):
         )
 
     def _load_pipeline(self) -> DiffusionPipeline:
-        left_out = dict.fromkeys(self.own_parts.get(self._files.kind, ()))
-        try:
-            pipeline = self.kinds[self._files.kind].from_pretrained(
-                self._files.directory, dtype=self._dtype, local_files_only=True, **left_out
-            )
-        except Exception as error:  # diffusers raises a different class for each kind of broken directory
-            raise self._files.broken(first_line(error)) from error
+        kind = self._files.kind
+        pipeline = load_pipeline(self._files, self.kinds[kind], self._dtype, self.own_parts.get(kind, ()))
+        require_own_weights(self._files, "transformer", pipeline.transformer)
         pipeline.set_progress_bar_config(disable=True)
         self._prepare(pipeline)
         return pipeline
@@ -318,6 +329,18 @@ def image_sides(settings: BackboneSection, default: int, multiple: int) -> tuple
             choice = f"{below} or {below + multiple}" if below else str(multiple)
             raise ModelError(f"backbone.{name} = {side}: this model's images are multiples of {multiple}: use {choice}")
     return sides["height"], sides["width"]
+
+
+def require_vae(files: PipelineFiles, channels: int) -> None:
+    """ModelError unless the VAE's latents have these channels, a scale and a shift: the pipeline decodes with them."""
+    vae = files.config("vae")
+    if vae["latent_channels"] != channels:
+        raise files.broken(f"its vae has {vae['latent_channels']} latent channels, its transformer {channels}")
+    for name in ("scaling_factor", "shift_factor"):
+        if not isinstance(vae.get(name), int | float):
+            raise files.broken(
+                f"its vae/config.json has {name} = {vae.get(name)}, not a number: take the model's own VAE"
+            )
 
 
 def vae_factor(files: PipelineFiles) -> int:

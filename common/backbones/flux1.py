@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline, FluxPipeline
 from torch import Tensor
 
 from common.backbones.base import Conditioning
-from common.backbones.diffusers_backbone import DiffusersBackbone, image_sides, vae_factor
+from common.backbones.diffusers_backbone import DiffusersBackbone, image_sides, require_vae, vae_factor
 from common.backbones.files.schedules import linear_mu_of, pipeline_sigmas, scheduler_config
 from common.backbones.plain_text import make_special_tokens_plain_text
 from common.config.backbones import Flux1Backbone
@@ -32,6 +32,7 @@ class Flux1(DiffusersBackbone[Flux1Backbone]):
         pixels = PATCH * factor  # per token
         height, width = image_sides(self._settings, DEFAULT_LATENT_SIDE * factor, pixels)
         self.latent_shape = (transformer["in_channels"] // PATCH**2, height // factor, width // factor)
+        require_vae(self._files, self.latent_shape[0])
         self._image_tokens = (height // pixels) * (width // pixels)
         self._scheduler = scheduler_config(self._files)
         self.guidance = Guidance.INPUT if transformer.get("guidance_embeds") else Guidance.NONE

@@ -17,8 +17,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from common.backbones.base import Conditioning
 from common.backbones.diffusers_backbone import ATTENTION, DiffusersBackbone, image_sides, vae_factor
-from common.backbones.files.pipeline_files import PipelineFiles, find_pipeline, first_line
+from common.backbones.files.pipeline_files import PipelineFiles, find_pipeline, one_line
 from common.backbones.files.schedules import pipeline_sigmas, scheduler_config
+from common.backbones.pipeline_loading import require_loaded, require_own_weights
 from common.backbones.plain_text import spell_out_special_tokens
 from common.config.backbones import Flux2Backbone
 from common.errors import ModelError
@@ -93,17 +94,22 @@ class Flux2(DiffusersBackbone[Flux2Backbone]):
             return super()._load_teacher()
         try:
             teacher: torch.nn.Module = type(self._transformer).from_pretrained(
-                self._teacher_files.directory / "transformer", dtype=self._dtype, local_files_only=True
+                self._teacher_files.directory / "transformer",
+                dtype=self._dtype,
+                local_files_only=True,
+                variant=self._teacher_files.variant,
             )
-        except Exception as error:  # see DiffusersBackbone._load_pipeline
-            raise self._teacher_files.broken(first_line(error)) from error
+        except Exception as error:  # see load_pipeline
+            raise self._teacher_files.broken(one_line(error)) from error
+        require_loaded(self._teacher_files, "transformer", teacher)
+        require_own_weights(self._teacher_files, "transformer", teacher)
         return teacher.eval()
 
     def _load_tokenizer(self) -> PreTrainedTokenizerFast:
         try:
             return AutoTokenizer.from_pretrained(self._files.directory / "tokenizer", local_files_only=True)
-        except Exception as error:  # see DiffusersBackbone._load_pipeline
-            raise self._files.broken(f"tokenizer: {first_line(error)}") from error
+        except Exception as error:  # see load_pipeline
+            raise self._files.broken(f"tokenizer: {one_line(error)}") from error
 
     def _prepare(self, pipeline: DiffusionPipeline) -> None:
         """Trim the text encoder: drop the LM head, the vision tower and unused layers."""

@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 from torch import Tensor
 
 from common.backbones.base import Conditioning
-from common.backbones.diffusers_backbone import DiffusersBackbone, image_sides, vae_factor
+from common.backbones.diffusers_backbone import DiffusersBackbone, image_sides, require_vae, vae_factor
 from common.backbones.files.schedules import linear_mu_of, pipeline_sigmas, scheduler_config
 from common.backbones.plain_text import make_special_tokens_plain_text
 from common.config.backbones import Sd3Backbone
@@ -26,6 +26,8 @@ class StableDiffusion3(DiffusersBackbone[Sd3Backbone]):
 
     family = "sd3"
     kinds = MappingProxyType({"StableDiffusion3Pipeline": StableDiffusion3Pipeline})
+    optional_parts = ("text_encoder_3", "tokenizer_3")
+    """Without T5, zeros take the place of its `max_sequence_length` tokens, as in the pipeline itself."""
 
     def _plan(self) -> None:
         transformer, factor = self._files.config("transformer"), vae_factor(self._files)
@@ -37,6 +39,7 @@ class StableDiffusion3(DiffusersBackbone[Sd3Backbone]):
                 f"backbone.height x width = {height} x {width}: this model has positions for sides up to {largest}"
             )
         self.latent_shape = (transformer["in_channels"], height // factor, width // factor)
+        require_vae(self._files, transformer["in_channels"])
         self._image_tokens = (height // factor // patch) * (width // factor // patch)
         self._scheduler = scheduler_config(self._files)
         self.guidance = Guidance.CLASSIFIER_FREE

@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
 from common import seeding
+from common.backbones.files.pipeline_files import one_line, read_index
+from common.backbones.pipeline_loading import load_pipeline, require_parts
+from common.backbones.sd3 import StableDiffusion3
 from common.errors import ConfigError, ModelError
 from common.types import ByteArray, Prompt
 
@@ -26,16 +30,13 @@ class PipelinePictures:
         """Load the pipeline.
 
         Raises:
-            ModelError: the pipeline cannot be loaded.
+            ModelError: the pipeline cannot be loaded, or a part that it needs is left out.
             ConfigError: its call does not have such an argument, or `pictures` sets it.
         """
-        if not (path / "model_index.json").is_file():
-            raise ModelError(f"no pipeline at {path}: expected a diffusers directory with a model_index.json")
-        try:
-            self._pipeline = DiffusionPipeline.from_pretrained(path, dtype=dtype, local_files_only=True).to(device)
-        except Exception as error:  # diffusers raises a different class for each kind of broken directory
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ModelError(f"cannot load the pipeline at {path}: {reason}") from error
+        files, self._path = read_index(path, path), path
+        kind = getattr(diffusers, str(files.kind), DiffusionPipeline)
+        require_parts(files, kind, (*kind._optional_components, *StableDiffusion3.optional_parts))
+        self._pipeline = load_pipeline(files, kind, dtype).to(device)
         known = [name for name in inspect.signature(self._pipeline.__call__).parameters if name not in OURS]
         for name in options:
             if name not in known:
@@ -44,17 +45,29 @@ class PipelinePictures:
         self._options = dict(options)
 
     def pictures(self, prompt: Prompt, seed: int, count: int) -> ByteArray:
-        """uint8 [count, H, W, 3]; an image's noise is a function of (seed, the prompt's index, the image's number)."""
+        """uint8 [count, H, W, 3]; an image's noise is a function of (seed, the prompt's index, the image's number).
+
+        Raises:
+            ModelError: the pipeline cannot sample so.
+        """
         generators = []
         for sample in range(count):
             key = seeding.generator_seed(seed=seed, purpose="diffusers", prompt=prompt.index, sample=sample)
             generators.append(torch.Generator("cpu").manual_seed(key))
-        images_GHWC = self._pipeline(
-            prompt=prompt.text,
-            num_images_per_prompt=count,
-            generator=generators,
-            output_type="np",
-            **self._options,
-        ).images
+        try:
+            images_GHWC = self._pipeline(
+                prompt=prompt.text,
+                num_images_per_prompt=count,
+                generator=generators,
+                output_type="np",
+                **self._options,
+            ).images
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a pipeline raises a different class for each thing that it cannot do
+            kind = type(self._pipeline).__name__
+            raise ModelError(
+                f"the {kind} at {self._path} cannot sample from a prompt with these --call options: {one_line(error)}"
+            ) from error
         pixels_GHWC: ByteArray = (np.asarray(images_GHWC, np.float32) * 255).round().astype(np.uint8)
         return pixels_GHWC

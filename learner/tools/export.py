@@ -8,8 +8,8 @@
 
 ComfyUI (comfy/lora.py, comfy/weight_adapter/lora.py) maps `transformer.` + a module's path in diffusers to its own
 weights for SD3 and Flux models, a third of the fused qkv where necessary. It adds B A times `.alpha` / rank, or times 1
-if a file has no `.alpha`. It does not read diffusers' metadata, which otherwise hold our scale. So here the scale is
-multiplied into B, without alpha or metadata, which both programs read as a scale of 1.
+if a file has no `.alpha`. It does not read diffusers' metadata. In both LoRAs here the scale is multiplied into B,
+and no file has an `.alpha`, so every tool takes a scale of 1.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from common.errors import ConfigError, ModelError
 from common.types import Guidance
 from learner.tools.options import tool_status
 from learner.tools.trained_run import ALIGNED_POLICY, COLD_START_POLICY, TrainedRun
-from learner.training.lora_file import LORA_PREFIX, student_lora, write_lora
+from learner.training.lora_file import LORA_PREFIX, scaled_lora, student_lora, write_lora
 
 FORMATS = ("lora", "pipeline", "comfyui")
 TRANSFORMER = "transformer"
@@ -38,8 +38,8 @@ TRANSFORMER = "transformer"
 
 def write_comfyui(state: Mapping[str, Tensor], scale: float, path: Path) -> None:
     """Write one LoRA file as described in the module docstring; `state` as from `student_lora`."""
-    scaled = {f"{LORA_PREFIX}{key}": scale * value if ".lora_B." in key else value for key, value in state.items()}
-    save_file({key: value.contiguous() for key, value in scaled.items()}, path, metadata={"format": "pt"})
+    scaled = {f"{LORA_PREFIX}{key}": value for key, value in scaled_lora(state, scale).items()}
+    save_file(scaled, path, metadata={"format": "pt"})
 
 
 def write_pipeline(state: Mapping[str, Tensor], scale: float, base: Path, directory: Path) -> None:
@@ -111,7 +111,10 @@ def _export(arguments: argparse.Namespace) -> Iterator[str]:
         base = out
         yield f"{out}\n"
     # Without a dtype, diffusers loads each part as it was saved, and the parts may differ.
-    yield f'    pipeline = DiffusionPipeline.from_pretrained("{base}", dtype=torch.{run.config.backbone.dtype})'
+    how = [f"dtype=torch.{run.config.backbone.dtype}"]
+    if isinstance(backbone, DiffusersBackbone):
+        how += [f"{name}={value!r}" for name, value in backbone.load_options().items()]
+    yield f'    pipeline = DiffusionPipeline.from_pretrained("{base}", {", ".join(how)})'
     if load:
         yield f"    {load}"
     call = ", ".join(f"{name}={value}" for name, value in _call_options(run.config, backbone.guidance).items())

@@ -28,7 +28,7 @@ from common.project_files import with_found_paths
 from common.types import Network, Stage
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.preflight.run_file import load_saved_config
-from learner.training.lora_file import ABOUT_LORA, LORA_FILE, LORA_PREFIX
+from learner.training.lora_file import ABOUT_LORA, LORA_FILE, LORA_PREFIX, scaled_lora, written_scale
 from learner.training.networks import COLD_START, student_adapters
 
 ALIGNED_POLICY, COLD_START_POLICY, TEACHER_POLICY = POLICIES = ("rtdmd", "cold_start", "teacher")
@@ -80,9 +80,8 @@ class TrainedRun:
         states, base = self._from_lora(policy) if self.checkpoint is None else _from_checkpoint(self.checkpoint, policy)
         state = next(iter(states.values()))
         rank = _rank(state)
-        # A run's lora/ is its whole stack as one adapter: its rank is the sum, its scale the same. The layers come from
-        # the
-        # weights: a family's default targets may have changed since.
+        # A run's lora/ is its whole stack as one adapter: its rank is the sum. The layers come from the weights: a
+        # family's default targets may have changed since.
         lora = lora.model_copy(
             update={"rank": rank, "alpha": lora.alpha * rank // lora.rank, "targets": adapted_layers(state)}
         )
@@ -114,10 +113,13 @@ class TrainedRun:
         about = path.with_name(ABOUT_LORA)
         try:
             weights = load_file(path)
-            base = str(json.loads(about.read_text())["base"]) if about.is_file() else ""
+            said = dict(json.loads(about.read_text())) if about.is_file() else {"base": ""}
+            base, own = str(said["base"]), self.config.lora.alpha / self.config.lora.rank
+            scale = written_scale(path, said, before=own)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise CheckpointError(f"{path.parent} is damaged: {error!r}; export the run's LoRA again") from error
-        return {"student": {key.removeprefix(LORA_PREFIX): value for key, value in weights.items()}}, base
+        state = {key.removeprefix(LORA_PREFIX): value for key, value in weights.items()}
+        return {"student": scaled_lora(state, scale / own)}, base
 
 
 def _from_checkpoint(directory: Path, policy: str) -> tuple[States, str]:

@@ -26,6 +26,7 @@ import ftfy
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from common.errors import ModelError
+from common.weight_names import is_recomputed
 from reward_servers.scorers.clip import ClipScorer, PromptTokens, load_clip_tokenizer
 from reward_servers.scorers.model_directory import (
     CONFIG_FILE,
@@ -119,8 +120,9 @@ def from_open_clip(state: State, source: Path) -> State:
                 converted |= _convert_block(rest, f"{ours}.{layer}", f"{theirs}.encoder.layers.{layer}")
     except KeyError as error:
         raise ModelError(f"{source} has no tensor {error}: it is not a complete open_clip state dict") from error
-    if rest:
-        raise ModelError(f"{source} has {len(rest)} tensors this architecture lacks, such as {min(rest)!r}")
+    foreign = [name for name in rest if not is_recomputed(name)]
+    if foreign:
+        raise ModelError(f"{source} has {len(foreign)} tensors this architecture lacks, such as {min(foreign)!r}")
     return converted
 
 

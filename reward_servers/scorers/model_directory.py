@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from common.errors import ConfigError, ModelError
+from common.weight_names import WRAPPERS, common_variant, is_recomputed, usable_variants, wrapper_prefix
 from common.wire import fingerprint, tensor_hashes
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
+REWARD_WRAPPERS = (*WRAPPERS, "model.")
+"""A reward model is often an attribute `model` of the module that was trained."""
 
 State = dict[str, torch.Tensor]
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -57,9 +61,9 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def read_weights(path: Path) -> State:
-    """The named tensors of a safetensors file."""
+    """The named tensors of a safetensors file, see `unwrapped`."""
     try:
-        return load_file(path)
+        return unwrapped(load_file(path))
     except FileNotFoundError as error:
         raise _not_of_this_scorer(path) from error
     except (OSError, SafetensorError) as error:
@@ -70,18 +74,34 @@ def _not_of_this_scorer(missing: Path) -> ModelError:
     return ModelError(f"{missing} is missing: is {missing.parent} the model directory of this scorer?")
 
 
+def unwrapped(state: State) -> State:
+    """The tensors without the prefix of a training wrapper, if all have it: `module.`, `_orig_mod.`, `model.` ..."""
+    prefix = wrapper_prefix(state.keys(), REWARD_WRAPPERS)
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+
+
 def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], source: Path) -> None:
-    """Fill `model` with `state`, as float32; names and shapes must match one to one."""
+    """Fill `model` with `state`, as float32; names and shapes must match one to one, except for bookkeeping."""
+    foreign = set(foreign_names(state.keys() - model.state_dict().keys(), model))
+    known = state.keys() & model.state_dict().keys()
     try:
-        model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=True)
+        model.load_state_dict({name: state[name].float() for name in state if name in known | foreign}, strict=True)
     except RuntimeError as error:
         raise ModelError(f"{source} does not fit the architecture it was loaded into: {shorten(error)}") from error
 
 
+def foreign_names(unexpected: Collection[str], model: nn.Module) -> list[str]:
+    """Those of the unexpected names that are weights of another model, not tensors that this one computes anew."""
+    saved = {name.rpartition(".")[2] for name in model.state_dict()}
+    buffers = {name.rpartition(".")[2] for name, _ in model.named_buffers()} - saved
+    return sorted(name for name in unexpected if not is_recomputed(name, buffers))
+
+
 def load_pretrained(kind: type[Model], directory: Path) -> Model:
-    """A transformers model in float32 from safetensors, with exactly the weights that it has."""
+    """A transformers model in float32 from safetensors (or, alone, their fp16 copy), with exactly its weights."""
     if not (directory / CONFIG_FILE).is_file():
         raise _not_of_this_scorer(directory / CONFIG_FILE)
+    require_unquantised(directory)
     transformers_logging.disable_progress_bar()
     before = transformers_logging.get_verbosity()
     # Its report on a directory that does not fit fills screens; our message has the relevant part.
@@ -94,22 +114,46 @@ def load_pretrained(kind: type[Model], directory: Path) -> Model:
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            key_mapping=_without_wrapper(directory),
+            variant=common_variant([usable_variants(file.name for file in directory.glob("*.safetensors"))]) or None,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{directory} holds no readable {kind.__name__}: {shorten(error)}") from error
     finally:
         transformers_logging.set_verbosity(before)
     model, report = loaded
-    require_complete(report, directory)
+    require_complete(report, model, directory)
     return model
 
 
-def require_complete(report: Mapping[str, set[str]], source: Path) -> None:
+def require_unquantised(directory: Path) -> None:
+    """ModelError if the configuration says that the weights are quantised: their scores would be others."""
+    settings = read_settings(directory / CONFIG_FILE).get("quantization_config")
+    if settings:
+        method = settings.get("quant_method") if isinstance(settings, dict) else settings
+        raise ModelError(
+            f"the weights in {directory} are quantised (quantization_config.quant_method = {method}), and scores are "
+            "those of the unquantised model: take its published weights"
+        )
+
+
+def _without_wrapper(directory: Path) -> dict[str, str] | None:
+    """A renaming that removes the prefix of a training wrapper, see `unwrapped`; None if there is none."""
+    names: list[str] = []
+    for file in directory.glob("*.safetensors"):
+        with safe_open(file, "pt") as header:
+            names += header.keys()
+    prefix = wrapper_prefix(names, REWARD_WRAPPERS)
+    return {f"^{re.escape(prefix)}": ""} if prefix else None
+
+
+def require_complete(report: Mapping[str, set[str]], model: nn.Module, source: Path) -> None:
     """Refuse mismatches that from_pretrained only reports: it fills missing weights with random numbers."""
-    for mismatch in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report[mismatch]:
-            example = min(str(key) for key in report[mismatch])
-            raise ModelError(f"the weights in {source} have {mismatch.replace('_', ' ')}, such as {example}")
+    found = {kind: sorted(map(str, report[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    found["unexpected_keys"] = foreign_names(found["unexpected_keys"], model)
+    for mismatch, names in found.items():
+        if names:
+            raise ModelError(f"the weights in {source} have {mismatch.replace('_', ' ')}, such as {names[0]}")
 
 
 def load_tokenizer(

@@ -115,4 +115,32 @@ BACKBONES = (
         "self.scale = rank / alpha",
         unit_test("common/backbones/adapters::a_stack_equals_one_adapter_of_concatenated_ranks"),
     ),
+    Mutant(
+        "an exported LoRA has its scale in the metadata alone",
+        "learner/training/lora_file.py",
+        'scale * value if ".lora_B." in key',
+        'value if ".lora_B." in key',
+        unit_test("common/backbones/families::diffusers_loads_the_exported_student_and_draws_the_same_images"),
+    ),
+    Mutant(
+        "any scheduler's noise levels are taken for Euler's",
+        "common/backbones/files/schedules.py",
+        "if kind != SCHEDULER:",
+        "if kind is None:",
+        unit_test("common/backbones/pipeline_files::another_flow_scheduler_is_refused_by_its_class"),
+    ),
+    Mutant(
+        "weights of another model pass as bookkeeping",
+        "common/weight_names.py",
+        "return last in RECOMPUTED or last in buffers",
+        "return True",
+        unit_test("reward_servers/published_weights::a_foreign_weight_is_refused"),
+    ),
+    Mutant(
+        "a missing weight of a text encoder is random",
+        "common/backbones/pipeline_loading.py",
+        'if report["missing_keys"]:',
+        'if not report["missing_keys"]:',
+        unit_test("common/backbones/pipeline_loading::a_missing_weight_is_named_and_never_random"),
+    ),
 )

@@ -1,4 +1,4 @@
-"""Finds a diffusers pipeline and checks its small files, before minutes are spent on its large ones."""
+"""Finds a diffusers pipeline and checks its small files and headers, before minutes are spent on its large files."""
 
 from __future__ import annotations
 
@@ -12,15 +12,22 @@ from typing import Any
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from safetensors import safe_open
 
+from common.backbones.files.weight_files import (
+    WEIGHT_FILES,
+    fault,
+    quantised_reason,
+    read_files,
+    without_weights,
+)
 from common.errors import ModelError
+from common.weight_names import PLAIN, VARIANTS, common_variant, usable_variants, variant_of
 
 INDEX = "model_index.json"
 LICENCES = "LICENSE*"
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
-WEIGHT_FILES = "*.safetensors"
 WEIGHTED_PARTS = ("transformer", "text_encoder", "vae")
-HUB_VARIANTS = ("*.fp16.*", "*.fp16-*", "*.non_ema.*")
-"""A repository may hold second copies of its weights under these names."""
+SECOND_COPIES = tuple(pattern for variant in (*VARIANTS, "non_ema") for pattern in (f"*.{variant}.*", f"*.{variant}-*"))
+"""A repository may hold second copies of its weights under these names. They are downloaded if there is no first."""
 
 
 class PartConfig(dict[str, Any]):
@@ -56,16 +63,47 @@ class PipelineFiles:
     def of_hub(self) -> bool:
         return self.directory != self.path
 
+    @property
+    def variant(self) -> str | None:
+        """The `variant` with which diffusers reads the weights, because a part has no plain copy of them; else None."""
+        folders = [self.directory / part for part in self.parts]
+        names = [[file.name for file in folder.glob(WEIGHT_FILES)] for folder in folders]
+        return common_variant([usable_variants(found) for found in names]) or None
+
+    def variant_of(self, part: str) -> str | None:
+        """The variant of one part's weights: the pipeline's, if the part has it."""
+        found = {variant_of(file.name) for file in read_files(self.directory / part, self._copy)}
+        return self.variant if self.variant in found else None
+
     def fetch_weights(self) -> None:
         """Download the weights, unless they exist locally.
 
         Raises:
-            ModelError: the hub does not provide them, or a file is missing or truncated.
+            ModelError: the hub does not provide them, or a file is missing, truncated or quantised.
         """
         if self.of_hub:
             _fetch(self.path, [f"{part}/{WEIGHT_FILES}" for part in self.parts])
+            unread = [part for part in self.parts if self._lacks_weights(part)]
+            if unread:
+                copies = [
+                    f"{part}/{pattern}" for part in unread for pattern in (WEIGHT_FILES, f"{WEIGHT_FILES}.*.json")
+                ]
+                _fetch(self.path, copies, without=())
         for part in self.parts:
-            _require_whole_weights(self, part)
+            folder = self.directory / part
+            reason = without_weights(folder) if self._lacks_weights(part) else fault(folder, self._copy)
+            if reason:
+                raise self.broken(reason)
+
+    @property
+    def _copy(self) -> str:
+        return self.variant or PLAIN
+
+    def has_safetensors(self, part: str) -> bool:
+        return bool(read_files(self.directory / part, self._copy))
+
+    def _lacks_weights(self, part: str) -> bool:
+        return part.startswith(WEIGHTED_PARTS) and not self.has_safetensors(part)
 
     def weight_shapes(self, part: str) -> dict[str, tuple[int, ...]]:
         """Shape of every weight of a part, from the headers of its files; from the hub if they are not local.
@@ -73,10 +111,11 @@ class PipelineFiles:
         Raises:
             ModelError: the hub does not provide them, or a file is missing or truncated.
         """
-        if self.of_hub and not _has_weights(self, part):
+        folder = self.directory / part
+        if self.of_hub and (self._lacks_weights(part) or fault(folder, self._copy)):
             return _shapes_on_hub(self.path, part)
         shapes: dict[str, tuple[int, ...]] = {}
-        for file in (self.directory / part).glob(WEIGHT_FILES):
+        for file in read_files(folder, self._copy):
             with safe_open(file, "pt") as header:
                 shapes |= {name: tuple(header.get_slice(name).get_shape()) for name in header.keys()}  # noqa: SIM118
         return shapes
@@ -108,7 +147,7 @@ def find_pipeline(path: Path, family: str, kinds: Sequence[str], only: str | Non
             truncated.
     """
     directory = path if path.exists() else _fetch(path, (INDEX,))
-    files = _read_index(path, directory, only)
+    files = read_index(path, directory, only)
     if files.kind not in kinds:
         raise ModelError(f"{path} holds a {files.kind}, but family {family} needs a {' or '.join(kinds)}")
     if files.of_hub:
@@ -116,37 +155,61 @@ def find_pipeline(path: Path, family: str, kinds: Sequence[str], only: str | Non
     missing = [part for part in files.parts if not (directory / part).is_dir()]
     if missing:
         raise files.broken(f"there is no {', '.join(missing)} in it")
+    _require_unquantised(files)
     if not files.of_hub:
         files.fetch_weights()
     return files
 
 
-def _read_index(path: Path, directory: Path, only: str | None) -> PipelineFiles:
+def read_index(path: Path, directory: Path, only: str | None = None) -> PipelineFiles:
+    """Read the index of a pipeline of any kind.
+
+    Raises:
+        ModelError: there is none, or it is damaged.
+    """
     try:
         index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
-        parts = (only,) if only else tuple(name for name, value in index.items() if _is_part(value))
+        parts = (only,) if only else tuple(name for name, value in index.items() if name[0] != "_" and _is_part(value))
         return PipelineFiles(path, directory, index["_class_name"], index, parts)
     except OSError as error:
-        raise ModelError(f"no pipeline at {path}: expected a diffusers directory with a {INDEX}") from error
+        raise _no_pipeline(path) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"cannot load the pipeline at {path}: {INDEX} is damaged: {error!r}") from error
 
 
-def _fetch(path: Path, patterns: Sequence[str]) -> Path:
-    """Download the hub's files that match the patterns; return their directory."""
+def _require_unquantised(files: PipelineFiles) -> None:
+    """ModelError if a part's configuration says that its weights are quantised."""
+    for part in files.parts:
+        if part.startswith(WEIGHTED_PARTS) and (settings := files.config(part).get("quantization_config")):
+            method = settings.get("quant_method") if isinstance(settings, dict) else settings
+            raise files.broken(quantised_reason(part, f"quantization_config.quant_method = {method}"))
+
+
+def _fetch(path: Path, patterns: Sequence[str], without: Sequence[str] = SECOND_COPIES) -> Path:
+    """Download the hub's files that match the patterns, but not `without`; return their directory."""
     if path.is_absolute() or len(path.parts) != 2:
-        raise ModelError(f"no pipeline at {path}: expected a diffusers directory with a {INDEX}")
+        raise _no_pipeline(path)
     try:
         if tuple(patterns) == (INDEX,):
             return Path(hf_hub_download(str(path), INDEX)).parent
-        return Path(snapshot_download(str(path), allow_patterns=list(patterns), ignore_patterns=list(HUB_VARIANTS)))
+        return Path(snapshot_download(str(path), allow_patterns=list(patterns), ignore_patterns=list(without)))
     except Exception as error:  # the hub's client raises a different class for each kind of failed download
         raise _not_given(path, error) from error
 
 
+def _no_pipeline(path: Path) -> ModelError:
+    """The error for a path that is no pipeline's directory; it names the one that was probably meant."""
+    reason = f"no pipeline at {path}: expected a diffusers directory with a {INDEX}"
+    if path.is_file() and path.name != INDEX:
+        return ModelError(f"{reason}, not a file: convert it with diffusers' from_single_file and save_pretrained")
+    inside = sorted(path.glob(f"*/{INDEX}")) + sorted(path.glob(f"snapshots/*/{INDEX}"))
+    found = [index.parent for index in inside] + [path.parent] * (path.parent / INDEX).is_file()
+    return ModelError(f"{reason}; there is one at {found[0]}" if found else reason)
+
+
 def _not_given(path: Path, error: Exception) -> ModelError:
     return ModelError(
-        f"no pipeline at {path}: there is no such directory, and the hub does not give it: {first_line(error)}; "
+        f"no pipeline at {path}: there is no such directory, and the hub does not give it: {one_line(error)}; "
         "check the name, log in where it is gated, or set backbone.path to a directory"
     )
 
@@ -155,8 +218,11 @@ def _shapes_on_hub(path: Path, part: str) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     hub = HfApi()
     try:
-        for name in hub.list_repo_files(str(path)):
-            if fnmatch(name, f"{part}/{WEIGHT_FILES}") and not any(fnmatch(name, variant) for variant in HUB_VARIANTS):
+        names = [name for name in hub.list_repo_files(str(path)) if fnmatch(name, f"{part}/{WEIGHT_FILES}")]
+        found = usable_variants(Path(name).name for name in names)
+        copy = PLAIN if PLAIN in found else common_variant([found])
+        for name in names:
+            if variant_of(Path(name).name) == copy:
                 header = hub.parse_safetensors_file_metadata(str(path), name)
                 shapes |= {key: tuple(tensor.shape) for key, tensor in header.tensors.items()}
     except Exception as error:  # see _fetch
@@ -167,52 +233,10 @@ def _shapes_on_hub(path: Path, part: str) -> dict[str, tuple[int, ...]]:
 
 
 def _is_part(value: object) -> bool:
-    """Whether an index entry is a part: [library, class]; parts left out on purpose are [null, null]."""
-    return isinstance(value, list) and None not in value
+    """Whether an index entry is a part: [library, class]; a part that is left out on purpose is [null, null]."""
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(name, str) for name in value)
 
 
-def _has_weights(files: PipelineFiles, part: str) -> bool:
-    try:
-        _require_whole_weights(files, part)
-    except ModelError:
-        return False
-    return True
-
-
-def _require_whole_weights(files: PipelineFiles, part: str) -> None:
-    """ModelError unless the weights exist, with every shard of an index, and every file has its header's length."""
-    folder = files.directory / part
-    if part.startswith(WEIGHTED_PARTS) and not any(folder.glob(WEIGHT_FILES)):
-        raise files.broken(f"there is no {part}/{WEIGHT_FILES} in it")
-    for index in folder.glob("*.safetensors.index.json"):
-        try:
-            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise files.broken(f"{part}/{index.name} is damaged: {error!r}") from error
-        missing = [shard for shard in shards if not (folder / shard).exists()]
-        if missing:
-            raise files.broken(f"there is no {part}/{missing[0]} in it, which {index.name} names")
-    for file in folder.glob(WEIGHT_FILES):
-        size = file.stat().st_size
-        if size != _declared_size(file):
-            raise files.broken(f"{part}/{file.name} is damaged: {size} bytes, not what its header says")
-
-
-def _declared_size(file: Path) -> int:
-    """Bytes of a safetensors file: 8 for the header's length, the header, the last end of a tensor; -1 if invalid."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if length > file.stat().st_size:
-            return 8 + length
-        try:
-            header: dict[str, Any] = json.loads(stream.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-            return -1
-    return 8 + length + max(ends, default=0)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of another library's exception, for use in our messages."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def one_line(error: Exception) -> str:
+    """Another library's exception on one line, for use in our messages."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -62,7 +62,7 @@ def model_sizes(
     """Compute the sizes of a diffusers pipeline whose backbone has these latents [c, h, w]."""
     transformer, vae, options = files.config("transformer"), files.config("vae"), settings.model_dump()
     shapes = files.weight_shapes("transformer")
-    encoders = [name for name, entry in files.index.items() if name.startswith("text_encoder") and entry[0]]
+    encoders = [name for name in files.parts if name.startswith("text_encoder")]
     channels, height, width = latent_shape
     # FLUX packs patches into channels, inside the backbone or before it; SD3 patchifies in its first layer.
     packed_inside = transformer["in_channels"] // channels * (transformer.get("patch_size") or 1) ** 2

@@ -43,6 +43,7 @@ from reward_servers.scorers.model_directory import (
     require_complete,
     require_device,
     require_directory,
+    require_unquantised,
     shorten,
 )
 
@@ -137,7 +138,7 @@ class HpsV3Scorer(Scorer):
         model, report = Qwen2VLModel.from_pretrained(
             None, config=config, state_dict=state, dtype=config.dtype, output_loading_info=True
         )
-        require_complete(report, weights)
+        require_complete(report, model, weights)
         return cls(model.to(device), head.to(device), tokens, prompt)
 
     def score(self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]) -> FloatArray:  # noqa: ARG002
@@ -203,6 +204,7 @@ def _load_config(directory: Path, tokens: HpsV3Tokens, state: State) -> Qwen2VLC
     # Checked here, because from_pretrained uses the default model's config when the file is missing.
     if not (directory / "config.json").is_file():
         raise ModelError(f"{directory / 'config.json'} is missing: it belongs to Qwen/Qwen2-VL-7B-Instruct")
+    require_unquantised(directory)
     try:
         config = Qwen2VLConfig.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError) as error:

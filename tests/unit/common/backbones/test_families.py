@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from common import seeding
-from common.backbones.adapters import stacked_state
 from common.policies import SamplingSpec
 from common.types import Network, Position, Prompt, Stage
 from learner.checkpoint import Checkpoint, CheckpointStore
+from learner.training.lora_file import LORA_FILE, write_lora
 from learner.training.networks import ALIGNED, ALIGNED_FAKE_SCORE, COLD_START, FAKE_SCORE, Networks, StageSettings
 from rollout_workers.sampler import EVALUATION, sample_for_evaluation
 from tests.helpers.tiny_families import FAMILIES, STEPS, TinyFamily
@@ -112,8 +113,8 @@ def test_diffusers_loads_the_exported_student_and_draws_the_same_images(
     spec, empty = SamplingSpec(Network.STUDENT, STEPS, 1.0, eta=0.0), backbone.encode_prompts([""])
     with torch.no_grad():
         images = backbone.decode(sample_for_evaluation(backbone, PROMPT, spec, seed=4, count=2, empty=empty))
-    states = [backbone.adapters.state(name) for name in ("first", "second")]
-    backbone.save_lora(tmp_path, stacked_state(states), backbone.adapters.scale)
+    assert backbone.adapters.scale == 2
+    write_lora(backbone, tmp_path)
 
     pipeline = family.pipeline.from_pretrained(family.pipeline_at(directory))
     pipeline.set_progress_bar_config(disable=True)
@@ -129,6 +130,12 @@ def test_diffusers_loads_the_exported_student_and_draws_the_same_images(
     pipeline.load_lora_weights(tmp_path)
     assert (drawn() - images).abs().max() <= 1e-4
     assert (without - images).abs().max() > 1e-2
+
+    # As a tool reads it that ignores the metadata, or writes the file again without them.
+    pipeline.unload_lora_weights()
+    save_file(load_file(tmp_path / LORA_FILE), tmp_path / "stripped.safetensors", metadata={"format": "pt"})
+    pipeline.load_lora_weights(tmp_path, weight_name="stripped.safetensors")
+    assert (drawn() - images).abs().max() <= 1e-4
 
 
 def test_images_of_a_chunked_decoder_and_their_gradients_are_the_same(

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from diffusers import DPMSolverMultistepScheduler, FlowMatchHeunDiscreteScheduler, UniPCMultistepScheduler
 from huggingface_hub import HfApi
 from huggingface_hub.utils import SafetensorsFileMetadata, TensorInfo
 from safetensors import safe_open
 
 from common.backbones.files import pipeline_files
-from common.backbones.files.pipeline_files import find_pipeline
+from common.backbones.files.pipeline_files import PipelineFiles, find_pipeline
 from common.backbones.files.schedules import linear_mu_of, pipeline_sigmas, scheduler_config
 from common.errors import ModelError
 from common.flow import flux2_mu
 from tests.conftest import HUB_NAME
 from tests.helpers.reference import REFERENCE, TOLERANCE
+from tests.helpers.tiny_families import FAMILIES, TinyFamily
 from tests.helpers.tiny_flux2 import SCHEDULER
 
 KIND = "StableDiffusion3Pipeline"
@@ -67,6 +70,20 @@ def test_sizes_of_the_hub_need_no_weights_and_a_run_does(
         assert files.weight_shapes(part) == local.weight_shapes(part) != {}
     with pytest.raises(ModelError, match=r"there is no text_encoder/\*\.safetensors in it"):
         files.fetch_weights()
+
+
+def test_sizes_of_the_hub_are_those_of_a_variant_where_there_is_nothing_else(
+    cached: Path, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_hub = shutil.copytree(tiny_pipeline, tmp_path / "hub")
+    file = on_hub / "transformer" / "diffusion_pytorch_model.safetensors"
+    file.rename(file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    monkeypatch.setattr(pipeline_files, "HfApi", lambda: Hub(on_hub))
+    for weights in cached.rglob("*.safetensors"):
+        weights.unlink()
+    local = find_pipeline(tiny_pipeline, "sd3", [KIND])
+    for part in ("transformer", "vae"):
+        assert find_pipeline(HUB_NAME, "sd3", [KIND]).weight_shapes(part) == local.weight_shapes(part) != {}
 
 
 def test_a_part_without_weights_is_named(tiny_pipeline: Path, tmp_path: Path) -> None:
@@ -121,9 +138,8 @@ def test_a_file_that_is_no_safetensors_is_named(tiny_pipeline: Path, tmp_path: P
 def test_a_damaged_configuration_is_named(tiny_pipeline: Path, tmp_path: Path, content: str, expected: str) -> None:
     path = shutil.copytree(tiny_pipeline, tmp_path / "broken")
     (path / "vae" / "config.json").write_text(content)
-    files = find_pipeline(path, "sd3", [KIND])
     with pytest.raises(ModelError, match=expected):
-        files.config("vae")["scaling_factor"]
+        find_pipeline(path, "sd3", [KIND]).config("vae")["scaling_factor"]
 
 
 def test_only_the_part_that_is_needed_must_be_there(tiny_pipeline: Path, tmp_path: Path) -> None:
@@ -133,21 +149,73 @@ def test_only_the_part_that_is_needed_must_be_there(tiny_pipeline: Path, tmp_pat
         find_pipeline(path, "sd3", [KIND])
 
 
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (UniPCMultistepScheduler, {"flow_shift": 3.0}),
+        (DPMSolverMultistepScheduler, {"flow_shift": 3.0}),
+        (FlowMatchHeunDiscreteScheduler, {"shift": 3.0}),
+    ],
+)
+def test_another_flow_scheduler_is_refused_by_its_class(
+    family: TinyFamily, tmp_path: Path, kind: type[Any], options: dict[str, Any]
+) -> None:
+    """Saved by diffusers itself; then only its configuration, beside an index that still names the published class."""
+    family.write(tmp_path)
+    path = family.pipeline_at(tmp_path)
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True} if "flow_shift" in options else {}
+    kind(**options, **flow).save_pretrained(path / "scheduler")
+    expected = f"its scheduler is a {kind.__name__}, and only FlowMatchEulerDiscreteScheduler is supported: save the"
+    for index in (json.loads((path / "model_index.json").read_text()) for _ in range(2)):
+        with pytest.raises(ModelError, match=expected):
+            family.load(tmp_path)
+        (path / "model_index.json").write_text(json.dumps(index | {"scheduler": ["diffusers", kind.__name__]}))
+
+
+def test_a_scheduler_named_by_the_index_alone_is_refused(tiny_pipeline: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(tiny_pipeline, tmp_path / "other")
+    index = json.loads((path / "model_index.json").read_text())
+    (path / "model_index.json").write_text(json.dumps(index | {"scheduler": ["diffusers", "LCMScheduler"]}))
+    with pytest.raises(ModelError, match="its scheduler is a LCMScheduler"):
+        scheduler_config(find_pipeline(path, "sd3", [KIND]))
+
+
+def with_scheduler(tiny_pipeline: Path, path: Path, changes: dict[str, object]) -> PipelineFiles:
+    shutil.copytree(tiny_pipeline, path)
+    (path / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER | changes))
+    return find_pipeline(path, "sd3", [KIND])
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"use_karras_sigmas": True}, "its scheduler has use_karras_sigmas = True, which is not supported"),
+        ({"use_karras_sigmas": True}, "its scheduler has use_karras_sigmas = True, which is not supported: save the"),
+        ({"use_exponential_sigmas": True}, "use_exponential_sigmas = True"),
+        ({"use_beta_sigmas": True}, "use_beta_sigmas = True"),
+        ({"invert_sigmas": True}, "invert_sigmas = True"),
+        ({"stochastic_sampling": True}, "stochastic_sampling = True"),
         ({"shift_terminal": 0.1}, "shift_terminal = 0.1"),
         ({"time_shift_type": "linear"}, "time_shift_type = linear"),
+        ({"num_train_timesteps": 500}, "num_train_timesteps = 500"),
+        ({"flow_shift": 3.0}, "flow_shift = 3.0"),
+        ({"shift": None}, "shift = None"),
+        ({"shift": 0}, "shift = 0"),
+        ({"shift": "3"}, "shift = 3"),
+        ({"max_shift": False}, "max_shift = False"),
     ],
 )
 def test_a_schedule_of_another_kind_is_refused(
     tiny_pipeline: Path, tmp_path: Path, changes: dict[str, object], expected: str
 ) -> None:
-    path = shutil.copytree(tiny_pipeline, tmp_path / "other")
-    (path / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER | changes))
     with pytest.raises(ModelError, match=expected):
-        scheduler_config(find_pipeline(path, "sd3", [KIND]))
+        scheduler_config(with_scheduler(tiny_pipeline, tmp_path / "other", changes))
+
+
+def test_keys_of_other_versions_that_are_off_pass(tiny_pipeline: Path, tmp_path: Path) -> None:
+    changes = {"invert_sigmas": False, "shift_terminal": None, "a_later_switch": False, "_diffusers_version": "0.29.0"}
+    files = with_scheduler(tiny_pipeline, tmp_path / "other", changes | {"num_train_timesteps": 1000})
+    assert pipeline_sigmas(scheduler_config(files), 4, mu=0.0) == pytest.approx((1, 0.75, 0.5, 0.25, 0))
 
 
 @pytest.mark.parametrize("tokens", [1024, 4096])

@@ -89,7 +89,10 @@ def test_diffusers_makes_our_pictures_with_the_lora(
     pipeline = StableDiffusion3Pipeline.from_pretrained(tiny_pipeline)
     pipeline.load_lora_weights(tmp_path)
     assert_same_pictures(theirs(pipeline), ours(student))
-    assert json.loads((tmp_path / "about.json").read_text()) == {"base": student.base_fingerprint()}
+    assert json.loads((tmp_path / "about.json").read_text()) == {
+        "base": student.base_fingerprint(),
+        "scale": 1.0,
+    }
 
 
 def test_diffusers_makes_our_pictures_with_the_merged_pipeline(

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from common.backbones.sd3 import StableDiffusion3
 from common.errors import CheckpointError, ConfigError, ModelError
 from common.types import Network
 from learner.tools.trained_run import TrainedRun
+from learner.training.lora_file import LORA_FILE, student_lora
 from learner.training.networks import ALIGNED, COLD_START
 from tests.helpers.tiny_pipeline import write_tiny_pipeline
 from tests.helpers.trained_run import velocity, write_trained_run
@@ -49,6 +51,38 @@ def test_without_checkpoints_the_lora_gives_the_same_student(
     trained: tuple[Path, StableDiffusion3], moved: Path
 ) -> None:
     shutil.rmtree(moved / "checkpoints")
+    torch.testing.assert_close(velocity(loaded(moved)), velocity(trained[1]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(
+    ("earlier", "metadata", "about"),
+    [
+        (True, True, True),
+        (True, True, False),
+        (True, False, True),
+        (True, False, False),
+        (False, True, True),
+        (False, True, False),
+        (False, False, True),
+    ],
+)
+def test_a_lora_is_read_with_the_scale_it_was_written_with(
+    trained: tuple[Path, StableDiffusion3], moved: Path, earlier: bool, metadata: bool, about: bool
+) -> None:
+    """Earlier versions left the scale, 2, out of the weights, and wrote it into the metadata alone.
+
+    A file that has lost both is taken for one of them.
+    """
+    shutil.rmtree(moved / "checkpoints")
+    file, beside = moved / "lora" / LORA_FILE, moved / "lora" / "about.json"
+    if earlier:
+        trained[1].save_lora(file.parent, student_lora(trained[1]), trained[1].adapters.scale)
+        beside.write_text(json.dumps({"base": trained[1].base_fingerprint()}))
+    if not metadata:
+        save_file(load_file(file), file)
+    if not about:
+        beside.unlink()
     torch.testing.assert_close(velocity(loaded(moved)), velocity(trained[1]), rtol=0, atol=1e-5)
 
 

@@ -1,0 +1,132 @@
+"""Weight files as people publish them: which copy is read, and what is refused by name before it is loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from common.backbones import model_sizes
+from common.backbones.files import pipeline_files
+from common.backbones.files.pipeline_files import find_pipeline
+from common.config.backbones import Sd3Backbone
+from common.errors import ModelError
+from tests.conftest import HUB_NAME
+from tests.helpers.tiny_flux2 import load_tiny_klein, write_tiny_klein
+from tests.helpers.tiny_pipeline import load_tiny_backbone, tiny_lora
+
+KIND = "StableDiffusion3Pipeline"
+TRANSFORMER = "diffusion_pytorch_model.safetensors"
+
+
+def change_weights(path: Path, part: str, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    (file,) = (path / part).glob("*.safetensors")
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "text_encoder_3"])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module."])
+def test_a_training_wrappers_prefix_is_named(tiny_pipeline: Path, tmp_path: Path, part: str, prefix: str) -> None:
+    path = shutil.copytree(tiny_pipeline, tmp_path / "wrapped")
+    change_weights(path, part, lambda state: {f"{prefix}{name}": value for name, value in state.items()})
+    with pytest.raises(ModelError, match=f"every weight of its {part} has a training wrapper's prefix {prefix}: save"):
+        find_pipeline(path, "sd3", [KIND])
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder_3"])
+@pytest.mark.parametrize("method", ["bitsandbytes", "torchao", "gguf"])
+def test_a_quantised_part_is_refused_with_a_remedy(tiny_pipeline: Path, tmp_path: Path, part: str, method: str) -> None:
+    path = shutil.copytree(tiny_pipeline, tmp_path / "quantised")
+    config = json.loads((path / part / "config.json").read_text())
+    (path / part / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": method}}))
+    expected = (
+        rf"its {part} is quantised \(quantization_config\.quant_method = {method}\), and only unquantised weights are "
+        r"supported: use the unquantised pipeline; less memory is needed with backbone\.text_encoder_int8"
+    )
+    settings = Sd3Backbone(path=path)
+    for door in (lambda: load_tiny_backbone(path), lambda: model_sizes(settings, tiny_lora())):
+        with pytest.raises(ModelError, match=expected):
+            door()
+    (path / part / "config.json").write_text(json.dumps(config | {"quantization_config": None}))
+    load_tiny_backbone(path)
+
+
+def test_a_quantised_teacher_is_refused(tmp_path: Path) -> None:
+    student, teacher = (write_tiny_klein(tmp_path / name) for name in ("student", "teacher"))
+    file = teacher / "transformer" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": {"quant_method": "torchao"}}))
+    with pytest.raises(ModelError, match=r"teacher: its transformer is quantised"):
+        load_tiny_klein(student, teacher)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.uint8])
+def test_quantised_weights_are_refused_whatever_the_configuration_says(
+    tiny_pipeline: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    path = shutil.copytree(tiny_pipeline, tmp_path / "quantised")
+    change_weights(path, "transformer", lambda state: state | {"proj_out.weight": state["proj_out.weight"].to(dtype)})
+    with pytest.raises(ModelError, match=r"its transformer is quantised \(diffusion.*: proj_out\.weight is "):
+        load_tiny_backbone(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("diffusion_pytorch_model.fp8.safetensors", "but the variant fp8: variants that can be read are bf16, fp16"),
+        ("diffusion_pytorch_model.bin", r"but diffusion_pytorch_model\.bin: save the pipeline with save_pretrained"),
+        ("flux-Q4_K_S.gguf", r"but flux-Q4_K_S\.gguf: save"),
+    ],
+)
+def test_weights_of_another_kind_are_named(tiny_pipeline: Path, tmp_path: Path, name: str, expected: str) -> None:
+    path = shutil.copytree(tiny_pipeline, tmp_path / "other")
+    (path / "transformer" / TRANSFORMER).rename(path / "transformer" / name)
+    with pytest.raises(ModelError, match=rf"there is no transformer/\*\.safetensors in it {expected}"):
+        find_pipeline(path, "sd3", [KIND])
+
+
+def test_a_link_whose_file_is_gone_is_named(tiny_pipeline: Path, tmp_path: Path) -> None:
+    """The hub's cache is links to blobs; a directory of links is read, one that points nowhere is named."""
+    path = shutil.copytree(tiny_pipeline, tmp_path / "linked")
+    file, blob = path / "vae" / TRANSFORMER, tmp_path / "blob"
+    file.rename(blob)
+    file.symlink_to(blob)
+    assert find_pipeline(path, "sd3", [KIND]).weight_shapes("vae") != {}
+    blob.unlink()
+    with pytest.raises(ModelError, match=r"vae/diffusion_.* is a link to a file that is not there: download or copy"):
+        find_pipeline(path, "sd3", [KIND])
+
+
+def test_a_path_beside_the_pipeline_is_led_to_it(tiny_pipeline: Path) -> None:
+    for path in (tiny_pipeline.parent, tiny_pipeline / "transformer", tiny_pipeline / "model_index.json"):
+        with pytest.raises(ModelError, match=f"no pipeline at {path}: .*; there is one at {tiny_pipeline}$"):
+            find_pipeline(path, "sd3", [KIND])
+    with pytest.raises(ModelError, match=r"not a file: convert it with diffusers' from_single_file"):
+        find_pipeline(tiny_pipeline / "transformer" / TRANSFORMER, "sd3", [KIND])
+
+
+def test_a_variant_of_the_hub_is_downloaded_where_there_is_nothing_else(
+    cached: Path, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[list[str], list[str]]] = []
+
+    def snapshot_download(name: str, *, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        assert name == str(HUB_NAME)
+        asked.append((allow_patterns, ignore_patterns))
+        if not ignore_patterns:
+            shutil.copyfile(
+                tiny_pipeline / "vae" / TRANSFORMER, cached / "vae" / "diffusion_pytorch_model.fp16.safetensors"
+            )
+        return str(cached)
+
+    monkeypatch.setattr(pipeline_files, "snapshot_download", snapshot_download)
+    (cached / "vae" / TRANSFORMER).unlink()
+    files = find_pipeline(HUB_NAME, "sd3", [KIND])
+    files.fetch_weights()
+    assert files.variant == "fp16"
+    assert asked[-2][1][:2] == ["*.bf16.*", "*.bf16-*"]
+    assert asked[-1] == (["vae/*.safetensors", "vae/*.safetensors.*.json"], [])

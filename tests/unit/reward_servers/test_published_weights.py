@@ -1,0 +1,196 @@
+"""Weights as older versions and training scripts save them, in every scorer that reads weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from common.errors import ModelError
+from reward_servers.convert import convert_aesthetic, convert_hps, convert_image_reward
+from reward_servers.scorers.aesthetic import AestheticScorer
+from reward_servers.scorers.base import Scorer
+from reward_servers.scorers.clipscore import ClipScoreScorer
+from reward_servers.scorers.geneval import GenevalPartsScorer, GenevalScorer
+from reward_servers.scorers.hps import HpsScorer
+from reward_servers.scorers.hpsv3 import HpsV3Scorer
+from reward_servers.scorers.image_reward import ImageRewardScorer
+from reward_servers.scorers.pickscore import PickScoreScorer
+from tests.helpers.published_checkpoints import (
+    IMAGE_REWARD_SETTINGS,
+    published_head,
+    published_image_reward,
+    write_aesthetic,
+    write_bert_vocabulary,
+    write_image_reward,
+)
+from tests.helpers.tiny_rewards import (
+    CLIP_FEATURES,
+    HPS_SETTINGS,
+    hps_state,
+    write_hps,
+    write_pickscore,
+    write_tokenizer,
+)
+from tests.helpers.tiny_vision import write_geneval, write_hpsv3
+
+State = dict[str, torch.Tensor]
+WRITERS: Mapping[type[Scorer], Callable[[Path, Path], Path]] = {
+    HpsScorer: lambda path, _: write_hps(path),
+    PickScoreScorer: lambda path, _: write_pickscore(path),
+    ClipScoreScorer: lambda path, _: write_pickscore(path),
+    AestheticScorer: write_aesthetic,
+    ImageRewardScorer: write_image_reward,
+    HpsV3Scorer: lambda path, _: write_hpsv3(path),
+    GenevalScorer: lambda path, _: write_geneval(path),
+    GenevalPartsScorer: lambda path, _: write_geneval(path),
+}
+
+
+@pytest.fixture(scope="module", params=WRITERS, ids=lambda scorer: scorer.name)
+def scorer_class(request: pytest.FixtureRequest) -> type[Scorer]:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def clean(scorer_class: type[Scorer], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    work = tmp_path_factory.mktemp(scorer_class.name)
+    return WRITERS[scorer_class](work / "clean", work)
+
+
+def changed(clean: Path, path: Path, change: Callable[[State], State]) -> Path:
+    """A copy of a model directory with every file of weights changed."""
+    shutil.copytree(clean, path)
+    for file in path.rglob("*.safetensors"):
+        save_file(change(load_file(file)), file, metadata={"format": "pt"})
+    return path
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_bookkeeping_of_older_versions_passes(scorer_class: type[Scorer], clean: Path, tmp_path: Path) -> None:
+    """Beside a real weight, as they lay in the published files; the weights are the same, and so is their hash."""
+
+    def with_bookkeeping(state: State) -> State:
+        beside = min(state, key=len).rpartition(".")[0]
+        names = ("position_ids", "relative_position_index", "num_batches_tracked", "rotary_emb.inv_freq")
+        return state | {f"{beside}.{name}".lstrip("."): torch.zeros(2, 2, dtype=torch.int64) for name in names}
+
+    if scorer_class is HpsV3Scorer:
+        older = changed(clean, tmp_path / "older", lambda state: state | {"model.rotary_emb.inv_freq": torch.ones(4)})
+    else:
+        older = changed(clean, tmp_path / "older", with_bookkeeping)
+    found, expected = scorer_class.load(older, "cpu"), scorer_class.load(clean, "cpu")
+    assert found.weights_hash == expected.weights_hash
+    probe = found.probe_request()
+    scores = [each.score(probe.images_BHWC, probe.prompts, probe.metadata) for each in (found, expected)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+
+
+def test_swins_saved_index_passes(tmp_path: Path) -> None:
+    """facebook/mask2former-swin-small-coco-instance has it beside every table of relative positions."""
+    path = write_geneval(tmp_path / "geneval")
+    file = path / "detector" / "model.safetensors"
+    state = load_file(file)
+    tables = [name for name in state if name.endswith("relative_position_bias_table")]
+    assert len(tables) == 4
+    saved = {name.replace("bias_table", "index"): torch.zeros(16, 16, dtype=torch.int64) for name in tables}
+    before = GenevalScorer.load(path, "cpu").weights_hash
+    save_file(state | saved, file, metadata={"format": "pt"})
+    assert GenevalScorer.load(path, "cpu").weights_hash == before
+
+
+@pytest.mark.parametrize("foreign", ["foreign.weight", "position_ids.weight"])
+def test_a_foreign_weight_is_refused(scorer_class: type[Scorer], clean: Path, tmp_path: Path, foreign: str) -> None:
+    path = changed(clean, tmp_path / "foreign", lambda state: state | {foreign: torch.zeros(2)})
+    with pytest.raises(ModelError, match=foreign):
+        scorer_class.load(path, "cpu")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "_orig_mod.module."])
+def test_a_training_wrappers_prefix_is_removed(
+    scorer_class: type[Scorer], clean: Path, tmp_path: Path, prefix: str
+) -> None:
+    wrapped = changed(clean, tmp_path / "wrapped", lambda state: {f"{prefix}{name}": state[name] for name in state})
+    assert scorer_class.load(wrapped, "cpu").weights_hash == scorer_class.load(clean, "cpu").weights_hash
+
+
+def test_a_prefix_that_one_weight_lacks_is_refused(scorer_class: type[Scorer], clean: Path, tmp_path: Path) -> None:
+    def all_but_one(state: State) -> State:
+        return {name if name == min(state) else f"module.{name}": value for name, value in state.items()}
+
+    with pytest.raises(ModelError, match=r"missing keys|module\.|does not fit|no tensor"):
+        scorer_class.load(changed(clean, tmp_path / "half", all_but_one), "cpu")
+
+
+def test_published_checkpoints_with_a_prefix_are_converted(tmp_path: Path) -> None:
+    """Once with the prefix and once without: the model directories are equal."""
+    write_tokenizer_of(tmp_path / "tokenizer")
+    write_bert_vocabulary(tmp_path / "bert")
+    write_pickscore(tmp_path / "clip")
+
+    def saved(name: str, content: object) -> Path:
+        torch.save(content, tmp_path / name)
+        return tmp_path / name
+
+    for prefix in ("", "module.", "_orig_mod."):
+
+        def wrapped(state: State, prefix: str = prefix) -> State:
+            return {f"{prefix}{name}": value for name, value in state.items()}
+
+        out = tmp_path / f"out{prefix}"
+        hps = saved("hps.pt", {"state_dict": wrapped(hps_state())})
+        convert_hps(hps, out / "hps", "2.1", tmp_path / "tokenizer", HPS_SETTINGS)
+        convert_aesthetic(
+            saved("head.pth", wrapped(published_head(CLIP_FEATURES))), out / "aesthetic", tmp_path / "clip"
+        )
+        image_reward = saved("image_reward.pt", wrapped(published_image_reward()))
+        convert_image_reward(image_reward, out / "image_reward", tmp_path / "bert", IMAGE_REWARD_SETTINGS)
+    for file in (path for path in (tmp_path / "out").rglob("*") if path.is_file()):
+        for prefix in ("module.", "_orig_mod."):
+            assert (tmp_path / f"out{prefix}" / file.relative_to(tmp_path / "out")).read_bytes() == file.read_bytes()
+
+
+def write_tokenizer_of(directory: Path) -> None:
+    directory.mkdir()
+    write_tokenizer(directory)
+
+
+def test_a_sharded_model_with_a_prefix_is_read(tmp_path: Path) -> None:
+    """Its index names the prefixed weights too."""
+    path = write_pickscore(tmp_path / "clip")
+    before = PickScoreScorer.load(path, "cpu").weights_hash
+    state = {f"module.{name}": value for name, value in load_file(path / "model.safetensors").items()}
+    (path / "model.safetensors").unlink()
+    names = sorted(state)
+    shards = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, chosen in shards.items():
+        save_file({name: state[name] for name in chosen}, path / file, metadata={"format": "pt"})
+    weight_map = {name: file for file, chosen in shards.items() for name in chosen}
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert PickScoreScorer.load(path, "cpu").weights_hash == before
+
+
+def test_a_half_precision_copy_alone_is_read(tmp_path: Path) -> None:
+    path = write_pickscore(tmp_path / "clip")
+    before = PickScoreScorer.load(path, "cpu").weights_hash
+    (path / "model.safetensors").rename(path / "model.fp16.safetensors")
+    assert PickScoreScorer.load(path, "cpu").weights_hash == before
+
+
+@pytest.mark.parametrize(
+    ("scorer", "part"), [(PickScoreScorer, ""), (GenevalScorer, "detector"), (GenevalScorer, "clip"), (HpsV3Scorer, "")]
+)
+@pytest.mark.parametrize("method", ["bitsandbytes", "gptq"])
+def test_quantised_weights_are_refused(tmp_path: Path, scorer: type[Scorer], part: str, method: str) -> None:
+    path = WRITERS[scorer](tmp_path / "quantised", tmp_path)
+    file = path / part / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": {"quant_method": method}}))
+    expected = rf"{file.parent} are quantised \(quantization_config\.quant_method = {method}\), and scores are those"
+    with pytest.raises(ModelError, match=expected):
+        scorer.load(path, "cpu")
