@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from common.errors import ConfigError, ModelError, PromptError, RtdmdError, RunStopped
 
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+
+
+def user_path(text: str) -> Path:
+    """Argparse type of a path. Shells expand `--out ~/x`, but not `--out=~/x`."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # there is no such home: the file will be reported missing, by the name that was written
+        return Path(text)
 
 
 def exit_status(command: Callable[[], None], interrupted: str = "interrupted") -> int:

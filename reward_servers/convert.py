@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from transformers import CLIPModel, CLIPVisionModelWithProjection
 from transformers.utils import logging as transformers_logging
 
+from common.command import user_path
 from common.errors import ConfigError, ModelError, RtdmdError
 from reward_servers.convert_published import HPS_SETTINGS, IMAGE_REWARD_SETTINGS, image_reward_state
 from reward_servers.options import USAGE_ERROR
@@ -71,19 +72,23 @@ def build_parser() -> argparse.ArgumentParser:
 
     def add(name: str, checkpoint: str, convert: Callable[[argparse.Namespace], Scorer]) -> argparse.ArgumentParser:
         kind = kinds.add_parser(name, help=f"from {checkpoint}")
-        kind.add_argument("checkpoint", type=Path, help=checkpoint)
-        kind.add_argument("--out", type=Path, required=True, help="the model directory to make; must not exist")
+        kind.add_argument("checkpoint", type=user_path, help=checkpoint)
+        kind.add_argument("--out", type=user_path, required=True, help="the model directory to make; must not exist")
         kind.set_defaults(convert=convert)
         return kind
 
     kind = add("hps", "HPS_v2_compressed.pt or HPS_v2.1_compressed.pt of xswu/HPSv2", _from_hps_options)
     kind.add_argument("--version", required=True, choices=HPS_VERSIONS, help="the release: the file does not say")
-    kind.add_argument("--tokenizer", type=Path, required=True, help="a directory with CLIP's vocab.json and merges.txt")
+    kind.add_argument(
+        "--tokenizer", type=user_path, required=True, help="a directory with CLIP's vocab.json and merges.txt"
+    )
     _add_architecture(kind, "ViT-H-14")
     kind = add("aesthetic", "sac+logos+ava1-l14-linearMSE.pth of improved-aesthetic-predictor", _from_aesthetic_options)
-    kind.add_argument("--clip", type=Path, required=True, help="directory of openai/clip-vit-large-patch14")
+    kind.add_argument("--clip", type=user_path, required=True, help="directory of openai/clip-vit-large-patch14")
     kind = add("image_reward", "ImageReward.pt of THUDM/ImageReward", _from_image_reward_options)
-    kind.add_argument("--tokenizer", type=Path, required=True, help="a directory with bert-base-uncased's vocab.txt")
+    kind.add_argument(
+        "--tokenizer", type=user_path, required=True, help="a directory with bert-base-uncased's vocab.txt"
+    )
     _add_architecture(kind, "ImageReward-v1.0")
     return parser
 
@@ -146,7 +151,7 @@ def _from_image_reward_options(options: argparse.Namespace) -> Scorer:
 
 def _add_architecture(parser: argparse.ArgumentParser, published: str) -> None:
     message = f"config.json of another size of this family; that of {published} when left out"
-    parser.add_argument("--architecture", type=Path, metavar="FILE", help=message)
+    parser.add_argument("--architecture", type=user_path, metavar="FILE", help=message)
 
 
 def _architecture(path: Path | None, published: dict[str, Any]) -> dict[str, Any]:

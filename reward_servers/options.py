@@ -12,6 +12,7 @@ from typing import Any
 
 from redis.connection import parse_url
 
+from common.command import user_path
 from common.errors import ConfigError
 from common.rewards.api import DEFAULT_MAX_PIXELS
 from common.urls import host_of, is_loopback, without_secrets
@@ -105,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-body-mb", type=_positive, default=256, help="request body limit in MiB; then 413")
     parser.add_argument("--max-pixels", type=_positive, default=DEFAULT_MAX_PIXELS, help="of an image; then 413")
     parser.add_argument("--deadline-s", type=_some_time, default=60.0, help="seconds a request may take; then 504")
-    parser.add_argument("--ready-file", type=Path, help="written once ready: JSON with port and pid")
+    parser.add_argument("--ready-file", type=user_path, help="written once ready: JSON with port and pid")
     parser.add_argument("--redis-url", help="be listed there, so that runs find this server: redis://HOST:PORT/DB")
     parser.add_argument("--advertise-url", help="base URL to be listed under; http://HOST:PORT when left out")
     parser.add_argument("--parent-pid", type=int, help="stop when this process is no longer the parent")
@@ -168,7 +169,7 @@ def _pair(given: Sequence[tuple[str, str]]) -> tuple[ScorerSettings, ...]:
             )
         scorers[-1][option] = value
     return tuple(
-        ScorerSettings(one["scorer"], Path(one["model"]) if "model" in one else None, one.get("name"))
+        ScorerSettings(one["scorer"], user_path(one["model"]) if "model" in one else None, one.get("name"))
         for one in scorers
     )
 

@@ -17,6 +17,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from common.command import user_path
 from common.errors import RewardRejected, RewardUnavailable, RtdmdError
 from common.rewards.api import ANY_REWARD, MEDIA_TYPE, SCORE_PATH, ScoreRequest, ScoreResponse
 from reward_servers.options import TOKEN_VARIABLE, USAGE_ERROR
@@ -82,7 +83,7 @@ def _build_parser() -> argparse.ArgumentParser:
         prog="python -m reward_servers.score",
         description=f"Print the scores of image files. The bearer token is read from {TOKEN_VARIABLE}.",
     )
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    parser.add_argument("images", nargs="+", type=user_path, metavar="IMAGE")
     parser.add_argument("--url", required=True, help="base URL of a scorer: http://host:port, or with /name")
     parser.add_argument("--prompt", required=True, action="append", help="for all images, or once for each")
     parser.add_argument(

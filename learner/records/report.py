@@ -26,6 +26,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from common.command import user_path
 from common.errors import RtdmdError
 from learner.records.charts import Point, line_chart
 from learner.records.style import STYLE
@@ -235,7 +236,7 @@ def _shown(value: Any) -> str:
 def main(argv: Sequence[str]) -> int:
     """Run `rtdmd report RUN_DIR`; the exit status is 1 when there is nothing to report."""
     parser = argparse.ArgumentParser(prog="rtdmd report", description="Write a run's report.html anew.")
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    parser.add_argument("run_dir", type=user_path, metavar="RUN_DIR")
     try:
         print(write_report(parser.parse_args(argv).run_dir))
     except RtdmdError as error:

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from common.command import user_path
 from common.config.rewards import RewardClientConfig
 from common.errors import ConfigError
 from common.policies import policy_spec
@@ -176,9 +177,9 @@ def _build_parser() -> argparse.ArgumentParser:
         prog="rtdmd evaluate", description="Score a run or a diffusers pipeline on a prompt set."
     )
     subject = parser.add_mutually_exclusive_group(required=True)
-    subject.add_argument("--run", type=Path, metavar="DIR", help="a run, or one of its checkpoints")
-    subject.add_argument("--pipeline", type=Path, metavar="DIR", help="any diffusers text-to-image pipeline")
-    parser.add_argument("--prompts", type=Path, required=True, metavar="FILE", help=".txt, .jsonl or .parquet")
+    subject.add_argument("--run", type=user_path, metavar="DIR", help="a run, or one of its checkpoints")
+    subject.add_argument("--pipeline", type=user_path, metavar="DIR", help="any diffusers text-to-image pipeline")
+    parser.add_argument("--prompts", type=user_path, required=True, metavar="FILE", help=".txt, .jsonl or .parquet")
     parser.add_argument("--limit", type=at_least_one, metavar="N", help="only the first N prompts")
     parser.add_argument(
         "--reward", action="append", default=[], metavar="NAME=URL", help="a running server; repeat for several"
@@ -199,7 +200,7 @@ def _build_parser() -> argparse.ArgumentParser:
         "--timeout-s", type=float, default=timeout_s, metavar="S", help=f"of one question to a reward; {timeout_s:g}"
     )
     parser.add_argument("--grid-prompts", type=at_least_one, default=8, metavar="N", help="rows of the grid; default 8")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=user_path, required=True, metavar="DIR")
     return parser
 
 

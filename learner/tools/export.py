@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from common.backbones.diffusers_backbone import DiffusersBackbone
+from common.command import user_path
 from common.config.run import Config
 from common.errors import ConfigError, ModelError
 from common.types import Guidance
@@ -138,11 +139,11 @@ def main(argv: Sequence[str]) -> int:
         prog="rtdmd export",
         description="Write the trained student as a LoRA, as a merged pipeline, or as ComfyUI's single file.",
     )
-    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="a run, or one of its checkpoints")
-    parser.add_argument("--base", type=Path, metavar="DIR", help="the base model, if not where the run file says")
+    parser.add_argument("--run", type=user_path, required=True, metavar="DIR", help="a run, or one of its checkpoints")
+    parser.add_argument("--base", type=user_path, metavar="DIR", help="the base model, if not where the run file says")
     parser.add_argument("--format", choices=FORMATS, required=True)
     parser.add_argument("--policy", choices=(ALIGNED_POLICY, COLD_START_POLICY), default=ALIGNED_POLICY)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=user_path, required=True, metavar="DIR")
     arguments = parser.parse_args(argv)
 
     def export() -> None:

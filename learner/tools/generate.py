@@ -12,6 +12,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from common.command import user_path
 from common.errors import PromptError
 from common.policies import policy_spec
 from common.prompts import load_prompts
@@ -53,13 +54,13 @@ def main(argv: Sequence[str]) -> int:
         prog="rtdmd generate",
         description="Sample with a trained run; prints the paths of the pictures.",
     )
-    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="a run, or one of its checkpoints")
+    parser.add_argument("--run", type=user_path, required=True, metavar="DIR", help="a run, or one of its checkpoints")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", action="append", metavar="TEXT", help="repeat it for several")
-    what.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt file: .txt, .jsonl or .parquet")
+    what.add_argument("--prompts", type=user_path, metavar="FILE", help="a prompt file: .txt, .jsonl or .parquet")
     parser.add_argument("--count", type=at_least_one, default=1, metavar="N", help="pictures of each prompt; default 1")
     add_sampling_options(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=user_path, required=True, metavar="DIR")
     arguments = parser.parse_args(argv)
 
     def write_and_tell() -> None:

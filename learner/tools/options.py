@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import diffusers
 import torch
 import transformers
 
-from common.command import exit_status
+from common.command import exit_status, user_path
 from common.errors import RtdmdError
 from learner.tools.trained_run import ALIGNED_POLICY, POLICIES
 
@@ -34,7 +33,7 @@ def tool_status(command: Callable[[], None]) -> int:
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for sampling with a run: see `common.policies.policy_spec`."""
-    parser.add_argument("--base", type=Path, metavar="DIR", help="the base model, if not where the run file says")
+    parser.add_argument("--base", type=user_path, metavar="DIR", help="the base model, if not where the run file says")
     parser.add_argument("--policy", choices=POLICIES, default=ALIGNED_POLICY, help=f"default {ALIGNED_POLICY}")
     parser.add_argument("--steps", type=at_least_one, metavar="N", help="default: as the run's evaluations")
     parser.add_argument("--guidance", type=float, metavar="C", help="the teacher's; default: as the run's evaluations")

@@ -17,6 +17,7 @@ import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from common.command import user_path
 from common.errors import ModelError
 
 PROMPT_FILE = "prompt.json"
@@ -73,8 +74,8 @@ def extract_prompt(package: Path) -> HpsV3Prompt:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Write the prompt of HPSv3 into a model directory.")
-    parser.add_argument("package", type=Path, help="hpsv3-1.0.0-py3-none-any.whl")
-    parser.add_argument("directory", type=Path, help="the model directory")
+    parser.add_argument("package", type=user_path, help="hpsv3-1.0.0-py3-none-any.whl")
+    parser.add_argument("directory", type=user_path, help="the model directory")
     options = parser.parse_args(arguments)
     try:
         prompt = extract_prompt(options.package)
