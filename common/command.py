@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from common.console_stream import lasting_output
 from common.errors import ConfigError, ModelError, PromptError, RtdmdError, RunStopped
 
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+
+REMEDIES = {
+    (errno.ENOSPC, errno.EDQUOT): "free space there, or write elsewhere",
+    (errno.EACCES, errno.EPERM): "give this user the permission, or name another path",
+    (errno.EROFS,): "name a path on storage that can be written",
+    (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG): "name another path",
+    (errno.EMFILE, errno.ENFILE): "allow more open files (ulimit -n)",
+    (errno.EAGAIN, errno.ENOMEM): "free memory or processes (ulimit -u)",
+    (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK): "its file system cannot do this: name a path on another one",
+    (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO): "check the storage, then start again",
+}
+"""Remedies for the errors of an operating system; any other one is explained by its traceback alone."""
 
 
 def user_path(text: str) -> Path:
@@ -19,23 +36,57 @@ def user_path(text: str) -> Path:
         return Path(text)
 
 
-def exit_status(command: Callable[[], None], interrupted: str = "interrupted") -> int:
+def exit_status(
+    command: Callable[[], None], interrupted: str = "interrupted", *, prefix: str = "error", failed: int = FAILED
+) -> int:
     """Run a command. Return 0 if done, 1 if failed, 2 if refused at its start, 130 if interrupted or asked to stop.
+
+    Neither an error of the operating system nor a lost standard output ends in a traceback.
 
     Args:
         interrupted: the message after Ctrl-C.
+        prefix: the first word of an error's line.
+        failed: the status of a failure, for commands that know only one.
     """
+    with lasting_output():
+        try:
+            command()
+        except (ConfigError, ModelError, PromptError) as error:
+            return _told(f"{prefix}: {error}", REFUSED)
+        except RunStopped as stop:
+            return _told(f"{stop}; continue with --resume", INTERRUPTED)
+        except RtdmdError as error:
+            return _told(f"{prefix}: {error}", failed)
+        except OSError as error:
+            return _told(f"{prefix}: {system_error(error)}{_traceback_file(error)}", failed)
+        except KeyboardInterrupt:
+            return _told(interrupted, INTERRUPTED)
+        return DONE
+
+
+def system_error(error: OSError, place: Path | None = None) -> str:
+    """One line for an error of the operating system: the path, the reason and a remedy.
+
+    Args:
+        place: where the command writes; it is named if the error itself names no path.
+    """
+    reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    path = error.filename if error.filename is not None else place
+    if isinstance(path, bytes):
+        path = os.fsdecode(path)
+    remedy = next((f"; {text}" for numbers, text in REMEDIES.items() if error.errno in numbers), "")
+    return f"{f'{path}: ' if path is not None else ''}{reason}{remedy}"
+
+
+def _traceback_file(error: OSError) -> str:
+    """Where the traceback was written, as the end of a sentence; "" if no place can be written."""
     try:
-        command()
-    except (ConfigError, ModelError, PromptError) as error:
-        return _told(f"error: {error}", REFUSED)
-    except RunStopped as stop:
-        return _told(f"{stop}; continue with --resume", INTERRUPTED)
-    except RtdmdError as error:
-        return _told(f"error: {error}", FAILED)
-    except KeyboardInterrupt:
-        return _told(interrupted, INTERRUPTED)
-    return DONE
+        descriptor, name = tempfile.mkstemp(prefix="rtdmd-error-", suffix=".log")
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write("".join(traceback.format_exception(error)))
+    except OSError:
+        return ""
+    return f"; see {name}"
 
 
 def _told(message: str, status: int) -> int:

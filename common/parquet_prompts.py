@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from common.errors import PromptError
+from common.errors import PromptError, one_line
 
 PROMPT, METADATA = "prompt", "metadata"
 
@@ -36,7 +36,7 @@ def read_parquet(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
         # partitioning=None: a folder name such as "tag=colors/" in the path must not become a column.
         rows = parquet.read_table(path, partitioning=None).to_pylist()
     except (OSError, ValueError) as error:  # pyarrow's own errors are subclasses
-        raise PromptError(f"{path}: not a parquet file that can be read: {str(error).splitlines()[0]}") from error
+        raise PromptError(f"{path}: not a parquet file that can be read: {one_line(error)}") from error
     for number, row in enumerate(rows, start=1):
         text, metadata = _prompt(f"{path}: row {number}", row)
         yield f"row {number}", text, metadata

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ipaddress
 from urllib.parse import urlsplit
 
+THIS_MACHINE = ("0.0.0.0", "::", "localhost.", "localhost.localdomain", "ip6-localhost")
+"""Hosts that lead to this machine, though not to its loopback interface alone or not on every machine."""
+
 
 def is_loopback(host: str) -> bool:
     """Whether a host name or address certainly means this machine."""
@@ -20,6 +23,12 @@ def host_of(url: str) -> str:
         return urlsplit(url).hostname or ""
     except ValueError:
         return ""
+
+
+def uses_proxies(url: str) -> bool:
+    """Whether requests to a URL may use the proxies of the environment: never those to this machine."""
+    host = host_of(url)
+    return not (is_loopback(host) or host in THIS_MACHINE or host.endswith(".localhost"))
 
 
 def without_secrets(url: str) -> str:

@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 from transformers import CLIPModel, CLIPVisionModelWithProjection
 from transformers.utils import logging as transformers_logging
 
-from common.command import user_path
-from common.errors import ConfigError, ModelError, RtdmdError
+from common.command import exit_status, user_path
+from common.errors import ConfigError, ModelError
 from reward_servers.convert_published import HPS_SETTINGS, IMAGE_REWARD_SETTINGS, image_reward_state
 from reward_servers.options import USAGE_ERROR
 from reward_servers.scorers import aesthetic, hps, image_reward
@@ -51,16 +51,15 @@ TOKENIZER_FILES = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Convert; 0 when the directory was written, else 2 with one line on stderr."""
-    options = build_parser().parse_args(arguments)
-    transformers_logging.disable_progress_bar()
-    try:
+
+    def convert() -> None:
+        options = build_parser().parse_args(arguments)
+        transformers_logging.disable_progress_bar()
         scorer = options.convert(options)
-    except RtdmdError as error:
-        print(f"convert: {error}", file=sys.stderr)
-        return USAGE_ERROR
-    print(f"{options.out}: {scorer.name} {scorer.version}, weights {scorer.weights_hash}")
-    print(f"python -m reward_servers --scorer {scorer.name} --model {options.out}")
-    return 0
+        print(f"{options.out}: {scorer.name} {scorer.version}, weights {scorer.weights_hash}")
+        print(f"python -m reward_servers --scorer {scorer.name} --model {options.out}")
+
+    return exit_status(convert, prefix="convert", failed=USAGE_ERROR)
 
 
 def build_parser() -> argparse.ArgumentParser:

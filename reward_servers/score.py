@@ -17,9 +17,10 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from common.command import user_path
-from common.errors import RewardRejected, RewardUnavailable, RtdmdError
+from common.command import exit_status, user_path
+from common.errors import RewardRejected, RewardUnavailable
 from common.rewards.api import ANY_REWARD, MEDIA_TYPE, SCORE_PATH, ScoreRequest, ScoreResponse
+from common.urls import uses_proxies
 from reward_servers.options import TOKEN_VARIABLE, USAGE_ERROR
 
 Each = TypeVar("Each")
@@ -27,20 +28,20 @@ Each = TypeVar("Each")
 
 def main(arguments: list[str] | None = None) -> int:
     """0 when every image was scored, else 2 with one line on stderr."""
-    options = _build_parser().parse_args(arguments)
-    try:
-        prompts = _one_each("--prompt", options.prompt, len(options.images))
-        metadata = _one_each("--metadata", options.metadata or [{}], len(options.images))
-        token = os.environ.get(TOKEN_VARIABLE)
-        headers = {"content-type": MEDIA_TYPE} | ({"authorization": f"Bearer {token}"} if token else {})
-        # No proxy from the environment: it would receive the token, and reward servers are on the same network.
-        with httpx.Client(headers=headers, timeout=options.timeout_s, trust_env=False) as http:
-            for path, prompt, about in zip(options.images, prompts, metadata, strict=True):
-                print(f"{score(http, options.url, path, prompt, about):.6f}  {path}")
-    except RtdmdError as error:
-        print(f"reward_servers.score: {error}", file=sys.stderr)
-        return USAGE_ERROR
-    return 0
+    return exit_status(
+        lambda: _print_scores(_build_parser().parse_args(arguments)), prefix="reward_servers.score", failed=USAGE_ERROR
+    )
+
+
+def _print_scores(options: argparse.Namespace) -> None:
+    prompts = _one_each("--prompt", options.prompt, len(options.images))
+    metadata = _one_each("--metadata", options.metadata or [{}], len(options.images))
+    token = os.environ.get(TOKEN_VARIABLE)
+    headers = {"content-type": MEDIA_TYPE} | ({"authorization": f"Bearer {token}"} if token else {})
+    proxied = uses_proxies(options.url)
+    with httpx.Client(headers=headers, timeout=options.timeout_s, trust_env=proxied) as http:
+        for path, prompt, about in zip(options.images, prompts, metadata, strict=True):
+            print(f"{score(http, options.url, path, prompt, about):.6f}  {path}")
 
 
 def score(http: httpx.Client, url: str, path: Path, prompt: str, metadata: dict[str, Any]) -> float:

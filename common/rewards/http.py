@@ -29,7 +29,7 @@ from common.errors import (
     WireError,
 )
 from common.rewards.api import CAUSES, DEADLINE_HEADER, INFO_PATH, MEDIA_TYPE, REQUEST_CAUSES
-from common.urls import is_loopback
+from common.urls import is_loopback, uses_proxies
 from common.wire import DEFAULT_MAX_BYTES
 
 KEEP_ALIVE_SECONDS = 30.0
@@ -85,10 +85,13 @@ class RewardHttp:
         self._token = token
         self._trusted_hosts = frozenset(host.lower() for host in trusted_hosts)
         limits = httpx.Limits(keepalive_expiry=KEEP_ALIVE_SECONDS)
-        # The reward servers' URLs are complete: a proxy set for internet access is not used.
-        self._http = httpx.AsyncClient(
-            headers={"accept-encoding": "identity"}, limits=limits, timeout=None, trust_env=False, verify=_tls()
-        )
+        # By whether the proxies of the environment may be used, see `uses_proxies`.
+        self._http = {
+            proxied: httpx.AsyncClient(
+                headers={"accept-encoding": "identity"}, limits=limits, timeout=None, trust_env=proxied, verify=_tls()
+            )
+            for proxied in (False, True)
+        }
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="reward-http", daemon=True)
         self._thread.start()
@@ -158,7 +161,8 @@ class RewardHttp:
         name, content = exchange.name, bytearray()
         try:
             headers = self._headers(exchange, body)
-            async with self._http.stream(method, exchange.url + path, content=body, headers=headers) as response:
+            http = self._http[uses_proxies(exchange.url)]
+            async with http.stream(method, exchange.url + path, content=body, headers=headers) as response:
                 async for chunk in response.aiter_raw():
                     content += chunk
                     if len(content) > DEFAULT_MAX_BYTES:
@@ -188,7 +192,8 @@ class RewardHttp:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
-        await self._http.aclose()
+        for http in self._http.values():
+            await http.aclose()
 
 
 @cache

@@ -131,7 +131,7 @@ def parse_yaml(text: str, origin: str) -> Any:
 class _RunFileLoader(yaml.SafeLoader):
     """YAML loader without two pitfalls: `1e-5` is a number here, and a duplicate key is an error."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Checks the keys as they are written: a merge key (`<<: *other`) may add keys that are overridden here."""
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()

@@ -19,14 +19,13 @@ import base64
 import json
 import math
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from common.command import user_path
+from common.command import exit_status, user_path
 from common.errors import RtdmdError
 from learner.records.charts import Point, line_chart
 from learner.records.style import STYLE
@@ -237,9 +236,4 @@ def main(argv: Sequence[str]) -> int:
     """Run `rtdmd report RUN_DIR`; the exit status is 1 when there is nothing to report."""
     parser = argparse.ArgumentParser(prog="rtdmd report", description="Write a run's report.html anew.")
     parser.add_argument("run_dir", type=user_path, metavar="RUN_DIR")
-    try:
-        print(write_report(parser.parse_args(argv).run_dir))
-    except RtdmdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(lambda: print(write_report(parser.parse_args(argv).run_dir)))

@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from common import seeding
-from common.errors import ConfigError, ModelError
+from common.errors import ConfigError, ModelError, one_line
 from common.types import ByteArray, Prompt
 
 OURS = ("prompt", "num_images_per_prompt", "generator", "output_type")
@@ -34,8 +34,7 @@ class PipelinePictures:
         try:
             self._pipeline = DiffusionPipeline.from_pretrained(path, dtype=dtype, local_files_only=True).to(device)
         except Exception as error:  # diffusers raises a different class for each kind of broken directory
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ModelError(f"cannot load the pipeline at {path}: {reason}") from error
+            raise ModelError(f"cannot load the pipeline at {path}: {one_line(error)}") from error
         known = [name for name in inspect.signature(self._pipeline.__call__).parameters if name not in OURS]
         for name in options:
             if name not in known:

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from common.command import exit_status, user_path
-from common.errors import RtdmdError
+from common.errors import RtdmdError, one_line
 from learner.tools.trained_run import ALIGNED_POLICY, POLICIES
 
 
@@ -23,9 +23,8 @@ def tool_status(command: Callable[[], None]) -> int:
         try:
             command()
         except torch.OutOfMemoryError as error:
-            reason = str(error).splitlines()[0]
             raise RtdmdError(
-                f"out of memory: {reason} Ask for fewer images of a prompt, or use --device cpu"
+                f"out of memory: {one_line(error)} Ask for fewer images of a prompt, or use --device cpu"
             ) from error
 
     return exit_status(named)

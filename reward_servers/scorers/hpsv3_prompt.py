@@ -17,7 +17,7 @@ import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common.command import user_path
+from common.command import REFUSED, exit_status, user_path
 from common.errors import ModelError
 
 PROMPT_FILE = "prompt.json"
@@ -76,14 +76,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Write the prompt of HPSv3 into a model directory.")
     parser.add_argument("package", type=user_path, help="hpsv3-1.0.0-py3-none-any.whl")
     parser.add_argument("directory", type=user_path, help="the model directory")
-    options = parser.parse_args(arguments)
-    try:
+
+    def write() -> None:
+        options = parser.parse_args(arguments)
         prompt = extract_prompt(options.package)
         (options.directory / PROMPT_FILE).write_text(json.dumps(asdict(prompt), indent=2), encoding="utf-8")
-    except (ModelError, OSError) as error:
-        print(f"hpsv3_prompt: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_status(write, prefix="hpsv3_prompt", failed=REFUSED)
 
 
 if __name__ == "__main__":

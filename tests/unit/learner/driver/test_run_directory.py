@@ -15,7 +15,8 @@ from common.errors import CheckpointError, ConfigError
 from common.rewards.api import ServerInfo
 from common.types import Position, Stage
 from learner.checkpoint import CheckpointStore
-from learner.driver.run_directory import LOCK, Start, begin, claimed, continuity, require_same_rewards
+from learner.driver.run_directory import Start, begin, claimed, continuity, require_same_rewards
+from learner.driver.run_lock import LOCK
 from learner.preflight.command_line import Invocation
 
 INFO = ServerInfo("hps", "1", "abc", True, 0.0, math.inf, "1", "hps:Hps", True)
