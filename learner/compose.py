@@ -53,6 +53,7 @@ from learner.preflight.ray_environment import check_storage, cluster_address, te
 from learner.records.console import Console
 from learner.records.metrics_log import Tracker
 from learner.records.prometheus import DriverMetrics, LearnerMetrics, serve
+from learner.records.run_log import run_log
 from learner.run import PolicySpecs, Service
 from rollout_workers.actor import RolloutWorker, WorkerSettings
 
@@ -160,6 +161,7 @@ def started_service(
     """Everything that a run needs, started in order and stopped in reverse order on every exit."""
     config = invocation.config
     with ExitStack() as stack:
+        stack.enter_context(run_log(run_dir / "logs" / "run.log"))
         redis = stack.enter_context(_redis(config, run_dir))
         servers = stack.enter_context(LocalServers(_local_servers(config), run_dir / "logs"))
         access = _reward_access(config, servers.urls, redis)
