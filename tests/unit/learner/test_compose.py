@@ -200,6 +200,38 @@ def test_any_other_error_is_one_line_and_a_file(tmp_path: Path, error: Exception
     assert "Traceback" in log.read_text()
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(28, "No space left on device"), "{}: No space left on device; free space there, or write elsewhere"),
+        (OSError(30, "Read-only file system", "/data/x"), "/data/x: Read-only file system; name a path on storage"),
+        (raised_remotely(OSError(28, "No space left on device", "/w/x")), "/w/x: No space left on device; free space"),
+        (raised_remotely(RuntimeError("first line\nthe remedy")), "RuntimeError: first line the remedy"),
+    ],
+)
+def test_an_error_of_the_system_names_the_path_wherever_it_was_raised(
+    tmp_path: Path, error: Exception, told: str
+) -> None:
+    (tmp_path / "logs").mkdir()
+    with pytest.raises(RtdmdError) as caught, _errors_in_one_line(invocation(tmp_path)):
+        raise error
+    assert str(caught.value).startswith(told.format(tmp_path))
+    assert str(caught.value).endswith(f"; see {tmp_path}/logs/error.log")
+
+
+def test_the_whole_message_of_ray_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The remedy stands in its second line."""
+
+    def fail(**settings: object) -> None:
+        raise ConnectionError("Could not connect. To fix this, either:\n1. unset the address\n2. start a cluster")
+
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr("ray.init", fail)
+    expected = "To fix this, either: 1. unset the address 2. start a cluster: is it up, and RAY_AUTH_MODE"
+    with pytest.raises(ConfigError, match=expected), ray_cluster(config()):
+        pytest.fail("entered")
+
+
 def test_a_dry_run_leaves_no_log(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     with pytest.raises(RtdmdError, match="odd shape"), _errors_in_one_line(invocation(tmp_path, dry_run=True)):
