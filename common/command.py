@@ -50,6 +50,7 @@ def exit_status(
     """
     with lasting_output():
         try:
+            _require_current_directory()
             command()
         except (ConfigError, ModelError, PromptError) as error:
             return _told(f"{prefix}: {error}", REFUSED)
@@ -76,6 +77,14 @@ def system_error(error: OSError, place: Path | None = None) -> str:
         path = os.fsdecode(path)
     remedy = next((f"; {text}" for numbers, text in REMEDIES.items() if error.errno in numbers), "")
     return f"{f'{path}: ' if path is not None else ''}{reason}{remedy}"
+
+
+def _require_current_directory() -> None:
+    """Libraries end the process, without our words, if their own files cannot be found from here."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise ConfigError("the current directory does not exist any more: change to another one (cd)") from error
 
 
 def _traceback_file(error: OSError) -> str:

@@ -23,7 +23,7 @@ def short_folder(room: int, variable: str, environ: Mapping[str, str]) -> Path:
         ConfigError: the named folder is too long or cannot be written, or there is no folder at all.
     """
     named = environ.get(variable)
-    candidates = [Path(named)] if named else [Path(tempfile.gettempdir()), *SHORT_FOLDERS]
+    candidates = [Path(named).absolute()] if named else [Path(tempfile.gettempdir()), *SHORT_FOLDERS]
     for folder in candidates:
         if len(os.fsencode(folder)) + room <= SOCKET_BYTES and _writable(folder):
             return folder

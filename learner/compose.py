@@ -314,7 +314,7 @@ def plan_text(invocation: Invocation, start: Start) -> str:
     alignment, cold_start = config.alignment, config.cold_start
     images = alignment.prompts_per_iteration * alignment.group_size
     lines = [
-        f"run        {config.run.name}, seed {config.run.seed}, into {invocation.run_dir.resolve()}",
+        f"run        {config.run.name}, seed {config.run.seed}, into {os.path.realpath(invocation.run_dir)}",
         f"start      at iteration {start.position.iteration} of {start.position.stage}"
         f"{f', from {start.checkpoint}' if start.checkpoint else ''}",
         f"backbone   {config.backbone.family} at {config.backbone.path}, {config.backbone.dtype}",

@@ -20,7 +20,7 @@ from PIL import Image
 from common.command import exit_status, user_path
 from common.errors import RewardRejected, RewardUnavailable
 from common.rewards.api import ANY_REWARD, MEDIA_TYPE, SCORE_PATH, ScoreRequest, ScoreResponse
-from common.urls import uses_proxies
+from common.urls import unusable_proxy, uses_proxies
 from reward_servers.options import TOKEN_VARIABLE, USAGE_ERROR
 
 Each = TypeVar("Each")
@@ -38,10 +38,16 @@ def _print_scores(options: argparse.Namespace) -> None:
     metadata = _one_each("--metadata", options.metadata or [{}], len(options.images))
     token = os.environ.get(TOKEN_VARIABLE)
     headers = {"content-type": MEDIA_TYPE} | ({"authorization": f"Bearer {token}"} if token else {})
-    proxied = uses_proxies(options.url)
-    with httpx.Client(headers=headers, timeout=options.timeout_s, trust_env=proxied) as http:
+    with _client(options.url, headers, options.timeout_s) as http:
         for path, prompt, about in zip(options.images, prompts, metadata, strict=True):
             print(f"{score(http, options.url, path, prompt, about):.6f}  {path}")
+
+
+def _client(url: str, headers: dict[str, str], timeout_s: float) -> httpx.Client:
+    try:
+        return httpx.Client(headers=headers, timeout=timeout_s, trust_env=uses_proxies(url))
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        raise RewardUnavailable(ANY_REWARD, "refused", f"{url}: {unusable_proxy(error)}") from error
 
 
 def score(http: httpx.Client, url: str, path: Path, prompt: str, metadata: dict[str, Any]) -> float:

@@ -69,7 +69,7 @@ def check_storage(run_dir: Path, environ: Mapping[str, str]) -> None:
     """ConfigError if Ray would remove the run: a job's working directory is a temporary copy on the cluster."""
     if JOB not in environ:
         return
-    resolved = run_dir.resolve()
+    resolved = Path(os.path.realpath(run_dir))
     if not run_dir.is_absolute() or PACKAGES in resolved.parts:
         raise ConfigError(
             f"--run-dir {run_dir}: inside a Ray job this is {resolved}, which Ray removes: give --run-dir an absolute "

@@ -73,3 +73,13 @@ def test_every_end_has_its_status(
 
     assert exit_status(end) == status
     assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_a_current_directory_that_is_gone_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert exit_status(lambda: pytest.fail("entered")) == 2
+    assert capsys.readouterr().err.startswith("error: the current directory does not exist any more: change to another")

@@ -102,3 +102,21 @@ def test_the_example(asked: list[str], image: str) -> None:
     assert asked == []
     assert "502" in run(ELSEWHERE)
     assert asked == [f"POST {ELSEWHERE}/v1/score HTTP/1.1"]
+
+
+@pytest.mark.parametrize("url", ["socks5://127.0.0.1:1080", "ftp://proxy"])
+def test_a_proxy_that_cannot_be_used_is_one_line_and_no_matter_here(
+    asked: list[str], image: str, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", url)
+    http = RewardHttp(None)
+    try:
+        with fake_server() as server:
+            assert http.get(Exchange("fake", server.url, 5.0), "/v1/info", len) > 0
+        with pytest.raises(RewardUnavailable, match=r"a proxy of HTTP_PROXY.* cannot be used .* set NO_PROXY"):
+            http.get(Exchange("fake", ELSEWHERE, 5.0), "/v1/info", len)
+    finally:
+        http.close()
+    assert score.main(["--url", ELSEWHERE, image, "--prompt", "a"]) == 2
+    told = capsys.readouterr().err
+    assert (told.count("\n"), "cannot be used" in told) == (1, True)
