@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -23,9 +21,11 @@ from pathlib import Path
 
 import numpy as np
 
+from common.project_files import PROJECT_ROOT, python_command, python_environment
 from common.rewards.api import MEDIA_TYPE, METRICS_PATH, SCORE_PATH, ScoreRequest
 
-PROJECT_ROOT = Path(__file__).resolve().parents[1]
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Opens URLs without the proxies of the environment."""
 TOKEN = "benchmark"
 START_SECONDS = 300
 STOP_SECONDS = 60
@@ -44,7 +44,7 @@ class Target:
 
     def metric(self, name: str) -> float:
         """Sum of a metric's samples over its labels."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{METRICS_PATH}") as answer:
+        with DIRECT.open(f"http://127.0.0.1:{self.port}{METRICS_PATH}") as answer:
             lines = answer.read().decode().splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.split("{")[0].split(" ")[0] == name)
 
@@ -78,11 +78,10 @@ def serving(*options: str) -> Iterator[Target]:
     """A reward server with a token; stopped by a drain at the end."""
     with tempfile.TemporaryDirectory() as folder:
         ready_file = Path(folder) / "ready.json"
-        search_path = os.pathsep.join(filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH")]))
         process = subprocess.Popen(
-            [sys.executable, "-m", "reward_servers", "--port", "0", "--ready-file", str(ready_file), *options],
+            [*python_command("reward_servers"), "--port", "0", "--ready-file", str(ready_file), *options],
             cwd=PROJECT_ROOT,
-            env=os.environ | {"PYTHONPATH": search_path, "REWARD_SERVER_TOKEN": TOKEN},
+            env=python_environment() | {"REWARD_SERVER_TOKEN": TOKEN},
         )
         try:
             deadline = time.monotonic() + START_SECONDS

@@ -2,31 +2,100 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 
+from common.console_stream import lasting_output
 from common.errors import ConfigError, ModelError, PromptError, RtdmdError, RunStopped
 
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
+REMEDIES = {
+    (errno.ENOSPC, errno.EDQUOT): "free space there, or write elsewhere",
+    (errno.EACCES, errno.EPERM): "give this user the permission, or name another path",
+    (errno.EROFS,): "name a path on storage that can be written",
+    (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG): "name another path",
+    (errno.EMFILE, errno.ENFILE): "allow more open files (ulimit -n)",
+    (errno.EAGAIN, errno.ENOMEM): "free memory or processes (ulimit -u)",
+    (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK): "its file system cannot do this: name a path on another one",
+    (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO): "check the storage, then start again",
+}
+"""Remedies for the errors of an operating system; any other one is explained by its traceback alone."""
 
-def exit_status(command: Callable[[], None], interrupted: str = "interrupted") -> int:
+
+def user_path(text: str) -> Path:
+    """Argparse type of a path. Shells expand `--out ~/x`, but not `--out=~/x`."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # there is no such home: the file will be reported missing, by the name that was written
+        return Path(text)
+
+
+def exit_status(
+    command: Callable[[], None], interrupted: str = "interrupted", *, prefix: str = "error", failed: int = FAILED
+) -> int:
     """Run a command. Return 0 if done, 1 if failed, 2 if refused at its start, 130 if interrupted or asked to stop.
+
+    Neither an error of the operating system nor a lost standard output ends in a traceback.
 
     Args:
         interrupted: the message after Ctrl-C.
+        prefix: the first word of an error's line.
+        failed: the status of a failure, for commands that know only one.
     """
+    with lasting_output():
+        try:
+            _require_current_directory()
+            command()
+        except (ConfigError, ModelError, PromptError) as error:
+            return _told(f"{prefix}: {error}", REFUSED)
+        except RunStopped as stop:
+            return _told(f"{stop}; continue with --resume", INTERRUPTED)
+        except RtdmdError as error:
+            return _told(f"{prefix}: {error}", failed)
+        except OSError as error:
+            return _told(f"{prefix}: {system_error(error)}{_traceback_file(error)}", failed)
+        except KeyboardInterrupt:
+            return _told(interrupted, INTERRUPTED)
+        return DONE
+
+
+def system_error(error: OSError, place: Path | None = None) -> str:
+    """One line for an error of the operating system: the path, the reason and a remedy.
+
+    Args:
+        place: where the command writes; it is named if the error itself names no path.
+    """
+    reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    path = error.filename if error.filename is not None else place
+    if isinstance(path, bytes):
+        path = os.fsdecode(path)
+    remedy = next((f"; {text}" for numbers, text in REMEDIES.items() if error.errno in numbers), "")
+    return f"{f'{path}: ' if path is not None else ''}{reason}{remedy}"
+
+
+def _require_current_directory() -> None:
+    """Libraries end the process, without our words, if their own files cannot be found from here."""
     try:
-        command()
-    except (ConfigError, ModelError, PromptError) as error:
-        return _told(f"error: {error}", REFUSED)
-    except RunStopped as stop:
-        return _told(f"{stop}; continue with --resume", INTERRUPTED)
-    except RtdmdError as error:
-        return _told(f"error: {error}", FAILED)
-    except KeyboardInterrupt:
-        return _told(interrupted, INTERRUPTED)
-    return DONE
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise ConfigError("the current directory does not exist any more: change to another one (cd)") from error
+
+
+def _traceback_file(error: OSError) -> str:
+    """Where the traceback was written, as the end of a sentence; "" if no place can be written."""
+    try:
+        descriptor, name = tempfile.mkstemp(prefix="rtdmd-error-", suffix=".log")
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write("".join(traceback.format_exception(error)))
+    except OSError:
+        return ""
+    return f"; see {name}"
 
 
 def _told(message: str, status: int) -> int:

@@ -24,6 +24,15 @@ RtdmdError
 
 from __future__ import annotations
 
+MESSAGE_CHARACTERS = 800
+"""A library's message is cut to this many characters in ours."""
+
+
+def one_line(error: BaseException, most: int = MESSAGE_CHARACTERS) -> str:
+    """A library's whole message on one line: the remedy often stands in its second line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else f"{text[: most - 4]} ..."
+
 
 class RtdmdError(Exception):
     """Base class: catch this to catch everything the project raises on purpose."""

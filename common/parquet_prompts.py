@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common import strict_json
-from common.errors import PromptError
+from common.errors import PromptError, one_line
 from common.visible_text import trimmed
 
 PROMPT, METADATA = "prompt", "metadata"
@@ -39,7 +39,7 @@ def read_parquet(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
         # partitioning=None: a folder name such as "tag=colors/" in the path must not become a column.
         table = parquet.read_table(path, partitioning=None)
     except (OSError, ValueError, arrow.ArrowException) as error:
-        raise PromptError(f"{path}: not a parquet file that can be read: {_first_line(error)}") from error
+        raise PromptError(f"{path}: not a parquet file that can be read: {one_line(error)}") from error
     for number, row in enumerate(_rows(path, table), start=1):
         text, metadata = _prompt(f"{path}: row {number}", row)
         yield f"row {number}", text, metadata
@@ -52,7 +52,7 @@ def _rows(path: Path, table: Any) -> list[dict[str, Any]]:
         return rows
     except NOT_CONVERTED as error:
         number, reason = next(_unreadable(table), (0, error))
-        raise PromptError(f"{path}: row {number} cannot be read: {_first_line(reason)}") from error
+        raise PromptError(f"{path}: row {number} cannot be read: {one_line(reason)}") from error
 
 
 def _unreadable(table: Any) -> Iterator[tuple[int, Exception]]:
@@ -61,10 +61,6 @@ def _unreadable(table: Any) -> Iterator[tuple[int, Exception]]:
             table.slice(number, 1).to_pylist()
         except NOT_CONVERTED as error:
             yield number + 1, error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _prompt(where: str, row: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Finds the files that come with the project: run files, prompts and the shapes world.
+"""Finds the files that come with the project: run files, prompts, the shapes world, and the code itself.
 
 They are beside the packages, both in the repository and in an installed wheel. A relative path is looked up first in
 the working directory and then here, so `rtdmd train` works from any directory.
@@ -6,7 +6,11 @@ the working directory and then here, so `rtdmd train` works from any directory.
 
 from __future__ import annotations
 
+import os
+import sys
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
 from common.config.section import Section
@@ -14,6 +18,27 @@ from common.config.section import Section
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 """Root of the repository, or the directory into which a wheel was installed."""
 AnySection = TypeVar("AnySection", bound=Section)
+
+
+def python_command(module: str) -> list[str]:
+    """Command that runs a module of the project: `-P` keeps a package in the current directory from taking its place.
+
+    It needs `python_environment`.
+    """
+    return [sys.executable, "-P", "-m", module]
+
+
+def python_environment() -> dict[str, str]:
+    """Our environment, with the project first on Python's search path, also for a process's own processes."""
+    search_path = [str(PROJECT_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(search_path)}
+
+
+def import_own(module: str) -> ModuleType:
+    """Import a module that a user names. It may be in the current directory, which is searched last."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    return import_module(module)
 
 
 def found_path(path: Path) -> Path:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ipaddress
 from urllib.parse import urlsplit
 
+THIS_MACHINE = ("0.0.0.0", "::", "localhost.", "localhost.localdomain", "ip6-localhost")
+"""Hosts that lead to this machine, though not to its loopback interface alone or not on every machine."""
+
 
 def is_loopback(host: str) -> bool:
     """Whether a host name or address certainly means this machine."""
@@ -20,6 +23,18 @@ def host_of(url: str) -> str:
         return urlsplit(url).hostname or ""
     except ValueError:
         return ""
+
+
+def uses_proxies(url: str) -> bool:
+    """Whether requests to a URL may use the proxies of the environment: never those to this machine."""
+    host = host_of(url)
+    return not (is_loopback(host) or host in THIS_MACHINE or host.endswith(".localhost"))
+
+
+def unusable_proxy(error: Exception) -> str:
+    """The line for proxies of the environment that httpx cannot use: a SOCKS proxy, or no URL at all."""
+    reason = " ".join(str(error).split())
+    return f"a proxy of HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used ({reason}): change it, or set NO_PROXY"
 
 
 def without_secrets(url: str) -> str:

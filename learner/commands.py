@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 
+from common.console_stream import lasting_output
+
 Main = Callable[[list[str]], int]
 
 COMMANDS = {
@@ -41,6 +43,11 @@ complete -F _rtdmd rtdmd"""
 
 def main() -> int:
     """Return the command's exit status, or 2 when there is no such command."""
+    with lasting_output():
+        return _main()
+
+
+def _main() -> int:
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())

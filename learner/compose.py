@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 from ray.actor import ActorHandle
 
 from common.backbones import model_sizes
+from common.command import system_error
 from common.config.rewards import RewardConfig
 from common.config.run import Config
 from common.errors import ConfigError, ModelError, RtdmdError
@@ -29,8 +30,8 @@ from common.rewards.access import REWARD_TOKEN, RewardAccess
 from common.rewards.client import RewardEndpoint
 from common.rewards.guard import Outage
 from common.types import PromptSets
-from learner.driver.calls import CALL_TIMEOUT_S, answer, last_line
-from learner.driver.cluster import ADDRESS, ray_cluster
+from learner.driver.calls import CALL_TIMEOUT_S, answer, remote_reason
+from learner.driver.cluster import ray_cluster
 from learner.driver.comparison import PolicyRecords
 from learner.driver.embedded_redis import embedded_redis
 from learner.driver.learner_group import started_learner
@@ -49,9 +50,11 @@ from learner.preflight.checks import (
 )
 from learner.preflight.command_line import Invocation
 from learner.preflight.forecast import Prediction, choose_device, predict, requirements_text
+from learner.preflight.ray_environment import check_storage, cluster_address, temporary_folder
 from learner.records.console import Console
 from learner.records.metrics_log import Tracker
 from learner.records.prometheus import DriverMetrics, LearnerMetrics, serve
+from learner.records.run_log import run_log
 from learner.run import PolicySpecs, Service
 from rollout_workers.actor import RolloutWorker, WorkerSettings
 
@@ -60,9 +63,9 @@ def run(invocation: Invocation) -> None:
     """Run; with `--dry-run`, start everything once and print the plan.
 
     Raises:
-        RtdmdError: see `common/errors.py`; Ray's multi-line errors are shortened to one line.
+        RtdmdError: see `common/errors.py`; errors of Ray and of the operating system become one line.
     """
-    with _errors_from_ray(invocation):
+    with _errors_in_one_line(invocation):
         _run(invocation)
 
 
@@ -86,18 +89,28 @@ def forecast_text(config: Config, device_name: str) -> str:
 
 
 @contextmanager
-def _errors_from_ray(invocation: Invocation) -> Iterator[None]:
+def _errors_in_one_line(invocation: Invocation) -> Iterator[None]:
     """Re-raise our own errors from another process unchanged; shorten any other to one line, with a traceback file."""
     try:
         yield
     except ray.exceptions.RayError as error:
         if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, RtdmdError):
             raise error.cause from error
-        log = invocation.run_dir / "logs" / "error.log"
-        if invocation.dry_run or not log.parent.is_dir():
-            raise RtdmdError(last_line(error)) from error
-        log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-        raise RtdmdError(f"{last_line(error)}; see {log}") from error
+        raise RtdmdError(f"{remote_reason(error, invocation.run_dir)}{_logged(invocation, error)}") from error
+    except OSError as error:
+        raise RtdmdError(f"{system_error(error, invocation.run_dir)}{_logged(invocation, error)}") from error
+
+
+def _logged(invocation: Invocation, error: Exception) -> str:
+    """Write the traceback into the run directory and return the end of a sentence; "" if impossible."""
+    log = invocation.run_dir / "logs" / "error.log"
+    if invocation.dry_run or not log.parent.is_dir():
+        return ""
+    try:
+        log.write_text("".join(traceback.format_exception(error)), encoding="utf-8", errors="backslashreplace")
+    except OSError:
+        return ""
+    return f"; see {log}"
 
 
 def _checked_prediction(config: Config) -> Prediction | None:
@@ -107,7 +120,7 @@ def _checked_prediction(config: Config) -> Prediction | None:
         ConfigError, ModelError: the model's small files show that the run is impossible.
     """
     paths = [value for value in config.backbone.model_dump().values() if isinstance(value, Path)]
-    elsewhere = ADDRESS in os.environ and not all(path.is_dir() for path in paths)
+    elsewhere = cluster_address(os.environ) is not None and not all(path.is_dir() for path in paths)
     sizes = None if elsewhere else model_sizes(config.backbone, config.lora)
     if sizes is None:
         return None
@@ -117,8 +130,10 @@ def _checked_prediction(config: Config) -> Prediction | None:
 
 def _run(invocation: Invocation) -> None:
     config = invocation.config
+    check_storage(invocation.run_dir, os.environ)
     check_files(config, resuming=invocation.resume)
-    if ADDRESS not in os.environ:
+    if cluster_address(os.environ) is None:
+        temporary_folder(os.environ)
         check_gpus(config)
     prompts = _load_prompts(config)
     check_enough_prompts(config, prompts)
@@ -151,6 +166,7 @@ def started_service(
     """Everything that a run needs, started in order and stopped in reverse order on every exit."""
     config = invocation.config
     with ExitStack() as stack:
+        stack.enter_context(run_log(run_dir / "logs" / "run.log"))
         redis = stack.enter_context(_redis(config, run_dir))
         servers = stack.enter_context(LocalServers(_local_servers(config), run_dir / "logs"))
         access = _reward_access(config, servers.urls, redis)
@@ -290,7 +306,7 @@ def _wait_until_loaded(config: Config, ranks: list[ActorHandle], workers: list[A
                 )
             fingerprints |= set(ray.get(done))
     except ray.exceptions.RayActorError as error:
-        raise ModelError(f"learner or workers could not start: {last_line(error)}") from error
+        raise ModelError(f"learner or workers could not start: {remote_reason(error)}") from error
     if len(fingerprints) > 1:
         raise ModelError(f"learner and workers found different models at {config.backbone.path}: give all the same")
     sigmas: tuple[float, ...] = answer(ranks[0].sigmas.remote(config.sampling.steps))
@@ -303,7 +319,7 @@ def plan_text(invocation: Invocation, start: Start) -> str:
     alignment, cold_start = config.alignment, config.cold_start
     images = alignment.prompts_per_iteration * alignment.group_size
     lines = [
-        f"run        {config.run.name}, seed {config.run.seed}, into {invocation.run_dir.resolve()}",
+        f"run        {config.run.name}, seed {config.run.seed}, into {os.path.realpath(invocation.run_dir)}",
         f"start      at iteration {start.position.iteration} of {start.position.stage}"
         f"{f', from {start.checkpoint}' if start.checkpoint else ''}",
         f"backbone   {config.backbone.family} at {config.backbone.path}, {config.backbone.dtype}",

@@ -1,7 +1,7 @@
 """Commands that train and that forecast a run.
 
     rtdmd train --config deploy/runs/shapes.yaml
-    RAY_AUTH_MODE=token ray job submit --working-dir . -- python learner/main.py
+    RAY_AUTH_MODE=token ray job submit --working-dir . -- python learner/main.py --run-dir /shared/runs/mine
 
 Reads the command line and sets the exit status; `compose.py` starts everything else. Heavy libraries are imported only
 after the command line has been validated.
@@ -16,8 +16,15 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
+if __name__ == "__main__":
+    # Python puts this file's folder first. The project's root is needed instead, before any other package's `common`.
+    if not sys.flags.safe_path:
+        sys.path.pop(0)
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
 from common.command import exit_status
 from learner.preflight.command_line import parse, parse_forecast
+from learner.preflight.ray_environment import prepare
 
 # transformers also logs which image processor it falls back to; only its errors are useful here.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -26,9 +33,12 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 def main(argv: Sequence[str]) -> int:
     """Train; exit status as in `common.command.exit_status`."""
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it: the run goes on
+        signal.signal(signal.SIGHUP, _interrupt)
 
     def train() -> None:
         invocation = parse(argv, os.environ)
+        prepare(os.environ)  # before Ray is imported
         from learner.compose import run
 
         run(invocation)

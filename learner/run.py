@@ -85,6 +85,10 @@ class Service:
             self._require_measured("cold_start", self.specs.student, cold_start_end)
         self._restore(start)
         milestones = self._milestones()
+        self.tracker.message(
+            f"pictures come into {self.run_dir / 'samples'}, the report into {self.run_dir / 'report.html'} at the end "
+            "or when you interrupt the run"
+        )
         policies = ["cold_start", "rtdmd"]
         if config.evaluation.teacher:
             policies = [teacher, few_steps, *policies]
@@ -161,6 +165,7 @@ class Service:
         seconds = time.perf_counter() - started
         self.records.add(policy, basis, evaluation, seconds)
         self.tracker.policy(policy, evaluation.metrics, seconds)
+        self.tracker.message(f"pictures of {policy}: {self.records.first_picture(policy)}")
 
     def _basis(self, spec: SamplingSpec, trained: Position | None) -> dict[str, Any]:
         """Everything that a policy's numbers depend on and that a resumed run might have changed."""

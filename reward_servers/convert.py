@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 from transformers import CLIPModel, CLIPVisionModelWithProjection
 from transformers.utils import logging as transformers_logging
 
-from common.errors import ConfigError, ModelError, RtdmdError
+from common.command import exit_status, user_path
+from common.errors import ConfigError, ModelError
 from reward_servers.convert_published import HPS_SETTINGS, IMAGE_REWARD_SETTINGS, image_reward_state
 from reward_servers.options import USAGE_ERROR
 from reward_servers.scorers import aesthetic, hps, image_reward
@@ -51,16 +52,15 @@ TOKENIZER_FILES = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Convert; 0 when the directory was written, else 2 with one line on stderr."""
-    options = build_parser().parse_args(arguments)
-    transformers_logging.disable_progress_bar()
-    try:
+
+    def convert() -> None:
+        options = build_parser().parse_args(arguments)
+        transformers_logging.disable_progress_bar()
         scorer = options.convert(options)
-    except RtdmdError as error:
-        print(f"convert: {error}", file=sys.stderr)
-        return USAGE_ERROR
-    print(f"{options.out}: {scorer.name} {scorer.version}, weights {scorer.weights_hash}")
-    print(f"python -m reward_servers --scorer {scorer.name} --model {options.out}")
-    return 0
+        print(f"{options.out}: {scorer.name} {scorer.version}, weights {scorer.weights_hash}")
+        print(f"python -m reward_servers --scorer {scorer.name} --model {options.out}")
+
+    return exit_status(convert, prefix="convert", failed=USAGE_ERROR)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -72,8 +72,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     def add(name: str, checkpoint: str, convert: Callable[[argparse.Namespace], Scorer]) -> argparse.ArgumentParser:
         kind = kinds.add_parser(name, help=f"from {checkpoint}")
-        kind.add_argument("checkpoint", type=Path, help=checkpoint)
-        kind.add_argument("--out", type=Path, required=True, help="model directory to create; must not exist yet")
+        kind.add_argument("checkpoint", type=user_path, help=checkpoint)
+        kind.add_argument("--out", type=user_path, required=True, help="model directory to create; must not exist yet")
         kind.set_defaults(convert=convert)
         return kind
 
@@ -81,12 +81,16 @@ def build_parser() -> argparse.ArgumentParser:
     kind.add_argument(
         "--version", required=True, choices=HPS_VERSIONS, help="release of the checkpoint, which the file does not name"
     )
-    kind.add_argument("--tokenizer", type=Path, required=True, help="a directory with CLIP's vocab.json and merges.txt")
+    kind.add_argument(
+        "--tokenizer", type=user_path, required=True, help="a directory with CLIP's vocab.json and merges.txt"
+    )
     _add_architecture(kind, "ViT-H-14")
     kind = add("aesthetic", "sac+logos+ava1-l14-linearMSE.pth of improved-aesthetic-predictor", _from_aesthetic_options)
-    kind.add_argument("--clip", type=Path, required=True, help="directory of openai/clip-vit-large-patch14")
+    kind.add_argument("--clip", type=user_path, required=True, help="directory of openai/clip-vit-large-patch14")
     kind = add("image_reward", "ImageReward.pt of THUDM/ImageReward", _from_image_reward_options)
-    kind.add_argument("--tokenizer", type=Path, required=True, help="a directory with bert-base-uncased's vocab.txt")
+    kind.add_argument(
+        "--tokenizer", type=user_path, required=True, help="a directory with bert-base-uncased's vocab.txt"
+    )
     _add_architecture(kind, "ImageReward-v1.0")
     return parser
 
@@ -149,7 +153,7 @@ def _from_image_reward_options(options: argparse.Namespace) -> Scorer:
 
 def _add_architecture(parser: argparse.ArgumentParser, published: str) -> None:
     message = f"config.json of a model of another size (default: that of {published})"
-    parser.add_argument("--architecture", type=Path, metavar="FILE", help=message)
+    parser.add_argument("--architecture", type=user_path, metavar="FILE", help=message)
 
 
 def _architecture(path: Path | None, published: dict[str, Any]) -> dict[str, Any]:

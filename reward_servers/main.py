@@ -7,8 +7,8 @@ The scorers' libraries (torch, transformers, ...) are imported by name here, so 
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import importlib
 import json
 import logging
 import os
@@ -20,7 +20,9 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 
-from common.errors import ConfigError, ModelError, RewardError, RtdmdError
+from common.command import exit_status
+from common.errors import ConfigError, ModelError, RewardError
+from common.project_files import import_own
 from common.rewards.api import GradientRequest, ServerInfo
 from reward_servers.app import Served, ServerApp
 from reward_servers.batcher import Batcher, Device
@@ -31,7 +33,6 @@ from reward_servers.registration import registered
 from reward_servers.scorers import BUILT_IN_SCORERS, MOVED_SCORERS
 from reward_servers.scorers.base import Scorer
 
-INTERRUPTED = 130
 SWITCH_SECONDS = 0.0005
 """The event loop waits at most this long for a thread that computes in Python, a reader or a scorer.
 
@@ -43,23 +44,21 @@ REASON_CHARACTERS = 300
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve; 0 after a drained stop, 2 with one line on stderr when the server cannot start."""
-    options = build_parser().parse_args(arguments)
+    return exit_status(
+        lambda: _serve(build_parser().parse_args(arguments)), prefix="reward_servers", failed=USAGE_ERROR
+    )
+
+
+def _serve(options: argparse.Namespace) -> None:
     # Set before a scorer's stack is imported: OpenMP and MKL read it once, for every thread of the process.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(options.threads))
     sys.setswitchinterval(SWITCH_SECONDS)
     if options.parent_pid is not None:
         threading.Thread(target=follow_parent, args=(options.parent_pid,), daemon=True).start()
-    try:
-        settings = check(options)
-        with bind(settings.host, settings.port) as listener:
-            print(f"loading {', '.join(one.scorer for one in settings.scorers)}", flush=True)
-            asyncio.run(serve(settings, load_scorers(settings), listener))
-    except RtdmdError as error:
-        print(f"reward_servers: {error}", file=sys.stderr)
-        return USAGE_ERROR
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    return 0
+    settings = check(options)
+    with bind(settings.host, settings.port) as listener:
+        print(f"loading {', '.join(one.scorer for one in settings.scorers)}", flush=True)
+        asyncio.run(serve(settings, load_scorers(settings), listener))
 
 
 def load_scorers(settings: ServerSettings) -> dict[str, Scorer]:
@@ -166,10 +165,8 @@ def _scorer_class(spec: str) -> type[Scorer]:
     if not class_name:
         known = ", ".join(BUILT_IN_SCORERS)
         raise ConfigError(f"--scorer {spec}: neither one of {known} nor an import path package.module:Class")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
-        found = vars(importlib.import_module(module_name)).get(class_name)
+        found = vars(import_own(module_name)).get(class_name)
     except ImportError as error:
         raise _missing(spec, error) from error
     if not (isinstance(found, type) and issubclass(found, Scorer)):

@@ -12,6 +12,7 @@ from typing import Any
 
 from redis.connection import parse_url
 
+from common.command import user_path
 from common.errors import ConfigError
 from common.rewards.api import DEFAULT_MAX_PIXELS
 from common.urls import host_of, is_loopback, without_secrets
@@ -113,7 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="milliseconds that a request waits for others to join its batch while the device is idle",
     )
     _add_limits(parser)
-    parser.add_argument("--ready-file", type=Path, help="write JSON with port and pid to this file when ready")
+    parser.add_argument("--ready-file", type=user_path, help="write JSON with port and pid to this file when ready")
     parser.add_argument(
         "--redis-url", help="register in this Redis, so that runs find the server: redis://HOST:PORT/DB"
     )
@@ -203,7 +204,7 @@ def _pair(given: Sequence[tuple[str, str]]) -> tuple[ScorerSettings, ...]:
             )
         scorers[-1][option] = value
     return tuple(
-        ScorerSettings(one["scorer"], Path(one["model"]) if "model" in one else None, one.get("name"))
+        ScorerSettings(one["scorer"], user_path(one["model"]) if "model" in one else None, one.get("name"))
         for one in scorers
     )
 

@@ -15,8 +15,10 @@ from typing import Any, TypeVar
 import httpx
 
 from common import strict_json
-from common.errors import RewardRejected, RewardUnavailable, RtdmdError
+from common.command import exit_status, user_path
+from common.errors import RewardRejected, RewardUnavailable
 from common.rewards.api import ANY_REWARD, MEDIA_TYPE, SCORE_PATH, ScoreRequest, ScoreResponse
+from common.urls import unusable_proxy, uses_proxies
 from common.visible_text import printable
 from reward_servers.options import TOKEN_VARIABLE, USAGE_ERROR
 from reward_servers.picture_files import MAX_OWN_PIXELS, OWN_FORMATS, open_picture, pixels_HWC
@@ -27,20 +29,26 @@ MAX_OWN_BYTES = 2**29
 
 def main(arguments: list[str] | None = None) -> int:
     """0 when every image was scored, else 2 with one line on stderr."""
-    options = _build_parser().parse_args(arguments)
+    return exit_status(
+        lambda: _print_scores(_build_parser().parse_args(arguments)), prefix="rtdmd score", failed=USAGE_ERROR
+    )
+
+
+def _print_scores(options: argparse.Namespace) -> None:
+    prompts = _one_each("--prompt", options.prompt, len(options.images))
+    metadata = _one_each("--metadata", options.metadata or [{}], len(options.images))
+    token = os.environ.get(TOKEN_VARIABLE)
+    headers = {"content-type": MEDIA_TYPE} | ({"authorization": f"Bearer {token}"} if token else {})
+    with _client(options.url, headers, options.timeout_s) as http:
+        for path, prompt, about in zip(options.images, prompts, metadata, strict=True):
+            print(f"{score(http, options.url, path, prompt, about):.6f}  {printable(path)}")
+
+
+def _client(url: str, headers: dict[str, str], timeout_s: float) -> httpx.Client:
     try:
-        prompts = _one_each("--prompt", options.prompt, len(options.images))
-        metadata = _one_each("--metadata", options.metadata or [{}], len(options.images))
-        token = os.environ.get(TOKEN_VARIABLE)
-        headers = {"content-type": MEDIA_TYPE} | ({"authorization": f"Bearer {token}"} if token else {})
-        # No proxy from the environment: it would receive the token, and reward servers are on the same network.
-        with httpx.Client(headers=headers, timeout=options.timeout_s, trust_env=False) as http:
-            for path, prompt, about in zip(options.images, prompts, metadata, strict=True):
-                print(f"{score(http, options.url, path, prompt, about):.6f}  {printable(path)}")
-    except RtdmdError as error:
-        print(f"rtdmd score: {error}", file=sys.stderr)
-        return USAGE_ERROR
-    return 0
+        return httpx.Client(headers=headers, timeout=timeout_s, trust_env=uses_proxies(url))
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        raise RewardUnavailable(ANY_REWARD, "refused", f"{url}: {unusable_proxy(error)}") from error
 
 
 def score(http: httpx.Client, url: str, path: Path, prompt: str, metadata: dict[str, Any]) -> float:
@@ -88,7 +96,7 @@ def _build_parser() -> argparse.ArgumentParser:
         prog="rtdmd score",
         description=f"Print the scores of image files. The bearer token is read from {TOKEN_VARIABLE}.",
     )
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    parser.add_argument("images", nargs="+", type=user_path, metavar="IMAGE")
     parser.add_argument(
         "--url", required=True, help="base URL of a scorer: http://HOST:PORT, or with several http://HOST:PORT/NAME"
     )

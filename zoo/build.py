@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from common.project_files import python_command, python_environment
 from zoo.checker.training import build_checker
 from zoo.detector.training import build_detector
 from zoo.flux2.pipeline import build_flux2
@@ -71,8 +71,10 @@ def _build_all(out_dir: Path) -> None:
         CalledProcessError: a part failed and printed its reason; no further part is started.
     """
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        command = [sys.executable, "-m", "zoo.build", "--out", str(out_dir), "--only"]
-        running = [pool.submit(subprocess.run, [*command, part], check=True) for part in PARTS]
+        command = [*python_command("zoo.build"), "--out", str(out_dir), "--only"]
+        running = [
+            pool.submit(subprocess.run, [*command, part], check=True, env=python_environment()) for part in PARTS
+        ]
         try:
             for part in as_completed(running):
                 part.result()

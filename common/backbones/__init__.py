@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from common.backbones.files.sizes import ModelSizes
 from common.config.backbones import BackboneConfig
 from common.config.run import LoraConfig
 from common.errors import ModelError
+from common.project_files import import_own
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +57,7 @@ def _family(settings: BackboneConfig) -> Any:
     path = _FAMILIES.get(settings.family, settings.family)
     module, _, name = path.partition(":")
     try:
-        family = vars(import_module(module))[name]
+        family = vars(import_own(module))[name]
     except (ImportError, KeyError) as error:
         raise ModelError(f"backbone.family = {settings.family}: cannot import {name} from {module}: {error}") from error
     return family

@@ -17,12 +17,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from common.backbones.base import Conditioning
 from common.backbones.diffusers_backbone import ATTENTION, DiffusersBackbone, image_sides, vae_factor
-from common.backbones.files.pipeline_files import PipelineFiles, find_pipeline, one_line
+from common.backbones.files.pipeline_files import PipelineFiles, find_pipeline
 from common.backbones.files.schedules import pipeline_sigmas, scheduler_config
 from common.backbones.pipeline_loading import require_loaded, require_own_weights
 from common.backbones.plain_text import spell_out_special_tokens
 from common.config.backbones import Flux2Backbone
-from common.errors import ModelError
+from common.errors import ModelError, one_line
 from common.flow import flux2_mu
 from common.types import Guidance, Network
 

@@ -12,8 +12,8 @@ import transformers
 from diffusers import DiffusionPipeline
 from transformers.utils import logging as transformers_logging
 
-from common.backbones.files.pipeline_files import INDEX, PipelineFiles, one_line
-from common.errors import ModelError
+from common.backbones.files.pipeline_files import INDEX, PipelineFiles
+from common.errors import ModelError, one_line
 from common.weight_names import is_recomputed
 
 

@@ -29,7 +29,7 @@ from common.errors import (
     WireError,
 )
 from common.rewards.api import CAUSES, DEADLINE_HEADER, INFO_PATH, MEDIA_TYPE, REQUEST_CAUSES
-from common.urls import is_loopback
+from common.urls import is_loopback, unusable_proxy, uses_proxies
 from common.wire import DEFAULT_MAX_BYTES
 
 KEEP_ALIVE_SECONDS = 30.0
@@ -84,11 +84,7 @@ class RewardHttp:
     def __init__(self, token: str | None, trusted_hosts: Collection[str] = ()) -> None:
         self._token = token
         self._trusted_hosts = frozenset(host.lower() for host in trusted_hosts)
-        limits = httpx.Limits(keepalive_expiry=KEEP_ALIVE_SECONDS)
-        # The reward servers' URLs are complete: a proxy set for internet access is not used.
-        self._http = httpx.AsyncClient(
-            headers={"accept-encoding": "identity"}, limits=limits, timeout=None, trust_env=False, verify=_tls()
-        )
+        self._clients: dict[bool, httpx.AsyncClient] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="reward-http", daemon=True)
         self._thread.start()
@@ -158,7 +154,8 @@ class RewardHttp:
         name, content = exchange.name, bytearray()
         try:
             headers = self._headers(exchange, body)
-            async with self._http.stream(method, exchange.url + path, content=body, headers=headers) as response:
+            http = self._client(exchange)
+            async with http.stream(method, exchange.url + path, content=body, headers=headers) as response:
                 async for chunk in response.aiter_raw():
                     content += chunk
                     if len(content) > DEFAULT_MAX_BYTES:
@@ -171,6 +168,23 @@ class RewardHttp:
         except (httpx.TransportError, httpx.InvalidURL) as error:
             message = f"{exchange.where}: the connection broke: {error!r}"
             raise RewardUnavailable(name, "disconnected", message) from error
+
+    def _client(self, exchange: Exchange) -> httpx.AsyncClient:
+        """One client for servers that proxies of the environment may lead to, one for those on this machine."""
+        proxied = uses_proxies(exchange.url)
+        if proxied not in self._clients:
+            try:
+                self._clients[proxied] = httpx.AsyncClient(
+                    headers={"accept-encoding": "identity"},
+                    limits=httpx.Limits(keepalive_expiry=KEEP_ALIVE_SECONDS),
+                    timeout=None,
+                    trust_env=proxied,
+                    verify=_tls(),
+                )
+            except (ImportError, ValueError, httpx.InvalidURL) as error:
+                message = f"{exchange.where}: {unusable_proxy(error)}"
+                raise RewardUnavailable(exchange.name, "refused", message) from error
+        return self._clients[proxied]
 
     def _headers(self, exchange: Exchange, body: bytes | None) -> dict[str, str]:
         headers = {DEADLINE_HEADER: f"{DEADLINE_SHARE * exchange.timeout_s:g}"}
@@ -188,7 +202,8 @@ class RewardHttp:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
-        await self._http.aclose()
+        for http in self._clients.values():
+            await http.aclose()
 
 
 @cache

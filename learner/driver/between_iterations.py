@@ -80,8 +80,10 @@ class RunMilestones:
             self._pool, self._prompts, self._spec, self._config.evaluation.images_per_prompt, weights
         )
         name = f"{position.stage}-{position.iteration:06d}.png"
-        save_grid(evaluation, self._run_dir / "samples" / name, self._config.evaluation.grid_prompts)
+        grid = self._run_dir / "samples" / name
+        save_grid(evaluation, grid, self._config.evaluation.grid_prompts)
         self._tracker.evaluation(position, "student", evaluation.metrics, time.perf_counter() - started)
+        self._tracker.message(f"its pictures: {grid}")
 
     def _obey(self, position: Position) -> None:
         """Pause while Redis holds a pause request; on a stop request, write a checkpoint. Without Redis do neither.

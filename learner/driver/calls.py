@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from common.errors import LearnerError
+from common.command import system_error
+from common.errors import LearnerError, one_line
 
 CALL_TIMEOUT_S = 1800.0
 """The run fails when one call of the learner takes longer, or when no worker finishes anything for this long."""
@@ -36,11 +38,25 @@ def answer(reference: ray.ObjectRef[Any]) -> Any:
 def death(error: BaseException) -> LearnerError:
     """The error for a dead learner, in one line."""
     # Ray's message lists every possible cause of a death, on one line.
-    reason = textwrap.shorten(last_line(error), REASON_LENGTH, placeholder=" ...")
+    reason = textwrap.shorten(_last_line(error), REASON_LENGTH, placeholder=" ...")
     return LearnerError(f"the learner died: {reason}; continue with --resume")
 
 
-def last_line(error: BaseException) -> str:
+def remote_reason(error: BaseException, place: Path | None = None) -> str:
+    """The reason of Ray's error in one line: what was raised remotely, if that is known.
+
+    Args:
+        place: see `common.command.system_error`.
+    """
+    cause = error.cause if isinstance(error, RayTaskError) else None
+    if isinstance(cause, OSError):
+        return system_error(cause, place)
+    if isinstance(cause, Exception) and str(cause).strip():
+        return f"{type(cause).__name__}: {one_line(cause)}"
+    return _last_line(error)
+
+
+def _last_line(error: BaseException) -> str:
     """The last line of a remote traceback: the error itself."""
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__

@@ -6,18 +6,18 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import ray
+from ray.job_config import JobConfig
 
 from common.config.run import Config
-from common.errors import ConfigError
+from common.errors import ConfigError, one_line
+from common.project_files import PROJECT_ROOT, python_environment
 from learner.preflight.checks import ROUNDING, gpus_wanted
+from learner.preflight.ray_environment import ADDRESS, cluster_address, temporary_folder
 
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
-ADDRESS = "RAY_ADDRESS"
 CONNECT_SECONDS = 10.0
 
 
@@ -28,35 +28,45 @@ def ray_cluster(config: Config) -> Iterator[None]:
     Raises:
         ConfigError: there is no cluster at RAY_ADDRESS, or it cannot be started.
     """
+    address = cluster_address(os.environ)
     try:
-        if ADDRESS in os.environ:
-            _require_reachable(os.environ[ADDRESS])
+        if address is not None:
+            _require_reachable(address)
             ray.init(log_to_driver=False)
             _say_what_is_waited_for(config)
         else:
             _start(config)
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        remedy = ": is it up, and RAY_AUTH_MODE=token set if it asks for a token?" if ADDRESS in os.environ else ""
-        raise ConfigError(f"no Ray cluster to run in: {reason}{remedy}") from error
+        remedy = "" if address is None else ": is it up, and RAY_AUTH_MODE=token set if it asks for a token?"
+        raise ConfigError(f"no Ray cluster to run in: {one_line(error)}{remedy}") from error
     try:
         yield
     finally:
         ray.shutdown()
 
 
+class _ProjectFirst(list[str]):
+    """Search path of Ray's workers, which Ray extends by the driver's current directory, ahead of everything else.
+
+    There, a package named as one of ours would take its place. `import_own` searches the current directory last.
+    """
+
+    def extend(self, _of_ray: Iterable[str]) -> None:
+        return
+
+
 def _start(config: Config) -> None:
     # Ray gives its workers a low priority by default; on this machine they are the main load.
     os.environ.setdefault("RAY_worker_niceness", "0")
     needed = config.learner.ranks * config.learner.num_cpus + config.workers.count * config.workers.num_cpus
-    # Custom families and scorers must be importable in workers as they are in the command.
-    paths = [str(PROJECT_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     ray.init(
         address="local",
         num_cpus=max(os.cpu_count() or 1, 1 + int(needed)),
         include_dashboard=False,
+        _temp_dir=str(temporary_folder(os.environ)),
         log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}},
+        job_config=JobConfig(_py_driver_sys_path=_ProjectFirst([str(PROJECT_ROOT)])),
+        runtime_env={"env_vars": {"PYTHONPATH": python_environment()["PYTHONPATH"]}},
     )
 
 

@@ -35,7 +35,7 @@ class PolicyRecords:
         """Store an evaluation. Its file is written last, so a crash in between leaves the policy unevaluated."""
         gallery = []
         for place, item in enumerate(evaluation.prompts[: self._gallery_prompts]):
-            image = f"policies/{policy}-{place:02d}.png"
+            image = self._image(policy, place)
             save_png(item.images_GHWC[0], self._samples / image)
             scores = {reward: float(values[0]) for reward, values in item.rewards_G.items()}
             gallery.append({"prompt": item.prompt.text, "image": image, "scores": scores})
@@ -43,6 +43,10 @@ class PolicyRecords:
         partial = self._file(policy).with_suffix(".partial")
         partial.write_text(json.dumps(record, indent=1))
         partial.rename(self._file(policy))
+
+    def first_picture(self, policy: str) -> Path:
+        """The first image of the policy in the gallery."""
+        return self._samples / self._image(policy, 0)
 
     def metrics(self, policy: str) -> dict[str, float]:
         return dict(self._read(policy)["metrics"])
@@ -58,6 +62,10 @@ class PolicyRecords:
             }
             entries.append({"prompt": first["prompt"], "policies": shown})
         (self._samples / "gallery.json").write_text(json.dumps(entries, indent=1))
+
+    @staticmethod
+    def _image(policy: str, place: int) -> str:
+        return f"policies/{policy}-{place:02d}.png"
 
     def _file(self, policy: str) -> Path:
         return self._directory / f"{policy}.json"

@@ -138,10 +138,16 @@ def _wait_until_ready(process: subprocess.Popen[bytes], address: RedisAddress, l
             except redis.RedisError:
                 answered = False
             if process.poll() is not None or time.monotonic() > deadline:
-                raise ConfigError(f"the embedded Redis did not start at {address.shown}; see {log}")
+                raise ConfigError(f"the embedded Redis did not start at {address.shown}: {_last_words(log)}")
             if answered:
                 return
             time.sleep(POLL_S)
+
+
+def _last_words(log: Path) -> str:
+    """The last line of the log, which a dry run removes."""
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), f"{log} is empty")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -12,7 +12,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
@@ -21,8 +20,8 @@ from types import TracebackType
 from typing import Self
 
 from common.errors import RewardUnavailable
+from common.project_files import python_command, python_environment
 
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 0.05
 STOP_SECONDS = 10.0
 LOG_LINES_QUOTED = 5
@@ -84,7 +83,7 @@ class LocalServers:
     def _start(self, spec: LocalServerSpec) -> subprocess.Popen[bytes]:
         self._ready_file(spec.name).unlink(missing_ok=True)
         command = [
-            *(sys.executable, "-m", "reward_servers", "--scorer", spec.scorer, "--name", spec.name),
+            *(*python_command("reward_servers"), "--scorer", spec.scorer, "--name", spec.name),
             *("--threads", str(spec.threads), "--max-batch", str(spec.max_batch), "--device", spec.device),
             "--reproducible",
             *("--port", "0", "--ready-file", str(self._ready_file(spec.name)), "--parent-pid", str(os.getpid())),
@@ -92,11 +91,10 @@ class LocalServers:
         if spec.model is not None:
             command += ["--model", str(spec.model)]
         # The servers keep our working directory, so that a custom scorer is found as it is for the run.
-        search_path = os.pathsep.join(filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH")]))
         with self._log_file(spec.name).open("wb") as log:
             return subprocess.Popen(
                 command,
-                env=os.environ | {"PYTHONPATH": search_path},
+                env=python_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

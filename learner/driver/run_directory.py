@@ -5,11 +5,11 @@ claimed: lock ─► refuse, or verify the checkpoint ─► (start everything) 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,11 +21,11 @@ from common.errors import CheckpointError, ConfigError
 from common.rewards.api import ServerInfo
 from common.types import Position, Stage
 from learner.checkpoint import Checkpoint, CheckpointStore
+from learner.driver.run_lock import LOCK, locked
 from learner.preflight.command_line import Invocation
 from learner.preflight.run_file import dump_config
 from learner.records.metrics_log import cut_metrics
 
-LOCK = ".lock"
 DECLARED = "reward_servers"
 BEGINNING = Position(Stage.COLD_START, 0)
 
@@ -53,9 +53,11 @@ def claimed(invocation: Invocation) -> Iterator[tuple[Path, Start]]:
     """The directory to write into and the start of the run. A dry run gets a temporary directory.
 
     Raises:
-        ConfigError: another process uses the directory, or it holds another run.
+        ConfigError: another process uses the directory, it holds another run, or it holds none and `--resume` is given.
         CheckpointError: the directory cannot be written, or the start checkpoint cannot be used.
     """
+    if not (invocation.run_dir / LOCK).exists():
+        _require_run(invocation)
     if invocation.dry_run:
         start = _verified_start(invocation)
         with TemporaryDirectory(prefix="rtdmd-") as scratch:
@@ -113,27 +115,35 @@ def require_same_rewards(start: Start, infos: Mapping[str, ServerInfo]) -> None:
 
 @contextmanager
 def _locked(run_dir: Path) -> Iterator[None]:
-    """Lock the directory; the lock ends with the process, in whatever way that ends."""
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock = (run_dir / LOCK).open("w")
-    except OSError as error:
-        raise _not_writable(run_dir, error) from error
-    with lock:
+    """Create the directory and lock it."""
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"{run_dir} is in use by another process: wait for its end, or use another --run-dir"
-            ) from error
+            run_dir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(run_dir))
+        except OSError as error:
+            raise _not_writable(run_dir, error) from error
         yield
+
+
+def _require_run(invocation: Invocation) -> None:
+    """ConfigError if there is nothing to resume: a mistyped directory must neither be made nor start another run."""
+    run_dir = invocation.run_dir
+    if invocation.resume and not _holds_run(run_dir):
+        raise ConfigError(
+            f"--resume: there is no run in {run_dir.absolute()}: check --run-dir, or start one without --resume"
+        )
+
+
+def _holds_run(run_dir: Path) -> bool:
+    return (run_dir / "config.yaml").exists() or CheckpointStore.of_run(run_dir).latest() is not None
 
 
 def _verified_start(invocation: Invocation) -> Start:
     """The run's own checkpoint, another run's cold start, or the beginning."""
     config, run_dir = invocation.config, invocation.run_dir
+    _require_run(invocation)
     own = CheckpointStore.of_run(run_dir).latest()
-    if not invocation.resume and (own is not None or (run_dir / "config.yaml").exists()):
+    if not invocation.resume and _holds_run(run_dir):
         raise ConfigError(f"{run_dir} holds a run already: use --resume to go on, or --run-dir for another directory")
     if own is not None:
         # `require_same_rewards` compares the reward servers later, once their identities are known.
@@ -142,6 +152,8 @@ def _verified_start(invocation: Invocation) -> Start:
         settings |= {key: value for key, value in checkpoint.settings.items() if key == DECLARED}
         checkpoint.require_settings(settings)
         return Start(checkpoint.position, own, settings)
+    if invocation.resume:
+        print(f"--resume: {run_dir} has no checkpoint yet: the run starts anew", file=sys.stderr)
     borrowed = config.cold_start.from_checkpoint
     if borrowed is not None:
         _require_same_student(Checkpoint.open(borrowed), config)

@@ -16,7 +16,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
-from common.errors import WorkerError
+from common.errors import WorkerError, one_line
 from learner.driver.calls import death
 
 CALLS_AHEAD = 2
@@ -119,8 +119,7 @@ class WorkerPool:
         """Remove a worker that could not be restarted, and give its call to the others."""
         self._workers = [worker for worker in self._workers if worker != running.worker]
         if not self._workers:
-            reason = str(error).strip().splitlines()[0]
-            raise WorkerError(f"the last rollout worker died and could not be restarted: {reason}") from error
+            raise WorkerError(f"the last rollout worker died and could not be restarted: {one_line(error)}") from error
         self._waiting.appendleft(running.call)
         self._dispatch()
 

@@ -20,6 +20,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
+from common.command import user_path
 from common.config.run import Config
 from common.errors import ConfigError
 from common.project_files import found_path, with_found_paths
@@ -27,6 +28,7 @@ from learner.preflight.run_file import REWARD_PLACEHOLDER, Draft, Key, Knob, kno
 
 DEFAULT_RUN_FILE = Path("deploy/runs/shapes.yaml")
 ENVIRONMENT_PREFIX = "RTDMD_"
+KEY_SEPARATOR = "__"
 QUICK_BLOCK = "quick"
 HELP_WIDTH = 110
 
@@ -90,7 +92,7 @@ def _train_parser() -> argparse.ArgumentParser:
         "[--run-dir DIR] [--quick] [--dry-run] [--resume]",
         "Distil a text-to-image model into a few-step student, then align it with rewards.",
     )
-    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where the run writes (default runs/NAME)")
+    parser.add_argument("--run-dir", type=user_path, metavar="DIR", help="where the run writes (default runs/NAME)")
     parser.add_argument(
         "--dry-run", action="store_true", help="start everything once, say what would be trained, and stop"
     )
@@ -125,7 +127,11 @@ def _parser(program: str, options: str, description: str) -> argparse.ArgumentPa
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--config", type=Path, default=DEFAULT_RUN_FILE, metavar="FILE", help=f"run file (default {DEFAULT_RUN_FILE})"
+        "--config",
+        type=user_path,
+        default=DEFAULT_RUN_FILE,
+        metavar="FILE",
+        help=f"run file (default {DEFAULT_RUN_FILE})",
     )
     parser.add_argument("--quick", action="store_true", help="apply the run file's quick block on top: a smoke run")
     return parser
@@ -152,9 +158,11 @@ def _lay_quick(draft: Draft, run_file: dict[str, Any], quick: Any, arguments: ar
 
 
 def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[Key, str, str]]:
+    """RTDMD_SECTION__KEY. Names without "__" are not ours: Kubernetes sets RTDMD_PORT for a Service named rtdmd."""
     for variable in sorted(environ):
-        if variable.startswith(ENVIRONMENT_PREFIX):
-            key = tuple(variable.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"))
+        name = variable.removeprefix(ENVIRONMENT_PREFIX)
+        if name != variable and KEY_SEPARATOR in name:
+            key = tuple(name.lower().split(KEY_SEPARATOR))
             yield key, environ[variable], f"environment variable {variable}"
 
 

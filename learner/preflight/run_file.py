@@ -34,6 +34,8 @@ from common.project_files import PROJECT_ROOT
 
 Key = tuple[str, ...]
 REWARD_PLACEHOLDER = "NAME"
+WORD_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
+"""Tags of a mapping's keys: words, and `<<`, which merges another mapping."""
 RUN_FILES = PROJECT_ROOT / "deploy" / "runs"
 """Directory of the run files that come with the project."""
 
@@ -129,16 +131,18 @@ def parse_yaml(text: str, origin: str) -> Any:
 class _RunFileLoader(yaml.SafeLoader):
     """YAML loader without two pitfalls: `1e-5` is a number here, and a duplicate key is an error."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Checks the keys as they are written: a merge key (`<<: *other`) may add keys that are overridden here."""
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a word", key_node.start_mark)
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "of several parts"
+            if key_node.tag not in WORD_TAGS:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key} is not a word", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
             seen.add(key)
-        return super().construct_mapping(node, deep)
+        return node
 
 
 _RunFileLoader.add_implicit_resolver(

@@ -15,10 +15,26 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Self, TextIO
 
+from rich.columns import Columns
 from rich.console import Console as RichConsole
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+
+LINE_CHARACTERS = 160
+"""Longest line of an iteration where there is no terminal. `metrics.jsonl` has every figure."""
+FIRST = (
+    "seconds/step",
+    "reward/",
+    "loss/teacher_distance",
+    "loss/fake_score_loss",
+    "loss/clipped_fraction",
+    "loss/student_gradient_norm",
+    "loss/fake_gradient_norm",
+    "loss/dropped_groups",
+)
+"""Beginnings of the names that such a line shows, the most important first."""
 
 
 class Console:
@@ -58,12 +74,11 @@ class Console:
         if stage != self._stage:
             self._stage, self._latest = stage, {}
         self._latest.update(record)
-        heading = f"{self._title} · {stage} {iteration} · {self._updates}/{self._total} · {self._elapsed()}"
+        heading = f"{self._title}  {stage} {iteration}  {self._updates}/{self._total}  {self._elapsed()}"
         if self._live:
             self._live.update(self._table(heading))
         else:
-            values = "  ".join(f"{name}={_number(value)}" for name, value in record.items())
-            self._print(f"{heading}  {values}")
+            self._print(_line(heading, record))
 
     def keep(self, record: Mapping[str, float]) -> None:
         """Show occasional metrics (evaluations): they stay on the table, in every stage, until the next ones."""
@@ -77,30 +92,38 @@ class Console:
         self._rich.print(Text(text), soft_wrap=True)
         self._rich.file.flush()
 
-    def _table(self, heading: str) -> Table:
-        """The newest value of every metric, one column per group."""
+    def _table(self, heading: str) -> Group:
+        """The newest value of every metric, one column per group; columns that do not fit go below."""
         groups: dict[str, list[tuple[str, float]]] = {}
         for name, value in (self._latest | self._kept).items():
             group, slash, short = name.partition("/")
-            groups.setdefault(group if slash else "", []).append((short if slash else name, value))
-        table = Table(title=Text(heading), title_justify="left", expand=False)
-        for group in groups:
-            table.add_column(Text(group or "run"), overflow="fold")
-        table.add_row(*(_cell(metrics) for metrics in groups.values()))
-        return table
+            groups.setdefault(group if slash else "run", []).append((short if slash else name, value))
+        columns = [_column(group, metrics) for group, metrics in groups.items()]
+        return Group(Text(heading, style="bold"), Columns(columns, padding=(1, 2)))
 
     def _elapsed(self) -> str:
         minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
         return f"{minutes}:{seconds:02d}"
 
 
-def _cell(metrics: list[tuple[str, float]]) -> Table:
-    grid = Table.grid(padding=(0, 1))
-    grid.add_column()
-    grid.add_column(justify="right")
+def _column(group: str, metrics: list[tuple[str, float]]) -> Table:
+    table = Table(title=Text(group), title_justify="left", show_header=False, box=None, padding=(0, 1, 0, 0))
+    table.add_column(overflow="fold")
+    table.add_column(justify="right", no_wrap=True)
     for name, value in metrics:
-        grid.add_row(Text(name, style="dim"), Text(_number(value)))
-    return grid
+        table.add_row(Text(name, style="dim"), Text(_number(value)))
+    return table
+
+
+def _line(heading: str, record: Mapping[str, float]) -> str:
+    """A line of at most `LINE_CHARACTERS`: the metrics that matter most, as many as there is room for."""
+    line = heading
+    for prefix in FIRST:
+        for name, value in record.items():
+            part = f"  {name.removeprefix('loss/')} {_number(value)}"
+            if name.startswith(prefix) and len(line) + len(part) <= LINE_CHARACTERS:
+                line += part
+    return line
 
 
 def _number(value: float) -> str:

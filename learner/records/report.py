@@ -19,13 +19,13 @@ import base64
 import json
 import math
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from common.command import exit_status, user_path
 from common.errors import RtdmdError
 from learner.records.charts import Point, line_chart
 from learner.records.style import STYLE
@@ -235,10 +235,5 @@ def _shown(value: Any) -> str:
 def main(argv: Sequence[str]) -> int:
     """Run `rtdmd report RUN_DIR`; the exit status is 1 when there is nothing to report."""
     parser = argparse.ArgumentParser(prog="rtdmd report", description="Rewrite a run's report.html.")
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory, such as runs/NAME")
-    try:
-        print(write_report(parser.parse_args(argv).run_dir))
-    except RtdmdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    parser.add_argument("run_dir", type=user_path, metavar="RUN_DIR", help="run directory, such as runs/NAME")
+    return exit_status(lambda: print(write_report(parser.parse_args(argv).run_dir)))

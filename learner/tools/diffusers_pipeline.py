@@ -13,10 +13,10 @@ import torch
 from diffusers import DiffusionPipeline
 
 from common import seeding
-from common.backbones.files.pipeline_files import one_line, read_index
+from common.backbones.files.pipeline_files import read_index
 from common.backbones.pipeline_loading import load_pipeline, require_parts
 from common.backbones.sd3 import StableDiffusion3
-from common.errors import ConfigError, ModelError
+from common.errors import ConfigError, ModelError, one_line
 from common.types import ByteArray, Prompt
 
 OURS = ("prompt", "num_images_per_prompt", "generator", "output_type")

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from common.command import user_path
 from common.config.rewards import RewardClientConfig
 from common.errors import ConfigError
 from common.policies import policy_spec
@@ -176,10 +177,10 @@ def _build_parser() -> argparse.ArgumentParser:
         prog="rtdmd evaluate", description="Score a run or a diffusers pipeline on a prompt file."
     )
     subject = parser.add_mutually_exclusive_group(required=True)
-    subject.add_argument("--run", type=Path, metavar="DIR", help="run directory, or one of its checkpoints")
-    subject.add_argument("--pipeline", type=Path, metavar="DIR", help="any diffusers text-to-image pipeline")
+    subject.add_argument("--run", type=user_path, metavar="DIR", help="run directory, or one of its checkpoints")
+    subject.add_argument("--pipeline", type=user_path, metavar="DIR", help="any diffusers text-to-image pipeline")
     parser.add_argument(
-        "--prompts", type=Path, required=True, metavar="FILE", help="prompt file: .txt, .jsonl or .parquet"
+        "--prompts", type=user_path, required=True, metavar="FILE", help="prompt file: .txt, .jsonl or .parquet"
     )
     parser.add_argument("--limit", type=at_least_one, metavar="N", help="use only the first N prompts")
     parser.add_argument(
@@ -217,7 +218,9 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--grid-prompts", type=at_least_one, default=8, metavar="N", help="prompts in grid.png (default 8)"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory for tables, scores and grid")
+    parser.add_argument(
+        "--out", type=user_path, required=True, metavar="DIR", help="directory for tables, scores and grid"
+    )
     return parser
 
 

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from common.backbones.diffusers_backbone import DiffusersBackbone
+from common.command import user_path
 from common.config.run import Config
 from common.errors import ConfigError, ModelError
 from common.types import Guidance
@@ -142,9 +143,9 @@ def main(argv: Sequence[str]) -> int:
         description="Export the student as a LoRA, as a pipeline with the LoRA merged, or as one file for ComfyUI.",
     )
     parser.add_argument(
-        "--run", type=Path, required=True, metavar="DIR", help="run directory, or one of its checkpoints"
+        "--run", type=user_path, required=True, metavar="DIR", help="run directory, or one of its checkpoints"
     )
-    parser.add_argument("--base", type=Path, metavar="DIR", help="directory of the base model, if it has moved")
+    parser.add_argument("--base", type=user_path, metavar="DIR", help="directory of the base model, if it has moved")
     parser.add_argument("--format", choices=FORMATS, required=True, help="see docs/using_a_run.md")
     parser.add_argument(
         "--policy",
@@ -152,7 +153,7 @@ def main(argv: Sequence[str]) -> int:
         default=ALIGNED_POLICY,
         help=f"policy to export (default {ALIGNED_POLICY})",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory for the export")
+    parser.add_argument("--out", type=user_path, required=True, metavar="DIR", help="directory for the export")
     arguments = parser.parse_args(argv)
 
     def export() -> None:

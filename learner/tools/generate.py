@@ -12,6 +12,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from common.command import user_path
 from common.policies import policy_spec
 from common.prompts import load_prompts, prompts_of
 from common.types import Prompt
@@ -49,14 +50,14 @@ def main(argv: Sequence[str]) -> int:
         description="Draw images with a trained run and print their paths.",
     )
     parser.add_argument(
-        "--run", type=Path, required=True, metavar="DIR", help="run directory, or one of its checkpoints"
+        "--run", type=user_path, required=True, metavar="DIR", help="run directory, or one of its checkpoints"
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", action="append", metavar="TEXT", help="a prompt; repeat for several")
-    what.add_argument("--prompts", type=Path, metavar="FILE", help="prompt file: .txt, .jsonl or .parquet")
+    what.add_argument("--prompts", type=user_path, metavar="FILE", help="prompt file: .txt, .jsonl or .parquet")
     parser.add_argument("--count", type=at_least_one, default=1, metavar="N", help="images per prompt (default 1)")
     add_sampling_options(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory for the images")
+    parser.add_argument("--out", type=user_path, required=True, metavar="DIR", help="directory for the images")
     arguments = parser.parse_args(argv)
 
     def write_and_tell() -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import diffusers
 import torch
 import transformers
 
-from common.command import exit_status
-from common.errors import RtdmdError
+from common.command import exit_status, user_path
+from common.errors import RtdmdError, one_line
 from learner.tools.trained_run import ALIGNED_POLICY, POLICIES
 
 
@@ -24,15 +23,16 @@ def tool_status(command: Callable[[], None]) -> int:
         try:
             command()
         except torch.OutOfMemoryError as error:
-            reason = str(error).splitlines()[0]
-            raise RtdmdError(f"out of memory: {reason} Ask for fewer images per prompt, or use --device cpu") from error
+            raise RtdmdError(
+                f"out of memory: {one_line(error)} Ask for fewer images per prompt, or use --device cpu"
+            ) from error
 
     return exit_status(named)
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for sampling with a run: see `common.policies.policy_spec`."""
-    parser.add_argument("--base", type=Path, metavar="DIR", help="directory of the base model, if it has moved")
+    parser.add_argument("--base", type=user_path, metavar="DIR", help="directory of the base model, if it has moved")
     parser.add_argument(
         "--policy", choices=POLICIES, default=ALIGNED_POLICY, help=f"policy to sample (default {ALIGNED_POLICY})"
     )

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.command import user_path
 from common.config.rewards import SERVER_URL, RewardClientConfig
 from common.config.run import Config
 from common.errors import ConfigError, RewardError
@@ -121,4 +122,4 @@ def _checked_url(pair: tuple[str, str]) -> tuple[str, str]:
 
 def _spec(name: str, text: str) -> LocalServerSpec:
     scorer, comma, model = text.partition(",")
-    return LocalServerSpec(name, scorer, Path(model) if comma else None)
+    return LocalServerSpec(name, scorer, user_path(model) if comma else None)

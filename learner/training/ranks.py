@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import Parameter
 
-from common.errors import RankError
+from common.errors import RankError, one_line
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,9 @@ def lost_ranks_named(work: str) -> Iterator[None]:
     except RuntimeError as error:
         if "/gloo/" not in str(error) and not isinstance(error, distributed.DistError):
             raise
-        reason = str(error).partition("\n")[0]
-        raise RankError(f"a rank of the learner is gone ({reason}) in {work}: continue with --resume") from error
+        raise RankError(
+            f"a rank of the learner is gone ({one_line(error)}) in {work}: continue with --resume"
+        ) from error
 
 
 def _write_gradients(parameters: Collection[Parameter], flat: Tensor) -> None:

@@ -71,16 +71,24 @@ ACTORS = ("ray::RolloutWorker", "ray::Learner")
 class Run:
     """One start of `learner/main.py` into a run directory, in a shared cluster or in one of its own."""
 
-    def __init__(self, config: Path, run_dir: Path, *options: str, cluster: Cluster | None = None) -> None:
+    def __init__(
+        self,
+        config: Path,
+        run_dir: Path,
+        *options: str,
+        cluster: Cluster | None = None,
+        working_directory: Path = PROJECT_ROOT,
+    ) -> None:
         self.run_dir = run_dir
         self._cluster = cluster
         self._log = run_dir.with_name(f"{run_dir.name}.log")
         environment = os.environ | {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
         environment |= {} if cluster is None else cluster.environment
-        command = [sys.executable, "learner/main.py", "--config", str(config), "--run-dir", str(run_dir), *options]
+        script = str(PROJECT_ROOT / "learner" / "main.py")
+        command = [sys.executable, script, "--config", str(config), "--run-dir", str(run_dir), *options]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                command, cwd=PROJECT_ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                command, cwd=working_directory, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
 
     @property

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from common.project_files import PROJECT_ROOT
 from common.rewards.client import RewardClient, RewardEndpoint
-from learner.driver.local_servers import PROJECT_ROOT, LocalServers, LocalServerSpec
+from learner.driver.local_servers import LocalServers, LocalServerSpec
 from reward_servers.scorers.aesthetic import AestheticScorer
 from reward_servers.scorers.clipscore import ClipScoreScorer
 from reward_servers.scorers.image_reward import ImageRewardScorer

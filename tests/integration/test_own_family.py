@@ -14,12 +14,17 @@ from tests.helpers.toy_family import write_toy
 PROMPTS = "red\nblue\na dot\ntwo\n"
 
 
+@pytest.mark.parametrize("place", ["PYTHONPATH", "current directory"])
 def test_a_family_found_on_the_users_path_is_trained_to_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
+    """In the current directory stands another package `common` as well: no process of the run may take it for ours."""
     (tmp_path / "package").mkdir()
     (tmp_path / "model").mkdir()
-    shutil.copy(PROJECT_ROOT / "tests" / "helpers" / "toy_family.py", tmp_path / "package" / "my_family.py")
+    (tmp_path / "other" / "common").mkdir(parents=True)
+    (tmp_path / "other" / "common" / "__init__.py").write_text("raise RuntimeError('another project')")
+    folder = tmp_path / ("package" if place == "PYTHONPATH" else "other")
+    shutil.copy(PROJECT_ROOT / "tests" / "helpers" / "toy_family.py", folder / "my_family.py")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "package"))
     (tmp_path / "prompts.txt").write_text(PROMPTS)
     values = {
@@ -41,7 +46,7 @@ def test_a_family_found_on_the_users_path_is_trained_to_the_end(
         "rewards": [{"name": "bright", "scorer": "tests.helpers.toy_scorers:BrightnessScorer", "differentiable": True}],
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
-    run = Run(tmp_path / "run.yaml", tmp_path / "run")
+    run = Run(tmp_path / "run.yaml", tmp_path / "run", working_directory=tmp_path / "other")
     run.finish()
     assert {line["stage"] for line in run.lines()} >= {"cold_start", "alignment"}
     assert (run.run_dir / "lora" / "toy_lora.safetensors").is_file()

@@ -12,8 +12,9 @@ import httpx
 import pytest
 
 from common.errors import RewardUnavailable
+from common.project_files import PROJECT_ROOT
 from common.rewards.api import READY_PATH
-from learner.driver.local_servers import PROJECT_ROOT, LocalServers, LocalServerSpec
+from learner.driver.local_servers import LocalServers, LocalServerSpec
 from tests.helpers.tiny_rewards import write_hps
 from tests.helpers.waiting import wait_until
 
@@ -53,6 +54,20 @@ def test_servers_answer_inside_the_block_and_are_gone_after_it(tmp_path: Path) -
     assert all(gone(url) for url in urls.values())
     said = (tmp_path / "logs" / "reward_brightness.log").read_text()
     assert said == f"loading {BRIGHTNESS.scorer}\nbrightness is ready at {urls['brightness']}\n"
+
+
+def test_packages_named_as_ours_in_the_current_directory_are_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a scorer in that directory is still found."""
+    for name in ("common", "reward_servers", "numpy"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('another project')")
+    (tmp_path / "my_rewards.py").write_text("from tests.helpers.toy_scorers import BrightnessScorer as Mine")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    with LocalServers([LocalServerSpec("mine", "my_rewards:Mine", None)], tmp_path / "logs") as servers:
+        assert httpx.get(servers.urls["mine"] + READY_PATH).json()["ready"]
 
 
 def test_an_exception_in_the_block_stops_them(tmp_path: Path) -> None:

@@ -19,10 +19,11 @@ import pytest
 import torch
 
 from common.errors import RewardError, RewardInvalid, RewardUnavailable
+from common.project_files import PROJECT_ROOT
 from common.rewards.api import GRADIENT_PATH, INFO_PATH, METRICS_PATH, READY_PATH, SCORE_PATH, ScoreRequest
 from common.rewards.client import RewardClient, RewardEndpoint
 from common.wire import pack
-from learner.driver.local_servers import PROJECT_ROOT, LocalServers, LocalServerSpec
+from learner.driver.local_servers import LocalServers, LocalServerSpec
 from reward_servers.scorers.clip import ClipScorer
 from reward_servers.scorers.hps import HpsScorer
 from reward_servers.scorers.pickscore import PickScoreScorer

@@ -19,7 +19,7 @@ from common.backbones.files.weight_files import (
     read_files,
     without_weights,
 )
-from common.errors import ModelError
+from common.errors import ModelError, one_line
 from common.weight_names import PLAIN, VARIANTS, common_variant, usable_variants, variant_of
 
 INDEX = "model_index.json"
@@ -235,8 +235,3 @@ def _shapes_on_hub(path: Path, part: str) -> dict[str, tuple[int, ...]]:
 def _is_part(value: object) -> bool:
     """Whether an index entry is a part: [library, class]; a part that is left out on purpose is [null, null]."""
     return isinstance(value, list) and len(value) == 2 and all(isinstance(name, str) for name in value)
-
-
-def one_line(error: Exception) -> str:
-    """Another library's exception on one line, for use in our messages."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -17,6 +17,7 @@ import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from common.command import REFUSED, exit_status, user_path
 from common.errors import ModelError
 
 PROMPT_FILE = "prompt.json"
@@ -73,16 +74,15 @@ def extract_prompt(package: Path) -> HpsV3Prompt:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Write the prompt of HPSv3 into a model directory.")
-    parser.add_argument("package", type=Path, help="hpsv3-1.0.0-py3-none-any.whl")
-    parser.add_argument("directory", type=Path, help="the model directory")
-    options = parser.parse_args(arguments)
-    try:
+    parser.add_argument("package", type=user_path, help="hpsv3-1.0.0-py3-none-any.whl")
+    parser.add_argument("directory", type=user_path, help="the model directory")
+
+    def write() -> None:
+        options = parser.parse_args(arguments)
         prompt = extract_prompt(options.package)
         (options.directory / PROMPT_FILE).write_text(json.dumps(asdict(prompt), indent=2), encoding="utf-8")
-    except (ModelError, OSError) as error:
-        print(f"reward_servers.scorers.hpsv3.prompt: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_status(write, prefix="reward_servers.scorers.hpsv3.prompt", failed=REFUSED)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from common.errors import ModelError
+from common.short_folder import short_folder
 from reward_servers.scorers.vlm_judge.settings import LaunchSettings
 
 SERVED_MODEL = "judge"
@@ -62,7 +63,8 @@ class VllmProcess:
         if not (launch.model / "config.json").is_file():
             raise ModelError(f"launch.model {launch.model} is no model directory: it has no config.json")
         self._model = launch.model
-        self._folder = Path(tempfile.mkdtemp(prefix="judge_"))
+        short = short_folder(len("/judge_01234567/vllm.sock"), "TMPDIR", {})
+        self._folder = Path(tempfile.mkdtemp(prefix="judge_", dir=short))
         self._log = self._folder / "vllm.log"
         self.socket_file = self._folder / "vllm.sock"
         server = [str(launch.python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(launch.model)]

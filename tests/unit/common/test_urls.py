@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from common.urls import without_secrets
+from common.urls import uses_proxies, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,21 @@ from common.urls import without_secrets
 )
 def test_credentials_are_not_shown(url: str, shown: str) -> None:
     assert without_secrets(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://127.0.0.1:8000", False),
+        ("http://127.8.9.1/name", False),
+        ("http://LOCALHOST:8000", False),
+        ("http://[::1]:8000", False),
+        ("http://0.0.0.0:8000", False),
+        ("http://judge.localhost", False),
+        ("http://10.0.0.7:8000", True),
+        ("https://rewards.example.org", True),
+        ("http://localhost.example.org", True),
+    ],
+)
+def test_no_request_to_this_machine_uses_a_proxy(url: str, expected: bool) -> None:
+    assert uses_proxies(url) is expected

@@ -16,8 +16,8 @@ from common.flow import static_shift_sigmas
 from common.rewards.api import ScoreRequest, ScoreResponse
 from common.rewards.control_request import ControlRequest
 from common.types import Guidance, Prompt
-from learner.compose import _checked_prediction, _errors_from_ray, _load_prompts, _redis, _reward_access
-from learner.driver.cluster import ADDRESS, _say_what_is_waited_for, ray_cluster
+from learner.compose import _checked_prediction, _errors_in_one_line, _load_prompts, _redis, _reward_access
+from learner.driver.cluster import _say_what_is_waited_for, ray_cluster
 from learner.preflight.checks import (
     check_files,
     check_gpus,
@@ -27,6 +27,7 @@ from learner.preflight.checks import (
     control_requests,
 )
 from learner.preflight.command_line import Invocation
+from learner.preflight.ray_environment import ADDRESS
 from tests.helpers.fake_reward_server import INFO, SCORES, error_body, fake_server
 from tests.helpers.trained_run import tiny_config
 
@@ -184,7 +185,7 @@ def raised_remotely(cause: Exception) -> Exception:
 
 def test_an_error_of_ours_comes_out_as_it_was_raised(tmp_path: Path) -> None:
     cause = AttestationError("other weights")
-    with pytest.raises(AttestationError) as caught, _errors_from_ray(invocation(tmp_path)):
+    with pytest.raises(AttestationError) as caught, _errors_in_one_line(invocation(tmp_path)):
         raise raised_remotely(cause)
     assert caught.value is cause
 
@@ -192,7 +193,7 @@ def test_an_error_of_ours_comes_out_as_it_was_raised(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [raised_remotely(ValueError("odd shape")), ObjectLostError("ab" * 14, None, "")])
 def test_any_other_error_is_one_line_and_a_file(tmp_path: Path, error: Exception) -> None:
     (tmp_path / "logs").mkdir()
-    with pytest.raises(RtdmdError) as caught, _errors_from_ray(invocation(tmp_path)):
+    with pytest.raises(RtdmdError) as caught, _errors_in_one_line(invocation(tmp_path)):
         raise error
     log = tmp_path / "logs" / "error.log"
     assert str(caught.value).endswith(f"; see {log}")
@@ -200,9 +201,41 @@ def test_any_other_error_is_one_line_and_a_file(tmp_path: Path, error: Exception
     assert "Traceback" in log.read_text()
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(28, "No space left on device"), "{}: No space left on device; free space there, or write elsewhere"),
+        (OSError(30, "Read-only file system", "/data/x"), "/data/x: Read-only file system; name a path on storage"),
+        (raised_remotely(OSError(28, "No space left on device", "/w/x")), "/w/x: No space left on device; free space"),
+        (raised_remotely(RuntimeError("first line\nthe remedy")), "RuntimeError: first line the remedy"),
+    ],
+)
+def test_an_error_of_the_system_names_the_path_wherever_it_was_raised(
+    tmp_path: Path, error: Exception, told: str
+) -> None:
+    (tmp_path / "logs").mkdir()
+    with pytest.raises(RtdmdError) as caught, _errors_in_one_line(invocation(tmp_path)):
+        raise error
+    assert str(caught.value).startswith(told.format(tmp_path))
+    assert str(caught.value).endswith(f"; see {tmp_path}/logs/error.log")
+
+
+def test_the_whole_message_of_ray_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The remedy stands in its second line."""
+
+    def fail(**settings: object) -> None:
+        raise ConnectionError("Could not connect. To fix this, either:\n1. unset the address\n2. start a cluster")
+
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr("ray.init", fail)
+    expected = "To fix this, either: 1. unset the address 2. start a cluster: is it up, and RAY_AUTH_MODE"
+    with pytest.raises(ConfigError, match=expected), ray_cluster(config()):
+        pytest.fail("entered")
+
+
 def test_a_dry_run_leaves_no_log(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
-    with pytest.raises(RtdmdError, match="odd shape"), _errors_from_ray(invocation(tmp_path, dry_run=True)):
+    with pytest.raises(RtdmdError, match="odd shape"), _errors_in_one_line(invocation(tmp_path, dry_run=True)):
         raise raised_remotely(ValueError("odd shape"))
     assert list((tmp_path / "logs").iterdir()) == []
 
@@ -222,7 +255,7 @@ def test_a_failing_start_of_ray_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("ray.init", fail)
-    expected = "^no Ray cluster to run in: not enough shared memory$"
+    expected = "^no Ray cluster to run in: not enough shared memory many details$"
     with pytest.raises(ConfigError, match=expected), ray_cluster(config()):
         pytest.fail("entered")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -48,7 +47,7 @@ def test_a_scorer_that_is_not_installed_says_how_to_install_it(
     def missing(module: str) -> None:
         raise ModuleNotFoundError("No module named 'rapidocr'")
 
-    monkeypatch.setattr(importlib, "import_module", missing)
+    monkeypatch.setattr("reward_servers.main.import_own", missing)
     with pytest.raises(ConfigError) as caught:
         load_scorers(settings("--scorer", name))
     assert str(caught.value) == f"--scorer {name}: No module named 'rapidocr'; pip install -e '.[{extra}]'"

@@ -275,9 +275,39 @@ def test_numbers_with_an_exponent_are_numbers(text: str, value: Any) -> None:
     assert type(parsed) is type(value)
 
 
+def test_a_mapping_may_be_merged_into_another() -> None:
+    """Keys that are written beside `<<` win, as YAML says, also in a mapping that is merged itself."""
+    text = "a: &a {x: 1, y: 2}\nb: &b {<<: *a, y: 3}\nc: {<<: *b, z: 4}\nd: {z: 5, <<: [*b, *a]}\n"
+    merged = {"x": 1, "y": 3}
+    expected = {"a": {"x": 1, "y": 2}, "b": merged, "c": merged | {"z": 4}, "d": merged | {"z": 5}}
+    assert parse_yaml(text, "here") == expected
+
+
+def test_a_home_directory_may_be_written_as_in_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    local = {"name": "hps", "scorer": "hps", "model": "~/hps", "differentiable": True}
+    config = build(
+        backbone={"path": "~/sd3"},
+        prompts={"train": "~/a.txt", "evaluation": "b/~.txt"},
+        cold_start={"from_checkpoint": "~/runs/a"},
+        rewards=[local],
+    )
+    assert config.backbone.path == Path("/home/ada/sd3")
+    assert (config.prompts.train, config.prompts.evaluation) == (Path("/home/ada/a.txt"), Path("b/~.txt"))
+    assert config.cold_start.from_checkpoint == Path("/home/ada/runs/a")
+    assert config.rewards[0].model == Path("/home/ada/hps")
+
+
+def test_the_home_of_somebody_unknown_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"prompts\.train = \"~nobody-here/a\": there is no home directory for ~"):
+        build(prompts={"train": "~nobody-here/a", "evaluation": "b.txt"})
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
+        (b"run: {<<: {name: a}, <<: {name: b}}\n", "key '<<' is given twice"),
+        (b"run: {[1, 2]: a}\n", "key of several parts is not a word"),
         (b"run: {name: a}\nrun: {name: b}\n", "line 2: not valid YAML: key 'run' is given twice"),
         (b"run: {1: a}\n", "key 1 is not a word"),
         (b"run: [\n", "not valid YAML"),

@@ -15,7 +15,8 @@ from common.errors import CheckpointError, ConfigError
 from common.rewards.api import ServerInfo
 from common.types import Position, Stage
 from learner.checkpoint import CheckpointStore
-from learner.driver.run_directory import LOCK, Start, begin, claimed, continuity, require_same_rewards
+from learner.driver.run_directory import Start, begin, claimed, continuity, require_same_rewards
+from learner.driver.run_lock import LOCK
 from learner.preflight.command_line import Invocation
 
 INFO = ServerInfo("hps", "1", "abc", True, 0.0, math.inf, "1", "hps:Hps", True)
@@ -94,6 +95,27 @@ def test_a_directory_has_one_owner_at_a_time(tmp_path: Path) -> None:
             start_of(invocation(tmp_path, resume=True))
         assert lock_elsewhere() != 0
     assert lock_elsewhere() == 0
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_resuming_where_no_run_is_does_not_start_one(tmp_path: Path, dry_run: bool) -> None:
+    """Neither in a directory that does not exist, nor in one that holds something else."""
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "notes.txt").write_text("")
+    for wrong in (tmp_path / "rum", tmp_path / "else"):
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(ConfigError, match=f"--resume: there is no run in {wrong}: check --run-dir"):
+            start_of(invocation(wrong, resume=True, dry_run=dry_run))
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_resuming_a_run_without_a_checkpoint_says_that_it_starts_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with claimed(invocation(tmp_path)) as (_, start):
+        begin(invocation(tmp_path), start)
+    assert start_of(invocation(tmp_path, resume=True)) == Start(Position(Stage.COLD_START, 0))
+    assert capsys.readouterr().err == f"--resume: {tmp_path} has no checkpoint yet: the run starts anew\n"
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:

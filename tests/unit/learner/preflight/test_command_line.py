@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigError
-from learner.preflight.command_line import parse
+from learner.preflight.command_line import parse, parse_forecast
 from learner.preflight.run_file import knobs
 
 RUN_FILE = """
@@ -86,7 +86,11 @@ def test_flags_and_run_directory(run_file: str) -> None:
             {"RTDMD_WORKERS__CUONT": "2"},
             "environment variable RTDMD_WORKERS__CUONT: workers.cuont: unknown key; did you mean workers.count",
         ),
-        ([], {"RTDMD_SEED": "2"}, "environment variable RTDMD_SEED: seed: unknown key; did you mean run.seed?"),
+        (
+            [],
+            {"RTDMD_RUN__SEDE": "2"},
+            "environment variable RTDMD_RUN__SEDE: run.sede: unknown key; did you mean run.s",
+        ),
     ],
 )
 def test_mistakes_are_named(run_file: str, options: list[str], environment: dict[str, str], expected: str) -> None:
@@ -94,6 +98,37 @@ def test_mistakes_are_named(run_file: str, options: list[str], environment: dict
         parse(["--config", run_file, *options], environment)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_variables_of_kubernetes_services_are_not_ours(run_file: str) -> None:
+    """For a Service named rtdmd or rtdmd-head-svc every container of the namespace gets these."""
+    environment = {
+        "RTDMD_HEAD_SVC_SERVICE_HOST": "10.0.0.7",
+        "RTDMD_HEAD_SVC_SERVICE_PORT_GCS_SERVER": "6379",
+        "RTDMD_HEAD_SVC_PORT_6379_TCP": "tcp://10.0.0.7:6379",
+        "RTDMD_HEAD_SVC_PORT_6379_TCP_PROTO": "tcp",
+        "RTDMD_SERVICE_HOST": "10.0.0.8",
+        "RTDMD_PORT": "tcp://10.0.0.8:80",
+    }
+    file = ["--config", run_file]
+    assert parse(file, environment) == parse(file, {})
+    assert parse(file, environment | {"RTDMD_RUN__SEED": "3"}).config.run.seed == 3
+    assert parse_forecast(file, environment) == parse_forecast(file, {})
+
+
+def test_a_home_directory_may_be_written_in_every_layer(run_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No shell expands `--option=~/x` or a quoted value of an environment variable."""
+    monkeypatch.setenv("HOME", "/home/ada")
+    environment = {"RTDMD_PROMPTS__TRAIN": "~/train.txt"}
+    asked = parse(["--config", run_file, "--run-dir=~/runs/a", "--backbone.path=~/sd3"], environment)
+    assert asked.run_dir == Path("/home/ada/runs/a")
+    assert asked.config.backbone.path == Path("/home/ada/sd3")
+    assert asked.config.prompts.train == Path("/home/ada/train.txt")
+
+
+def test_the_run_file_may_be_in_the_home_directory(run_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(Path(run_file).parent))
+    assert parse(["--config=~/run.yaml"], {}).config.run.name == "base"
 
 
 def test_a_misspelt_quick_block_is_found_before_it_is_used(tmp_path: Path) -> None:

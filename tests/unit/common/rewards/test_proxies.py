@@ -1,0 +1,122 @@
+"""No client of ours gives a request to this machine, or its token, to a proxy. Others are reached as configured."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.errors import RewardUnavailable
+from common.rewards.http import Exchange, RewardHttp
+from reward_servers import score
+from tests.helpers.fake_reward_server import fake_server
+
+PROJECT_ROOT = Path(__file__).resolve().parents[4]
+ELSEWHERE = "http://reward.invalid:8000"
+
+
+@contextmanager
+def proxy() -> Iterator[tuple[str, list[str]]]:
+    """A proxy that answers 502; the list has the first line of every request."""
+    asked: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    asked.append(connection.recv(65_536).split(b"\r\n")[0].decode())
+                    connection.sendall(b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+
+        thread = Thread(target=serve)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}", asked
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The requests that reach the proxy of the environment."""
+    for name in ("NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with proxy() as (url, requests):
+        monkeypatch.setenv("HTTP_PROXY", url)
+        monkeypatch.setenv("REWARD_SERVER_TOKEN", "sesame")
+        yield requests
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> str:
+    path = tmp_path / "image.png"
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(path)
+    return str(path)
+
+
+def test_the_client_of_a_run(asked: list[str]) -> None:
+    http = RewardHttp("sesame")
+    try:
+        with fake_server() as server:
+            assert http.get(Exchange("fake", server.url, 5.0), "/v1/info", len) > 0
+        assert asked == []
+        with pytest.raises(RewardUnavailable, match="502"):
+            http.get(Exchange("fake", ELSEWHERE, 5.0), "/v1/info", len)
+    finally:
+        http.close()
+    assert asked == [f"GET {ELSEWHERE}/v1/info HTTP/1.1"]
+
+
+def test_the_command_score(asked: list[str], image: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with fake_server() as server:
+        score.main(["--url", server.url, image, "--prompt", "a"])
+        assert len(server.bodies) == 1
+    assert asked == []
+    assert score.main(["--url", ELSEWHERE, image, "--prompt", "a"]) == 2
+    assert "answered 502" in capsys.readouterr().err
+    assert asked == [f"POST {ELSEWHERE}/v1/score HTTP/1.1"]
+
+
+def test_the_example(asked: list[str], image: str) -> None:
+    def run(url: str) -> str:
+        command = [sys.executable, str(PROJECT_ROOT / "examples/score_images.py"), url, "a", image]
+        done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, timeout=60, check=False)
+        return done.stderr
+
+    with fake_server() as server:
+        run(server.url)
+        assert (len(server.bodies), server.authorization) == (1, "Bearer sesame")
+    assert asked == []
+    assert "502" in run(ELSEWHERE)
+    assert asked == [f"POST {ELSEWHERE}/v1/score HTTP/1.1"]
+
+
+@pytest.mark.parametrize("url", ["socks5://127.0.0.1:1080", "ftp://proxy"])
+def test_a_proxy_that_cannot_be_used_is_one_line_and_no_matter_here(
+    asked: list[str], image: str, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", url)
+    http = RewardHttp(None)
+    try:
+        with fake_server() as server:
+            assert http.get(Exchange("fake", server.url, 5.0), "/v1/info", len) > 0
+        with pytest.raises(RewardUnavailable, match=r"a proxy of HTTP_PROXY.* cannot be used .* set NO_PROXY"):
+            http.get(Exchange("fake", ELSEWHERE, 5.0), "/v1/info", len)
+    finally:
+        http.close()
+    assert score.main(["--url", ELSEWHERE, image, "--prompt", "a"]) == 2
+    told = capsys.readouterr().err
+    assert (told.count("\n"), "cannot be used" in told) == (1, True)

@@ -1,0 +1,77 @@
+"""What is shown never ends a command: encodings without a character, closed pipes, missing streams."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.console_stream import LastingStream
+
+PROJECT_ROOT = Path(__file__).resolve().parents[3]
+
+TALKATIVE = """
+import sys
+from pathlib import Path
+from common.command import exit_status
+def talk():
+    for number in range(20_000):
+        print(f"line {number}")
+    Path(sys.argv[1]).write_text("done")
+sys.exit(exit_status(talk))
+"""
+
+
+def shell(line: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """bash runs `line`; $0 is a Python that imports the project, $1 and so on are `words`."""
+    environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
+    command = ["bash", "-o", "pipefail", "-c", line, sys.executable, *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "gb2312", "euc_jp", "shift_jis", "iso8859_2"])
+def test_a_character_that_the_encoding_lacks_becomes_a_question_mark(encoding: str) -> None:
+    raw = io.BytesIO()
+    stream = LastingStream(io.TextIOWrapper(raw, encoding=encoding, errors="strict"), "standard output")
+    print("a · b", file=stream, flush=True)
+    assert raw.getvalue() == b"a ? b\n"
+
+
+@pytest.mark.parametrize("closed", ["| head -n 1 >/dev/null", ">&-", "> /dev/full", "2>&-", "2>/dev/full"])
+def test_a_command_goes_on_without_its_output(tmp_path: Path, closed: str) -> None:
+    done = shell(f'"$0" -c "$1" "$2" {closed}', TALKATIVE, str(tmp_path / "done"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "done").read_text() == "done"
+
+
+def test_a_lost_stream_is_noted_once(caplog: pytest.LogCaptureFixture) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as pipe, caplog.at_level(logging.WARNING, "rtdmd"):
+        stream = LastingStream(pipe, "standard output")
+        for _ in range(3):
+            print("line", file=stream, flush=True)
+        assert not stream.isatty()
+        os.write(writer, b"what a library writes to the descriptor goes nowhere")
+    assert [record.getMessage() for record in caplog.records] == [
+        "standard output is lost ([Errno 32] Broken pipe): the command goes on and shows no more"
+    ]
+
+
+def test_a_process_started_without_streams_prints_into_no_file(tmp_path: Path) -> None:
+    script = """
+import sys
+from common.console_stream import lasting_output
+with lasting_output(), open(sys.argv[1], "w") as file:
+    import os
+    os.write(1, b"printed"); os.write(2, b"printed")
+    file.write("own")
+"""
+    done = shell('"$0" -c "$1" "$2" <&- >&- 2>&-', script, str(tmp_path / "file"))
+    assert done.returncode == 0
+    assert (tmp_path / "file").read_text() == "own"
