@@ -20,5 +20,5 @@ with httpx.Client(headers=headers, timeout=31, mounts=direct) as client:
         content = base64.b64encode(Path(path).read_bytes()).decode()
         answer = client.post(f"{url}/score", json={"image_base64": content, "prompt": prompt})
         if answer.is_error:
-            sys.exit(f"{path}: {answer.text}")
+            sys.exit(f"{path}: status {answer.status_code} {answer.text}")
         print(answer.json()["score"])

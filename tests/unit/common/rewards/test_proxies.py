@@ -17,7 +17,7 @@ from PIL import Image
 
 from common.errors import RewardUnavailable
 from common.rewards.http import Exchange, RewardHttp
-from reward_servers import score
+from reward_servers import score_images
 from tests.helpers.fake_reward_server import fake_server
 
 PROJECT_ROOT = Path(__file__).resolve().parents[4]
@@ -82,10 +82,10 @@ def test_the_client_of_a_run(asked: list[str]) -> None:
 
 def test_the_command_score(asked: list[str], image: str, capsys: pytest.CaptureFixture[str]) -> None:
     with fake_server() as server:
-        score.main(["--url", server.url, image, "--prompt", "a"])
+        score_images.main(["--url", server.url, image, "--prompt", "a"])
         assert len(server.bodies) == 1
     assert asked == []
-    assert score.main(["--url", ELSEWHERE, image, "--prompt", "a"]) == 2
+    assert score_images.main(["--url", ELSEWHERE, image, "--prompt", "a"]) == 2
     assert "answered 502" in capsys.readouterr().err
     assert asked == [f"POST {ELSEWHERE}/v1/score HTTP/1.1"]
 
@@ -101,7 +101,7 @@ def test_the_example(asked: list[str], image: str) -> None:
         assert (len(server.bodies), server.authorization) == (1, "Bearer sesame")
     assert asked == []
     assert "502" in run(ELSEWHERE)
-    assert asked == [f"POST {ELSEWHERE}/v1/score HTTP/1.1"]
+    assert asked == [f"POST {ELSEWHERE}/score HTTP/1.1"]
 
 
 @pytest.mark.parametrize("url", ["socks5://127.0.0.1:1080", "ftp://proxy"])
@@ -117,6 +117,6 @@ def test_a_proxy_that_cannot_be_used_is_one_line_and_no_matter_here(
             http.get(Exchange("fake", ELSEWHERE, 5.0), "/v1/info", len)
     finally:
         http.close()
-    assert score.main(["--url", ELSEWHERE, image, "--prompt", "a"]) == 2
+    assert score_images.main(["--url", ELSEWHERE, image, "--prompt", "a"]) == 2
     told = capsys.readouterr().err
     assert (told.count("\n"), "cannot be used" in told) == (1, True)

@@ -16,9 +16,9 @@ from reward_servers.convert import convert_aesthetic, convert_hps, convert_image
 from reward_servers.scorers.aesthetic import AestheticScorer
 from reward_servers.scorers.base import Scorer
 from reward_servers.scorers.clipscore import ClipScoreScorer
-from reward_servers.scorers.geneval import GenevalPartsScorer, GenevalScorer
+from reward_servers.scorers.geneval.scorer import GenevalPartsScorer, GenevalScorer
 from reward_servers.scorers.hps import HpsScorer
-from reward_servers.scorers.hpsv3 import HpsV3Scorer
+from reward_servers.scorers.hpsv3.scorer import HpsV3Scorer
 from reward_servers.scorers.image_reward import ImageRewardScorer
 from reward_servers.scorers.pickscore import PickScoreScorer
 from tests.helpers.published_checkpoints import (
@@ -86,8 +86,8 @@ def test_bookkeeping_of_older_versions_passes(scorer_class: type[Scorer], clean:
         older = changed(clean, tmp_path / "older", with_bookkeeping)
     found, expected = scorer_class.load(older, "cpu"), scorer_class.load(clean, "cpu")
     assert found.weights_hash == expected.weights_hash
-    probe = found.probe_request()
-    scores = [each.score(probe.images_BHWC, probe.prompts, probe.metadata) for each in (found, expected)]
+    check = found.check_request()
+    scores = [each.score(check.images_BHWC, check.prompts, check.metadata) for each in (found, expected)]
     assert scores[0] == pytest.approx(scores[1], abs=1e-6)
 
 
