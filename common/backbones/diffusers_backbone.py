@@ -79,8 +79,7 @@ class DiffusersBackbone(ABC, Generic[Settings]):
 
         Raises:
             ModelError: the directory is missing, incomplete, corrupt, holds another kind of pipeline, or does not
-                support
-                the settings.
+                support the settings.
         """
         self.device = device
         self._settings = settings

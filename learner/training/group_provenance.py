@@ -25,7 +25,6 @@ class PublishedPolicies:
 
         The due weights have version max(first, iteration - max_staleness). `first` is the first published version: 0,
         or the version at which the run was resumed.
-        the run was resumed.
 
         Raises:
             AttestationError: the groups differ, or were sampled with other weights.

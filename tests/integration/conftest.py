@@ -20,8 +20,9 @@ GROUPS = {
 LONGEST_FIRST = ("service", "test_shapes_runs", "test_published_run_files")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group the tests by file, for `--dist loadgroup`; the longest groups start first."""
+    """Group the tests by file before xdist reads the groups (`--dist loadgroup`). The longest groups start first."""
     groups = {}
     for item in items:
         groups[item] = GROUPS.get(item.path.stem, item.path.stem)
