@@ -53,7 +53,7 @@ lint: $(STAMP)
 test: lint
 	$(BIN)/python -m pytest tests/unit -n 2
 	$(BIN)/python -m tests.mutants
-	$(BIN)/python -m pytest tests/integration -m "not slow" -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest tests/integration -m "not slow" -n 2
 	$(BIN)/python -m tests.interpreters $(INTERPRETERS)
 
 # The unit tests without heavy libraries, under every other supported Python among INTERPRETERS (40 s for each).

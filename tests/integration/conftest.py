@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.helpers.running_service import PROMPTS, Run, Service, write_config
 from tests.helpers.shared_services import Cluster, ServedScorer, ray_cluster, reward_servers
@@ -20,15 +22,27 @@ GROUPS = {
 LONGEST_FIRST = ("service", "test_shapes_runs", "test_published_run_files")
 
 
-@pytest.hookimpl(tryfirst=True)
+def _group(nodeid: str) -> str:
+    stem = Path(nodeid.partition("::")[0]).stem
+    return GROUPS.get(stem, stem)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group the tests by file before xdist reads the groups (`--dist loadgroup`). The longest groups start first."""
-    groups = {}
-    for item in items:
-        groups[item] = GROUPS.get(item.path.stem, item.path.stem)
-        item.add_marker(pytest.mark.xdist_group(groups[item]))
+    """Put the longest groups first."""
     ranks = {group: rank for rank, group in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: ranks.get(groups[item], len(ranks)))
+    items.sort(key=lambda item: ranks.get(_group(item.nodeid), len(ranks)))
+
+
+class ByGroup(LoadScopeScheduling):
+    """All tests of a group run in one process."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _group(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByGroup:
+    config.option.loadscopereorder = False
+    return ByGroup(config, log)
 
 
 @pytest.fixture(scope="session")
