@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from learner.commands import COMMANDS
 from tests.helpers.document_commands import PROJECT_ROOT, Shown, shown_commands
 from tests.unit.project.test_documents import DOCUMENTS
 
@@ -26,7 +25,7 @@ def quick_commands() -> list[tuple[str, ...]]:
         return shown.whole and not {*QUICK}.isdisjoint(words) and (named is None or Path(PROJECT_ROOT, named).is_file())
 
     shown = {one.words for path in DOCUMENTS for one in shown_commands(path) if runs(one)}
-    return sorted(shown | {("rtdmd", "--help")} | {("rtdmd", name, "--help") for name in COMMANDS})
+    return sorted(shown | {("rtdmd", "--help")})
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ BACKBONES = (
         "common/weight_names.py",
         "return last in RECOMPUTED or last in buffers",
         "return True",
-        unit_test("reward_servers/published_weights::a_foreign_weight_is_refused"),
+        unit_test("reward_servers/scorers/published_weights::a_foreign_weight_is_refused"),
     ),
     Mutant(
         "a missing weight of a text encoder is random",
