@@ -14,12 +14,12 @@ import pytest
 import redis
 
 from common.config.rewards import RewardClientConfig
+from common.project_files import PROJECT_ROOT
 from common.redis_link import RedisAddress, RedisLink, ServerRegistry
 from common.rewards.access import RewardAccess
 from common.rewards.guard import Outage
 from common.types import OutagePolicy
 from learner.driver.embedded_redis import embedded_redis
-from learner.driver.local_servers import PROJECT_ROOT
 
 DEADLINE = 60.0
 IMAGES = np.full((2, 8, 8, 3), 51, np.uint8)

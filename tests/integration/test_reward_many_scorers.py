@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common.project_files import PROJECT_ROOT
 from common.rewards.api import METRICS_PATH, READY_PATH
 from common.rewards.client import RewardClient, RewardEndpoint
-from learner.driver.local_servers import PROJECT_ROOT
 from tests.integration.test_reward_servers import BRIGHTNESS, DEADLINE, MISCHIEF, launch, running
 
 PIXELS = np.stack([np.full((8, 8, 3), value, np.uint8) for value in (0, 51, 255)])
