@@ -55,8 +55,8 @@ def renormalised_group_advantages(
     """Advantages [P, G] where some groups lack some rewards; `group_advantages` where none does.
 
     A departure from RTDMD, for outages: each reward is standardised over the groups that have it, and a group's sum
-    uses the weights of the rewards it has, scaled to the sum of all weights. A group with fewer rewards thus has as much
-    influence as the others, and missing rewards are not replaced.
+    uses the weights of the rewards it has, scaled to the sum of all weights. A group with fewer rewards thus has as
+    much influence as the others, and missing rewards are not replaced.
 
     Args:
         groups: P times name -> [G].
