@@ -31,7 +31,7 @@ from common.rewards.client import RewardEndpoint
 from common.rewards.guard import Outage
 from common.types import PromptSets
 from learner.driver.calls import CALL_TIMEOUT_S, answer, remote_reason
-from learner.driver.cluster import ray_cluster
+from learner.driver.cluster import actor_environment, ray_cluster
 from learner.driver.comparison import PolicyRecords
 from learner.driver.embedded_redis import embedded_redis
 from learner.driver.learner_group import started_learner
@@ -287,6 +287,7 @@ def _start_workers(config: Config, access: RewardAccess) -> list[ActorHandle]:
         num_gpus=config.workers.num_gpus,
         max_restarts=config.workers.restarts,
         max_task_retries=config.workers.restarts,
+        runtime_env=actor_environment(),
     )
     return [worker_class.remote(settings) for _ in range(config.workers.count)]
 
