@@ -10,6 +10,8 @@ STAMP := .venv/.installed
 JUDGE_STAMP := .venv-judge/.installed
 # Small models on few cores: more threads than cores only fight each other.
 export OMP_NUM_THREADS ?= 1
+# A thread that waits must not occupy a core; our own processes set it themselves, see common/__init__.py.
+export OMP_WAIT_POLICY ?= PASSIVE
 ARGS ?=
 
 .PHONY: demo test test-interpreters test-slow hps-parity-env judge-env lint zoo bench environment constraints clean

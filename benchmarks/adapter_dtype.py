@@ -10,6 +10,8 @@ A ~ N(0, 1) as in stage 2. Prints JSON: per adapter the root mean square and the
 
 from __future__ import annotations
 
+import common  # noqa: F401  # isort: skip - before torch, see there
+
 import argparse
 import json
 import sys

@@ -16,6 +16,8 @@ Needs torch, diffusers, transformers, peft and safetensors; not Ray.
 
 from __future__ import annotations
 
+import common  # noqa: F401  # isort: skip - before torch, see there
+
 import argparse
 import json
 import tempfile

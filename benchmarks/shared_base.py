@@ -9,6 +9,8 @@ Linux), one set of text encoders, one VAE and Python included.
 
 from __future__ import annotations
 
+import common  # noqa: F401  # isort: skip - before torch, see there
+
 import argparse
 import gc
 import json

@@ -11,6 +11,8 @@ Runs a short real run (real Ray, real reward servers), then the bare loop, on th
 
 from __future__ import annotations
 
+import common  # noqa: F401  # isort: skip - before torch, see there
+
 import argparse
 import json
 import os

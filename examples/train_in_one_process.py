@@ -5,6 +5,8 @@
 Takes a minute on one core, enough for stage 1 to gain, not for stage 2. The service does the same in many processes.
 """
 
+import common  # noqa: F401  # isort: skip - before torch, see there
+
 import sys
 
 import numpy as np

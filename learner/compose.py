@@ -31,12 +31,13 @@ from common.rewards.client import RewardEndpoint
 from common.rewards.guard import Outage
 from common.types import PromptSets
 from learner.driver.calls import CALL_TIMEOUT_S, answer, remote_reason
-from learner.driver.cluster import ray_cluster
+from learner.driver.cluster import actor_environment, ray_cluster
 from learner.driver.comparison import PolicyRecords
 from learner.driver.embedded_redis import embedded_redis
 from learner.driver.learner_group import started_learner
 from learner.driver.local_servers import LocalServers, LocalServerSpec
 from learner.driver.run_directory import Start, begin, claimed, continuity, require_same_rewards
+from learner.driver.threads import with_known_threads, with_probed_threads
 from learner.driver.worker_pool import WorkerPool
 from learner.preflight.checks import (
     check_enough_prompts,
@@ -164,9 +165,9 @@ def started_service(
     prediction: Prediction | None,
 ) -> Iterator[Service]:
     """Everything that a run needs, started in order and stopped in reverse order on every exit."""
-    config = invocation.config
     with ExitStack() as stack:
         stack.enter_context(run_log(run_dir / "logs" / "run.log"))
+        config = with_known_threads(invocation.config, run_dir, resume=invocation.resume)
         redis = stack.enter_context(_redis(config, run_dir))
         servers = stack.enter_context(LocalServers(_local_servers(config), run_dir / "logs"))
         access = _reward_access(config, servers.urls, redis)
@@ -181,7 +182,8 @@ def started_service(
         check_schedule(config, sigmas)
         check_guidance(config, answer(ranks[0].guidance.remote()))
         if not invocation.dry_run:
-            begin(invocation, start)
+            config = with_probed_threads(config, ranks[0])
+            begin(replace(invocation, config=config), start)
         yield Service(
             config=config,
             run_dir=run_dir,
@@ -287,6 +289,7 @@ def _start_workers(config: Config, access: RewardAccess) -> list[ActorHandle]:
         num_gpus=config.workers.num_gpus,
         max_restarts=config.workers.restarts,
         max_task_retries=config.workers.restarts,
+        runtime_env=actor_environment(),
     )
     return [worker_class.remote(settings) for _ in range(config.workers.count)]
 

@@ -26,9 +26,6 @@ from common.command import exit_status
 from learner.preflight.command_line import parse, parse_forecast
 from learner.preflight.ray_environment import prepare
 
-# transformers also logs which image processor it falls back to; only its errors are useful here.
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
 
 def main(argv: Sequence[str]) -> int:
     """Train; exit status as in `common.command.exit_status`."""

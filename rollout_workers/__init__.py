@@ -1,1 +1,3 @@
 """Rollout workers: sample, decode and score whole groups."""
+
+import common  # noqa: F401 - before torch, see there

@@ -26,7 +26,9 @@ class RunIdentity(Section):
         description="Name of the run, and of its default directory runs/NAME. Letters, digits, dot, dash and "
         "underscore.",
     )
-    seed: NonNegativeInt = Field(0, description="Seed of every random draw. Runs with equal seeds are equal.")
+    seed: NonNegativeInt = Field(
+        0, description="Seed of every random draw. Runs with equal seeds and learner.threads are equal."
+    )
 
 
 class LoraConfig(Section):
@@ -223,7 +225,11 @@ class LearnerConfig(Section):
         description="Processes that share every update, each with a part of the batch. Results differ by float "
         "rounding only.",
     )
-    threads: PositiveInt = Field(1, description="CPU threads per rank.")
+    threads: PositiveInt | None = Field(
+        None,
+        description="CPU threads per rank. null: 1 on GPUs, else the fastest number, timed for two seconds at the "
+        "start. It changes results by float rounding; config.yaml records it, and a resumed run keeps it.",
+    )
     num_cpus: NonNegativeFloat = Field(1.0, description="CPUs that Ray reserves per rank.")
     num_gpus: NonNegativeFloat = Field(0.0, description="GPUs that Ray reserves per rank.")
     shard_base: bool = Field(

@@ -8,10 +8,12 @@ import socket
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 from ray.job_config import JobConfig
 
+from common import WAIT_POLICY
 from common.config.run import Config
 from common.errors import ConfigError, one_line
 from common.project_files import PROJECT_ROOT, python_environment
@@ -43,6 +45,11 @@ def ray_cluster(config: Config) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def actor_environment() -> dict[str, Any]:
+    """Ray's `runtime_env` of our actors: what a cluster that was started without us would not give them."""
+    return {"env_vars": {WAIT_POLICY: os.environ[WAIT_POLICY]}}
 
 
 class _ProjectFirst(list[str]):

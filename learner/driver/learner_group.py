@@ -23,6 +23,7 @@ from common.errors import ConfigError
 from common.rewards.access import RewardAccess
 from common.types import Prompt
 from learner.driver.calls import CALL_TIMEOUT_S
+from learner.driver.cluster import actor_environment
 from learner.training.actor import Learner
 from learner.training.learner_rank import LearnerRank
 from learner.training.ranks import Meeting
@@ -38,7 +39,7 @@ def started_learner(
         ConfigError: the cluster has not enough room for the ranks.
     """
     settings = config.learner
-    resources = ray.remote(num_cpus=settings.num_cpus, num_gpus=settings.num_gpus)
+    resources = ray.remote(num_cpus=settings.num_cpus, num_gpus=settings.num_gpus, runtime_env=actor_environment())
     leader, rank = resources(Learner), resources(LearnerRank)
     if settings.ranks == 1:
         yield [leader.remote(config, prompts, access, device)]

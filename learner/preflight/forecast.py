@@ -54,13 +54,16 @@ DEVICES = {
 }
 
 
-def this_cpu(threads: int) -> Device:
-    """This machine's memory, and `threads` times the speed of one thread: the fastest of several matrix products."""
+def this_cpu(threads: int, dtype: str = "float32") -> Device:
+    """This machine's memory, and `threads` times the speed of one thread: the fastest of several matrix products.
+
+    In the run's own type: CPUs without instructions for bfloat16 are slower in it.
+    """
     import torch  # only here: other parts of preflight run without torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    matrix = torch.ones(MATRIX_SIDE, MATRIX_SIDE)
+    matrix = torch.ones(MATRIX_SIDE, MATRIX_SIDE, dtype={"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype])
     fastest = math.inf
     for _ in range(20):
         started = time.perf_counter()
@@ -211,7 +214,9 @@ def choose_device(name: str, config: Config) -> Device:
         ConfigError: there is no device of that name.
     """
     if name == "auto":
-        return DEVICES["h200"] if config.learner.num_gpus > 0 else this_cpu(config.learner.threads)
+        if config.learner.num_gpus > 0:
+            return DEVICES["h200"]
+        return this_cpu(config.learner.threads or os.cpu_count() or 1, config.backbone.dtype)
     if name not in DEVICES:
         raise ConfigError(f"--device {name}: known devices are {', '.join(DEVICES)}")
     return DEVICES[name]

@@ -28,6 +28,7 @@ from learner.training.batch_metrics import Totals
 from learner.training.group_provenance import PublishedPolicies
 from learner.training.learner_rank import LearnerRank
 from learner.training.ranks import Meeting
+from learner.training.thread_probe import best_number
 
 Result = TypeVar("Result")
 
@@ -65,6 +66,15 @@ class Learner:
 
     def base_fingerprint(self) -> str:
         return self._own.base_fingerprint()
+
+    def choose_threads(self) -> tuple[int, dict[int, float]]:
+        """Use the fastest number of CPU threads on every rank; return it, and seconds of a pass by the number."""
+        pending = [other.time_threads.remote() for other in self._others]
+        seconds = _all_ranks(self._own.time_threads, pending)[0]
+        number = best_number(seconds)
+        pending = [other.use_threads.remote(number) for other in self._others]
+        _all_ranks(lambda: self._own.use_threads(number), pending)
+        return number, seconds
 
     def cold_start(self, iteration: int) -> UpdateResult:
         """Run one iteration of stage 1."""

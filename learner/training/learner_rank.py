@@ -33,6 +33,7 @@ from learner.training.lora_file import write_lora
 from learner.training.networks import Networks, StageSettings
 from learner.training.ranks import ALONE, Meeting, lost_ranks_named
 from learner.training.reward_gradients import ServedRewards
+from learner.training.thread_probe import timed_passes, training_pass, usable_cpus
 
 EXIT_DELAY_S = 2.0
 """A rank whose process must end waits this long, so that Ray can send its error to rank 0 first."""
@@ -52,7 +53,7 @@ class LearnerRank:
         Raises:
             ModelError: see `load_backbone`.
         """
-        torch.set_num_threads(config.learner.threads)
+        torch.set_num_threads(config.learner.threads or 1)
         self._config = config
         seed, sampling, cold_start = config.run.seed, config.sampling, config.cold_start
         self._ranks = ALONE if meeting is None else meeting.join()
@@ -88,6 +89,15 @@ class LearnerRank:
 
     def base_fingerprint(self) -> str:
         return self._backbone.base_fingerprint()
+
+    def time_threads(self) -> dict[int, float]:
+        """Median seconds of a training pass by the number of CPU threads. All ranks at once: they share the CPUs."""
+        cold_start, alignment = self._config.cold_start, self._config.alignment
+        batch = min(max(1, cold_start.batch_size // self._config.learner.ranks), alignment.micro_batch)
+        return timed_passes(training_pass(self._networks, batch), usable_cpus())
+
+    def use_threads(self, number: int) -> None:
+        torch.set_num_threads(number)
 
     def cold_start(self, iteration: int) -> Totals:
         """Run one iteration of stage 1."""

@@ -204,7 +204,7 @@ def write_config(path: Path, pipeline: Path, hps: Path, prompts: Sequence[str]) 
             },
         ],
         "workers": {"count": 1, "num_cpus": 0.1},
-        "learner": {"num_cpus": 0.1},
+        "learner": {"num_cpus": 0.1, "threads": 1},
         "evaluation": {
             "every": 3,
             "prompts": 5,

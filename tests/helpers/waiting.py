@@ -8,8 +8,11 @@ from collections.abc import Callable
 DEADLINE = 180.0
 
 
-def wait_until(condition: Callable[[], bool], what: str = "the condition", seconds: float = DEADLINE) -> None:
+def wait_until(
+    condition: Callable[[], bool], what: str = "the condition", seconds: float = DEADLINE, *, every: float = 0.01
+) -> None:
+    """`every`: seconds between two looks at the condition, more where one is costly."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds:g} s in vain for {what}"
-        time.sleep(0.01)
+        time.sleep(every)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -51,3 +52,7 @@ def test_a_family_found_on_the_users_path_is_trained_to_the_end(
     assert {line["stage"] for line in run.lines()} >= {"cold_start", "alignment"}
     assert (run.run_dir / "lora" / "toy_lora.safetensors").is_file()
     assert (run.run_dir / "report.html").is_file()
+    probed = re.search(r"learner: (\d+) CPU threads? \(a pass by threads: 1: .*\)", run.output)
+    assert probed is not None, run.output
+    assert probed[0] in (run.run_dir / "logs" / "run.log").read_text()
+    assert yaml.safe_load((run.run_dir / "config.yaml").read_text())["learner"]["threads"] == int(probed[1])

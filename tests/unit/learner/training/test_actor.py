@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from common.errors import RankError, RewardUnavailable
-from learner.training.actor import _all_ranks
+from learner.training.actor import Learner, _all_ranks
 
 GONE = RankError("a rank of the learner is gone")
 CAUSE = RewardUnavailable("hps", "http://127.0.0.1:1", "out")
@@ -61,3 +62,35 @@ def test_an_error_of_rank_0_itself_does_not_wait_for_the_others() -> None:
 def test_an_error_of_another_rank_alone_is_raised() -> None:
     with pytest.raises(RewardUnavailable):
         _all_ranks(lambda: 7, [CAUSE])
+
+
+class TimedRank:
+    """A rank with these timings; as another rank's handle, its methods are called by `.remote`."""
+
+    def __init__(self, seconds: dict[int, float]) -> None:
+        self._seconds = seconds
+        self.used: list[int] = []
+
+    def time_threads(self) -> dict[int, float]:
+        return self._seconds
+
+    def use_threads(self, number: int) -> None:
+        self.used.append(number)
+
+
+class Handle:
+    def __init__(self, rank: TimedRank) -> None:
+        self.time_threads, self.use_threads = Remote(rank.time_threads), Remote(rank.use_threads)
+
+
+class Remote:
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self.remote = method
+
+
+def test_every_rank_uses_the_threads_that_are_fastest_on_rank_0() -> None:
+    own, other = TimedRank({1: 0.4, 2: 0.2}), TimedRank({1: 0.1, 2: 0.2})
+    learner = Learner.__new__(Learner)
+    learner._own, learner._others = own, [Handle(other)]
+    assert learner.choose_threads() == (2, {1: 0.4, 2: 0.2})
+    assert own.used == other.used == [2]

@@ -13,6 +13,7 @@ import torch
 from common.config.run import Config
 from common.errors import TrainingError
 from common.rewards.access import RewardAccess
+from learner.training import thread_probe
 from learner.training.learner_rank import EXIT_DELAY_S, LearnerRank
 from learner.training.ranks import ALONE, Ranks
 from tests.helpers.tiny_training import PROMPTS
@@ -35,6 +36,25 @@ def test_each_stage_has_its_own_consistency_weight(tiny_pipeline: Path, first: f
     rank = rank_of(Config.model_validate(values))
     assert rank._cold_start._matching.consistency_weight == first
     assert rank._alignment._matching.consistency_weight == second
+
+
+def test_timing_threads_leaves_no_trace(tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rank = rank_of(tiny_config(tiny_pipeline, Path("unused")))
+    monkeypatch.setattr(thread_probe, "BUDGET_S", 0.0)
+    before, drawn = rank.state_fingerprint(), torch.get_rng_state()
+    threads = torch.get_num_threads()
+    try:
+        seconds = rank.time_threads()
+        rank.use_threads(1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
+    assert list(seconds) == [thread_probe.usable_cpus()]
+    assert all(taken > 0 for taken in seconds.values())
+    assert rank.state_fingerprint() == before
+    assert torch.equal(torch.get_rng_state(), drawn)
+    networks = rank._networks
+    assert all(weight.grad is None for weight in networks.backbone.adapters.parameters("cold_start").values())
 
 
 class FailingTrainer:
