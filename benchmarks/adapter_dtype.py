@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from common.backbones import load_backbone
+from common.command import user_path
 from common.config.run import ColdStartConfig, Config
 from common.prompts import load_prompts
 from learner.preflight.command_line import parse
@@ -81,10 +82,10 @@ def _rms(values: Tensor) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.adapter_dtype", description=__doc__.splitlines()[0])
-    parser.add_argument("--config", type=Path, default=Path("deploy/runs/shapes.yaml"), metavar="FILE")
+    parser.add_argument("--config", type=user_path, default=Path("deploy/runs/shapes.yaml"), metavar="FILE")
     parser.add_argument("--iterations", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON here too")
+    parser.add_argument("--out", type=user_path, metavar="FILE", help="write the JSON here too")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     config = parse(["--config", str(arguments.config)], {}).config

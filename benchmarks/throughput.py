@@ -27,6 +27,7 @@ import torch
 
 from common.backbones import load_backbone
 from common.backbones.base import Backbone
+from common.command import user_path
 from common.config.run import Config
 from common.prompts import load_prompts
 from common.types import Network, StepPlan
@@ -68,7 +69,7 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", type=Path, default=PROJECT_ROOT / "deploy/runs/shapes.yaml")
+    parser.add_argument("--config", type=user_path, default=PROJECT_ROOT / "deploy/runs/shapes.yaml")
     parser.add_argument("--iterations", type=int, default=8, help="iterations of the short run")
     return parser.parse_args()
 

@@ -13,7 +13,7 @@ RtdmdError
 │   └── RankError             one of the learner's ranks failed or died, so the others cannot continue
 ├── TrainingError             an update that must not be applied: its gradient is not finite
 ├── StoreError                Redis does not answer; the caller continues without it
-├── RunStopped                a stop was requested through Redis; --resume continues the run
+├── RunStopped                a stop was requested, by a signal or through Redis; --resume continues the run
 └── RewardError               a reward that is not available; carries `reward`, `cause` and the `url` of its server
     ├── RewardUnavailable     refused, reset, timed out, 5xx, no access: retry, at another server
     ├── RewardOverloaded      429: retry after `retry_after` seconds

@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import ipaddress
+import re
+import socket
 from urllib.parse import urlsplit
 
-THIS_MACHINE = ("0.0.0.0", "::", "localhost.", "localhost.localdomain", "ip6-localhost")
+NUMERIC = re.compile(r"[0-9a-fx.]+")
+"""Every spelling of an IPv4 address that a resolver reads, and some that it refuses."""
+THIS_MACHINE = ("localhost.", "localhost.localdomain", "ip6-localhost")
 """Hosts that lead to this machine, though not to its loopback interface alone or not on every machine."""
 
 
 def is_loopback(host: str) -> bool:
     """Whether a host name or address certainly means this machine."""
+    address = _address(host)
+    return host == "localhost" if address is None else address.is_loopback
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that a resolver sees in a host: also in 127.1, 0x7f000001 and ::ffff:127.0.0.1."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
-        return host == "localhost"
+        if not NUMERIC.fullmatch(host):
+            return None
+        try:
+            return ipaddress.IPv4Address(socket.inet_aton(host))
+        except OSError:
+            return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address
 
 
 def host_of(url: str) -> str:
@@ -28,7 +45,9 @@ def host_of(url: str) -> str:
 def uses_proxies(url: str) -> bool:
     """Whether requests to a URL may use the proxies of the environment: never those to this machine."""
     host = host_of(url)
-    return not (is_loopback(host) or host in THIS_MACHINE or host.endswith(".localhost"))
+    address = _address(host)
+    unspecified = address is not None and address.is_unspecified
+    return not (is_loopback(host) or unspecified or host in THIS_MACHINE or host.endswith(".localhost"))
 
 
 def unusable_proxy(error: Exception) -> str:

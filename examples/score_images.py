@@ -14,8 +14,9 @@ import httpx
 url, prompt, *paths = sys.argv[1:]
 headers = {"x-deadline-seconds": "30", "authorization": f"Bearer {os.environ.get('REWARD_SERVER_TOKEN', 'none')}"}
 # Requests to this machine, and the token with them, do not go through a proxy of the environment.
-direct = {f"all://{host}": None for host in ("127.0.0.1", "[::1]", "localhost")}
-with httpx.Client(headers=headers, timeout=31, mounts=direct) as client:
+host = httpx.URL(url).host
+local = host.startswith("127.") or host in ("localhost", "::1", "0.0.0.0")
+with httpx.Client(headers=headers, timeout=31, trust_env=not local) as client:
     for path in paths:
         content = base64.b64encode(Path(path).read_bytes()).decode()
         answer = client.post(f"{url}/score", json={"image_base64": content, "prompt": prompt})

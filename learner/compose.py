@@ -22,7 +22,7 @@ from common.backbones import model_sizes
 from common.command import system_error
 from common.config.rewards import RewardConfig
 from common.config.run import Config
-from common.errors import ConfigError, ModelError, RtdmdError
+from common.errors import ConfigError, ModelError, RtdmdError, RunStopped
 from common.policies import few_step_teacher_spec, student_spec, teacher_spec
 from common.prompts import load_prompts
 from common.redis_link import RedisAddress, RedisLink, RunControl
@@ -146,8 +146,11 @@ def _run(invocation: Invocation) -> None:
     ):
         if invocation.dry_run:
             print(plan_text(invocation, start))
-        else:
+            return
+        try:
             service.run(start)
+        except KeyboardInterrupt as error:
+            raise RunStopped("interrupted") from error  # from here on there is a run to continue
 
 
 def _load_prompts(config: Config) -> PromptSets:

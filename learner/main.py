@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
 
         run(invocation)
 
-    return exit_status(train, interrupted="interrupted; continue with --resume")
+    return exit_status(train, interrupted="interrupted before the run began")
 
 
 def forecast(argv: Sequence[str]) -> int:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from common.command import user_path
 from common.project_files import python_command, python_environment
 from zoo.checker.training import build_checker
 from zoo.detector.training import build_detector
@@ -49,7 +50,7 @@ BY_NAME_ONLY: dict[str, Callable[[Path], dict[str, float]]] = {"flux2": build_fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="where the weights go (default zoo/weights)")
+    parser.add_argument("--out", type=user_path, default=WEIGHTS, help="where the weights go (default zoo/weights)")
     parser.add_argument("--only", choices=[*PARTS, *BY_NAME_ONLY], help="build one part alone, in this process")
     arguments = parser.parse_args()
     write_prompts(Path(__file__).parent / "prompts")

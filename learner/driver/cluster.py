@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,12 +34,13 @@ def ray_cluster(config: Config) -> Iterator[None]:
     """
     address = cluster_address(os.environ)
     try:
-        if address is not None:
-            _require_reachable(address)
-            ray.init(log_to_driver=False)
-            _say_what_is_waited_for(config)
-        else:
-            _start(config)
+        with _kept_sigterm():
+            if address is not None:
+                _require_reachable(address)
+                ray.init(log_to_driver=False)
+                _say_what_is_waited_for(config)
+            else:
+                _start(config)
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
         remedy = "" if address is None else ": is it up, and RAY_AUTH_MODE=token set if it asks for a token?"
         raise ConfigError(f"no Ray cluster to run in: {one_line(error)}{remedy}") from error
@@ -45,6 +48,17 @@ def ray_cluster(config: Config) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _kept_sigterm() -> Iterator[None]:
+    """Ray takes SIGTERM for itself, and would end the process without our error line or a report."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def actor_environment() -> dict[str, Any]:

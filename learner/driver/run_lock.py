@@ -2,7 +2,8 @@
 
 The lock is the operating system's (flock), which ends with the process in whatever way that ends. Some file systems do
 not have it, such as Lustre mounted without `-o flock`. There the owner is written into a file that only one process can
-create. The next process on the same host takes over the file of a process that has died.
+create. The next process on the same host takes over the file of a process that has died. Containers of one host name
+need not see each other's processes, so the namespace of process ids must be the same as well.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,20 +30,22 @@ ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class Owner:
-    """A process: its host, its id, and its start as the kernel counts it, since ids are used again."""
+    """A process: where its id is valid, its id, and its start as the kernel counts it, since ids are used again."""
 
     host: str
+    namespace: str
     pid: int
     started: str
 
     @classmethod
     def this_process(cls) -> Owner:
-        return cls(socket.gethostname(), os.getpid(), _started(os.getpid()) or "")
+        return cls(socket.gethostname(), _namespace(), os.getpid(), _started(os.getpid()) or "")
 
     @property
     def is_gone(self) -> bool:
-        """Whether it is known to have ended: of a process on another host nothing is known."""
-        return self.host == socket.gethostname() and _started(self.pid) != self.started
+        """Whether it is known to have ended: of a process on another host or in another container nothing is known."""
+        here = (self.host, self.namespace) == (socket.gethostname(), _namespace())
+        return here and _started(self.pid) != self.started
 
 
 @contextmanager
@@ -54,17 +57,22 @@ def locked(run_dir: Path) -> Iterator[None]:
         OSError: the directory cannot be written.
     """
     with (run_dir / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(_in_use(run_dir, "another process")) from error
-        except OSError as error:
-            if error.errno not in UNSUPPORTED:
-                raise
-            with _owned(run_dir, error):
-                yield
-            return
-        yield
+        unsupported = _flock(run_dir, lock.fileno())
+        with nullcontext() if unsupported is None else _owned(run_dir, unsupported):
+            yield
+
+
+def _flock(run_dir: Path, descriptor: int) -> OSError | None:
+    """Lock the file; return the error of a file system that has no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ConfigError(_in_use(run_dir, "another process")) from error
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        return error
+    return None
 
 
 @contextmanager
@@ -100,8 +108,10 @@ def _claim(run_dir: Path, path: Path, own: str) -> None:
             path.rename(removed)
             taken = _text(removed)
             if taken != text:
-                # Another process took over in between: the file is its own.
-                removed.rename(path)
+                # Another process took over in between: the file is its own, unless a third has created one since.
+                with suppress(FileExistsError):
+                    os.link(removed, path)
+                removed.unlink()
                 continue
             removed.unlink()
     raise ConfigError(_in_use(run_dir, "another process"))
@@ -123,6 +133,13 @@ def _parsed(text: str) -> Owner | None:
         return Owner(**json.loads(text))
     except (ValueError, TypeError):
         return None
+
+
+def _namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
 
 
 def _started(pid: int) -> str | None:

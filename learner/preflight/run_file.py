@@ -120,7 +120,11 @@ def read_run_file(path: Path) -> dict[str, Any]:
 def parse_yaml(text: str, origin: str) -> Any:
     """Parse a YAML value; an error names `origin`."""
     try:
-        return yaml.load(text, Loader=_RunFileLoader)
+        value = yaml.load(text, Loader=_RunFileLoader)
+        json.dumps(value, default=str)
+        return value
+    except ValueError as error:
+        raise ConfigError(f"{origin}: not valid YAML: an alias (*name) stands inside of what it names") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{origin}: line {line}: not valid YAML: {error.problem}") from error

@@ -52,6 +52,15 @@ def test_a_killed_rank_ends_the_run_by_name_and_two_ranks_train_as_one_does(fini
     assert_nearly_equal_runs(resumed, finished)
 
 
+def test_a_run_that_is_terminated_says_how_to_continue(service: Service) -> None:
+    """As Slurm and Kubernetes end a run. Ray would take the signal for itself."""
+    run = service.run("terminated")
+    run.wait_for_lines(2, stage="cold_start")
+    run.process.send_signal(signal.SIGTERM)
+    run.finish(status=130)
+    assert run.output.splitlines()[-1] == "interrupted; continue with --resume"
+
+
 def test_a_local_reward_server_that_dies_ends_the_run_by_name(config: Path, cluster: Cluster) -> None:
     """Until then it ran ahead by one iteration, evaluations among the rollouts in flight."""
     options = {"--alignment.iterations": "500", "--alignment.max_staleness": "1", "--evaluation.every": "2"}

@@ -72,12 +72,12 @@ class JudgeSettings(Section):
         except ValidationError as error:
             problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
             raise ModelError(f"{path}: {problems}") from error
-        changed: dict[str, Any] = {"rubric": (directory / settings.rubric).resolve()}
+        changed: dict[str, Any] = {"rubric": (directory / settings.rubric.expanduser()).resolve()}
         if settings.launch is not None:
-            model = (directory / settings.launch.model).resolve()
+            model = (directory / settings.launch.model.expanduser()).resolve()
             # Not resolved: a virtual environment's python is a link, and the link's target would not use the
             # environment.
-            python = (directory / settings.launch.python).absolute()
+            python = (directory / settings.launch.python.expanduser()).absolute()
             changed["launch"] = settings.launch.model_copy(update={"model": model, "python": python})
         return settings.model_copy(update=changed)
 

@@ -283,6 +283,11 @@ def test_a_mapping_may_be_merged_into_another() -> None:
     assert parse_yaml(text, "here") == expected
 
 
+def test_an_alias_inside_of_what_it_names_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^here: not valid YAML: an alias .* stands inside of what it names$"):
+        parse_yaml("run: &a {name: *a}\n", "here")
+
+
 def test_a_home_directory_may_be_written_as_in_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     local = {"name": "hps", "scorer": "hps", "model": "~/hps", "differentiable": True}

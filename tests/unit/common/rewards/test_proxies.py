@@ -18,6 +18,7 @@ from PIL import Image
 from common.errors import RewardUnavailable
 from common.rewards.http import Exchange, RewardHttp
 from reward_servers import score_images
+from reward_servers.scorers.vlm_judge.scorer import _http_of_url
 from tests.helpers.fake_reward_server import fake_server
 
 PROJECT_ROOT = Path(__file__).resolve().parents[4]
@@ -88,6 +89,17 @@ def test_the_command_score(asked: list[str], image: str, capsys: pytest.CaptureF
     assert score_images.main(["--url", ELSEWHERE, image, "--prompt", "a"]) == 2
     assert "answered 502" in capsys.readouterr().err
     assert asked == [f"POST {ELSEWHERE}/v1/score HTTP/1.1"]
+
+
+def test_a_judge_given_by_url(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_API_KEY", "secret")
+    with fake_server() as server, _http_of_url(server.url) as http:
+        http.get("/v1/models")
+        assert server.authorization == "Bearer secret"
+    assert asked == []
+    with _http_of_url(ELSEWHERE) as http:
+        assert http.get("/v1/models").status_code == 502
+    assert asked == [f"GET {ELSEWHERE}/v1/models HTTP/1.1"]
 
 
 def test_the_example(asked: list[str], image: str) -> None:

@@ -46,6 +46,16 @@ def test_without_flock_a_file_names_the_owner(tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.usefixtures("no_flock")
+def test_a_process_of_another_container_may_be_alive(tmp_path: Path) -> None:
+    """Its id means nothing here, although its host has our name."""
+    elsewhere = replace(Owner.this_process(), namespace="pid:[1]", started="1")
+    (tmp_path / OWNER).write_text(json.dumps(asdict(elsewhere)))
+    with pytest.raises(ConfigError, match="is in use by"), locked(tmp_path):
+        pytest.fail("entered")
+    assert json.loads((tmp_path / OWNER).read_text()) == asdict(elsewhere)
+
+
+@pytest.mark.usefixtures("no_flock")
 def test_the_file_of_a_dead_process_on_this_host_is_taken_over(tmp_path: Path) -> None:
     code = "import sys; from learner.driver.run_lock import Owner; print(Owner.this_process())"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[4])}

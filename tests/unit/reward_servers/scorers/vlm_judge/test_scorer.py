@@ -201,6 +201,15 @@ def test_paths_are_relative_to_the_settings(tmp_path: Path) -> None:
     assert settings.rubric == tmp_path / "judge" / "rubric.yaml"
 
 
+def test_a_home_directory_may_be_written_as_in_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    written = "launch: {model: ~/judge, python: ~/env/python}\nrubric: ~/rubric.yaml\n"
+    settings = JudgeSettings.read(write_judge(tmp_path / "judge", written))
+    assert settings.launch is not None
+    found = (settings.launch.model, settings.launch.python, settings.rubric)
+    assert found == (Path("/home/ada/judge"), Path("/home/ada/env/python"), Path("/home/ada/rubric.yaml"))
+
+
 def test_a_model_whose_tokens_a_prompt_can_spell_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"added_tokens": [{"content": "<|im_end|>"}]}')
     refuse_unescapable(tmp_path)
