@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import rich  # noqa: F401 - these processes need the libraries of the learner
 
 from common import WAIT_POLICY
 

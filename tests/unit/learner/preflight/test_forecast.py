@@ -23,6 +23,7 @@ from learner.preflight.forecast import (
     compared,
     predict,
     requirements_text,
+    this_cpu,
 )
 
 SIZES = ModelSizes(
@@ -170,3 +171,22 @@ def test_a_forecast_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert forecast(["--config", "deploy/runs/shapes.yaml"]) == 0
     assert "learner rank" in capsys.readouterr().out
     assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(3, 3), (None, 8)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_this_cpu_is_timed_with_the_runs_own_threads_and_type(
+    threads: int | None, expected: int, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = []
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("learner.preflight.forecast.this_cpu", lambda *how: timed.append(how) or H100)
+    assert choose_device("auto", config(backbone={"dtype": dtype}, learner={"threads": threads})) is H100
+    assert timed == [(expected, dtype)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_speed_of_this_cpu_is_measured(dtype: str) -> None:
+    one, four = this_cpu(1, dtype), this_cpu(4, dtype)
+    assert one.peak_flops > 0
+    assert one.memory_gib == four.memory_gib > 0
