@@ -71,7 +71,7 @@ class OcrScorer(Scorer):
 
     name = "ocr"
     score_range = (0.0, 1.0)
-    preprocess_version = f"rapidocr-3.10.0-max{LONG_SIDE}-lines{MAX_LINES_WIDTH}-3"
+    preprocess_version = f"rapidocr-3.10.0-max{LONG_SIDE}-lines{MAX_LINES_WIDTH}-4"
     check_prompt = 'a sign that says "probe"'
 
     def __init__(self, detector: Path, recogniser: Path, threads: int) -> None:
@@ -116,10 +116,12 @@ class OcrScorer(Scorer):
 
 
 def first_lines(lines_HWC: Sequence[ByteArray]) -> list[ByteArray]:
-    """The first lines, in reading order, whose widths add up to at most MAX_LINES_WIDTH; always the first one."""
+    """The first lines, in reading order, whose widths add up to at most MAX_LINES_WIDTH; a longer first one is cut."""
     widths = [max(MIN_LINE_WIDTH, LINE_HEIGHT * line.shape[1] // line.shape[0]) for line in lines_HWC]
     count = int(np.searchsorted(np.cumsum(widths), MAX_LINES_WIDTH, side="right"))
-    return list(lines_HWC[: max(1, count)])
+    if count == 0 and len(lines_HWC):
+        return [lines_HWC[0][:, : MAX_LINES_WIDTH * lines_HWC[0].shape[0] // LINE_HEIGHT]]
+    return list(lines_HWC[:count])
 
 
 def demanded_text(prompt: str, metadata: Metadata) -> str:
