@@ -59,6 +59,11 @@ def without_weights(folder: Path) -> str:
     reason = f"there is no {folder.name}/{WEIGHT_FILES} in it"
     copies = sorted({variant_of(file.name) for file in folder.glob(WEIGHT_FILES)} - {PLAIN})
     others = sorted(file.name for kind in ("*.bin", "*.gguf", "*.pt") for file in folder.glob(kind))
+    if usable := [variant for variant in copies if variant in VARIANTS]:
+        return (
+            f"{reason} but the variant {usable[0]}, which another part lacks: one variant must serve every part "
+            "without a plain copy"
+        )
     if copies:
         return f"{reason} but the variant {copies[0]}: variants that can be read are {', '.join(VARIANTS)}"
     if others:
