@@ -196,9 +196,7 @@ def test_quantised_weights_are_refused(tmp_path: Path, scorer: type[Scorer], par
         scorer.load(path, "cpu")
 
 
-@pytest.mark.parametrize(
-    ("dtype", "kind"), [(torch.float8_e4m3fn, "F8_E4M3"), (torch.int8, "I8"), (torch.uint8, "U8")]
-)
+@pytest.mark.parametrize(("dtype", "kind"), [(torch.float8_e4m3fn, "F8_E4M3"), (torch.int8, "I8"), (torch.uint8, "U8")])
 def test_a_quantised_weight_is_refused_whatever_the_configuration_says(
     scorer_class: type[Scorer], clean: Path, tmp_path: Path, dtype: torch.dtype, kind: str
 ) -> None:
