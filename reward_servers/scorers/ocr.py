@@ -6,7 +6,7 @@ text that was read (github.com/yifan123/flow_grpo, flow_grpo/ocr.py). The demand
 first quoted part of the prompt.
 
 Departures (`reward_servers/README.md` has the whole list): rapidocr (PP-OCR models as ONNX inside its package: nothing
-is downloaded) replaces PaddleOCR; only the first lines of a page full of text are read; curly double quotes count as
+is downloaded) replaces PaddleOCR; only the beginning of a page full of text is read; curly double quotes count as
 quotes; a request that demands no text is rejected, where the published code raises; a failure of the OCR models fails
 the request, where the published code scores 0. An image without legible text does score 0.
 The models run on the CPU, whatever device the other scorers of the process use.
@@ -52,7 +52,8 @@ MAX_LINES_WIDTH = MAX_TEXT_CHARACTERS * LINE_HEIGHT
 """The lines that are read together have at most this width, once scaled: the longest text that may be demanded, in
 square letters.
 
-Reading costs 0.1 s of one core per 1000 pixels of width. Without this limit a page of small print costs a minute.
+Reading costs 0.1 s of one core per 1000 pixels of width, and twice as much in a single line of this width. Without this
+limit a page of small print costs a minute.
 """
 MODELS = Path(rapidocr.__file__).parent / "models"
 CHECK_WORDS = "Ready 42"
