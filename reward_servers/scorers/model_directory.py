@@ -159,7 +159,8 @@ def _model_files(directory: Path, variant: str) -> list[Path]:
     if whole.is_file() or not index.is_file():
         return [whole] * whole.is_file()
     shards = read_settings(index).get("weight_map")
-    return [directory / name for name in sorted(set(shards.values()))] if isinstance(shards, dict) else []
+    names = {str(name) for name in shards.values()} if isinstance(shards, dict) else ()
+    return [directory / name for name in sorted(names)]
 
 
 def _read_names(files: Sequence[Path]) -> list[str]:
