@@ -1,5 +1,5 @@
 """Prompt files: .txt with one prompt per line, .jsonl with {"prompt": text, ...metadata} per line, or .parquet with a
-column "prompt" and columns of metadata (see `parquet_prompts`).
+column "prompt" and columns of metadata (see `parquet_prompts`). The ending may be in capitals.
 
 A prompt is text, and its metadata is what JSON can represent: both are checked for the whole file before anything
 starts, with the file and the line. Special tokens such as <|endoftext|> or </s> are plain text here; the text encoders
@@ -92,7 +92,9 @@ def _check_metadata(where: str, metadata: Mapping[str, Any]) -> None:
 
 def _records(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Position in the file, text and metadata of every prompt."""
-    if path.suffix == ".parquet":
+    if path.is_dir():
+        raise PromptError(f"{path}: it is a directory: name a prompt file in it")
+    if path.suffix.lower() == ".parquet":
         yield from read_parquet(path)
         return
     for number, line in _lines(path):
@@ -102,7 +104,7 @@ def _records(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Number and text of every non-blank line; of an overlong line only the limit is read."""
-    if path.suffix not in (".txt", ".jsonl"):
+    if path.suffix.lower() not in (".txt", ".jsonl"):
         raise PromptError(f"{path}: a prompt file is .txt, .jsonl or .parquet, not {path.suffix or 'without a suffix'}")
     try:
         with path.open("rb") as file:
@@ -142,13 +144,13 @@ def _decoded(path: Path, number: int, raw: bytes) -> Iterator[tuple[int, str]]:
 def _parse_line(path: Path, number: int, line: str) -> tuple[str, dict[str, Any]]:
     """Text and metadata of one line."""
     # In .jsonl only a bare carriage return ends lines: the others are text within quotes.
-    for mark in OTHER_LINE_ENDS if path.suffix == ".txt" else "\r":
+    for mark in OTHER_LINE_ENDS if path.suffix.lower() == ".txt" else "\r":
         if mark in line:
             raise PromptError(
                 f"{path}: line {number} has a U+{ord(mark):04X} in it, which some programs read as the end of a line: "
                 "end lines with a line feed, or write a space"
             )
-    if path.suffix == ".txt":
+    if path.suffix.lower() == ".txt":
         return line, {}
     try:
         record = strict_json.parse(line)

@@ -9,8 +9,8 @@ import json
 import math
 from typing import Any, NoReturn
 
-MAX_INTEGER = 2**63 - 1
-"""Integers beyond 64 bits cannot be sent to a reward server."""
+MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1
+"""Integers beyond 64 bits, signed or unsigned, cannot be sent to a reward server; parquet has none."""
 MAX_QUOTED = 24
 """An error quotes this many characters of a number."""
 
@@ -36,6 +36,6 @@ def _float(text: str) -> float:
 
 def _integer(text: str) -> int:
     # Python refuses to read thousands of digits; 20 are enough to know.
-    if len(text) > 20 or abs(value := int(text)) > MAX_INTEGER:
+    if len(text) > 20 or not MIN_INTEGER <= (value := int(text)) <= MAX_INTEGER:
         raise ValueError(f"the number {text[:MAX_QUOTED]} has more than 64 bits: write it as text")
     return value

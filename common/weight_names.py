@@ -1,13 +1,15 @@
-"""Names of weight files and in them: variants, bookkeeping of older versions, prefixes of training wrappers."""
+"""Names of weight files and in them: variants, types, bookkeeping of older versions, prefixes of training wrappers."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 VARIANTS = ("bf16", "fp16")
 """Copies in these types are read if a part has no plain copy, in this order of preference."""
 PLAIN = ""
 """The variant of a file without one in its name."""
+TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "BOOL")
+"""Types of weights and of their bookkeeping. Any other type is a quantised weight, useless without its scales."""
 RECOMPUTED = (
     "position_ids",
     "token_type_ids",
@@ -45,6 +47,14 @@ def common_variant(parts: Collection[set[str]]) -> str:
     without_plain = [found for found in parts if found and PLAIN not in found]
     fitting = [variant for variant in VARIANTS if all(variant in found for found in without_plain)]
     return fitting[0] if without_plain and fitting else PLAIN
+
+
+def quantised_weight(types: Mapping[str, str]) -> str | None:
+    """The first weight that is quantised, such as `proj.weight is F8_E4M3`; None if every type is one of TYPES.
+
+    `types` has the type of every weight, as the header of a safetensors file has it.
+    """
+    return next((f"{name} is {kind}" for name, kind in types.items() if kind not in TYPES), None)
 
 
 def is_recomputed(name: str, buffers: Collection[str] = ()) -> bool:

@@ -35,8 +35,9 @@ COLOUR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr
 GREY16_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 MAX_PASSES = 100
 """A progressive JPEG is decoded in at most this many passes over all its pixels; encoders write about ten."""
-JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-"""A segment of a JPEG begins so. Within coded pixels FF is followed by 00 or a restart marker (ITU-T T.81, B.1.1)."""
+JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
+"""A segment of a JPEG begins so. The markers from 00 to BF and from D0 to D8 have no length, and the decoder reads on
+behind them (ITU-T T.81, B.1.1; libjpeg's next_marker and jpeg_resync_to_restart)."""
 START_OF_PASS, END_OF_IMAGE = 0xDA, 0xD9
 ORIENTATION_TAG, BITS_TAG, PHOTOMETRIC_TAG = 0x0112, 258, 262
 BLACK_IS_ZERO = 1

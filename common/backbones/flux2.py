@@ -19,7 +19,7 @@ from common.backbones.base import Conditioning
 from common.backbones.diffusers_backbone import ATTENTION, DiffusersBackbone, image_sides, vae_factor
 from common.backbones.files.pipeline_files import PipelineFiles, find_pipeline
 from common.backbones.files.schedules import pipeline_sigmas, scheduler_config
-from common.backbones.pipeline_loading import require_loaded, require_own_weights
+from common.backbones.pipeline_loading import quiet_libraries, require_loaded, require_own_weights
 from common.backbones.plain_text import spell_out_special_tokens
 from common.config.backbones import Flux2Backbone
 from common.errors import ModelError, one_line
@@ -93,12 +93,13 @@ class Flux2(DiffusersBackbone[Flux2Backbone]):
         if self._teacher_files is self._files:
             return super()._load_teacher()
         try:
-            teacher: torch.nn.Module = type(self._transformer).from_pretrained(
-                self._teacher_files.directory / "transformer",
-                dtype=self._dtype,
-                local_files_only=True,
-                variant=self._teacher_files.variant,
-            )
+            with quiet_libraries():
+                teacher: torch.nn.Module = type(self._transformer).from_pretrained(
+                    self._teacher_files.directory / "transformer",
+                    dtype=self._dtype,
+                    local_files_only=True,
+                    variant=self._teacher_files.variant,
+                )
         except Exception as error:  # see load_pipeline
             raise self._teacher_files.broken(one_line(error)) from error
         require_loaded(self._teacher_files, "transformer", teacher)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import diffusers
 import torch
 import transformers
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from common.backbones.files.pipeline_files import INDEX, PipelineFiles
@@ -64,11 +66,12 @@ def load_pipeline(
         ModelError: a file is broken, of another model, or lacks a weight.
     """
     try:
-        models = _models(files, dtype)
-        options: dict[str, Any] = load_options(files, kind) | dict.fromkeys(not_loaded) | models
-        if all(part in models for part in files.parts if files.has_safetensors(part)):
-            options.pop("variant", None)
-        pipeline = kind.from_pretrained(files.directory, dtype=dtype, local_files_only=True, **options)
+        with quiet_libraries():
+            models = _models(files, dtype)
+            options: dict[str, Any] = load_options(files, kind) | dict.fromkeys(not_loaded) | models
+            if all(part in models for part in files.parts if files.has_safetensors(part)):
+                options.pop("variant", None)
+            pipeline = kind.from_pretrained(files.directory, dtype=dtype, local_files_only=True, **options)
     except ModelError:
         raise
     except Exception as error:  # diffusers raises a different class for each kind of broken directory
@@ -77,6 +80,22 @@ def load_pipeline(
         if isinstance(module, torch.nn.Module):
             require_loaded(files, part, module)
     return pipeline
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Let diffusers and transformers log errors alone while they load weights.
+
+    Their reports on weights that do not fit fill screens; our messages have the relevant part.
+    """
+    before = [(logging, logging.get_verbosity()) for logging in (diffusers_logging, transformers_logging)]
+    try:
+        for logging, _ in before:
+            logging.set_verbosity_error()
+        yield
+    finally:
+        for logging, verbosity in before:
+            logging.set_verbosity(verbosity)
 
 
 def require_loaded(files: PipelineFiles, part: str, module: torch.nn.Module) -> None:
@@ -100,24 +119,18 @@ def require_own_weights(files: PipelineFiles, part: str, module: torch.nn.Module
 def _models(files: PipelineFiles, dtype: torch.dtype) -> dict[str, torch.nn.Module]:
     """The models among the parts, each with its own variant, with every weight that transformers would make up."""
     models: dict[str, torch.nn.Module] = {}
-    before = transformers_logging.get_verbosity()
-    # Its report on weights that do not fit fills screens; our message has the relevant part.
-    transformers_logging.set_verbosity_error()
-    try:
-        for part in (name for name in files.parts if files.has_safetensors(name)):
-            library, name = files.index[part]
-            options = {"dtype": dtype, "local_files_only": True, "variant": files.variant_of(part)}
-            if library == "diffusers":
-                models[part] = getattr(diffusers, name).from_pretrained(files.directory / part, **options)
-            elif library == "transformers":
-                kind = getattr(transformers, name)
-                models[part], report = kind.from_pretrained(
-                    files.directory / part, output_loading_info=True, use_safetensors=True, **options
-                )
-                if report["missing_keys"]:
-                    raise _incomplete(files, part, [str(key) for key in report["missing_keys"]])
-    finally:
-        transformers_logging.set_verbosity(before)
+    for part in (name for name in files.parts if files.has_safetensors(name)):
+        library, name = files.index[part]
+        options = {"dtype": dtype, "local_files_only": True, "variant": files.variant_of(part)}
+        if library == "diffusers":
+            models[part] = getattr(diffusers, name).from_pretrained(files.directory / part, **options)
+        elif library == "transformers":
+            kind = getattr(transformers, name)
+            models[part], report = kind.from_pretrained(
+                files.directory / part, output_loading_info=True, use_safetensors=True, **options
+            )
+            if report["missing_keys"]:
+                raise _incomplete(files, part, [str(key) for key in report["missing_keys"]])
     return models
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,11 +16,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from common.errors import ConfigError, ModelError
-from common.weight_names import WRAPPERS, common_variant, is_recomputed, usable_variants, wrapper_prefix
+from common.weight_names import (
+    WRAPPERS,
+    common_variant,
+    is_recomputed,
+    quantised_weight,
+    usable_variants,
+    wrapper_prefix,
+)
 from common.wire import fingerprint, tensor_hashes
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
+MODEL_FILES = "model[.-]*safetensors"
+"""Names of a transformers model's weights: whole or in shards, with or without a variant."""
 REWARD_WRAPPERS = (*WRAPPERS, "model.")
 """A reward model is often an attribute `model` of the module that was trained."""
 
@@ -63,6 +72,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 def read_weights(path: Path) -> State:
     """The named tensors of a safetensors file, see `unwrapped`."""
     try:
+        _read_names([path])
         return unwrapped(load_file(path))
     except FileNotFoundError as error:
         raise _not_of_this_scorer(path) from error
@@ -102,6 +112,7 @@ def load_pretrained(kind: type[Model], directory: Path) -> Model:
     if not (directory / CONFIG_FILE).is_file():
         raise _not_of_this_scorer(directory / CONFIG_FILE)
     require_unquantised(directory)
+    variant = common_variant([usable_variants(file.name for file in directory.glob(MODEL_FILES))])
     transformers_logging.disable_progress_bar()
     before = transformers_logging.get_verbosity()
     # Its report on a directory that does not fit fills screens; our message has the relevant part.
@@ -114,8 +125,8 @@ def load_pretrained(kind: type[Model], directory: Path) -> Model:
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
-            key_mapping=_without_wrapper(directory),
-            variant=common_variant([usable_variants(file.name for file in directory.glob("*.safetensors"))]) or None,
+            key_mapping=_without_wrapper(_read_names(_model_files(directory, variant))),
+            variant=variant or None,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{directory} holds no readable {kind.__name__}: {shorten(error)}") from error
@@ -131,18 +142,41 @@ def require_unquantised(directory: Path) -> None:
     settings = read_settings(directory / CONFIG_FILE).get("quantization_config")
     if settings:
         method = settings.get("quant_method") if isinstance(settings, dict) else settings
-        raise ModelError(
-            f"the weights in {directory} are quantised (quantization_config.quant_method = {method}), and scores are "
-            "those of the unquantised model: take its published weights"
-        )
+        raise _quantised(directory, f"quantization_config.quant_method = {method}")
 
 
-def _without_wrapper(directory: Path) -> dict[str, str] | None:
-    """A renaming that removes the prefix of a training wrapper, see `unwrapped`; None if there is none."""
+def _quantised(source: Path, found: str) -> ModelError:
+    return ModelError(
+        f"the weights in {source} are quantised ({found}), and scores are those of the unquantised model: take its "
+        "published weights"
+    )
+
+
+def _model_files(directory: Path, variant: str) -> list[Path]:
+    """The weight files that transformers reads: the whole one, else the shards of the index; none without either."""
+    ending = f".{variant}" if variant else ""
+    whole, index = directory / f"model{ending}.safetensors", directory / f"model.safetensors.index{ending}.json"
+    if whole.is_file() or not index.is_file():
+        return [whole] * whole.is_file()
+    shards = read_settings(index).get("weight_map")
+    names = {str(name) for name in shards.values()} if isinstance(shards, dict) else ()
+    return [directory / name for name in sorted(names)]
+
+
+def _read_names(files: Sequence[Path]) -> list[str]:
+    """The names of all weights in these files; ModelError if one is quantised, whatever a configuration says."""
     names: list[str] = []
-    for file in directory.glob("*.safetensors"):
+    for file in files:
         with safe_open(file, "pt") as header:
-            names += header.keys()
+            types = {name: header.get_slice(name).get_dtype() for name in header.keys()}  # noqa: SIM118
+        if found := quantised_weight(types):
+            raise _quantised(file, found)
+        names += types
+    return names
+
+
+def _without_wrapper(names: Collection[str]) -> dict[str, str] | None:
+    """A renaming that removes the prefix of a training wrapper, see `unwrapped`; None if there is none."""
     prefix = wrapper_prefix(names, REWARD_WRAPPERS)
     return {f"^{re.escape(prefix)}": ""} if prefix else None
 

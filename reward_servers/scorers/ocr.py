@@ -6,7 +6,7 @@ text that was read (github.com/yifan123/flow_grpo, flow_grpo/ocr.py). The demand
 first quoted part of the prompt.
 
 Departures (`reward_servers/README.md` has the whole list): rapidocr (PP-OCR models as ONNX inside its package: nothing
-is downloaded) replaces PaddleOCR; only the first lines of a page full of text are read; curly double quotes count as
+is downloaded) replaces PaddleOCR; only the beginning of a page full of text is read; curly double quotes count as
 quotes; a request that demands no text is rejected, where the published code raises; a failure of the OCR models fails
 the request, where the published code scores 0. An image without legible text does score 0.
 The models run on the CPU, whatever device the other scorers of the process use.
@@ -52,7 +52,8 @@ MAX_LINES_WIDTH = MAX_TEXT_CHARACTERS * LINE_HEIGHT
 """The lines that are read together have at most this width, once scaled: the longest text that may be demanded, in
 square letters.
 
-Reading costs 0.1 s of one core per 1000 pixels of width. Without this limit a page of small print costs a minute.
+Reading costs 0.1 s of one core per 1000 pixels of width, and twice as much in a single line of this width. Without this
+limit a page of small print costs a minute.
 """
 MODELS = Path(rapidocr.__file__).parent / "models"
 CHECK_WORDS = "Ready 42"
@@ -71,7 +72,7 @@ class OcrScorer(Scorer):
 
     name = "ocr"
     score_range = (0.0, 1.0)
-    preprocess_version = f"rapidocr-3.10.0-max{LONG_SIDE}-lines{MAX_LINES_WIDTH}-3"
+    preprocess_version = f"rapidocr-3.10.0-max{LONG_SIDE}-lines{MAX_LINES_WIDTH}-4"
     check_prompt = 'a sign that says "probe"'
 
     def __init__(self, detector: Path, recogniser: Path, threads: int) -> None:
@@ -116,10 +117,12 @@ class OcrScorer(Scorer):
 
 
 def first_lines(lines_HWC: Sequence[ByteArray]) -> list[ByteArray]:
-    """The first lines, in reading order, whose widths add up to at most MAX_LINES_WIDTH; always the first one."""
+    """The first lines, in reading order, whose widths add up to at most MAX_LINES_WIDTH; a longer first one is cut."""
     widths = [max(MIN_LINE_WIDTH, LINE_HEIGHT * line.shape[1] // line.shape[0]) for line in lines_HWC]
     count = int(np.searchsorted(np.cumsum(widths), MAX_LINES_WIDTH, side="right"))
-    return list(lines_HWC[: max(1, count)])
+    if count == 0 and len(lines_HWC):
+        return [lines_HWC[0][:, : MAX_LINES_WIDTH * lines_HWC[0].shape[0] // LINE_HEIGHT]]
+    return list(lines_HWC[:count])
 
 
 def demanded_text(prompt: str, metadata: Metadata) -> str:

@@ -34,6 +34,12 @@ def scheduler_config(files: PipelineFiles) -> Mapping[str, Any]:
     for name, value in config.items():
         if not _supported(name, value):
             raise files.broken(f"its scheduler has {name} = {value}, which is not supported: {remedy}, without {name}")
+    first, last = "base_image_seq_len", "max_image_seq_len"
+    if config.get(SWITCH) and _number(config, first) == _number(config, last):
+        raise files.broken(
+            f"its scheduler has {first} = {last} = {_number(config, first)}, and its shift is a line through both: set "
+            f"them apart, such as {NUMBERS[first]} and {NUMBERS[last]}"
+        )
     return config
 
 
@@ -53,7 +59,9 @@ def pipeline_sigmas(config: Mapping[str, Any], num_steps: int, mu: float) -> tup
 
 
 def linear_mu_of(config: Mapping[str, Any], image_tokens: int) -> float:
-    """mu of SD3's and FLUX.1's resolution-dependent shift."""
+    """mu of SD3's and FLUX.1's resolution-dependent shift; 0 where the shift does not depend on the resolution."""
+    if not config.get(SWITCH):
+        return 0.0
     return linear_mu(
         image_tokens,
         tokens=(_number(config, "base_image_seq_len"), _number(config, "max_image_seq_len")),

@@ -6,11 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from common.weight_names import PLAIN, VARIANTS, variant_of, wrapper_prefix
+from common.weight_names import PLAIN, VARIANTS, quantised_weight, variant_of, wrapper_prefix
 
 WEIGHT_FILES = "*.safetensors"
-TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "BOOL")
-"""Types of weights and of their bookkeeping. Any other type is a quantised weight, useless without its scales."""
 
 
 def read_files(folder: Path, variant: str) -> list[Path]:
@@ -32,9 +30,8 @@ def fault(folder: Path, variant: str) -> str | None:
         header, declared = read_header(file)
         if file.stat().st_size != declared:
             return f"{name} is damaged: {file.stat().st_size} bytes, not what its header says"
-        foreign = [f"{key} is {entry['dtype']}" for key, entry in header.items() if entry["dtype"] not in TYPES]
-        if foreign:
-            return quantised_reason(folder.name, f"{file.name}: {foreign[0]}")
+        if found := quantised_weight({key: entry["dtype"] for key, entry in header.items()}):
+            return quantised_reason(folder.name, f"{file.name}: {found}")
         names += header
     prefix = wrapper_prefix(names)
     remedy = "save the model that is inside the wrapper, or rename the weights"
@@ -62,6 +59,11 @@ def without_weights(folder: Path) -> str:
     reason = f"there is no {folder.name}/{WEIGHT_FILES} in it"
     copies = sorted({variant_of(file.name) for file in folder.glob(WEIGHT_FILES)} - {PLAIN})
     others = sorted(file.name for kind in ("*.bin", "*.gguf", "*.pt") for file in folder.glob(kind))
+    if usable := [variant for variant in copies if variant in VARIANTS]:
+        return (
+            f"{reason} but the variant {usable[0]}, which another part lacks: one variant must serve every part "
+            "without a plain copy"
+        )
     if copies:
         return f"{reason} but the variant {copies[0]}: variants that can be read are {', '.join(VARIANTS)}"
     if others:

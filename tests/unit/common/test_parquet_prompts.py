@@ -49,6 +49,20 @@ def test_what_fits_no_column_stands_as_json(tmp_path: Path) -> None:
     assert load_prompts(path) == [Prompt(0, "a cup", {"tag": "position", **extra})]
 
 
+def test_integers_of_64_bits_are_those_of_jsonl(tmp_path: Path) -> None:
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {
+        "prompt": pa.array(["a"]),
+        "most": pa.array([2**64 - 1], pa.uint64()),
+        "least": pa.array([-(2**63)], pa.int64()),
+    }
+    path = tmp_path / "prompts.PARQUET"
+    parquet.write_table(pa.table(columns), path)
+    lines = tmp_path / "prompts.jsonl"
+    lines.write_text('{"prompt": "a", "most": 18446744073709551615, "least": -9223372036854775808}')
+    assert load_prompts(path) == load_prompts(lines) == [Prompt(0, "a", {"most": 2**64 - 1, "least": -(2**63)})]
+
+
 @pytest.mark.parametrize(
     ("row", "expected"),
     [

@@ -91,8 +91,18 @@ def test_missing_files_directories_and_other_kinds_are_refused(tmp_path: Path) -
     with pytest.raises(PromptError, match=r"is \.txt, \.jsonl or \.parquet, not \.csv"):
         load_prompts(write(tmp_path, "a", "prompts.csv"))
     (tmp_path / "folder.txt").mkdir()
-    with pytest.raises(PromptError, match="cannot be read"):
-        load_prompts(tmp_path / "folder.txt")
+    for name in ("folder.jsonl", "folder.parquet", "folder"):
+        (tmp_path / name).mkdir()
+    for name in ("folder.txt", "folder.jsonl", "folder.parquet", "folder"):
+        with pytest.raises(PromptError, match=rf"{name}: it is a directory: name a prompt file in it"):
+            load_prompts(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.TXT", "a cat"), ("a.JSONL", '{"prompt": "a cat"}'), ("a.Jsonl", '{"prompt": "a cat"}')]
+)
+def test_the_case_of_the_ending_does_not_matter(tmp_path: Path, name: str, content: str) -> None:
+    assert load_prompts(write(tmp_path, content, name)) == [Prompt(0, "a cat")]
 
 
 def test_marks_around_a_line_are_no_part_of_it(tmp_path: Path) -> None:
@@ -138,7 +148,7 @@ def test_what_is_no_text_or_no_value_is_refused_with_its_line(tmp_path: Path, li
 
 
 def test_large_numbers_and_nulls_travel(tmp_path: Path) -> None:
-    about: dict[str, Any] = {"id": 2**63 - 1, "least": -(2**63) + 1, "none": None, "share": 0.5, "deep": [[{"a": []}]]}
+    about: dict[str, Any] = {"id": 2**64 - 1, "least": -(2**63), "none": None, "share": 0.5, "deep": [[{"a": []}]]}
     path = write(tmp_path, json.dumps({"prompt": "a", **about}), "prompts.jsonl")
     assert load_prompts(path)[0].metadata == about
 

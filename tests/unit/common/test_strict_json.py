@@ -10,8 +10,8 @@ from common import strict_json
 
 
 def test_values_are_those_of_json() -> None:
-    text = '{"a": [1, -0.5, 1e3, true, null, "\\ud83c\\udf89"], "b": 9223372036854775807}'
-    expected = {"a": [1, -0.5, 1000.0, True, None, "🎉"], "b": 2**63 - 1}
+    text = '{"a": [1, -0.5, 1e3, true, null, "\\ud83c\\udf89"], "b": 18446744073709551615, "c": -9223372036854775808}'
+    expected = {"a": [1, -0.5, 1000.0, True, None, "🎉"], "b": 2**64 - 1, "c": -(2**63)}
     assert (
         strict_json.parse(text)
         == strict_json.parse(text.encode())
@@ -28,6 +28,7 @@ def test_values_are_those_of_json() -> None:
         ("[-Infinity]", "-Infinity is no number of JSON"),
         ("1e999", "the number 1e999 is too large"),
         ("-9223372036854775809", "the number -9223372036854775809 has more than 64 bits: write it as text"),
+        ("18446744073709551616", "the number 18446744073709551616 has more than 64 bits"),
         ("9" * 5000, "the number 999999999999999999999999 has more than 64 bits"),
         ("[" * 100_000, "nested too deeply"),
         (b"\xff", "can't decode byte 0xff"),

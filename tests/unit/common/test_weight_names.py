@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from common.weight_names import common_variant, is_recomputed, variant_of, wrapper_prefix
+from common.weight_names import common_variant, is_recomputed, quantised_weight, variant_of, wrapper_prefix
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,13 @@ def test_one_variant_serves_every_part_without_a_plain_copy(parts: list[set[str]
 )
 def test_a_wrappers_prefix_is_one_that_all_weights_have(names: list[str], prefix: str) -> None:
     assert wrapper_prefix(names) == prefix
+
+
+def test_a_quantised_weight_is_named_with_its_type() -> None:
+    usual = {"a": "F64", "b": "F32", "c": "F16", "d": "BF16", "e": "I64", "f": "I32", "g": "BOOL"}
+    assert quantised_weight(usual) is None
+    for kind in ("F8_E4M3", "F8_E5M2", "I8", "U8", "F4"):
+        assert quantised_weight(usual | {"h": kind, "i": "U8"}) == f"h is {kind}"
 
 
 @pytest.mark.parametrize(

@@ -312,6 +312,33 @@ def test_the_passes_of_a_jpeg_are_bounded() -> None:
     np.testing.assert_array_equal(posted(content + b"\xff\xda" * 500), PHOTO)
 
 
+@pytest.mark.parametrize(
+    "between",
+    [
+        b"\xff\x01",  # TEM has no length: what follows it is no length either
+        b"\xff\x02",  # reserved, as the decoder skips it where it waits for a restart marker
+        b"\xff\xbf",
+        b"\xff\xd0",
+        b"\xff\xff\xff",
+        b"\xff\x00",
+        b"of no segment",
+        b"\xff\xfe\x00\x02",  # a comment without text
+        b"\xff\xfe\x00\x00",  # the decoder reads on behind a length that is too short
+    ],
+)
+def test_what_stands_between_the_passes_hides_none(between: bytes) -> None:
+    content = file(of(PHOTO), "JPEG", progressive=True, quality=100)
+    header = content[content.rindex(b"\xff\xda") :][:10]
+    with pytest.raises(RewardRejected, match="a JPEG of more than 100 passes"):
+        posted(content[:-2] + between + header * MAX_PASSES + b"\0" * 8 + b"\xff\xd9")
+
+
+@pytest.mark.parametrize("between", [b"\xff\x01", b"\xff\xd0", b"\xff\xff\xff", b"\xff\xfe\x00\x04\xff\xda"])
+def test_what_stands_between_the_passes_does_not_count(between: bytes) -> None:
+    content = file(of(PHOTO), "JPEG", progressive=True, quality=100)
+    np.testing.assert_array_equal(posted(content[:-2] + between * MAX_PASSES + b"\xff\xd9"), PHOTO)
+
+
 def test_other_files_are_refused_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path, reason in ((tmp_path, "Is a directory"), (tmp_path / "absent.png", "No such file or directory")):
         assert score_images.main(["--url", "http://127.0.0.1:1", str(path), "--prompt", "a"]) == 2

@@ -203,6 +203,11 @@ def with_scheduler(tiny_pipeline: Path, path: Path, changes: dict[str, object]) 
         ({"shift": 0}, "shift = 0"),
         ({"shift": "3"}, "shift = 3"),
         ({"max_shift": False}, "max_shift = False"),
+        (
+            {"use_dynamic_shifting": True, "base_image_seq_len": 256, "max_image_seq_len": 256},
+            "base_image_seq_len = max_image_seq_len = 256, and its shift is a line through both: set them apart",
+        ),
+        ({"use_dynamic_shifting": True, "max_image_seq_len": 256}, "base_image_seq_len = max_image_seq_len = 256"),
     ],
 )
 def test_a_schedule_of_another_kind_is_refused(
@@ -234,3 +239,9 @@ def test_the_shift_depends_on_the_resolution_only_where_the_scheduler_says_so() 
     assert pipeline_sigmas(SCHEDULER, 4, mu=0.0) == pytest.approx((1, 0.75, 0.5, 0.25, 0))
     fixed = SCHEDULER | {"use_dynamic_shifting": False}
     assert pipeline_sigmas(fixed, 4, mu=7.0) == pytest.approx((1, 0.9, 0.75, 0.5, 0))
+
+
+def test_a_fixed_shift_needs_no_line_over_resolutions(tiny_pipeline: Path, tmp_path: Path) -> None:
+    changes = {"use_dynamic_shifting": False, "shift": 3.0, "base_image_seq_len": 256, "max_image_seq_len": 256}
+    config = scheduler_config(with_scheduler(tiny_pipeline, tmp_path / "fixed", changes))
+    assert pipeline_sigmas(config, 4, linear_mu_of(config, 1024)) == pytest.approx((1, 0.9, 0.75, 0.5, 0))

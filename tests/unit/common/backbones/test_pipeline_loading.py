@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 from collections.abc import Callable
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
+from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file, save_file
+from transformers.utils import logging as transformers_logging
 
 from common import seeding
 from common.errors import ModelError
@@ -227,6 +230,31 @@ def test_a_missing_weight_is_named_and_never_random(tiny_pipeline: Path, tmp_pat
     save_file(state, file, metadata={"format": "pt"})
     with pytest.raises(ModelError, match=f"the files of its {part} lack 1 of its weights, such as {name}: "):
         load_tiny_backbone(path)
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
+def test_the_libraries_add_no_report_of_their_own(
+    tiny_pipeline: Path, tmp_path: Path, part: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = shutil.copytree(tiny_pipeline, tmp_path / "incomplete")
+    (file,) = (path / part).glob("*.safetensors")
+    state = load_file(file)
+    del state[min(name for name in state if name.endswith(".weight"))]
+    save_file(state | {"foreign.weight": torch.ones(2)}, file, metadata={"format": "pt"})
+    libraries = (diffusers_logging, transformers_logging)
+    before = [library.get_verbosity() for library in libraries]
+    try:
+        for library in libraries:
+            library.set_verbosity_info()
+            library.add_handler(caplog.handler)
+        with pytest.raises(ModelError, match=f"the files of its {part} lack 1 of its weights"):
+            load_tiny_backbone(path)
+        assert [library.get_verbosity() for library in libraries] == [logging.INFO] * 2
+    finally:
+        for library, verbosity in zip(libraries, before, strict=True):
+            library.remove_handler(caplog.handler)
+            library.set_verbosity(verbosity)
+    assert [record.getMessage() for record in caplog.records] == []
 
 
 def test_a_missing_weight_of_the_teacher_is_named(tmp_path: Path) -> None:

@@ -89,6 +89,17 @@ def test_weights_of_another_kind_are_named(tiny_pipeline: Path, tmp_path: Path, 
         find_pipeline(path, "sd3", [KIND])
 
 
+def test_one_variant_must_serve_every_part_without_a_plain_copy(tiny_pipeline: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(tiny_pipeline, tmp_path / "mixed")
+    (path / "transformer" / TRANSFORMER).rename(path / "transformer" / "diffusion_pytorch_model.bf16.safetensors")
+    (path / "text_encoder" / "model.safetensors").rename(path / "text_encoder" / "model.fp16.safetensors")
+    expected = (
+        r"no text_encoder/\*\.safetensors in it but the variant fp16, which another part lacks: one variant must serve"
+    )
+    with pytest.raises(ModelError, match=expected):
+        find_pipeline(path, "sd3", [KIND])
+
+
 def test_a_link_whose_file_is_gone_is_named(tiny_pipeline: Path, tmp_path: Path) -> None:
     """The hub's cache is links to blobs; a directory of links is read, one that points nowhere is named."""
     path = shutil.copytree(tiny_pipeline, tmp_path / "linked")

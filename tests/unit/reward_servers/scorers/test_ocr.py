@@ -106,7 +106,10 @@ def test_only_the_first_lines_of_a_page_are_read() -> None:
     # 1000 x 24 pixels become 2000 x 48.
     assert len(first_lines([line(1000, 24)] * 100)) == 24
     assert len(first_lines([page] * 49)) == 49
-    assert [one.shape[1] for one in first_lines([line(60_000), short])] == [60_000]
+    # A first line that is too long is cut: 8 192 x 8 pixels would become 49 152 x 48.
+    assert [one.shape for one in first_lines([line(60_000), short])] == [(48, 49_152, 3)]
+    assert [one.shape for one in first_lines([line(9_000, 8), short])] == [(8, 8_192, 3)]
+    assert [one.shape for one in first_lines([line(8_192, 8), short])] == [(8, 8_192, 3)]
     assert first_lines([]) == []
 
 
@@ -114,6 +117,17 @@ def test_a_page_of_text_costs_what_its_first_lines_cost(scorer: OcrScorer, monke
     monkeypatch.setattr(ocr, "MAX_LINES_WIDTH", 700)
     # Two lines of 320 pixels fit, a third does not.
     assert scorer.read(render("one\ntwo\nthree", 30, 256)) == "onetwo"
+
+
+def test_of_a_first_line_that_is_too_long_the_beginning_is_read(
+    scorer: OcrScorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = render("one two three four five six", 30, 512)
+    assert scorer.read(image).replace(" ", "") == "onetwothreefourfivesix"
+    monkeypatch.setattr(ocr, "MAX_LINES_WIDTH", 400)
+    begun = scorer.read(image).replace(" ", "")
+    assert begun.startswith("onetwo")
+    assert "six" not in begun
 
 
 def test_noise_and_slivers_have_no_text(scorer: OcrScorer) -> None:
@@ -210,7 +224,7 @@ def test_the_identity_names_the_models_and_the_settings(scorer: OcrScorer) -> No
     assert len(scorer.weights_hash) == 32
     assert (scorer.score_range, scorer.differentiable) == ((0.0, 1.0), False)
     # A run that is resumed with another setting stops: see common.rewards.identity.
-    assert scorer.preprocess_version == "rapidocr-3.10.0-max960-lines49152-3"
+    assert scorer.preprocess_version == "rapidocr-3.10.0-max960-lines49152-4"
 
 
 def test_a_model_directory_is_refused(tmp_path: Path) -> None:

@@ -194,3 +194,40 @@ def test_quantised_weights_are_refused(tmp_path: Path, scorer: type[Scorer], par
     expected = rf"{file.parent} are quantised \(quantization_config\.quant_method = {method}\), and scores are those"
     with pytest.raises(ModelError, match=expected):
         scorer.load(path, "cpu")
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [(torch.float8_e4m3fn, "F8_E4M3"), (torch.int8, "I8"), (torch.uint8, "U8")])
+def test_a_quantised_weight_is_refused_whatever_the_configuration_says(
+    scorer_class: type[Scorer], clean: Path, tmp_path: Path, dtype: torch.dtype, kind: str
+) -> None:
+    """As a float it would be a weight without its scale: the scores would be wrong."""
+
+    def cast(state: State) -> State:
+        name = next(name for name in sorted(state) if state[name].ndim == 2)
+        return state | {name: state[name].to(dtype)}
+
+    with pytest.raises(ModelError, match=rf"\.safetensors are quantised \(.* is {kind}\), and scores are those of the"):
+        scorer_class.load(changed(clean, tmp_path / "quantised", cast), "cpu")
+
+
+@pytest.mark.parametrize("variant", ["", ".fp16"])
+@pytest.mark.parametrize("beside", ["optimizer.safetensors", "adapter_model.safetensors", "model.fp8.safetensors"])
+def test_files_that_are_not_read_do_not_matter(tmp_path: Path, variant: str, beside: str) -> None:
+    """A wrapped model is read beside other files, which lack its prefix or are quantised."""
+    path = write_pickscore(tmp_path / "clip")
+    before = PickScoreScorer.load(path, "cpu").weights_hash
+    state = {f"module.{name}": value for name, value in load_file(path / "model.safetensors").items()}
+    (path / "model.safetensors").unlink()
+    save_file(state, path / f"model{variant}.safetensors", metadata={"format": "pt"})
+    save_file({"step": torch.zeros(2).to(torch.float8_e4m3fn)}, path / beside)
+    assert PickScoreScorer.load(path, "cpu").weights_hash == before
+
+
+def test_a_copy_without_the_prefix_beside_a_wrapped_model_does_not_matter(tmp_path: Path) -> None:
+    path = write_pickscore(tmp_path / "clip")
+    before = PickScoreScorer.load(path, "cpu").weights_hash
+    state = load_file(path / "model.safetensors")
+    save_file(state, path / "model.fp16.safetensors", metadata={"format": "pt"})
+    wrapped = {f"module.{name}": value for name, value in state.items()}
+    save_file(wrapped, path / "model.safetensors", metadata={"format": "pt"})
+    assert PickScoreScorer.load(path, "cpu").weights_hash == before
