@@ -145,7 +145,8 @@ class AlignmentConfig(Section):
     )
     surrogate: Literal["squared_error", "gaussian"] = Field(
         "squared_error",
-        description="Log-density of a transition. squared_error: the published surrogate. gaussian: the exact density.",
+        description="Log-density of a transition. squared_error: the published surrogate. gaussian: the exact density; "
+        "it needs old_surrogate: learner.",
     )
     advantage_scale: Literal["batch", "group"] = Field(
         "batch", description="Standard deviation that divides a reward: of the whole batch, or of the group."
