@@ -49,9 +49,12 @@ class StackedAdapters(nn.Module):
     def add_to(self, base: nn.Linear, inputs: Tensor) -> Tensor:
         """The layer's output."""
         rows = inputs.reshape(-1, inputs.shape[-1])
-        added: Tensor = _AddedProduct.apply(  # type: ignore[no-untyped-call]
-            rows, base.weight, base.bias, self.a, self.b, self.scale, self.ranks, *self._parts_a, *self._parts_b
-        )
+        if torch.is_grad_enabled():
+            added: Tensor = _AddedProduct.apply(  # type: ignore[no-untyped-call]
+                rows, base.weight, base.bias, self.a, self.b, self.scale, self.ranks, *self._parts_a, *self._parts_b
+            )
+        else:
+            added, _ = _added_product(rows, base.weight, base.bias, self.a, self.b)
         return added.view(*inputs.shape[:-1], added.shape[-1])
 
 
@@ -114,8 +117,14 @@ class LoraLinear(nn.Module):
             return stack.add_to(self.base, inputs.to(self.base.weight.dtype))  # type: ignore[no-any-return]
 
 
+def _added_product(rows: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """rows W^T + bias + (rows A^T) B^T with stacked A and B, and rows A^T."""
+    low = rows @ a.T
+    return functional.linear(rows, weight, bias).addmm_(low, b.T), low
+
+
 class _AddedProduct(torch.autograd.Function):
-    """rows W^T + bias + (rows A^T) B^T with stacked A and B; its gradients go to the rows and to the adapters."""
+    """`_added_product` with gradients of the rows and of the adapters."""
 
     @staticmethod
     def forward(
@@ -130,10 +139,10 @@ class _AddedProduct(torch.autograd.Function):
         *parameters: Tensor,  # noqa: ARG004
     ) -> Tensor:
         """`parameters` are the adapters' A, then their B: what `a` and `b` are copies of."""
-        low = rows @ a.T
+        added, low = _added_product(rows, weight, bias, a, b)
         ctx.save_for_backward(rows, weight, a, b, low)
         ctx.scale, ctx.ranks = scale, ranks
-        return functional.linear(rows, weight, bias).addmm_(low, b.T)
+        return added
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
