@@ -80,6 +80,8 @@ class AdapterBank:
         """
         layers = _linear_layers(self._bases[network])
         ranks = {path: _rank(name, path, layers, state) for path in adapted_layers(state)}
+        if not ranks:
+            raise WeightUpdateError(f"adapter {name!r} has no weights: expected LAYER.lora_A.weight and .lora_B.weight")
         self._bind(name, ranks, trainable, network)
         self.load(name, state)
 

@@ -145,7 +145,7 @@ class _AddedProduct(torch.autograd.Function):
         return added
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, a, b, low = ctx.saved_tensors
         gradient_low = gradient @ b

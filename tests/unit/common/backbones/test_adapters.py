@@ -186,7 +186,11 @@ def gradients(backbone: StableDiffusion3, *, other_network_in_between: bool) -> 
     return found
 
 
-def test_checkpointing_recomputes_through_the_network_of_the_forward_pass(backbone: StableDiffusion3) -> None:
+@pytest.mark.parametrize("stack", [("first", "second"), ("second",)])
+def test_checkpointing_recomputes_through_the_network_of_the_forward_pass(
+    backbone: StableDiffusion3, stack: tuple[str, ...]
+) -> None:
+    backbone.adapters.define(Network.STUDENT, stack)
     expected = gradients(backbone, other_network_in_between=False)
     declared = trainable(backbone)
     backbone.enable_gradient_checkpointing()
@@ -246,7 +250,7 @@ TO_Q, FEED = "transformer_blocks.0.attn.to_q", "transformer_blocks.1.ff.net.2"
 
 
 def test_adapters_of_other_ranks_on_other_layers_add_up(backbone: StableDiffusion3, tiny_pipeline: Path) -> None:
-    """As the base with the adapters merged into its weights, and as one adapter."""
+    """As the base with the adapters merged into its weights, with the scale alpha / rank = 4 / 2; and as one adapter."""
     bank = backbone.adapters
     wide = state_of({TO_Q: (WIDTH, WIDTH), FEED: (4 * WIDTH, WIDTH)}, rank=3, seed=5)
     bank.attach("wide", wide)
@@ -257,7 +261,7 @@ def test_adapters_of_other_ranks_on_other_layers_add_up(backbone: StableDiffusio
         for state in (bank.state("first"), wide):
             for layer in adapted_layers(state):
                 update = state[f"{layer}.lora_B.weight"] @ state[f"{layer}.lora_A.weight"]
-                merged._transformer.get_parameter(f"{layer}.weight").add_(bank.scale * update)
+                merged._transformer.get_parameter(f"{layer}.weight").add_(4 / 2 * update)
         assert (found - velocity(merged, Network.TEACHER)).abs().max() <= 1e-6
         one = load_tiny_backbone(tiny_pipeline)
         one.adapters.attach("one", stacked_state([bank.state("first"), wide]))
@@ -308,6 +312,11 @@ def test_a_base_that_takes_no_adapter_is_named(tiny_pipeline: Path) -> None:
         backbone.adapters.add("first", seed=0, trainable=True)
     assert not backbone.adapters.parameters("first")
     assert not any(isinstance(part, LoraLinear) for part in backbone._transformer.modules())
+
+
+def test_an_adapter_without_weights_is_named(backbone: StableDiffusion3) -> None:
+    with pytest.raises(WeightUpdateError, match="adapter 'own' has no weights: expected LAYER"):
+        backbone.adapters.attach("own", {})
 
 
 def test_a_name_is_used_once_and_a_network_needs_adapters_that_were_added(backbone: StableDiffusion3) -> None:
