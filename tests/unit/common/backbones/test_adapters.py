@@ -250,7 +250,7 @@ TO_Q, FEED = "transformer_blocks.0.attn.to_q", "transformer_blocks.1.ff.net.2"
 
 
 def test_adapters_of_other_ranks_on_other_layers_add_up(backbone: StableDiffusion3, tiny_pipeline: Path) -> None:
-    """As the base with the adapters merged into its weights, with the scale alpha / rank = 4 / 2; and as one adapter."""
+    """As the base with the adapters merged into its weights, times alpha / rank = 4 / 2; and as one adapter."""
     bank = backbone.adapters
     wide = state_of({TO_Q: (WIDTH, WIDTH), FEED: (4 * WIDTH, WIDTH)}, rank=3, seed=5)
     bank.attach("wide", wide)
