@@ -48,6 +48,7 @@ def trained_b(config: Config, dtype: torch.dtype, iterations: int, seed: int) ->
     for name in (COLD_START, FAKE_SCORE):
         for parameter in bank.parameters(name).values():
             parameter.data = parameter.data.to(dtype)
+        bank.load(name, bank.state(name))  # a write through .data is not noticed
     trainer = ColdStartTrainer(
         networks, settings, config.sampling, config.backbone.guidance_scale, load_prompts(config.prompts.train), seed
     )

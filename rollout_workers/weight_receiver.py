@@ -57,13 +57,21 @@ class WeightReceiver:
         foreign = sorted(key for key in state if key.split("/", 1)[0] not in stack)
         if foreign:
             raise WeightUpdateError(f"payload has keys of adapters outside the stack {stack}: {foreign[:3]}")
+        hashed = published.manifest.tensor_hashes.keys()
+        missing, unknown = sorted(hashed - state.keys()), sorted(state.keys() - hashed)
+        if missing or unknown:
+            raise WeightUpdateError(
+                f"payload does not fit its manifest: {len(missing)} tensors missing {missing[:2]}, "
+                f"{len(unknown)} unknown {unknown[:2]}"
+            )
         for adapter in stack:
-            if not bank.parameters(adapter):
-                bank.add(adapter, seed=0, trainable=False)
             mine = {
                 key.split("/", 1)[1]: torch.from_numpy(v) for key, v in state.items() if key.startswith(f"{adapter}/")
             }
-            bank.load(adapter, mine)
+            if bank.parameters(adapter):
+                bank.load(adapter, mine)
+            else:
+                bank.attach(adapter, mine)
         bank.define(Network.STUDENT, stack)
 
     def _attest_weights(self, manifest: Manifest) -> None:

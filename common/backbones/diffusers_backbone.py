@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from common.backbones.adapters import AdapterBank
 from common.backbones.base import Conditioning
-from common.backbones.device.autocast import arithmetic
+from common.backbones.device.attention import attention_kernels
 from common.backbones.device.blocks import compile_blocks
 from common.backbones.device.int8 import quantise_linears
 from common.backbones.device.sharding import shard
@@ -234,7 +234,7 @@ class DiffusersBackbone(ABC, Generic[Settings]):
         conditioning: Conditioning,
         guidance_input: float | None = None,
     ) -> Tensor:
-        with self.adapters.active(network) as transformer, arithmetic(self._dtype, self.device):
+        with self.adapters.active(network) as transformer, attention_kernels(self._dtype, self.device):
             latents_Bchw, sigma_B = latents_Bchw.to(self.device, self._dtype), sigma_B.to(self.device)
             guidance = self._own_guidance(network) if guidance_input is None else guidance_input
             return self._predict(transformer, latents_Bchw, sigma_B, conditioning, guidance).float()
@@ -281,11 +281,11 @@ class DiffusersBackbone(ABC, Generic[Settings]):
         compile_blocks(self.adapters.modules())
 
     def _checkpoint(self, function: Callable[..., Any], *inputs: Any) -> Any:
-        def in_same_arithmetic(*inputs: Any) -> Any:
-            with arithmetic(self._dtype, self.device):
+        def with_same_kernels(*inputs: Any) -> Any:
+            with attention_kernels(self._dtype, self.device):
                 return function(*inputs)
 
-        return self.adapters.checkpoint(in_same_arithmetic, *inputs)
+        return self.adapters.checkpoint(with_same_kernels, *inputs)
 
     def save_lora(self, directory: Path, state: dict[str, Tensor], scale: float) -> None:
         """Write an adapter as diffusers' own LoRA file, for `load_lora_weights` of the family's pipeline."""

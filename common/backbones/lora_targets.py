@@ -9,7 +9,7 @@ from common.errors import ModelError
 
 
 def require_bound(targets: Sequence[str], layers: Collection[str]) -> None:
-    """Require that every target binds: peft would ignore a misspelt one as long as another binds.
+    """Require that every target binds: a misspelt one would go unnoticed as long as another binds.
 
     Raises:
         ModelError: a target binds to no layer.

@@ -9,7 +9,6 @@ here and from the project, or named anew; its fingerprint shows whether the run 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -21,7 +20,6 @@ from torch import Tensor
 
 from common.backbones import load_backbone
 from common.backbones.base import Backbone
-from common.backbones.lora_targets import adapted_layers
 from common.config.run import Config
 from common.errors import CheckpointError, ConfigError
 from common.project_files import with_found_paths
@@ -78,13 +76,6 @@ class TrainedRun:
         if policy == TEACHER_POLICY:
             return load_backbone(self.config.backbone, lora, target)
         states, base = self._from_lora(policy) if self.checkpoint is None else _from_checkpoint(self.checkpoint, policy)
-        state = next(iter(states.values()))
-        rank = _rank(state)
-        # A run's lora/ is its whole stack as one adapter: its rank is the sum. The layers come from the weights: a
-        # family's default targets may have changed since.
-        lora = lora.model_copy(
-            update={"rank": rank, "alpha": lora.alpha * rank // lora.rank, "targets": adapted_layers(state)}
-        )
         backbone = load_backbone(self.config.backbone, lora, target)
         if base and base != backbone.base_fingerprint():
             raise CheckpointError(
@@ -92,8 +83,9 @@ class TrainedRun:
                 "the right one with --base DIR"
             )
         for name, state in states.items():
-            backbone.adapters.add(name, seed=0, trainable=False)
-            backbone.adapters.load(name, state)
+            # A run's lora/ is its whole stack as one adapter: its rank is the sum. A family's default targets may have
+            # changed since.
+            backbone.adapters.attach(name, state)
         backbone.adapters.define(Network.STUDENT, tuple(states))
         return backbone
 
@@ -133,7 +125,3 @@ def _from_checkpoint(directory: Path, policy: str) -> tuple[States, str]:
             f"{COLD_START_POLICY}"
         )
     return adapters, checkpoint.base
-
-
-def _rank(state: Mapping[str, Tensor]) -> int:
-    return next(len(value) for key, value in state.items() if ".lora_A." in key)

@@ -98,6 +98,8 @@ class AdapterOptimizer:
         for group in self._adamw.param_groups:
             group["lr"] = self._settings.learning_rate.at(iteration)
         self._adamw.step()
+        # The adapters' layers notice changes by torch's count, and a fused step does not count its own.
+        torch.autograd.graph.increment_version(parameters)
         return float(norm)
 
     def state(self) -> dict[str, Tensor]:

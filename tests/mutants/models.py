@@ -8,6 +8,7 @@ _SAMPLER = "rollout_workers/sampler.py"
 _SEEDING = "common/seeding.py"
 _BASE = "common/backbones/base.py"
 _ADAPTERS = "common/backbones/adapters.py"
+_LORA_LINEAR = "common/backbones/lora_linear.py"
 _DIFFUSERS = "common/backbones/diffusers_backbone.py"
 _SD3 = "common/backbones/sd3.py"
 _FLUX1 = "common/backbones/flux1.py"
@@ -81,18 +82,62 @@ BACKBONES = (
         unit_test("common/backbones/flux2::targets_default_to_the_familys_own"),
     ),
     Mutant(
-        "a layer of an adapter trains though the adapter is frozen",
+        "a parameter trains though it was declared frozen",
         _ADAPTERS,
-        "linear.requires_grad_(name in self._trainable)",
-        "linear.requires_grad_(True)",
-        unit_test("common/backbones/adapters::freezing_holds_through_a_switch"),
+        "if parameter.requires_grad != (id(parameter) in declared):",
+        "if False:",
+        unit_test("common/backbones/adapters::a_parameter_that_was_switched_behind_the_bank_is_named"),
     ),
     Mutant(
         "a stack of adapters is its last one alone",
-        _ADAPTERS,
-        "layer.set_adapter(list(stack))",
-        "layer.set_adapter(list(stack[-1:]))",
+        _LORA_LINEAR,
+        "for name in stack if name in self.lora_A]",
+        "for name in stack[-1:] if name in self.lora_A]",
         unit_test("common/backbones/adapters::a_stack_equals_one_adapter_of_concatenated_ranks"),
+    ),
+    Mutant(
+        "a recomputed block runs through the network that is active by then",
+        _ADAPTERS,
+        "with self._through(network):\n                return function(*inputs)",
+        "with self._through(self._active.name):\n                return function(*inputs)",
+        unit_test(
+            "common/backbones/adapters::checkpointing_recomputes_through_the_network_of_the_forward_pass[stack1]"
+        ),
+    ),
+    Mutant(
+        "a network keeps the weights of its first pass",
+        _ADAPTERS,
+        "if version != self._copied[network]:",
+        "if self._copied[network] < 0:",
+        unit_test("common/backbones/adapters::state_is_a_copy_and_load_takes_it_back"),
+    ),
+    Mutant(
+        "a step of the learner's optimizer is not counted",
+        "learner/training/optimizer.py",
+        "torch.autograd.graph.increment_version(parameters)",
+        "torch.autograd.graph.increment_version([])",
+        unit_test("common/backbones/adapters::a_step_of_the_learners_optimizer_changes_the_next_pass[True]"),
+    ),
+    Mutant(
+        "a weight behind the low-rank product is missing from the inputs' gradient",
+        _LORA_LINEAR,
+        "(gradient @ weight).addmm_(gradient_low, a)",
+        "(gradient @ weight)",
+        unit_test("common/backbones/lora_linear::the_gradients_are_those_by_hand"),
+    ),
+    Mutant(
+        "the gradient of B lacks the scale",
+        _LORA_LINEAR,
+        "(gradient.T @ part) * ctx.scale if",
+        "(gradient.T @ part) if",
+        unit_test("common/backbones/lora_linear::the_gradients_are_those_by_hand"),
+    ),
+    Mutant(
+        "an adapter of another shape is added",
+        _ADAPTERS,
+        "if not rank or shapes != [[rank, in_features], [out_features, rank]]:",
+        "if not rank:",
+        unit_test("common/backbones/adapters::an_adapter_that_fits_no_layer_is_named_and_changes_nothing"),
     ),
     Mutant(
         "a fresh A has the variance 1 / rank, not the deviation",
@@ -109,11 +154,11 @@ BACKBONES = (
         unit_test("common/backbones/sd3::targets_default_to_the_joint_attention_alone"),
     ),
     Mutant(
-        "an exported adapter has the inverse scale",
+        "an adapter has the inverse scale",
         _ADAPTERS,
         "self.scale = alpha / rank",
         "self.scale = rank / alpha",
-        unit_test("common/backbones/adapters::a_stack_equals_one_adapter_of_concatenated_ranks"),
+        unit_test("common/backbones/adapters::adapters_of_other_ranks_on_other_layers_add_up"),
     ),
     Mutant(
         "an exported LoRA has its scale in the metadata alone",

@@ -62,14 +62,14 @@ def test_a_family_of_ones_own_trains_in_both_stages_and_is_published(tmp_path: P
     for iteration in range(2):
         cold_start_trainer(networks).update(iteration)
     assert changed(backbone, before) == trainable(backbone)
-    assert {name.split(".")[-2] for name in trainable(backbone)} == {COLD_START, FAKE_SCORE}
+    assert {name.split(".")[-1] for name in trainable(backbone)} == {COLD_START, FAKE_SCORE}
 
     networks.begin_alignment(StageSettings.of(alignment_settings()))
     before = snapshot(backbone)
     for iteration in range(2):
         alignment_trainer(networks).update(scored_groups(backbone, iteration))
     assert changed(backbone, before) == trainable(backbone)
-    assert {name.split(".")[-2] for name in trainable(backbone)} == {ALIGNED, ALIGNED_FAKE_SCORE}
+    assert {name.split(".")[-1] for name in trainable(backbone)} == {ALIGNED, ALIGNED_FAKE_SCORE}
 
     worker = load_backbone(config.backbone, config.lora, torch.device("cpu"))
     assert WeightReceiver(worker).receive(publish(backbone, 1)).number == 1

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import FrameType
 
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.backbones.adapters import stacked_state
 from common.backbones.base import Conditioning
+from common.backbones.lora_linear import LoraLinear
 from common.backbones.lora_targets import adapted_layers, suffixes
 from common.backbones.sd3 import TIMESTEP_SCALE, StableDiffusion3
 from common.config.backbones import Sd3Backbone
 from common.errors import ModelError, WeightUpdateError
 from common.types import Network
+from learner.training.optimizer import AdapterOptimizer, LearningRate, OptimizerSettings
 from tests.helpers.tiny_pipeline import T5_TOKENS, UNUSED_MODULE, load_tiny_backbone, randomise, tiny_lora
+
+KEY = "transformer_blocks.0.attn.to_q.lora_A.weight"
 
 
 @pytest.fixture
@@ -47,7 +54,7 @@ def trainable(backbone: StableDiffusion3) -> set[str]:
 def test_only_the_declared_adapters_train_whatever_network_runs(backbone: StableDiffusion3) -> None:
     declared = trainable(backbone)
     assert declared
-    assert all(".second." in name or ".fake." in name for name in declared)
+    assert {name.rpartition(".")[2] for name in declared} == {"second", "fake"}
     for network in Network:
         velocity(backbone, network)
         assert trainable(backbone) == declared
@@ -58,7 +65,16 @@ def test_only_the_declared_adapters_train_whatever_network_runs(backbone: Stable
 def test_freezing_holds_through_a_switch(backbone: StableDiffusion3) -> None:
     backbone.adapters.freeze("second")
     velocity(backbone, Network.STUDENT)
-    assert all(".fake." in name for name in trainable(backbone))
+    assert {name.rpartition(".")[2] for name in trainable(backbone)} == {"fake"}
+
+
+def test_a_parameter_that_was_switched_behind_the_bank_is_named(backbone: StableDiffusion3) -> None:
+    backbone.adapters.parameters("second")[KEY].requires_grad_(False)
+    with pytest.raises(ModelError, match=r"attn\.to_q\.lora_A\.second no longer trains: leave requires_grad to"):
+        backbone.adapters.freeze("fake")
+    backbone._transformer.requires_grad_(True)
+    with pytest.raises(ModelError, match=r"pos_embed\.proj\.weight trains, but was declared frozen"):
+        backbone.adapters.add("another", seed=0, trainable=True)
 
 
 def test_each_network_is_another_function_and_the_teacher_is_the_bare_base(
@@ -83,9 +99,9 @@ def test_blocks_nest_and_an_exception_restores_the_network_before(backbone: Stab
     with backbone.adapters.active(Network.STUDENT):
         with pytest.raises(RuntimeError), backbone.adapters.active(Network.TEACHER):
             raise RuntimeError
-        inside = backbone.adapters._active
-    assert inside == ("first", "second")
-    assert backbone.adapters._active == ()
+        inside = backbone.adapters._active.name
+    assert inside == Network.STUDENT
+    assert backbone.adapters._active.name == ""
 
 
 def test_a_fresh_adapter_changes_nothing(tiny_pipeline: Path) -> None:
@@ -170,7 +186,11 @@ def gradients(backbone: StableDiffusion3, *, other_network_in_between: bool) -> 
     return found
 
 
-def test_checkpointing_recomputes_through_the_network_of_the_forward_pass(backbone: StableDiffusion3) -> None:
+@pytest.mark.parametrize("stack", [("first", "second"), ("second",)])
+def test_checkpointing_recomputes_through_the_network_of_the_forward_pass(
+    backbone: StableDiffusion3, stack: tuple[str, ...]
+) -> None:
+    backbone.adapters.define(Network.STUDENT, stack)
     expected = gradients(backbone, other_network_in_between=False)
     declared = trainable(backbone)
     backbone.enable_gradient_checkpointing()
@@ -178,7 +198,7 @@ def test_checkpointing_recomputes_through_the_network_of_the_forward_pass(backbo
     assert all(expected[key].abs().max() > 0 for key in expected if not key.startswith(UNUSED_MODULE))
     assert all(torch.allclose(found[key], expected[key], atol=1e-7) for key in expected)
     assert trainable(backbone) == declared
-    assert backbone.adapters._active == ()
+    assert backbone.adapters._active.name == ""
 
 
 @pytest.mark.parametrize("targets", [("nothing_here",), ("to_q", "to_kk"), ("transformer_blocks",)])
@@ -187,9 +207,6 @@ def test_targets_that_bind_to_nothing_are_refused(tiny_pipeline: Path, targets: 
     with pytest.raises(ModelError, match=rf"lora\.targets \['{targets[-1]}'\] bind to no module"):
         backbone.adapters.add("first", seed=0, trainable=True)
     assert backbone.adapters.parameters("first") == {}
-
-
-KEY = "transformer_blocks.0.attn.to_q.lora_A.weight"
 
 
 @pytest.mark.parametrize("damage", ["missing", "unknown", "shape"])
@@ -216,6 +233,168 @@ def test_state_is_a_copy_and_load_takes_it_back(backbone: StableDiffusion3) -> N
     assert not torch.equal(velocity(backbone, Network.STUDENT), before)
     backbone.adapters.load("second", saved)
     assert torch.equal(velocity(backbone, Network.STUDENT), before)
+
+
+def state_of(layers: Mapping[str, tuple[int, int]], rank: int, seed: int) -> dict[str, Tensor]:
+    """An adapter on layers of these inputs and outputs."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for path, (inputs, outputs) in layers.items():
+        state[f"{path}.lora_A.weight"] = torch.randn(rank, inputs, generator=generator) * 0.1
+        state[f"{path}.lora_B.weight"] = torch.randn(outputs, rank, generator=generator) * 0.1
+    return state
+
+
+WIDTH = 16
+TO_Q, FEED = "transformer_blocks.0.attn.to_q", "transformer_blocks.1.ff.net.2"
+
+
+def test_adapters_of_other_ranks_on_other_layers_add_up(backbone: StableDiffusion3, tiny_pipeline: Path) -> None:
+    """As the base with the adapters merged into its weights, times alpha / rank = 4 / 2; and as one adapter."""
+    bank = backbone.adapters
+    wide = state_of({TO_Q: (WIDTH, WIDTH), FEED: (4 * WIDTH, WIDTH)}, rank=3, seed=5)
+    bank.attach("wide", wide)
+    bank.define(Network.STUDENT, ("first", "wide"))
+    with torch.no_grad():
+        found = velocity(backbone, Network.STUDENT)
+        merged = load_tiny_backbone(tiny_pipeline)
+        for state in (bank.state("first"), wide):
+            for layer in adapted_layers(state):
+                update = state[f"{layer}.lora_B.weight"] @ state[f"{layer}.lora_A.weight"]
+                merged._transformer.get_parameter(f"{layer}.weight").add_(4 / 2 * update)
+        assert (found - velocity(merged, Network.TEACHER)).abs().max() <= 1e-6
+        one = load_tiny_backbone(tiny_pipeline)
+        one.adapters.attach("one", stacked_state([bank.state("first"), wide]))
+        one.adapters.define(Network.STUDENT, ("one",))
+        assert one.adapters.parameters("one")[f"{FEED}.lora_A.weight"].shape == (2 + 3, 4 * WIDTH)
+        assert (found - velocity(one, Network.STUDENT)).abs().max() <= 1e-6
+        assert (found - velocity(backbone, Network.TEACHER)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("layers", "edit", "message"),
+    [
+        ({"block.to_q": (16, 16)}, None, r"adapter 'own' fits no layer of this model: block\.to_q is not a linear"),
+        ({"pos_embed.proj": (16, 16)}, None, r"fits no layer of this model: pos_embed\.proj is not a linear layer"),
+        ({TO_Q: (8, 16)}, None, r"'own' does not fit transformer_blocks\.0\.attn\.to_q: its A and B are \[3, 8\] and"),
+        ({TO_Q: (16, 8)}, None, r"A and B are \[3, 16\] and \[8, 3\], expected \[rank, 16\] and \[16, rank\]"),
+        ({TO_Q: (16, 16)}, f"{TO_Q}.lora_B.weight", r"its A and B are \[3, 16\] and None"),
+    ],
+)
+def test_an_adapter_that_fits_no_layer_is_named_and_changes_nothing(
+    backbone: StableDiffusion3, layers: dict[str, tuple[int, int]], edit: str | None, message: str
+) -> None:
+    state = state_of({FEED: (4 * WIDTH, WIDTH)} | layers, rank=3, seed=0)
+    if edit:
+        del state[edit]
+    before = dict(backbone._transformer.named_parameters())
+    with pytest.raises(WeightUpdateError, match=message):
+        backbone.adapters.attach("own", state)
+    assert backbone.adapters.parameters("own") == {}
+    assert dict(backbone._transformer.named_parameters()).keys() == before.keys()
+
+
+class PackedLinear(nn.Linear):
+    """As of bitsandbytes: a linear layer by type, whose weight is packed."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs
+
+
+def test_a_base_that_takes_no_adapter_is_named(tiny_pipeline: Path) -> None:
+    backbone = load_tiny_backbone(tiny_pipeline)
+    feed = backbone._transformer.get_submodule(FEED)
+    feed.weight = nn.Parameter(torch.zeros(WIDTH, 4 * WIDTH, dtype=torch.float8_e4m3fn), requires_grad=False)
+    backbone._transformer.set_submodule(TO_Q, PackedLinear(WIDTH, WIDTH))
+    with pytest.raises(ModelError, match=rf"{FEED} takes no adapter, its weight is float8_e4m3fn: use a base of"):
+        backbone.adapters.attach("own", state_of({FEED: (4 * WIDTH, WIDTH)}, rank=3, seed=0))
+    with pytest.raises(ModelError, match=rf"{TO_Q} takes no adapter, it is a PackedLinear, which computes in a way of"):
+        backbone.adapters.add("first", seed=0, trainable=True)
+    assert not backbone.adapters.parameters("first")
+    assert not any(isinstance(part, LoraLinear) for part in backbone._transformer.modules())
+
+
+def test_an_adapter_without_weights_is_named(backbone: StableDiffusion3) -> None:
+    with pytest.raises(WeightUpdateError, match="adapter 'own' has no weights: expected LAYER"):
+        backbone.adapters.attach("own", {})
+
+
+def test_a_name_is_used_once_and_a_network_needs_adapters_that_were_added(backbone: StableDiffusion3) -> None:
+    with pytest.raises(ModelError, match="adapter 'first' was added before"):
+        backbone.adapters.add("first", seed=0, trainable=True)
+    with pytest.raises(ModelError, match=r"student has no adapter 'other': add it first \(added: \['fake', 'first'"):
+        backbone.adapters.define(Network.STUDENT, ("first", "other"))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_of_the_learners_optimizer_changes_the_next_pass(backbone: StableDiffusion3, fused: bool) -> None:
+    """torch does not count what a fused step changes; the learner's optimizer does."""
+    optimizer = AdapterOptimizer(
+        "student",
+        backbone.adapters.parameters("second"),
+        OptimizerSettings(LearningRate(1e-3, "constant", 1), 0.0, 1.0),
+    )
+    for group in optimizer._adamw.param_groups:
+        group["fused"] = fused
+    before = velocity(backbone, Network.STUDENT)
+    with optimizer.gathering():
+        before.square().mean().backward()
+    optimizer.step(0)
+    assert (velocity(backbone, Network.STUDENT) - before).abs().max() > 1e-4
+
+
+def test_no_pass_runs_code_of_peft(backbone: StableDiffusion3) -> None:
+    files: set[str] = set()
+
+    def record(frame: FrameType, event: str, argument: object) -> None:
+        files.add(frame.f_code.co_filename)
+
+    backbone.enable_gradient_checkpointing()
+    sys.setprofile(record)
+    try:
+        velocity(backbone, Network.STUDENT).square().mean().backward()
+        velocity(backbone, Network.FAKE_SCORE)
+        velocity(backbone, Network.TEACHER)
+    finally:
+        sys.setprofile(None)
+    assert any(file.endswith("lora_linear.py") for file in files)
+    assert [file for file in files if "/peft/" in file] == []
+
+
+def test_a_switch_does_not_visit_the_layers(backbone: StableDiffusion3) -> None:
+    with torch.no_grad():
+        velocity(backbone, Network.STUDENT)
+    lines: list[str] = []
+
+    def record(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call":
+            lines.append(frame.f_code.co_name)
+
+    def switched() -> int:
+        lines.clear()
+        sys.setprofile(record)
+        try:
+            with backbone.adapters.active(Network.STUDENT), backbone.adapters.active(Network.TEACHER):
+                pass
+        finally:
+            sys.setprofile(None)
+        return len(lines)
+
+    switched()
+    few = switched()
+    layers = {path: (part.in_features, part.out_features) for path, part in linear_layers(backbone).items()}
+    backbone.adapters.attach("everywhere", state_of(layers, rank=1, seed=0))
+    backbone.adapters.define(Network.STUDENT, ("first", "second", "everywhere"))
+    switched()
+    assert switched() == few
+
+
+def linear_layers(backbone: StableDiffusion3) -> dict[str, nn.Linear]:
+    return {
+        path.removesuffix(".base"): part
+        for path, part in backbone._transformer.named_modules()
+        if isinstance(part, nn.Linear)
+    }
 
 
 @pytest.mark.parametrize(("init_std", "expected"), [(None, 1 / 2), (1.0, 1.0), (0.25, 0.25)])

@@ -53,7 +53,7 @@ def networks(tiny_pipeline: Path) -> Networks:
 
 
 def adapters(names: set[str]) -> set[str]:
-    return {name.split(".")[-2] for name in names}
+    return {name.split(".")[-1] for name in names}
 
 
 def test_two_updates_change_every_trainable_parameter_and_no_other(networks: Networks) -> None:
