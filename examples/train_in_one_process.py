@@ -6,7 +6,6 @@ Takes a minute on one core, enough for stage 1 to gain, not for stage 2. The ser
 """
 
 import common  # noqa: F401  # isort: skip - before torch, see there
-
 import sys
 
 import numpy as np
@@ -53,9 +52,8 @@ class InProcessReward(ServedRewards):
 
     def differentiable(self, images_BCHW, prompts):
         texts, pixels = [prompt.text for prompt in prompts], images_BCHW.detach().numpy()
-        scores_B, gradients_BCHW = hps.score_with_gradient(pixels, texts, [{}] * len(texts))
-        score_B = attach_gradient(torch.tensor(scores_B), torch.tensor(gradients_BCHW), images_BCHW)
-        return DifferentiableRewards({"hps": score_B})
+        as_tensors = map(torch.tensor, hps.score_with_gradient(pixels, texts, [{}] * len(texts)))
+        return DifferentiableRewards({"hps": attach_gradient(*as_tensors, images_BCHW)})
 
 
 # Stage 1, AC-DMD: the fake score follows the student's samples, and the student moves from it towards the teacher.

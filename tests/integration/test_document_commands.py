@@ -13,6 +13,8 @@ from tests.helpers.document_commands import PROJECT_ROOT, Shown, shown_commands
 from tests.unit.project.test_documents import DOCUMENTS
 
 QUICK = ("--help", "forecast", "learner.preflight.configuration_page", "--dry-run")
+SLOW = {"--dry-run", "generate", "evaluate", "export"}
+"""They start Ray, or import torch and diffusers to print their help."""
 TIMEOUT = 280.0
 
 
@@ -31,7 +33,7 @@ def quick_commands() -> list[tuple[str, ...]]:
 @pytest.mark.parametrize(
     "words",
     [
-        pytest.param(words, id=" ".join(words), marks=[pytest.mark.slow] if "--dry-run" in words else [])
+        pytest.param(words, id=" ".join(words), marks=[] if SLOW.isdisjoint(words) else [pytest.mark.slow])
         for words in quick_commands()
     ],
 )

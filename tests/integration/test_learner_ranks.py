@@ -76,7 +76,10 @@ def test_two_ranks_train_as_one_does(base: str, tiny_pipeline: Path, tmp_path: P
 
 @pytest.mark.parametrize(
     ("base", "expected"),
-    [("whole", "another rank of the learner failed in its update of the student"), ("sharded", GONE)],
+    [
+        ("whole", "another rank of the learner failed in its update of the student"),
+        pytest.param("sharded", GONE, marks=pytest.mark.slow),
+    ],
 )
 def test_a_rank_that_fails_stops_the_others(base: str, expected: str, tiny_pipeline: Path, tmp_path: Path) -> None:
     (status, told, errors), (other_status, other_told, _) = outputs(start(tiny_pipeline, tmp_path, 2, base, "error"))
@@ -85,7 +88,7 @@ def test_a_rank_that_fails_stops_the_others(base: str, expected: str, tiny_pipel
     assert other_told.startswith("RewardUnavailable")
 
 
-@pytest.mark.parametrize("base", ["whole", "sharded"])
+@pytest.mark.parametrize("base", [pytest.param("whole", marks=pytest.mark.slow), "sharded"])
 def test_a_rank_that_dies_stops_the_others(base: str, tiny_pipeline: Path, tmp_path: Path) -> None:
     (status, told, errors), (other_status, *_) = outputs(start(tiny_pipeline, tmp_path, 2, base, "death"))
     assert other_status == -signal.SIGKILL

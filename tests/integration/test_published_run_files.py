@@ -30,7 +30,7 @@ MODELS = (
     "sd35m",
     "flux2_klein_4b",
     pytest.param("flux2_klein_9b", marks=OF_THE_SAME_CLASSES),
-    "flux1_dev",
+    pytest.param("flux1_dev", marks=pytest.mark.slow),
 )
 
 

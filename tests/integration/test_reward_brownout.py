@@ -108,7 +108,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     "policy",
     [
         OutagePolicy.PAUSE,
-        OutagePolicy.DROP_GROUP,
+        pytest.param(OutagePolicy.DROP_GROUP, marks=pytest.mark.slow),
         pytest.param(OutagePolicy.RENORMALISE, marks=pytest.mark.slow),
     ],
 )

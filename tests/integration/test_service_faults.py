@@ -37,6 +37,7 @@ def assert_nearly_equal_runs(run: Run, finished: Run) -> None:
         assert found == pytest.approx(expected, rel=1e-3, abs=1e-5), place
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_run_by_name_and_two_ranks_train_as_one_does(finished: Run, service: Service) -> None:
     options = ("--learner.ranks", "2")
     run = service.run("dead_rank", *options)

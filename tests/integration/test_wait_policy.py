@@ -34,6 +34,7 @@ def policies(run: Run) -> set[tuple[str, str]]:
     return found
 
 
+@pytest.mark.slow
 def test_it_reaches_all_processes_of_a_run(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(WAIT_POLICY, raising=False)
     run = Run(config, tmp_path / "run", "--dry-run")
