@@ -13,6 +13,8 @@ student's of stage 2, forward and backward: a frozen and a trainable adapter on 
 
 from __future__ import annotations
 
+import common  # noqa: F401  # isort: skip - before torch, see there
+
 import argparse
 import json
 import statistics
