@@ -56,7 +56,7 @@ def assert_changed(networks: Networks, family: TinyFamily, before: dict[str, tor
     found = changed(networks.backbone, before)
     expected = trainable(networks.backbone)
     assert found == {name for name in expected if not any(part in name for part in family.unused)}
-    assert {name.split(".")[-2] for name in found} == adapters
+    assert {name.split(".")[-1] for name in found} == adapters
 
 
 @torch.no_grad()
