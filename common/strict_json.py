@@ -1,6 +1,7 @@
 """JSON as the standard has it, for prompts and metadata: what is read here can be written as JSON and as msgpack.
 
-Python's reader also takes NaN and Infinity, turns 1e999 into infinity, and raises four kinds of error.
+Python's reader also takes NaN and Infinity, turns 1e999 into infinity, takes the last of two equal keys, and raises
+four kinds of error.
 """
 
 from __future__ import annotations
@@ -18,9 +19,20 @@ MAX_QUOTED = 24
 def parse(text: str | bytes | bytearray) -> Any:
     """The value of a JSON text; ValueError with the reason for everything else."""
     try:
-        return json.loads(text, parse_constant=_constant, parse_float=_float, parse_int=_integer)
+        return json.loads(
+            text, parse_constant=_constant, parse_float=_float, parse_int=_integer, object_pairs_hook=_object
+        )
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key {twice[:MAX_QUOTED]!r} is given twice")
+    return found
 
 
 def _constant(name: str) -> NoReturn:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 NUMERIC = re.compile(r"[0-9a-fx.]+")
 """Every spelling of an IPv4 address that a resolver reads, and some that it refuses."""
-THIS_MACHINE = ("localhost.", "localhost.localdomain", "ip6-localhost")
+THIS_MACHINE = ("localhost.localdomain", "ip6-localhost")
 """Hosts that lead to this machine, though not to its loopback interface alone or not on every machine."""
 
 
@@ -44,7 +44,7 @@ def host_of(url: str) -> str:
 
 def uses_proxies(url: str) -> bool:
     """Whether requests to a URL may use the proxies of the environment: never those to this machine."""
-    host = host_of(url)
+    host = host_of(url).rstrip(".")
     address = _address(host)
     unspecified = address is not None and address.is_unspecified
     return not (is_loopback(host) or unspecified or host in THIS_MACHINE or host.endswith(".localhost"))

@@ -123,6 +123,8 @@ def parse_yaml(text: str, origin: str) -> Any:
         value = yaml.load(text, Loader=_RunFileLoader)
         json.dumps(value, default=str)
         return value
+    except RecursionError as error:
+        raise ConfigError(f"{origin}: not valid YAML: nested too deeply") from error
     except ValueError as error:
         raise ConfigError(f"{origin}: not valid YAML: an alias (*name) stands inside of what it names") from error
     except yaml.MarkedYAMLError as error:

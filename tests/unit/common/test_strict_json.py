@@ -37,3 +37,8 @@ def test_values_are_those_of_json() -> None:
 def test_everything_else_is_one_kind_of_error(text: str | bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=re.escape(reason)):
         strict_json.parse(text)
+
+
+def test_a_key_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^key 'prompt' is given twice$"):
+        strict_json.parse('{"prompt": "a", "prompt": "b"}')

@@ -32,6 +32,8 @@ def test_credentials_are_not_shown(url: str, shown: str) -> None:
         ("http://0.0.0.0:8000", False),
         ("http://judge.localhost", False),
         ("http://127.1:8000", False),
+        ("http://127.0.0.1.:8000", False),
+        ("http://localhost.:8000", False),
         ("http://0x7f000001:8000", False),
         ("http://2130706433:8000", False),
         ("http://[::ffff:127.0.0.1]:8000", False),

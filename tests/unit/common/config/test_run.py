@@ -288,6 +288,11 @@ def test_an_alias_inside_of_what_it_names_is_refused() -> None:
         parse_yaml("run: &a {name: *a}\n", "here")
 
 
+def test_what_is_nested_too_deeply_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^here: not valid YAML: nested too deeply$"):
+        parse_yaml("a: " + "[" * 5000, "here")
+
+
 def test_a_home_directory_may_be_written_as_in_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     local = {"name": "hps", "scorer": "hps", "model": "~/hps", "differentiable": True}
