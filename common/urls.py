@@ -50,12 +50,6 @@ def uses_proxies(url: str) -> bool:
     return not (is_loopback(host) or unspecified or host in THIS_MACHINE or host.endswith(".localhost"))
 
 
-def unusable_proxy(error: Exception) -> str:
-    """The line for proxies of the environment that httpx cannot use: a SOCKS proxy, or no URL at all."""
-    reason = " ".join(str(error).split())
-    return f"a proxy of HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used ({reason}): change it, or set NO_PROXY"
-
-
 def without_secrets(url: str) -> str:
     """The URL without credentials and query, safe to show."""
     try:

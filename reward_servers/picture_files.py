@@ -40,6 +40,7 @@ JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
 behind them (ITU-T T.81, B.1.1; libjpeg's next_marker and jpeg_resync_to_restart)."""
 START_OF_PASS, END_OF_IMAGE = 0xDA, 0xD9
 ORIENTATION_TAG, BITS_TAG, PHOTOMETRIC_TAG = 0x0112, 258, 262
+SAMPLE_FORMAT_TAG, UNSIGNED = 339, 1
 BLACK_IS_ZERO = 1
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -76,6 +77,8 @@ def open_picture(content: bytes, formats: tuple[str, ...], max_pixels: int) -> I
         _reject("an image has several frames: send the one to score as a picture of its own")
     if image.mode not in COLOUR_MODES + GREY16_MODES:
         _reject(f"an image has mode {image.mode}, whose white is not known: send 8 bits a channel, or grey of 16 bits")
+    if image.format == "TIFF" and {*image.tag_v2.get(SAMPLE_FORMAT_TAG, (UNSIGNED,))} != {UNSIGNED}:  # type: ignore[attr-defined]
+        _reject("an image is a TIFF of signed numbers: send unsigned ones")
     if image.mode in GREY16_MODES and image.format == "TIFF":
         _check_grey16_tiff(image)
     if image.format in ("JPEG", "MPO") and _passes(content) > MAX_PASSES:

@@ -18,7 +18,8 @@ from common import strict_json
 from common.command import exit_status, user_path
 from common.errors import RewardRejected, RewardUnavailable
 from common.rewards.api import ANY_REWARD, MEDIA_TYPE, SCORE_PATH, ScoreRequest, ScoreResponse
-from common.urls import unusable_proxy, uses_proxies
+from common.rewards.http import UNUSABLE_ENVIRONMENT, unusable_environment
+from common.urls import uses_proxies
 from common.visible_text import printable
 from reward_servers.options import TOKEN_VARIABLE, USAGE_ERROR
 from reward_servers.picture_files import MAX_OWN_PIXELS, OWN_FORMATS, open_picture, pixels_HWC
@@ -47,8 +48,8 @@ def _print_scores(options: argparse.Namespace) -> None:
 def _client(url: str, headers: dict[str, str], timeout_s: float) -> httpx.Client:
     try:
         return httpx.Client(headers=headers, timeout=timeout_s, trust_env=uses_proxies(url))
-    except (ImportError, ValueError, httpx.InvalidURL) as error:
-        raise RewardUnavailable(ANY_REWARD, "refused", f"{url}: {unusable_proxy(error)}") from error
+    except UNUSABLE_ENVIRONMENT as error:
+        raise RewardUnavailable(ANY_REWARD, "refused", f"{url}: {unusable_environment(error)}") from error
 
 
 def score(http: httpx.Client, url: str, path: Path, prompt: str, metadata: dict[str, Any]) -> float:

@@ -29,9 +29,11 @@ from common.errors import (
     WireError,
 )
 from common.rewards.api import CAUSES, DEADLINE_HEADER, INFO_PATH, MEDIA_TYPE, REQUEST_CAUSES
-from common.urls import is_loopback, unusable_proxy, uses_proxies
+from common.urls import is_loopback, uses_proxies
 from common.wire import DEFAULT_MAX_BYTES
 
+UNUSABLE_ENVIRONMENT = (ImportError, ValueError, OSError, httpx.InvalidURL)
+"""Errors of a client that is made with a setting of the environment, see `unusable_environment`."""
 KEEP_ALIVE_SECONDS = 30.0
 """Idle connections are closed earlier than the servers close them, so that none closes just as it is used."""
 IDENTITY_TIMEOUT_S = 2.0
@@ -179,10 +181,10 @@ class RewardHttp:
                     limits=httpx.Limits(keepalive_expiry=KEEP_ALIVE_SECONDS),
                     timeout=None,
                     trust_env=proxied,
-                    verify=_tls(),
+                    verify=_tls(proxied),
                 )
-            except (ImportError, ValueError, httpx.InvalidURL) as error:
-                message = f"{exchange.where}: {unusable_proxy(error)}"
+            except UNUSABLE_ENVIRONMENT as error:
+                message = f"{exchange.where}: {unusable_environment(error)}"
                 raise RewardUnavailable(exchange.name, "refused", message) from error
         return self._clients[proxied]
 
@@ -207,9 +209,17 @@ class RewardHttp:
 
 
 @cache
-def _tls() -> ssl.SSLContext:
-    """Created once: loading the system's CA certificates takes longer than many a response."""
-    return httpx.create_ssl_context(trust_env=False)
+def _tls(from_environment: bool) -> ssl.SSLContext:
+    """Created once: loading CA certificates takes longer than many a response. The environment may name its own."""
+    return httpx.create_ssl_context(trust_env=from_environment)
+
+
+def unusable_environment(error: Exception) -> str:
+    """The line for a setting of the environment that httpx cannot use: certificates, a SOCKS proxy, or no URL."""
+    reason = " ".join(str(error).split())
+    if isinstance(error, OSError):
+        return f"the certificates of SSL_CERT_FILE or SSL_CERT_DIR cannot be read ({reason}): change or unset it"
+    return f"a proxy of HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used ({reason}): change it, or set NO_PROXY"
 
 
 def _read(exchange: Exchange, content: bytes, read: Callable[[bytes], Answer]) -> Answer:

@@ -27,7 +27,8 @@ import xxhash
 
 from common.errors import ModelError
 from common.rewards.api import ByteArray, FloatArray, Metadata
-from common.urls import unusable_proxy, uses_proxies
+from common.rewards.http import UNUSABLE_ENVIRONMENT, unusable_environment
+from common.urls import uses_proxies
 from common.wire import fingerprint
 from reward_servers.scorers.base import Scorer
 from reward_servers.scorers.vlm_judge.client import JUDGE, Answers, VllmClient, data_url
@@ -138,8 +139,8 @@ def _http_of_url(url: str) -> httpx.Client:
     headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
         return httpx.Client(base_url=url, headers=headers, trust_env=uses_proxies(url))
-    except (ImportError, ValueError, httpx.InvalidURL) as error:
-        raise ModelError(f"{url}: {unusable_proxy(error)}") from error
+    except UNUSABLE_ENVIRONMENT as error:
+        raise ModelError(f"{url}: {unusable_environment(error)}") from error
 
 
 def _unknown(within_s: float) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from common.errors import RewardRejected
 from common.rewards.api import ByteArray, ScoreRequest, ScoreResponse
 from reward_servers import plain_json, score_images
-from reward_servers.picture_files import MAX_PASSES, OWN_FORMATS, SENT_FORMATS, open_picture, pixels_HWC
+from reward_servers.picture_files import MAX_OWN_PIXELS, MAX_PASSES, OWN_FORMATS, SENT_FORMATS, open_picture, pixels_HWC
 from tests.helpers.serving_app import LIMITS
 
 RGB = np.array([[[0, 0, 0], [255, 0, 0], [0, 255, 0]], [[255, 255, 255], [10, 20, 30], [128, 128, 128]]], np.uint8)
@@ -128,6 +128,14 @@ def test_the_command_reads_what_editors_write(content: bytes, tmp_path: Path) ->
     np.testing.assert_array_equal(commanded(content, tmp_path), RGB)
     with pytest.raises(RewardRejected, match="an image is no PNG/JPEG, or its header is broken: send a PNG"):
         posted(content)
+
+
+def test_a_tiff_of_signed_numbers_is_refused() -> None:
+    """Pillow reads -1 as white."""
+    signed = io.BytesIO()
+    of(GREY).save(signed, "TIFF", tiffinfo={339: 2})
+    with pytest.raises(RewardRejected, match="signed numbers"):
+        open_picture(signed.getvalue(), OWN_FORMATS, MAX_OWN_PIXELS)
 
 
 def test_a_16_bit_tiff_equals_its_8_bits(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from common.errors import RewardUnavailable
-from common.rewards.http import Exchange, RewardHttp
+from common.rewards.http import Exchange, RewardHttp, _tls
 from reward_servers import score_images
 from reward_servers.scorers.vlm_judge.scorer import _http_of_url
 from tests.helpers.fake_reward_server import fake_server
@@ -89,6 +89,24 @@ def test_the_command_score(asked: list[str], image: str, capsys: pytest.CaptureF
     assert score_images.main(["--url", ELSEWHERE, image, "--prompt", "a"]) == 2
     assert "answered 502" in capsys.readouterr().err
     assert asked == [f"POST {ELSEWHERE}/v1/score HTTP/1.1"]
+
+
+def test_certificates_that_are_not_there_are_named_and_no_matter_here(
+    asked: list[str], image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "gone.pem"))
+    _tls.cache_clear()  # a process has one environment
+    http = RewardHttp(None)
+    try:
+        with fake_server() as server:
+            assert http.get(Exchange("fake", server.url, 5.0), "/v1/info", len) > 0
+        with pytest.raises(RewardUnavailable, match=r"certificates of SSL_CERT_FILE .* cannot be read"):
+            http.get(Exchange("fake", ELSEWHERE, 5.0), "/v1/info", len)
+    finally:
+        http.close()
+    assert score_images.main(["--url", ELSEWHERE, image, "--prompt", "a"]) == 2
+    assert "certificates of SSL_CERT_FILE" in capsys.readouterr().err
+    assert asked == []
 
 
 def test_a_judge_given_by_url(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
