@@ -1,4 +1,4 @@
-"""What all services share, and the environment variables that every process needs before its libraries are imported.
+"""Code that all services share. Importing it sets the environment variables that libraries read when they are imported.
 
 The other packages import this one first, so each of our processes passes here, however it was started.
 """

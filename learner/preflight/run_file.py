@@ -219,7 +219,7 @@ class Draft:
             return f"{self._origin(key)}: {'.'.join(key)}: {context['message']}"
         dotted = ".".join(key)
         if kind == "extra_forbidden":
-            return f"{self._origin(key)}: {dotted}: unknown key{self._suggestion(key)}"
+            return f"{self._origin_within(key)}: {dotted}: unknown key{self._suggestion(key)}"
         if kind == "missing":
             return f"{self._default_origin}: {dotted}: required, but not set"
         return (
@@ -249,6 +249,11 @@ class Draft:
             own = "; what it needs goes into backbone.options" if ":" in family else ""
             return f" for backbone.family = {family}{own}"
         return _nearest(key)
+
+    def _origin_within(self, key: Key) -> str:
+        """As `_origin`; that of a key inside of an unknown section."""
+        inside = (source for known, source in self._origins.items() if known[: len(key)] == key)
+        return next(inside, self._origin(key))
 
     def _origin(self, key: Key) -> str:
         for length in range(len(key), 0, -1):

@@ -65,7 +65,7 @@ def descendants(root: int) -> list[Process]:
 
 
 ACTORS = ("ray::RolloutWorker", "ray::Learner")
-"""What a cluster runs for a driver, by the start of the command line."""
+"""Ray shows the actors of a run under these names."""
 
 
 class Run:
@@ -103,7 +103,7 @@ class Run:
         wait_until(lambda: not any(process.alive for process in below), "every process of the run to end")
 
     def processes(self, part_of_command: str = "") -> list[Process]:
-        """What this run has started. A shared cluster has one run at a time, so all its workers are of this run."""
+        """Processes of this run. A shared cluster has one run at a time, so all its actors belong to this run."""
         started = descendants(self.process.pid)
         if self._cluster is not None:
             started += [process for process in descendants(self._cluster.pid) if process.command.startswith(ACTORS)]

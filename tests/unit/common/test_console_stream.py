@@ -1,4 +1,4 @@
-"""What is shown never ends a command: encodings without a character, closed pipes, missing streams."""
+"""Output never ends a command: encodings without a character, closed pipes, missing streams."""
 
 from __future__ import annotations
 

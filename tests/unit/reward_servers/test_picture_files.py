@@ -59,14 +59,14 @@ def tagged(orientation: int) -> Image.Exif:
 
 
 def posted(content: bytes) -> ByteArray:
-    """What a scorer gets of a file that is sent to POST /score."""
+    """The pixels that a scorer gets if the file is sent to POST /score."""
     body = json.dumps({"image_base64": base64.b64encode(content).decode(), "prompt": "a"}).encode()
     pixels: ByteArray = plain_json.parse(bytearray(body), LIMITS).decode().images_BHWC[0]
     return pixels
 
 
 def commanded(content: bytes, folder: Path) -> ByteArray:
-    """What a scorer gets of a file that is named to the command `score`."""
+    """The pixels that a scorer gets if the file is named to the command `score`."""
     path, asked = folder / "picture", []
     path.write_bytes(content)
 

@@ -88,6 +88,11 @@ def test_flags_and_run_directory(run_file: str) -> None:
         ),
         (
             [],
+            {"RTDMD_SERVER__PORT": "1"},
+            "environment variable RTDMD_SERVER__PORT: server: unknown key",
+        ),
+        (
+            [],
             {"RTDMD_RUN__SEDE": "2"},
             "environment variable RTDMD_RUN__SEDE: run.sede: unknown key; did you mean run.s",
         ),

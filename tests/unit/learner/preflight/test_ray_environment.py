@@ -1,4 +1,4 @@
-"""What Ray needs is there before it is imported, and what it would lose is refused."""
+"""Ray's environment is prepared before its import. Places that Ray deletes are refused."""
 
 from __future__ import annotations
 
