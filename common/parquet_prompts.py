@@ -8,6 +8,7 @@ in a text column "metadata", whose keys are merged with the others.
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def read_parquet(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
         raise PromptError(
             f"{path}: to read parquet, pyarrow is needed: pip install -e '.[parquet]', or write the prompts as .jsonl"
         ) from error
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise PromptError(f"{path}: no such prompt file (looked for it from {Path.cwd()})")
     try:
         # partitioning=None: a folder name such as "tag=colors/" in the path must not become a column.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ def load_prompts(path: Path) -> list[Prompt]:
     Raises:
         PromptError: the file is missing, empty, binary, of another kind, or has a line that is not a prompt.
     """
+    if "\0" in str(path):
+        raise PromptError(f"{str(path)!r}: a path cannot have a NUL character: name the prompt file")
     prompts: list[Prompt] = []
     for where, text, metadata in _records(path):
         prompts.append(_checked(f"{path}: {where}", len(prompts), text, metadata))
@@ -92,7 +95,7 @@ def _check_metadata(where: str, metadata: Mapping[str, Any]) -> None:
 
 def _records(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Position in the file, text and metadata of every prompt."""
-    if path.is_dir():
+    if os.path.isdir(path):
         raise PromptError(f"{path}: it is a directory: name a prompt file in it")
     if path.suffix.lower() == ".parquet":
         yield from read_parquet(path)

@@ -219,7 +219,7 @@ def unusable_environment(error: Exception) -> str:
     reason = " ".join(str(error).split())
     if isinstance(error, OSError):
         return f"the certificates of SSL_CERT_FILE or SSL_CERT_DIR cannot be read ({reason}): change or unset it"
-    return f"a proxy of HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used ({reason}): change it, or set NO_PROXY"
+    return f"HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or NO_PROXY cannot be used ({reason}): change or unset it"
 
 
 def _read(exchange: Exchange, content: bytes, read: Callable[[bytes], Answer]) -> Answer:

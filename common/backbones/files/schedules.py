@@ -13,8 +13,13 @@ SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 """The scheduler of every published pipeline of the families. Other classes have other noise levels or other solvers."""
 NUMBERS = {"shift": 1.0, "base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
 """The class's keys that our schedule uses, with the class's defaults."""
-ONLY = {"num_train_timesteps": 1000, "time_shift_type": "exponential"}
-"""The class's keys of which one value is supported, which is also its default."""
+ONLY = {
+    "num_train_timesteps": 1000,
+    "time_shift_type": "exponential",
+    "shift_terminal": 0,
+    "prediction_type": "flow_prediction",
+}
+"""The keys of which one value is supported. It means the same as the class's default."""
 SWITCH = "use_dynamic_shifting"
 
 

@@ -98,6 +98,14 @@ def test_missing_files_directories_and_other_kinds_are_refused(tmp_path: Path) -
             load_prompts(tmp_path / name)
 
 
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet"])
+@pytest.mark.parametrize(("stem", "expected"), [("x" * 300, "no such prompt file|File name too long"), ("a\0b", "NUL")])
+def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path, stem: str, suffix: str, expected: str) -> None:
+    with pytest.raises(PromptError, match=expected):
+        load_prompts(tmp_path / (stem + suffix))
+
+
+
 @pytest.mark.parametrize(
     ("name", "content"), [("a.TXT", "a cat"), ("a.JSONL", '{"prompt": "a cat"}'), ("a.Jsonl", '{"prompt": "a cat"}')]
 )

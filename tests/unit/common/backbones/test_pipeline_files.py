@@ -217,8 +217,14 @@ def test_a_schedule_of_another_kind_is_refused(
         scheduler_config(with_scheduler(tiny_pipeline, tmp_path / "other", changes))
 
 
-def test_keys_of_other_versions_that_are_off_pass(tiny_pipeline: Path, tmp_path: Path) -> None:
-    changes = {"invert_sigmas": False, "shift_terminal": None, "a_later_switch": False, "_diffusers_version": "0.29.0"}
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"invert_sigmas": False, "shift_terminal": None, "a_later_switch": False, "_diffusers_version": "0.29.0"},
+        {"shift_terminal": 0, "prediction_type": "flow_prediction"},
+    ],
+)
+def test_keys_that_change_nothing_pass(tiny_pipeline: Path, tmp_path: Path, changes: dict[str, object]) -> None:
     files = with_scheduler(tiny_pipeline, tmp_path / "other", changes | {"num_train_timesteps": 1000})
     assert pipeline_sigmas(scheduler_config(files), 4, mu=0.0) == pytest.approx((1, 0.75, 0.5, 0.25, 0))
 

@@ -143,7 +143,7 @@ def test_a_proxy_that_cannot_be_used_is_one_line_and_no_matter_here(
     try:
         with fake_server() as server:
             assert http.get(Exchange("fake", server.url, 5.0), "/v1/info", len) > 0
-        with pytest.raises(RewardUnavailable, match=r"a proxy of HTTP_PROXY.* cannot be used .* set NO_PROXY"):
+        with pytest.raises(RewardUnavailable, match=r"HTTP_PROXY, .* or NO_PROXY cannot be used .* change or unset it"):
             http.get(Exchange("fake", ELSEWHERE, 5.0), "/v1/info", len)
     finally:
         http.close()
