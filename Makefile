@@ -50,15 +50,15 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Unit tests, proof that they notice wrong changes to the method, tests with real processes, other versions of Python.
-# Two processes of pytest: integration tests of one file, and of files that share a run, stay in one of them.
+# Unit tests, proof that they notice wrong changes to the method, tests with real processes. Integration tests of one
+# file, and of files that share a run, stay in one process of pytest; they wait a lot, so two cores have room for three.
 test: lint
 	$(BIN)/python -m pytest tests/unit -n 2
 	$(BIN)/python -m tests.mutants
-	$(BIN)/python -m pytest tests/integration -m "not slow" -n 2
-	$(BIN)/python -m tests.interpreters $(INTERPRETERS)
+	$(BIN)/python -m pytest tests/integration -m "not slow" -n 3
 
 # The unit tests without heavy libraries, under every other supported Python among INTERPRETERS (40 s for each).
+# Continuous integration runs them after `make test`.
 test-interpreters: $(STAMP)
 	$(BIN)/python -m tests.interpreters $(INTERPRETERS)
 

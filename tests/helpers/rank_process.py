@@ -52,8 +52,8 @@ class Faulty(Brightness):
         raise RewardUnavailable("bright", "http://127.0.0.1:1", "out")
 
 
-def main(pipeline: Path, out: Path, index: int, count: int, base: str, fault: str = "") -> None:
-    torch.set_num_threads(1)
+def train(pipeline: Path, out: Path, index: int, count: int, base: str, fault: str = "") -> int:
+    """Train, write the files, and return the number of frozen weights in this process."""
     sharded = count > 1 and base != "whole"
     ranks = ALONE if count == 1 else Meeting(index, count, (out / "meeting").as_uri(), 120.0, sharded).join()
     # Whole, it does not divide by two.
@@ -78,7 +78,7 @@ def main(pipeline: Path, out: Path, index: int, count: int, base: str, fault: st
             sys.exit(1)
     save_file(networks.state(), out / f"rank-{index}-of-{count}.safetensors")
     (out / f"rank-{index}-of-{count}.json").write_text(json.dumps([vars(total) for total in totals]))
-    print(held_weights(networks.backbone.adapters.modules()))
+    return held_weights(networks.backbone.adapters.modules())
 
 
 def held_weights(bases: Iterable[Module]) -> int:
@@ -88,4 +88,5 @@ def held_weights(bases: Iterable[Module]) -> int:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), *sys.argv[5:])
+    torch.set_num_threads(1)
+    print(train(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), *sys.argv[5:]))

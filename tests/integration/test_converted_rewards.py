@@ -14,7 +14,6 @@ import torch
 
 from common.project_files import PROJECT_ROOT
 from common.rewards.client import RewardClient, RewardEndpoint
-from learner.driver.local_servers import LocalServers, LocalServerSpec
 from reward_servers.scorers.aesthetic import AestheticScorer
 from reward_servers.scorers.clipscore import ClipScoreScorer
 from reward_servers.scorers.image_reward import ImageRewardScorer
@@ -25,6 +24,7 @@ from tests.helpers.published_checkpoints import (
     published_image_reward,
     write_bert_vocabulary,
 )
+from tests.helpers.shared_services import ServedScorer, reward_servers
 from tests.helpers.tiny_rewards import CLIP_FEATURES, random_images, write_pickscore
 
 DEADLINE = 120.0
@@ -59,12 +59,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def client(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RewardClient]:
-    specs = [LocalServerSpec(name, name, directory) for name, directory in models.items()]
-    with LocalServers(specs, tmp_path_factory.mktemp("logs")) as servers:
-        endpoints = [RewardEndpoint(name, url) for name, url in servers.urls.items()]
+    scorers = {name: ServedScorer(name, directory) for name, directory in models.items()}
+    with reward_servers(scorers, tmp_path_factory.mktemp("server")) as urls:
+        endpoints = [RewardEndpoint(name, url) for name, url in urls.items()]
         with RewardClient(endpoints, timeout_s=DEADLINE, attempts=2) as reward_client:
             yield reward_client
-        servers.check()
 
 
 @pytest.mark.parametrize("kind", SCORERS, ids=lambda kind: kind.name)

@@ -10,7 +10,10 @@ from pathlib import Path
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = PROJECT_ROOT / "examples" / "train_in_one_process.py"
-SMALLER = "--cold_start.iterations 2 --cold_start.batch_size 2 --alignment.iterations 2 --alignment.group_size 2"
+SMALLER = (
+    "--cold_start.iterations 2 --cold_start.batch_size 2 "
+    "--alignment.iterations 2 --alignment.prompts_per_iteration 2 --alignment.group_size 2"
+)
 
 
 def test_both_stages_train_in_one_process(tmp_path: Path) -> None:

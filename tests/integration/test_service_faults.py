@@ -8,17 +8,21 @@ from pathlib import Path
 
 import pytest
 
+from common import WAIT_POLICY
 from tests.helpers.running_service import Process, Run, Service, assert_equal_runs
 from tests.helpers.shared_services import Cluster
 from tests.helpers.waiting import wait_until
 
+PARTS = ("ray::Learner", "ray::RolloutWorker", "-m reward_servers")
+"""Processes of a run, by what is known of their command lines."""
+
 
 def test_neither_number_nor_death_of_workers_changes_anything(finished: Run, service: Service) -> None:
-    """Three workers; one is killed, Ray brings it back, and it is killed for good: the others take over its calls."""
-    run = service.run("three_workers", "--workers.count", "3", "--workers.restarts", "1")
+    """Two workers; one is killed, Ray brings it back, and it is killed for good: the other takes over its calls."""
+    run = service.run("two_workers", "--workers.count", "2", "--workers.restarts", "1")
     run.wait_for_lines(2, stage="alignment")
     workers = run.processes("ray::RolloutWorker")
-    assert len(workers) == 3
+    assert len(workers) == 2
     os.kill(workers[0].pid, signal.SIGKILL)
 
     def replacement() -> list[Process]:
@@ -62,13 +66,31 @@ def test_a_run_that_is_terminated_says_how_to_continue(service: Service) -> None
     assert run.output.splitlines()[-1] == "interrupted; continue with --resume"
 
 
-def test_a_local_reward_server_that_dies_ends_the_run_by_name(config: Path, cluster: Cluster) -> None:
-    """Until then it ran ahead by one iteration, evaluations among the rollouts in flight."""
+def wait_policies(run: Run) -> set[tuple[str, str]]:
+    """OMP_WAIT_POLICY in the environment of the run's processes, by the known part of their command lines."""
+    found = set()
+    for part in PARTS:
+        for process in run.processes(part):
+            lines = Path(f"/proc/{process.pid}/environ").read_text().split("\0")
+            values = [line.partition("=")[2] for line in lines if line.startswith(f"{WAIT_POLICY}=")]
+            found.add((part, " ".join(values)))
+    return found
+
+
+def test_a_local_reward_server_that_dies_ends_the_run_by_name(
+    config: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then it ran ahead by one iteration, evaluations among the rollouts in flight.
+
+    The driver's OMP_WAIT_POLICY reaches all processes, also in a cluster that was started with another value.
+    """
+    monkeypatch.setenv(WAIT_POLICY, "passive")
     options = {"--alignment.iterations": "500", "--alignment.max_staleness": "1", "--evaluation.every": "2"}
     words = [word for pair in options.items() for word in pair]
     run = Run(config, config.parent / "no_reward", *words, cluster=cluster)
     run.wait_for_lines(4, stage="alignment")
     assert "evaluation" in [line["kind"] for line in run.lines()]
+    assert wait_policies(run) == {(part, "passive") for part in PARTS}
     (server,) = run.processes("reward_servers --scorer tests.helpers.toy_scorers:BrightnessScorer")
     os.kill(server.pid, signal.SIGKILL)
     run.finish(status=1)

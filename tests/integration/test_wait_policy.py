@@ -1,4 +1,7 @@
-"""OMP_WAIT_POLICY in the processes that a run starts, read from /proc."""
+"""OMP_WAIT_POLICY in the processes of a run with a cluster of its own, read from /proc.
+
+`test_service_faults.py` has the same for a shared cluster.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ import pytest
 
 from common import WAIT_POLICY
 from tests.helpers.running_service import Run
-from tests.helpers.shared_services import Cluster
 from tests.helpers.waiting import wait_until
 
 PARTS = ("ray::Learner", "ray::RolloutWorker", "-m reward_servers")
@@ -39,11 +41,3 @@ def test_it_reaches_all_processes_of_a_run(config: Path, tmp_path: Path, monkeyp
     monkeypatch.delenv(WAIT_POLICY, raising=False)
     run = Run(config, tmp_path / "run", "--dry-run")
     assert policies(run) == {(part, "PASSIVE") for part in PARTS}
-
-
-def test_it_reaches_actors_in_a_cluster_that_was_started_with_another_value(
-    config: Path, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(WAIT_POLICY, "passive")
-    run = Run(config, tmp_path / "run", "--dry-run", cluster=cluster)
-    assert policies(run) == {(part, "passive") for part in PARTS}

@@ -105,7 +105,6 @@ def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path, stem: str, suff
         load_prompts(tmp_path / (stem + suffix))
 
 
-
 @pytest.mark.parametrize(
     ("name", "content"), [("a.TXT", "a cat"), ("a.JSONL", '{"prompt": "a cat"}'), ("a.Jsonl", '{"prompt": "a cat"}')]
 )
