@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from common.config.run import Config
@@ -47,7 +48,7 @@ def policy_spec(config: Config, policy: str, steps: int | None, guidance: float 
             f"--guidance {guidance:g} with --policy {policy}: the student was trained without guidance and has no use "
             f"for it; leave it out, or use --policy {TEACHER}"
         )
-    if guidance is not None and guidance < 1:
+    if guidance is not None and not 1 <= guidance < math.inf:
         raise ConfigError(f"--guidance {guidance:g}: a guidance scale is at least 1, which is none")
     spec = teacher_spec(config) if policy == TEACHER else student_spec(config)
     return replace(

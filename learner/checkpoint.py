@@ -11,6 +11,7 @@ without it.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -21,11 +22,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 import xxhash
 
+from common.command import system_error
 from common.errors import CheckpointError
 from common.types import Position, Stage
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 ABOUT, STATE = "checkpoint.json", "state.safetensors"
 LAYOUT = 2
@@ -69,10 +73,10 @@ class Checkpoint:
         try:
             about = json.loads((directory / ABOUT).read_text())
             payload = (directory / STATE).read_bytes()
-            position = Position(Stage(about["stage"]), about["iteration"])
-            opened = cls(
-                directory, position, dict(about["settings"]), about.get("base", ""), about.get("layout", 1), payload
-            )
+            position, layout = Position(Stage(about["stage"]), about["iteration"]), about.get("layout", 1)
+            if not isinstance(position.iteration, int) or not isinstance(layout, int):
+                raise TypeError("its iteration and layout are whole numbers")
+            opened = cls(directory, position, dict(about["settings"]), about.get("base", ""), layout, payload)
             digest = about["xxh3"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
@@ -129,8 +133,9 @@ class CheckpointStore:
 
     @staticmethod
     def run_of(checkpoint: Path) -> Path:
-        """The run directory that contains a checkpoint."""
-        return checkpoint.resolve().parents[1]
+        """The run directory that contains a checkpoint; the checkpoint, or its folder, may be a link."""
+        runs = [path.parents[1] for path in (Path(os.path.abspath(checkpoint)), checkpoint.resolve())]
+        return next((run for run in runs if (run / "config.yaml").exists()), runs[-1])
 
     def save(
         self, position: Position, state: Mapping[str, Tensor], settings: Mapping[str, Any], base: str = ""
@@ -158,7 +163,7 @@ class CheckpointStore:
             partial.mkdir(parents=True)
             _write_durably(partial / STATE, payload)
             _write_durably(partial / ABOUT, json.dumps(about, indent=1).encode())
-            shutil.rmtree(final, ignore_errors=True)
+            _remove(final)
             _sync(partial)
             partial.rename(final)
             _sync(self.root)
@@ -181,16 +186,31 @@ class CheckpointStore:
         """Remove all but the newest `keep` checkpoints of a stage."""
         mine = sorted((position, path) for position, path in self._found() if position.stage is stage)
         for _, path in mine[:-keep]:
-            shutil.rmtree(path)
+            try:
+                _remove(path)
+            except OSError as error:
+                logger.warning("an old checkpoint stays: %s", system_error(error, path))
 
     def _directory(self, position: Position) -> Path:
         return self.root / position.directory
 
     def _found(self) -> list[tuple[Position, Path]]:
         if not self.root.is_dir():
+            if self.root.is_symlink():
+                raise CheckpointError(
+                    f"{self.root} is a link to {self.root.readlink()}, which is not there: mount or restore it"
+                )
             return []
         matches = [(path, _NAME.fullmatch(path.name)) for path in self.root.iterdir()]
         return [(Position(Stage(match[1]), int(match[2])), path) for path, match in matches if match is not None]
+
+
+def _remove(directory: Path) -> None:
+    """Remove a checkpoint, if there is one; of a link, only the link."""
+    if directory.is_symlink():
+        directory.unlink()
+    elif directory.exists():
+        shutil.rmtree(directory)
 
 
 def _write_durably(path: Path, content: bytes) -> None:

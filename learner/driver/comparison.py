@@ -29,7 +29,10 @@ class PolicyRecords:
 
     def has(self, policy: str, basis: Mapping[str, Any]) -> bool:
         """Whether the policy was evaluated on this basis: everything (JSON values) that its numbers depend on."""
-        return self._file(policy).exists() and self._read(policy).get("basis") == basis
+        try:
+            return bool(self._read(policy)["basis"] == basis)
+        except (OSError, ValueError, KeyError):
+            return False  # never evaluated, or the file is damaged: a power failure may leave an empty one
 
     def add(self, policy: str, basis: Mapping[str, Any], evaluation: Evaluation, seconds: float) -> None:
         """Store an evaluation. Its file is written last, so a crash in between leaves the policy unevaluated."""
@@ -71,5 +74,5 @@ class PolicyRecords:
         return self._directory / f"{policy}.json"
 
     def _read(self, policy: str) -> dict[str, Any]:
-        record: dict[str, Any] = json.loads(self._file(policy).read_text())
-        return record
+        record = json.loads(self._file(policy).read_text())
+        return {key: record[key] for key in ("basis", "metrics", "gallery")} if isinstance(record, dict) else {}

@@ -23,11 +23,10 @@ from common.types import Position, Stage
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.driver.run_lock import LOCK, locked
 from learner.preflight.command_line import Invocation
-from learner.preflight.run_file import dump_config
-from learner.records.metrics_log import cut_metrics
+from learner.preflight.run_file import dump_config, load_saved_config
+from learner.records.metrics_log import BEGINNING, cut_metrics, logged_until
 
 DECLARED = "reward_servers"
-BEGINNING = Position(Stage.COLD_START, 0)
 
 
 @dataclass(frozen=True)
@@ -153,12 +152,27 @@ def _verified_start(invocation: Invocation) -> Start:
         checkpoint.require_settings(settings)
         return Start(checkpoint.position, own, settings)
     if invocation.resume:
+        _require_none_lost(run_dir)
         print(f"--resume: {run_dir} has no checkpoint yet: the run starts anew", file=sys.stderr)
     borrowed = config.cold_start.from_checkpoint
     if borrowed is not None:
         _require_same_student(Checkpoint.open(borrowed), config)
         return Start(Position(Stage.COLD_START, config.cold_start.iterations), borrowed)
     return Start(BEGINNING)
+
+
+def _require_none_lost(run_dir: Path) -> None:
+    """CheckpointError if a run has no checkpoint, but went on beyond the first one."""
+    saved, metrics = run_dir / "config.yaml", run_dir / "metrics.jsonl"
+    if not saved.exists():
+        return
+    config, reached = load_saved_config(saved), logged_until(metrics)
+    begun = reached.stage is Stage.COLD_START or config.cold_start.from_checkpoint is not None
+    if not begun or reached.iteration > config.checkpoint.every:
+        raise CheckpointError(
+            f"--resume: {metrics} goes on to iteration {reached.iteration} of {reached.stage}, but "
+            f"{CheckpointStore.of_run(run_dir).root} has no checkpoint: restore them, or use another --run-dir"
+        )
 
 
 STUDENTS_KEYS = (

@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import os
+import re
 import textwrap
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +31,8 @@ from learner.preflight.run_file import REWARD_PLACEHOLDER, Draft, Key, Knob, kno
 DEFAULT_RUN_FILE = Path("deploy/runs/shapes.yaml")
 ENVIRONMENT_PREFIX = "RTDMD_"
 KEY_SEPARATOR = "__"
+OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?=|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?=|=(tcp|udp|sctp)://")
+"""Variables of a Service; one named rtdmd-a--b has "__" in them."""
 QUICK_BLOCK = "quick"
 HELP_WIDTH = 110
 
@@ -53,6 +57,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Invocation:
     Raises:
         ConfigError: one line per problem, with its origin, key and value.
     """
+    _require_text(argv)
     arguments, overrides = _train_parser().parse_known_args(argv)
     config = _configured(arguments, overrides, environ)
     run_dir = arguments.run_dir or Path("runs") / config.run.name
@@ -79,6 +84,15 @@ def _configured(arguments: argparse.Namespace, overrides: Sequence[str], environ
     for key, text, origin in (*_from_environment(environ), *_from_options(overrides)):
         draft.lay(_nested(key, _value(key, text, origin)), origin)
     return with_found_paths(draft.build())
+
+
+def _require_text(argv: Sequence[str]) -> None:
+    """Ray cannot pass on names that are not text: refuse them before anything starts."""
+    for what, word in (("current directory", os.getcwd()), *(("command line", word) for word in argv)):
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"{what}: {word!a} has bytes that are not UTF-8: rename it") from error
 
 
 class _Parser(argparse.ArgumentParser):
@@ -158,10 +172,10 @@ def _lay_quick(draft: Draft, run_file: dict[str, Any], quick: Any, arguments: ar
 
 
 def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[Key, str, str]]:
-    """RTDMD_SECTION__KEY. Names without "__" are not ours: Kubernetes sets RTDMD_PORT for a Service named rtdmd."""
+    """RTDMD_SECTION__KEY. Others are not ours: Kubernetes sets RTDMD_PORT for a Service named rtdmd."""
     for variable in sorted(environ):
         name = variable.removeprefix(ENVIRONMENT_PREFIX)
-        if name != variable and KEY_SEPARATOR in name:
+        if name != variable and KEY_SEPARATOR in name and not OF_KUBERNETES.search(f"{name}={environ[variable]}"):
             key = tuple(name.lower().split(KEY_SEPARATOR))
             yield key, environ[variable], f"environment variable {variable}"
 
@@ -191,10 +205,24 @@ def _option_suggestion(option: str) -> str:
 
 
 def _value(key: Key, text: str, origin: str) -> Any:
-    """The YAML value of an override; text stays text if the schema expects text (`--run.name 7`)."""
+    """The YAML value of an override. Where the schema expects text or a path, it is the text as it was typed.
+
+    There, `null` stands for no value, and `[` begins a list, if the option may have these.
+    """
     pattern = (key[0], REWARD_PLACEHOLDER, *key[2:]) if key[0] == "rewards" else key
-    wants_text = any(knob.key == pattern and knob.field.annotation is str for knob in knobs())
-    return text if wants_text else parse_yaml(text, origin)
+    kinds = {kind for knob in knobs() if knob.key == pattern for kind in _kinds(knob.field.annotation)}
+    if kinds.isdisjoint({str, Path}) or (tuple in kinds and text.startswith("[")):
+        return parse_yaml(text, origin)
+    return None if types.NoneType in kinds and text in ("", "null") else text
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """The types that an option may have."""
+    if get_origin(annotation) in (types.UnionType, Union):
+        for member in get_args(annotation):
+            yield from _kinds(member)
+    else:
+        yield get_origin(annotation) or annotation
 
 
 def _nested(key: Key, value: Any) -> dict[str, Any]:
@@ -208,7 +236,8 @@ def _knobs_help() -> str:
     """Every option with type, default and description, one paragraph per section."""
     lines = ["Options of a run, with their defaults (a run file sets its own):"]
     for (prefix, section), group in groupby(knobs(), key=lambda knob: (knob.key[:-1], knob.section)):
-        lines += ["", f"{'.'.join(prefix)}: {(section.__doc__ or '').strip().splitlines()[0]}"]
+        title, *_ = (section.__doc__ or "").strip().split("\n")
+        lines += ["", f"{'.'.join(prefix)}: {title}"]
         for knob in group:
             lines.append(f"  --{knob.dotted} {_type_name(knob.field.annotation)}  ({_default_text(knob)})")
             lines += textwrap.wrap(

@@ -28,7 +28,8 @@ The page is generated from the schema in `common/config/`. Do not edit it. Regen
   `alignment: {group_size: 16}`, `RTDMD_ALIGNMENT__GROUP_SIZE=16`, `--alignment.group_size 16`. A later one of the three
   overrides an earlier one.
 - **Set an option of one reward** by its name: `--rewards.hps.weight 0.5`. NAME stands for the name below.
-- **Read the values** as YAML. `null` turns an option off or selects the default that its description names.
+- **Read the values** as YAML. `null` turns an option off or selects the default that its description names. Numbers are
+  decimal: `010` is refused. In a variable or option, text and paths are what you typed, quotes and `#` included.
 - **Check a run file** with `rtdmd train --config FILE --dry-run`.
 
 The defaults are the published SD3-M setting, see [method.md](method.md). The run files in `deploy/runs/` set what their

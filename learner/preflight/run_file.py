@@ -29,7 +29,7 @@ from common.config.rewards import RewardConfig
 from common.config.run import Config
 from common.config.section import Section
 from common.config.upgrade import RENAMED, upgraded
-from common.errors import ConfigError
+from common.errors import ConfigError, one_line
 from common.project_files import PROJECT_ROOT
 
 Key = tuple[str, ...]
@@ -94,7 +94,8 @@ def load_saved_config(path: Path) -> Config:
 
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML that `load_saved_config` reads back to the same value."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    values = config.model_dump(mode="json")
+    return yaml.dump(values, Dumper=_RunFileDumper, sort_keys=False, allow_unicode=True)
 
 
 def read_run_file(path: Path) -> dict[str, Any]:
@@ -121,21 +122,37 @@ def parse_yaml(text: str, origin: str) -> Any:
     """Parse a YAML value; an error names `origin`."""
     try:
         value = yaml.load(text, Loader=_RunFileLoader)
-        json.dumps(value, default=str)
-        return value
     except RecursionError as error:
         raise ConfigError(f"{origin}: not valid YAML: nested too deeply") from error
     except ValueError as error:
-        raise ConfigError(f"{origin}: not valid YAML: an alias (*name) stands inside of what it names") from error
+        raise ConfigError(f"{origin}: not valid YAML: {one_line(error)}") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{origin}: line {line}: not valid YAML: {error.problem}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from error
+    try:
+        json.dumps(value, default=str)
+    except ValueError as error:
+        raise ConfigError(f"{origin}: not valid YAML: an alias (*name) stands inside of what it names") from error
+    return value
+
+
+NUMBERS = {
+    "int": r"[-+]?(0|[1-9][\d_]*|0x[\da-fA-F_]+)",
+    "float": r"[-+]?((\d[\d_]*\.[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.inf)|\.nan",
+}
+"""What a number is in a run file: `1e-5` is one, `010` and `12:30` are text. In YAML 1.1 they are text, 8 and 750."""
+NOT_RESOLVED = {f"tag:yaml.org,2002:{kind}" for kind in (*NUMBERS, "timestamp")}
 
 
 class _RunFileLoader(yaml.SafeLoader):
-    """YAML loader without two pitfalls: `1e-5` is a number here, and a duplicate key is an error."""
+    """YAML loader without the pitfalls of YAML 1.1's numbers and dates; a duplicate key is an error."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - yaml's own name and type
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in NOT_RESOLVED]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Checks the keys as they are written: a merge key (`<<: *other`) may add keys that are overridden here."""
@@ -151,9 +168,15 @@ class _RunFileLoader(yaml.SafeLoader):
         return node
 
 
-_RunFileLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+class _RunFileDumper(yaml.SafeDumper):
+    """Quotes text that `_RunFileLoader` would read as a number."""
+
+
+for _kind, _pattern in NUMBERS.items():
+    for _class in (_RunFileLoader, _RunFileDumper):
+        _class.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), list("-+.0123456789")
+        )
 
 
 class Draft:

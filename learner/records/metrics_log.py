@@ -15,6 +15,8 @@ from learner.metric_names import DROPPED_GROUPS, LEFT_OUT_GRADIENTS, RENORMALISE
 from learner.records.console import Console
 from learner.records.prometheus import DriverMetrics, LearnerMetrics
 
+BEGINNING = Position(Stage.COLD_START, 0)
+
 
 class StepRecord:
     """The report of one iteration, filled in while it runs."""
@@ -155,17 +157,24 @@ def cut_metrics(path: Path, position: Position) -> None:
     """Remove the lines of iterations that a resumed run will repeat, and an incomplete last line."""
     if not path.exists():
         return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _is_before(line, position)]
+    kept = [line for line in path.read_bytes().split(b"\n") if (after := _after(line)) and after <= position]
     partial = path.with_suffix(".partial")
-    partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    partial.write_bytes(b"".join(line + b"\n" for line in kept))
     partial.rename(path)
 
 
-def _is_before(line: str, position: Position) -> bool:
+def logged_until(path: Path) -> Position:
+    """The position after the last iteration in a metrics file; the beginning if there is none."""
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    return max((after for line in lines if (after := _after(line))), default=BEGINNING)
+
+
+def _after(line: bytes) -> Position | None:
+    """The position after what a line tells of; None if the line is damaged."""
     try:
         record = json.loads(line)
-    except ValueError:
-        return False
-    # A train line counts from 0; an evaluation line has the number of iterations before it.
-    done = record["iteration"] + 1 if record["kind"] == "train" else record["iteration"]
-    return Position(Stage(record["stage"]), done) <= position
+        # A train line counts from 0; an evaluation line has the number of iterations before it.
+        done = record["iteration"] + 1 if record["kind"] == "train" else record["iteration"]
+        return Position(Stage(record["stage"]), done)
+    except (ValueError, KeyError, TypeError):
+        return None

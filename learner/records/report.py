@@ -20,7 +20,8 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -42,35 +43,47 @@ def write_report(run_dir: Path) -> Path:
         RtdmdError: there is no metrics.jsonl, or a file in the directory is damaged.
     """
     records = _read_metrics(run_dir / "metrics.jsonl")
-    summary = _read_json(run_dir / "summary.json", {})
-    gallery = _read_json(run_dir / "samples" / "gallery.json", [])
+    with _damage_told(run_dir / "summary.json") as path:
+        summary = _read_json(path, {})
+        policies = summary.get("policies", {})
+        header, result = _header(run_dir, summary.get("run", {})), _policies_section(policies)
+        curves = _curves_section(records, policies)
+        seconds = _seconds_section(summary.get("seconds", {}), records)
+    with _damage_told(run_dir / "samples" / "gallery.json") as path:
+        gallery = _gallery_section(_read_json(path, []), path.parent)
     config = run_dir / "config.yaml"
-    policies = summary.get("policies", {})
-    sections = [
-        _header(run_dir, summary.get("run", {})),
-        _policies_section(policies),
-        _gallery_section(gallery, run_dir / "samples"),
-        _curves_section(records, policies),
-        _seconds_section(summary.get("seconds", {}), records),
-        _config_section(config.read_text(encoding="utf-8") if config.exists() else ""),
-    ]
-    path = run_dir / "report.html"
-    path.write_text(_page(run_dir.name, sections), encoding="utf-8")
-    return path
+    settings = _config_section(config.read_text(encoding="utf-8", errors="replace") if config.exists() else "")
+    report = run_dir / "report.html"
+    report.write_text(_page(run_dir.name, [header, result, gallery, curves, seconds, settings]), encoding="utf-8")
+    return report
+
+
+@contextmanager
+def _damage_told(path: Path) -> Iterator[Path]:
+    """RtdmdError if a file's content is not what a run writes."""
+    try:
+        yield path
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RtdmdError(
+            f"{path}: not what a run writes ({error!r}): restore it, or remove it to report without"
+        ) from error
 
 
 def _read_metrics(path: Path) -> list[Record]:
     """Records in order. If a resumed run wrote an iteration twice, the later counts; a torn last line is ignored."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().splitlines()
     except FileNotFoundError as error:
         raise RtdmdError(f"{path}: missing: {path.parent} is not the directory of a run") from error
     records: dict[tuple[str, int, str], Record] = {}
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
+            values = [record["iteration"], *record["metrics"].values(), *record.get("seconds", {}).values()]
+            if not all(isinstance(value, int | float) for value in values):
+                raise TypeError("a value is not a number")
             records[record["stage"], record["iteration"], record["kind"]] = record
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             if number < len(lines):
                 raise RtdmdError(f"{path}: line {number} is not a metrics record: {error!r}") from error
     return sorted(records.values(), key=lambda record: record["iteration"])
@@ -78,11 +91,9 @@ def _read_metrics(path: Path) -> list[Record]:
 
 def _read_json(path: Path, otherwise: Any) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
         return otherwise
-    except json.JSONDecodeError as error:
-        raise RtdmdError(f"{path}: not valid JSON: {error}") from error
 
 
 def _page(title: str, sections: Iterable[str]) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from common import strict_json
 from common.command import user_path
 from common.config.rewards import RewardClientConfig
 from common.errors import ConfigError
@@ -28,7 +29,6 @@ from common.policies import policy_spec
 from common.prompts import load_prompts
 from common.rewards.api import ServerInfo
 from common.types import ByteArray, Prompt
-from learner.preflight.run_file import parse_yaml
 from learner.records.pictures import captioned_grid
 from learner.tools.diffusers_pipeline import PipelinePictures
 from learner.tools.options import add_sampling_options, at_least_one, tool_status
@@ -38,6 +38,8 @@ from learner.tools.trained_run import TrainedRun
 from rollout_workers.sampler import sample_pictures
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+NEARLY_JSON = ("true", "false", "null", "none")
+"""Words that are values in JSON or in Python, in small letters."""
 OF_RUNS = ("base", "steps", "guidance")
 OF_PIPELINES = ("call", "dtype")
 
@@ -128,8 +130,26 @@ def _call_options(texts: Sequence[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--call {text}: write --call NAME=VALUE, an argument of the pipeline's call")
-        options[name] = parse_yaml(value, f"--call {name}")
+        options[name] = _call_value(value, f"--call {name}")
     return options
+
+
+def _call_value(text: str, origin: str) -> Any:
+    """A number, list, true, false or null as JSON has them; anything else is text, as it was typed."""
+    try:
+        return strict_json.parse(text)
+    except ValueError as error:
+        if text[:1] in tuple('[{"') or text.lower() in NEARLY_JSON or _is_number(text):
+            raise ConfigError(f"{origin}: {text} is not JSON: {error}; write true, null, 0.5, [1, 0.5]") from error
+        return text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _document(subject: Subject, counts: str, scored: Sequence[ScoredPrompt], infos: Mapping[str, ServerInfo]) -> str:
@@ -202,7 +222,7 @@ def _build_parser() -> argparse.ArgumentParser:
         "--call",
         action="append",
         metavar="NAME=VALUE",
-        help="with --pipeline: an argument of its call; repeat for several",
+        help="with --pipeline: an argument of its call, VALUE as in JSON or text; repeat for several",
     )
     parser.add_argument(
         "--dtype", choices=tuple(DTYPES), help="with --pipeline: its type (default float32, on a GPU bfloat16)"

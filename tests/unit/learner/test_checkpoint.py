@@ -99,12 +99,18 @@ def forget_key(directory: Path) -> None:
     file.write_text(json.dumps(about))
 
 
+def layout_as_text(directory: Path) -> None:
+    file = directory / "checkpoint.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"layout": "2"}))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (flip, "is damaged"),
         (truncate, "is damaged"),
         (forget_key, "is not a checkpoint"),
+        (layout_as_text, "is not a checkpoint"),
         (lambda directory: (directory / "state.safetensors").unlink(), "is not a checkpoint"),
         (lambda directory: (directory / "checkpoint.json").write_text('{"stage": "al'), "is not a checkpoint"),
         (lambda directory: (directory / "checkpoint.json").write_text("[]"), "is not a checkpoint"),
@@ -196,3 +202,53 @@ def test_a_checkpoint_of_an_earlier_layout_is_read_but_not_continued(tmp_path: P
     assert torch.equal(state["adapter/a"], STATE["adapter/a"])
     with pytest.raises(CheckpointError, match=r"written by an earlier version.*cold_start\.from_checkpoint"):
         checkpoint.require_settings(SETTINGS)
+
+
+def test_of_a_kept_checkpoint_that_is_a_link_only_the_link_is_removed(tmp_path: Path) -> None:
+    store, elsewhere = CheckpointStore(tmp_path / "checkpoints"), tmp_path / "kept"
+    kept = write(elsewhere, Position(Stage.ALIGNMENT, 1))
+    write(store.root, Position(Stage.ALIGNMENT, 2))
+    (store.root / kept.name).symlink_to(kept)
+    store.prune(Stage.ALIGNMENT, keep=1)
+    assert [path.name for path in store.root.iterdir()] == ["alignment-000002"]
+    assert Checkpoint.open(kept).position == Position(Stage.ALIGNMENT, 1)
+    (store.root / "alignment-000003").symlink_to(kept)
+    assert not write(store.root, Position(Stage.ALIGNMENT, 3)).is_symlink()
+
+
+def test_a_checkpoint_that_cannot_be_removed_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = CheckpointStore(tmp_path)
+    for iteration in (1, 2):
+        write(tmp_path, Position(Stage.ALIGNMENT, iteration))
+
+    def busy(path: Path) -> None:
+        raise OSError(16, "Device or resource busy", str(path))
+
+    monkeypatch.setattr(checkpoint_module.shutil, "rmtree", busy)
+    store.prune(Stage.ALIGNMENT, keep=1)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"an old checkpoint stays: {tmp_path}/alignment-000001: Device or resource busy"
+    ]
+
+
+def test_checkpoints_on_a_disk_that_is_not_there_are_not_none(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(CheckpointError, match=r"checkpoints is a link to .*/unmounted, which is not there"):
+        CheckpointStore.of_run(tmp_path).latest()
+
+
+def test_the_run_of_a_checkpoint_is_found_through_links(tmp_path: Path) -> None:
+    run, disk = tmp_path / "run", tmp_path / "disk" / "checkpoints"
+    write(disk)
+    run.mkdir()
+    (run / "config.yaml").write_text("")
+    (run / "checkpoints").symlink_to(disk)
+    (tmp_path / "best").symlink_to(run / "checkpoints" / "alignment-000007")
+    assert CheckpointStore.run_of(run / "checkpoints" / "alignment-000007") == run
+    (tmp_path / "other" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "other" / "config.yaml").write_text("")
+    here = write(tmp_path / "other" / "checkpoints")
+    (tmp_path / "newest").symlink_to(here)
+    assert CheckpointStore.run_of(tmp_path / "newest") == tmp_path / "other"

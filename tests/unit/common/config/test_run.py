@@ -267,9 +267,14 @@ def test_a_shipped_run_file_is_valid_with_and_without_its_quick_block(name: str,
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1e-5", 1e-5), ("1.5E+3", 1500.0), ("-2e0", -2.0), ("e5", "e5"), ("12", 12), ("1.2.3", "1.2.3"), ("null", None)],
+    [
+        *(("1e-5", 1e-5), ("1.5E+3", 1500.0), ("-2e0", -2.0), (".5", 0.5), ("1.", 1.0), ("007.5", 7.5), ("e5", "e5")),
+        *(("12", 12), ("-0", 0), ("1_000", 1000), ("0x1F", 31), ("1.2.3", "1.2.3"), ("null", None), ("yes", True)),
+        *(("010", "010"), ("08", "08"), ("0b11", "0b11"), ("12:30", "12:30"), ("1:30.5", "1:30.5")),
+        *(("2026-11-31", "2026-11-31"), ("2026-11-29", "2026-11-29"), ("'010'", "010")),
+    ],
 )
-def test_numbers_with_an_exponent_are_numbers(text: str, value: Any) -> None:
+def test_numbers_are_decimal_and_may_have_an_exponent(text: str, value: Any) -> None:
     parsed = parse_yaml(text, "here")
     assert parsed == value
     assert type(parsed) is type(value)
@@ -347,3 +352,10 @@ def test_minimal_is_yaml_the_loader_reads(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(minimal()), encoding="utf-8")
     assert load_config(path) == build()
+
+
+@pytest.mark.parametrize("name", ["1e5", "010", "12", "2026-11-29", "no"])
+def test_a_name_that_looks_like_another_value_is_read_back(name: str, tmp_path: Path) -> None:
+    config = build(run={"name": name})
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "config.yaml") == config

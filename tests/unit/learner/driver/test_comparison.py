@@ -62,6 +62,17 @@ def test_a_crash_before_the_record_leaves_the_policy_unmeasured(
     assert records.metrics("rtdmd")["gold"] == 2.0
 
 
+@pytest.mark.parametrize("left", [b"", b"[]", b'{"basis": ', b"\xff", b'{"metrics": {}}'])
+def test_a_damaged_record_leaves_the_policy_unmeasured(tmp_path: Path, left: bytes) -> None:
+    """A power failure may leave an empty file."""
+    records = PolicyRecords(tmp_path, gallery_prompts=1)
+    records.add("rtdmd", BASIS, evaluation(1), seconds=1.0)
+    (tmp_path / "samples" / "policies" / "rtdmd.json").write_bytes(left)
+    assert not records.has("rtdmd", BASIS)
+    records.add("rtdmd", BASIS, evaluation(2), seconds=1.0)
+    assert records.has("rtdmd", BASIS)
+
+
 def test_the_gallery_puts_every_policy_beside_the_others(tmp_path: Path) -> None:
     records = PolicyRecords(tmp_path, gallery_prompts=2)
     records.add("before", BASIS, evaluation(100), seconds=1.0)

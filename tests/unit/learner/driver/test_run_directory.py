@@ -234,7 +234,8 @@ LINE = '{{"stage": "alignment", "iteration": {}, "kind": "train"}}\n'
 @pytest.mark.parametrize(("with_checkpoint", "lines"), [(True, 3), (False, 0)])
 def test_resuming_drops_what_will_be_repeated(tmp_path: Path, with_checkpoint: bool, lines: int) -> None:
     finished_run(tmp_path)
-    (tmp_path / "metrics.jsonl").write_text("".join(LINE.format(number) for number in range(5)))
+    written = "".join(LINE.format(number) for number in range(5))
+    (tmp_path / "metrics.jsonl").write_text(written if with_checkpoint else written.replace("alignment", "cold_start"))
     if not with_checkpoint:
         (tmp_path / "checkpoints").rename(tmp_path / "elsewhere")
     asked = invocation(tmp_path, resume=True)
@@ -242,3 +243,19 @@ def test_resuming_drops_what_will_be_repeated(tmp_path: Path, with_checkpoint: b
         begin(asked, start)
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == lines
     assert (tmp_path / "samples" / "policies").exists() == with_checkpoint
+
+
+@pytest.mark.parametrize(("iterations", "lost"), [(50, False), (51, True)])
+def test_a_run_whose_checkpoints_are_gone_is_not_started_anew(tmp_path: Path, iterations: int, lost: bool) -> None:
+    """It writes its first checkpoint after `checkpoint.every` iterations: 50."""
+    with claimed(invocation(tmp_path)) as (_, start):
+        begin(invocation(tmp_path), start)
+    lines = [f'{{"stage": "cold_start", "iteration": {done}, "kind": "train"}}\n' for done in range(iterations)]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    before = contents(tmp_path)
+    if not lost:
+        assert start_of(invocation(tmp_path, resume=True)) == Start(Position(Stage.COLD_START, 0))
+        return
+    with pytest.raises(CheckpointError, match=r"goes on to iteration 51 of cold_start, but .*checkpoints has no "):
+        start_of(invocation(tmp_path, resume=True))
+    assert contents(tmp_path) == before

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigError
+from common.project_files import found_path
 from learner.preflight.command_line import parse, parse_forecast
 from learner.preflight.run_file import knobs
 
@@ -106,7 +107,7 @@ def test_mistakes_are_named(run_file: str, options: list[str], environment: dict
 
 
 def test_variables_of_kubernetes_services_are_not_ours(run_file: str) -> None:
-    """For a Service named rtdmd or rtdmd-head-svc every container of the namespace gets these."""
+    """For a Service named rtdmd, rtdmd-head-svc or rtdmd-a--b every container of the namespace gets these."""
     environment = {
         "RTDMD_HEAD_SVC_SERVICE_HOST": "10.0.0.7",
         "RTDMD_HEAD_SVC_SERVICE_PORT_GCS_SERVER": "6379",
@@ -114,6 +115,10 @@ def test_variables_of_kubernetes_services_are_not_ours(run_file: str) -> None:
         "RTDMD_HEAD_SVC_PORT_6379_TCP_PROTO": "tcp",
         "RTDMD_SERVICE_HOST": "10.0.0.8",
         "RTDMD_PORT": "tcp://10.0.0.8:80",
+        "RTDMD_A__B_SERVICE_HOST": "10.0.0.9",
+        "RTDMD_A__B_SERVICE_PORT": "80",
+        "RTDMD_A__B_PORT": "tcp://10.0.0.9:80",
+        "RTDMD_A__B_PORT_80_TCP_ADDR": "10.0.0.9",
     }
     file = ["--config", run_file]
     assert parse(file, environment) == parse(file, {})
@@ -160,3 +165,34 @@ def test_help_explains_every_knob(capsys: pytest.CaptureFixture[str]) -> None:
     assert missing == []
     assert '--alignment.policy_gradient subgrpo|grpo|none  (default "subgrpo")' in text
     assert "--cold_start.from_checkpoint path|null  (default null)" in text
+
+
+@pytest.mark.parametrize("text", ["/data/run #3/sd3", "/d/a: b", "[a]", "2026", "no", "{x}", "/data/'quoted'"])
+def test_a_path_is_what_was_typed(run_file: str, text: str) -> None:
+    """Read as YAML it would be cut at the comment, be another value, or be refused."""
+    by_option = parse(["--config", run_file, "--backbone.path", text], {}).config
+    by_variable = parse(["--config", run_file], {"RTDMD_BACKBONE__PATH": text}).config
+    assert by_option.backbone.path == by_variable.backbone.path == found_path(Path(text))
+
+
+def test_null_is_no_path_and_a_list_is_a_list_of_servers(run_file: str) -> None:
+    def with_url(text: str) -> object:
+        options = ["--rewards.hps.scorer", "null", "--rewards.hps.model", "null", "--rewards.hps.url", text]
+        return parse(["--config", run_file, *options], {}).config.rewards[0].url
+
+    assert parse(["--config", run_file, "--cold_start.from_checkpoint", "null"], {}).config.cold_start.iterations > 0
+    assert with_url("http://127.0.0.1:1") == "http://127.0.0.1:1"
+    assert with_url("[http://127.0.0.1:1, http://127.0.0.1:2]") == ("http://127.0.0.1:1", "http://127.0.0.1:2")
+
+
+@pytest.mark.parametrize("text", ["010", "008", "0512", "12:30", "2026-11-29"])
+def test_a_number_is_decimal(run_file: str, text: str) -> None:
+    """YAML 1.1 reads 010 as 8 and 12:30 as 750."""
+    for options, environment in ([["--run.seed", text], {}], [[], {"RTDMD_RUN__SEED": text}]):
+        with pytest.raises(ConfigError, match=rf"run.seed = \"{text}\": input should be a valid integer"):
+            parse(["--config", run_file, *options], environment)
+
+
+def test_what_is_no_text_is_refused_before_anything_starts(run_file: str) -> None:
+    with pytest.raises(ConfigError, match=r"^command line: 'caf\\udce9' has bytes that are not UTF-8: rename it$"):
+        parse(["--config", run_file, "--run-dir", "caf\udce9"], {})

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from common.types import Collected, Position, Stage, UpdateResult
 from learner.records import prometheus as metrics
 from learner.records.console import Console
-from learner.records.metrics_log import Tracker, cut_metrics
+from learner.records.metrics_log import Tracker, cut_metrics, logged_until
 from learner.records.prometheus import DriverMetrics, LearnerMetrics
 
 
@@ -181,6 +181,14 @@ def test_a_torn_last_line_is_cut(path: Path) -> None:
     path.write_text("\n".join(WHOLE) + '\n{"stage": "alig')
     cut_metrics(path, Position(Stage.ALIGNMENT, 9))
     assert path.read_text() == "\n".join(WHOLE) + "\n"
+
+
+@pytest.mark.parametrize("damaged", [b"\xe9", b"null", b"{}", b'{"stage": "x", "iteration": 0, "kind": "train"}'])
+def test_a_damaged_line_is_cut(path: Path, damaged: bytes) -> None:
+    path.write_bytes(damaged + b"\n" + "\n".join(WHOLE).encode() + b"\n")
+    assert logged_until(path) == Position(Stage.ALIGNMENT, 4)
+    cut_metrics(path, Position(Stage.ALIGNMENT, 9))
+    assert path.read_text().splitlines() == WHOLE
 
 
 def test_a_run_without_metrics_has_nothing_to_cut(path: Path) -> None:

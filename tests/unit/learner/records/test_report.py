@@ -110,7 +110,19 @@ def test_a_repeated_iteration_counts_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "files", "expected"),
     [
-        (["nonsense", record("alignment", 0)], {}, "metrics.jsonl: line 1 is not a metrics record"),
+        *(
+            ([line, record("alignment", 0)], {}, "metrics.jsonl: line 1 is not a metrics record")
+            for line in (
+                "nonsense",
+                "null",
+                '{"stage": "alignment", "iteration": 0, "kind": "train"}',
+                '{"stage": "alignment", "iteration": null, "kind": "train", "metrics": {}}',
+                '{"stage": "alignment", "iteration": 0, "kind": "train", "metrics": {"x": null}}',
+            )
+        ),
+        ([record("alignment", 0)], {"summary": []}, "summary.json: not what a run writes .*restore it, or remove it"),
+        ([record("alignment", 0)], {"summary": {"policies": {"rtdmd": {"hps": None}}}}, "summary.json: not what a run"),
+        ([record("alignment", 0)], {"gallery": [{"prompt": "a"}]}, "gallery.json: not what a run writes"),
         (
             [record("alignment", 0)],
             {"gallery": [{"prompt": "p", "policies": {"rtdmd": {"image": "gone.png", "scores": {}}}}]},

@@ -120,7 +120,18 @@ def test_a_grid_has_a_row_a_prompt_and_small_pictures_are_enlarged() -> None:
     assert captioned_grid([("a", np.zeros((3, 1024, 512, 3), np.uint8))]).size == (3 * 260, 20 + 512 + 4)
 
 
-def test_options_of_a_call_are_yaml() -> None:
+@pytest.mark.parametrize("text", ["blurry #1, low quality", "no", "a: b", "3 cats", "~"])
+def test_text_of_a_call_is_what_was_typed(text: str) -> None:
+    assert evaluate._call_options([f"negative_prompt={text}"]) == {"negative_prompt": text}
+
+
+@pytest.mark.parametrize("text", ["True", "None", "[a, b]", ".5", "010", "nan"])
+def test_what_is_nearly_json_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--call x: .* is not JSON: "):
+        evaluate._call_options([f"x={text}"])
+
+
+def test_options_of_a_call_are_json() -> None:
     assert evaluate._call_options(["sigmas=[1, 0.5]", "guidance_scale=1.0", "negative_prompt=blurry"]) == {
         "sigmas": [1, 0.5],
         "guidance_scale": 1.0,
