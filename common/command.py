@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
+import math
 import os
 import sys
 import tempfile
@@ -34,6 +36,25 @@ def user_path(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError:  # there is no such home: the file will be reported missing, by the name that was written
         return Path(text)
+
+
+def duration(text: str) -> float:
+    """Argparse type: a finite number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
+    return value
+
+
+def some_time(text: str) -> float:
+    """Argparse type: finite seconds above 0."""
+    value = duration(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"{text} is not more than 0 seconds")
+    return value
 
 
 def exit_status(

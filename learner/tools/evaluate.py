@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from common.command import user_path
+from common.command import some_time, user_path
 from common.config.rewards import RewardClientConfig
 from common.errors import ConfigError
 from common.policies import policy_spec
@@ -210,7 +210,7 @@ def _build_parser() -> argparse.ArgumentParser:
     timeout_s = RewardClientConfig().timeout_s
     parser.add_argument(
         "--timeout-s",
-        type=float,
+        type=some_time,
         default=timeout_s,
         metavar="S",
         help=f"timeout of one reward request in seconds (default {timeout_s:g})",
