@@ -64,6 +64,12 @@ def test_a_long_prompt_is_accepted_and_said(tmp_path: Path, caplog: pytest.LogCa
         (b"fine\ntwo\x0bdogs\x0c\r\n", "line 2 has a U+000B in it"),
         ("a\x85b".encode(), "line 1 has a U+0085 in it"),
         ("\ufeff\u200b \n".encode(), "no prompts in it"),
+        (b"fine\na \x1b[1mred\x1b[0m cat\n", "line 2 has the control character U+001B"),
+        (b"a bell \x07\n", "line 1 has the control character U+0007"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "fetch it with git lfs pull"),
+        (b"\n<!DOCTYPE html>\n<html>\n", "line 2 begins as an HTML page does"),
+        (b"{\\rtf1\\ansi a cat}\n", "line 1 begins as RTF does: save it as text"),
+        (b'a cat\n{"prompt": "a dog"}\n', "line 2 is JSON, which only a file named .jsonl may hold"),
         (b"\x89PNG\r\n\x1a\n", "line 1 is not UTF-8 (byte 0)"),
         ("東".encode() * 15_000, "line 1 is not accepted by reward servers: the text '東東東"),
         (b"x" * 20_001, "line 1 is a prompt of 20,001 characters, the limit is 20,000"),
@@ -105,7 +111,6 @@ def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path, stem: str, suff
         load_prompts(tmp_path / (stem + suffix))
 
 
-
 @pytest.mark.parametrize(
     ("name", "content"), [("a.TXT", "a cat"), ("a.JSONL", '{"prompt": "a cat"}'), ("a.Jsonl", '{"prompt": "a cat"}')]
 )
@@ -133,7 +138,8 @@ def test_jsonl_may_have_line_separators_and_pairs_within_quotes(tmp_path: Path) 
         (r'{"prompt": "a", "tag": "\udf89"}', "half of a surrogate pair, character 1"),
         (r'{"prompt": "a", "include": [{"class": "cup \ud83c"}]}', "'cup \\ud83c' has half of a surrogate pair"),
         (r'{"prompt": "a", "ke\ud800y": 1}', "half of a surrogate pair, character 3"),
-        (r'{"prompt": "a\u0000b"}', "has a NUL character"),
+        (r'{"prompt": "a\u0000b"}', "has the control character U+0000"),
+        (r'{"prompt": "a\u001b[1mb"}', "line 2 has the control character U+001B"),
         ('{"prompt": "a", "share": NaN}', "is not JSON: NaN is no number of JSON: leave it out or write null"),
         ('{"prompt": "a", "share": [-Infinity]}', "is not JSON: -Infinity is no number of JSON"),
         ('{"prompt": "a", "share": 1e999}', "is not JSON: the number 1e999 is too large"),
