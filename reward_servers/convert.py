@@ -37,6 +37,7 @@ from reward_servers.scorers.model_directory import (
     shorten,
     unwrapped,
 )
+from reward_servers.scorers.processor import clip_processor, require_processor
 
 HPS_VERSIONS = ("2.0", "2.1")
 TOKENIZER_FILES = (
@@ -111,6 +112,7 @@ def convert_aesthetic(checkpoint: Path, out: Path, clip: Path) -> Scorer:
     """Convert the predictor's head and store it with the vision tower of the CLIP it was trained on."""
     state = _tensors(_read_checkpoint(checkpoint), checkpoint, "a head of the aesthetic predictor")
     whole = load_pretrained(CLIPModel, clip)
+    require_processor(clip, clip_processor(whole.config.vision_config.image_size))
     config = whole.config.vision_config
     config.projection_dim = whole.config.projection_dim
     vision = CLIPVisionModelWithProjection(config)

@@ -46,6 +46,8 @@ from reward_servers.scorers.model_directory import (
     require_unquantised,
     shorten,
 )
+from reward_servers.scorers.pixels import OPENAI_MEAN, OPENAI_STD
+from reward_servers.scorers.processor import require_processor
 
 WEIGHTS_FILE = "HPSv3.safetensors"
 IMAGE_PIXELS = 256 * 28 * 28
@@ -128,6 +130,7 @@ class HpsV3Scorer(Scorer):
     def load(cls, model_dir: Path | None, device: str) -> Self:
         directory = require_directory(model_dir, cls.name)
         require_device(device)
+        require_processor(directory, {"image_mean": OPENAI_MEAN, "image_std": OPENAI_STD})
         prompt = read_prompt(directory)
         tokens = HpsV3Tokens(_load_tokenizer(directory), prompt)
         weights = directory / WEIGHTS_FILE
