@@ -29,6 +29,9 @@ REMEDIES = {
 }
 """Remedies for the errors of an operating system; any other one is explained by its traceback alone."""
 
+TARGETS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors of what is written: of the two paths of a copy they are about the second."""
+
 
 def user_path(text: str) -> Path:
     """Argparse type of a path. Shells expand `--out ~/x`, but not `--out=~/x`."""
@@ -58,7 +61,12 @@ def some_time(text: str) -> float:
 
 
 def exit_status(
-    command: Callable[[], None], interrupted: str = "interrupted", *, prefix: str = "error", failed: int = FAILED
+    command: Callable[[], None],
+    interrupted: str = "interrupted",
+    *,
+    prefix: str = "error",
+    failed: int = FAILED,
+    place: Path | None = None,
 ) -> int:
     """Run a command. Return 0 if done, 1 if failed, 2 if refused at its start, 130 if interrupted or asked to stop.
 
@@ -68,6 +76,7 @@ def exit_status(
         interrupted: the message after Ctrl-C.
         prefix: the first word of an error's line.
         failed: the status of a failure, for commands that know only one.
+        place: where the command writes; see `system_error`.
     """
     with lasting_output():
         try:
@@ -80,7 +89,7 @@ def exit_status(
         except RtdmdError as error:
             return _told(f"{prefix}: {error}", failed)
         except OSError as error:
-            return _told(f"{prefix}: {system_error(error)}{_traceback_file(error)}", failed)
+            return _told(f"{prefix}: {system_error(error, place)}{_traceback_file(error)}", failed)
         except KeyboardInterrupt:
             return _told(interrupted, INTERRUPTED)
         return DONE
@@ -94,6 +103,8 @@ def system_error(error: OSError, place: Path | None = None) -> str:
     """
     reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
     path = error.filename if error.filename is not None else place
+    if error.errno in TARGETS and error.filename2 is not None:
+        path = error.filename2
     if isinstance(path, bytes):
         path = os.fsdecode(path)
     remedy = next((f"; {text}" for numbers, text in REMEDIES.items() if error.errno in numbers), "")

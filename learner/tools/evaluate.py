@@ -227,4 +227,4 @@ def _build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Return the exit status as in `learner.tools.options.tool_status`."""
     arguments = _build_parser().parse_args(argv)
-    return tool_status(lambda: print(evaluate(arguments)))
+    return tool_status(lambda: print(evaluate(arguments)), arguments.out)

@@ -64,4 +64,4 @@ def main(argv: Sequence[str]) -> int:
         for path in generate(arguments):
             print(printable(path), flush=True)
 
-    return tool_status(write_and_tell)
+    return tool_status(write_and_tell, arguments.out)

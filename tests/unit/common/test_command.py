@@ -28,6 +28,8 @@ NAMELESS = OSError(errno.EOPNOTSUPP, "Operation not supported")
     ("error", "place", "expected"),
     [
         (NAMED, Path("/runs"), "/data/x: No space left on device; free space there, or write elsewhere"),
+        (OSError(errno.ENOSPC, "No space", "/from", None, "/to"), None, "/to: No space; free space"),
+        (OSError(errno.EACCES, "Denied", "/from", None, "/to"), None, "/from: Denied; give this user"),
         (NAMELESS, Path("/runs"), "/runs: Operation not supported; its file system cannot do this: name a path on an"),
         (NAMELESS, None, "Operation not supported; its file system"),
         (PermissionError(errno.EACCES, "Permission denied", b"/a\xff"), None, "/a\udcff: Permission denied; give this"),

@@ -56,6 +56,34 @@ def test_a_quantised_part_is_refused_with_a_remedy(tiny_pipeline: Path, tmp_path
     load_tiny_backbone(path)
 
 
+def test_files_that_diffusers_does_not_read_may_lie_beside_the_weights(tiny_pipeline: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(tiny_pipeline, tmp_path / "extra")
+    lora = {"transformer.a.lora_A.weight": torch.ones(2, 2)}
+    save_file(lora, path / "transformer" / "pytorch_lora_weights.safetensors")
+    save_file({"a": torch.ones(2).to(torch.float8_e4m3fn)}, path / "transformer" / "sd3-fp8.safetensors")
+    assert load_tiny_backbone(path).base_fingerprint() == load_tiny_backbone(tiny_pipeline).base_fingerprint()
+    assert model_sizes(Sd3Backbone(path=path), tiny_lora()) == model_sizes(Sd3Backbone(path=tiny_pipeline), tiny_lora())
+
+
+def test_weights_under_another_name_are_not_read(tiny_pipeline: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(tiny_pipeline, tmp_path / "renamed")
+    (path / "transformer" / TRANSFORMER).rename(path / "transformer" / "sd3.safetensors")
+    with pytest.raises(
+        ModelError, match=r"no weight file that diffusers reads in transformer, but sd3\.safetensors"
+    ):
+        find_pipeline(path, "sd3", [KIND])
+
+
+def test_a_git_lfs_pointer_is_named(tiny_pipeline: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(tiny_pipeline, tmp_path / "pointer")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4169\n"
+    (path / "transformer" / TRANSFORMER).write_text(pointer)
+    with pytest.raises(
+        ModelError, match=f"{TRANSFORMER} is a Git LFS pointer.*: fetch it with git lfs pull"
+    ):
+        find_pipeline(path, "sd3", [KIND])
+
+
 def test_a_quantised_teacher_is_refused(tmp_path: Path) -> None:
     student, teacher = (write_tiny_klein(tmp_path / name) for name in ("student", "teacher"))
     file = teacher / "transformer" / "config.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from pathlib import Path
@@ -20,6 +21,7 @@ from reward_servers.scorers.clip import ClipScorer
 from reward_servers.scorers.clipscore import ClipScoreScorer
 from reward_servers.scorers.hps import HpsScorer, clean_text
 from reward_servers.scorers.image_reward import ImageRewardScorer
+from reward_servers.scorers.model_directory import read_weights
 from reward_servers.scorers.pickscore import PickScoreScorer
 from reward_servers.scorers.pixels import OPENAI_MEAN, OPENAI_STD
 from reward_servers.scorers.torch_scorer import TorchScorer
@@ -287,6 +289,22 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str, message: str) -> Non
     (directory / name).unlink()
     with pytest.raises(ModelError, match=message):
         HpsScorer.load(directory, "cpu")
+
+
+def test_a_file_that_may_not_be_read_and_a_pointer_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hps_dir, pickscore_dir = write_hps(tmp_path / "hps"), write_pickscore(tmp_path / "pickscore")
+    for weights in (hps_dir / "open_clip_model.safetensors", pickscore_dir / "model.safetensors"):
+        weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4169\n")
+    for scorer_class, directory in ((HpsScorer, hps_dir), (PickScoreScorer, pickscore_dir)):
+        with pytest.raises(ModelError, match="safetensors is a Git LFS pointer, not the file itself: fetch it"):
+            scorer_class.load(directory, "cpu")
+
+    def forbidden(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("common.git_lfs.is_pointer", forbidden)
+    with pytest.raises(ModelError, match=r"open_clip_model\.safetensors cannot be read: Permission denied"):
+        read_weights(hps_dir / "open_clip_model.safetensors")
 
 
 @pytest.mark.parametrize("size", [0, 7, 100, 20_000])
