@@ -27,6 +27,7 @@ from common.errors import ConfigError
 from common.policies import policy_spec
 from common.prompts import load_prompts
 from common.rewards.api import ServerInfo
+from common.torch_device import require_device
 from common.types import ByteArray, Prompt
 from learner.preflight.run_file import parse_yaml
 from learner.records.pictures import captioned_grid
@@ -54,6 +55,7 @@ class Subject:
 def evaluate(arguments: argparse.Namespace) -> Path:
     """Evaluate; return the path of evaluation.md."""
     _check_options(arguments)
+    require_device(arguments.device)
     prompts = load_prompts(arguments.prompts)[: arguments.limit]
     run = None if arguments.run is None else TrainedRun.open(arguments.run, arguments.base)
     choice = choose(arguments.reward, arguments.scorer, None if run is None else run.config)

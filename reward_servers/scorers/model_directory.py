@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from common import git_lfs
-from common.errors import ConfigError, ModelError
+from common.errors import ModelError
 from common.weight_names import (
     WRAPPERS,
     common_variant,
@@ -44,17 +44,6 @@ def require_directory(model_dir: Path | None, scorer: str) -> Path:
     if model_dir is None:
         raise ModelError(f"the {scorer} scorer needs its model directory: pass --model DIR")
     return model_dir
-
-
-def require_device(device: str) -> None:
-    """ConfigError for a device that torch does not know or this machine does not have."""
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # without CUDA support torch raises AssertionError
-        message = f"--device {device} cannot be used: {shorten(error)}"
-        raise ConfigError(
-            f"{message}; cpu can everywhere, cuda where there is a GPU and a torch built for it"
-        ) from error
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ import torch
 from transformers import CLIPModel, Mask2FormerForUniversalSegmentation
 
 from common.rewards.api import ByteArray, FloatArray, Metadata
+from common.torch_device import require_device
 from reward_servers.scorers.base import Scorer
 from reward_servers.scorers.clip import processor_tokens
 from reward_servers.scorers.geneval.models import IMAGENET_MEAN, IMAGENET_STD, ColorNamer, ObjectDetector
@@ -39,7 +40,7 @@ from reward_servers.scorers.geneval.rules import (
     parse_task,
     select,
 )
-from reward_servers.scorers.model_directory import hash_weights, load_pretrained, require_device, require_directory
+from reward_servers.scorers.model_directory import hash_weights, load_pretrained, require_directory
 from reward_servers.scorers.processor import clip_processor, require_processor
 
 

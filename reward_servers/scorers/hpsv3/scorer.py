@@ -32,6 +32,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from common.errors import ModelError, RewardRejected
 from common.rewards.api import ByteArray, FloatArray, Metadata
+from common.torch_device import require_device
 from common.wire import fingerprint
 from reward_servers.scorers.base import Scorer
 from reward_servers.scorers.hpsv3.prompt import PLACEHOLDER, REWARD_TOKEN, HpsV3Prompt, read_prompt
@@ -41,7 +42,6 @@ from reward_servers.scorers.model_directory import (
     load_state,
     read_weights,
     require_complete,
-    require_device,
     require_directory,
     require_unquantised,
     shorten,
