@@ -44,7 +44,7 @@ DEADLINE_SHARE = 0.95
 CLOSE_TIMEOUT_S = 5.0
 OVERLOADED = 429
 SERVER_ERRORS = 500
-REJECTIONS = (400, 413, 422)
+REJECTIONS = (400, 413, 415, 422)
 INVALID_ANSWERS = ("nan", "count", "shape", "dtype")
 """The server rejected its own scorer's output with one of these causes; the same images would fail again."""
 DEFAULT_CAUSE_OF_STATUS = {401: "unauthorized", 404: "not_found", 429: "overloaded"}
