@@ -80,7 +80,9 @@ class HpsScorer(ClipScorer):
             config = clip_config(settings, tokenizer)
             require_settings(directory / CONFIG_FILE, settings.get("preprocess_cfg") or {}, PREPARED)
             recipe = ImageRecipe(settings["vision_cfg"]["image_size"], eight_bit=False, whole=True)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except ValueError as error:
+            raise ModelError(f"{directory / CONFIG_FILE} is not the config of an HPSv2 model: {error}") from error
+        except (KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{directory / CONFIG_FILE} is not an open_clip model config: {error!r}") from error
         model = CLIPModel(config)
         weights = directory / WEIGHTS_FILE
@@ -130,6 +132,10 @@ def clip_config(settings: dict[str, Any], tokenizer: CLIPTokenizer) -> CLIPConfi
 
 def _require_supported(settings: dict[str, Any]) -> None:
     """ValueError for a key of open_clip that changes what the model computes, except with the value computed here."""
+    for name, read in READ.items():
+        for key in sorted(read & settings[name].keys()):
+            if not isinstance(settings[name][key], int | float):
+                raise ValueError(f"{name}.{key} is {settings[name][key]!r}, but in models of HPSv2 it is a number")
     sections = {"": {key: settings.get(key) for key in WHOLE_MODEL}} | {
         f"{name}.": {key: value for key, value in settings[name].items() if key not in read | WITHOUT_EFFECT}
         for name, read in READ.items()

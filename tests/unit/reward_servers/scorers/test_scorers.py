@@ -337,6 +337,11 @@ def with_keys(section: str, **keys: object) -> str:
         (with_keys("text_cfg", act_kwargs={"approximate": "tanh"}), r"text_cfg\.act_kwargs"),
         (with_keys("text_cfg", mlp_ratio=2.0), "does not fit"),
         (with_keys("text_cfg", hf_model_name="roberta-base"), r"text_cfg\.hf_model_name"),
+        (
+            with_keys("vision_cfg", layers=[2, 2]),
+            r"vision_cfg\.layers is .*, but in models of HPSv2 it is a number",
+        ),
+        (with_keys("vision_cfg", image_size=[64, 64]), r"vision_cfg\.image_size is \[64, 64\], but"),
         (with_keys("vision_cfg", pool_type="avg"), r"vision_cfg\.pool_type is 'avg'"),
         (with_keys("vision_cfg", norm_kwargs={"eps": 1e-3}), r"vision_cfg\.norm_kwargs"),
         (with_keys("vision_cfg", no_ln_pre=True), r"vision_cfg\.no_ln_pre"),
