@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
+import math
 import os
 import sys
 import tempfile
@@ -27,6 +29,9 @@ REMEDIES = {
 }
 """Remedies for the errors of an operating system; any other one is explained by its traceback alone."""
 
+TARGETS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors of what is written: of the two paths of a copy they are about the second."""
+
 
 def user_path(text: str) -> Path:
     """Argparse type of a path. Shells expand `--out ~/x`, but not `--out=~/x`."""
@@ -36,8 +41,32 @@ def user_path(text: str) -> Path:
         return Path(text)
 
 
+def duration(text: str) -> float:
+    """Argparse type: a finite number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
+    return value
+
+
+def some_time(text: str) -> float:
+    """Argparse type: finite seconds above 0."""
+    value = duration(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"{text} is not more than 0 seconds")
+    return value
+
+
 def exit_status(
-    command: Callable[[], None], interrupted: str = "interrupted", *, prefix: str = "error", failed: int = FAILED
+    command: Callable[[], None],
+    interrupted: str = "interrupted",
+    *,
+    prefix: str = "error",
+    failed: int = FAILED,
+    place: Path | None = None,
 ) -> int:
     """Run a command. Return 0 if done, 1 if failed, 2 if refused at its start, 130 if interrupted or asked to stop.
 
@@ -47,6 +76,7 @@ def exit_status(
         interrupted: the message after Ctrl-C.
         prefix: the first word of an error's line.
         failed: the status of a failure, for commands that know only one.
+        place: where the command writes; see `system_error`.
     """
     with lasting_output():
         try:
@@ -59,7 +89,7 @@ def exit_status(
         except RtdmdError as error:
             return _told(f"{prefix}: {error}", failed)
         except OSError as error:
-            return _told(f"{prefix}: {system_error(error)}{_traceback_file(error)}", failed)
+            return _told(f"{prefix}: {system_error(error, place)}{_traceback_file(error)}", failed)
         except KeyboardInterrupt:
             return _told(interrupted, INTERRUPTED)
         return DONE
@@ -73,6 +103,8 @@ def system_error(error: OSError, place: Path | None = None) -> str:
     """
     reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
     path = error.filename if error.filename is not None else place
+    if error.errno in TARGETS and error.filename2 is not None:
+        path = error.filename2
     if isinstance(path, bytes):
         path = os.fsdecode(path)
     remedy = next((f"; {text}" for numbers, text in REMEDIES.items() if error.errno in numbers), "")

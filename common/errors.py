@@ -17,7 +17,7 @@ RtdmdError
 └── RewardError               a reward that is not available; carries `reward`, `cause` and the `url` of its server
     ├── RewardUnavailable     refused, reset, timed out, 5xx, no access: retry, at another server
     ├── RewardOverloaded      429: retry after `retry_after` seconds
-    ├── RewardRejected        400, 413, 422: the request itself is wrong, a retry would fail as well
+    ├── RewardRejected        400, 413, 415, 422: the request itself is wrong, a retry would fail as well
     ├── RewardInvalid         a response of the wrong count or shape, or one that is not finite
     └── RewardOutage          the reward did not recover within the run's limit for an outage
 """

@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import strict_json
+from common import git_lfs, strict_json
 from common.errors import PromptError, RewardRejected, WireError
 from common.parquet_prompts import read_parquet
 from common.rewards.api import check_texts
@@ -31,6 +32,11 @@ TRUNCATION_NOTE_CHARACTERS = 2_000  # more than the 512 tokens of the longest en
 BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff")
 OTHER_LINE_ENDS = "\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 """Some programs end a line with these, others have them in a line: a .txt file must say which it means."""
+
+CONTROL = re.compile("[\0-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
+"""Control characters that are no white space: escapes of a terminal, or text in another encoding."""
+OTHER_FILES = {"{\\rtf": "RTF", "<!doctype": "an HTML page", "<html": "an HTML page", "<?xml": "XML"}
+"""The beginnings, in lower case, of text files that are no lists of prompts; no prompt begins so."""
 
 
 def load_prompts(path: Path) -> list[Prompt]:
@@ -66,8 +72,8 @@ def _checked(where: str, index: int, text: str, metadata: Mapping[str, Any]) -> 
             f"{where} is a prompt of {len(text):,} characters, the limit is {MAX_CHARACTERS:,}: "
             "shorten it, or put one prompt on each line"
         )
-    if "\0" in text:
-        raise PromptError(f"{where} has a NUL character: it is no text, write it anew")
+    if control := CONTROL.search(text):
+        raise PromptError(f"{where} has the control character U+{ord(control[0]):04X}: it is no text, write it anew")
     try:
         check_texts([text], [metadata])
     except RewardRejected as error:
@@ -97,6 +103,8 @@ def _records(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Position in the file, text and metadata of every prompt."""
     if os.path.isdir(path):
         raise PromptError(f"{path}: it is a directory: name a prompt file in it")
+    if os.path.isfile(path) and os.access(path, os.R_OK) and git_lfs.is_pointer(path):
+        raise PromptError(f"{path} {git_lfs.REMEDY}")
     if path.suffix.lower() == ".parquet":
         yield from read_parquet(path)
         return
@@ -154,6 +162,7 @@ def _parse_line(path: Path, number: int, line: str) -> tuple[str, dict[str, Any]
                 "end lines with a line feed, or write a space"
             )
     if path.suffix.lower() == ".txt":
+        _require_plain_text(path, number, line)
         return line, {}
     try:
         record = strict_json.parse(line)
@@ -163,3 +172,16 @@ def _parse_line(path: Path, number: int, line: str) -> tuple[str, dict[str, Any]
     if not isinstance(text, str) or not trimmed(text):
         raise PromptError(f'{path}: line {number} has no "prompt" text; a line is {{"prompt": "a red circle", ...}}')
     return text, record
+
+
+def _require_plain_text(path: Path, number: int, line: str) -> None:
+    """PromptError if a line of a .txt file shows that the file is of another kind."""
+    for beginning, kind in OTHER_FILES.items():
+        if line.lower().startswith(beginning):
+            raise PromptError(f"{path}: line {number} begins as {kind} does: save it as text, one prompt on each line")
+    try:
+        is_object = line.startswith("{") and isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return
+    if is_object:
+        raise PromptError(f"{path}: line {number} is JSON, which only a file named .jsonl may hold: rename the file")

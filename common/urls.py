@@ -7,6 +7,7 @@ import re
 import socket
 from urllib.parse import urlsplit
 
+SERVER_URL = re.compile(r"https?://[^\s@?#]+")
 NUMERIC = re.compile(r"[0-9a-fx.]+")
 """Every spelling of an IPv4 address that a resolver reads, and some that it refuses."""
 THIS_MACHINE = ("localhost.localdomain", "ip6-localhost")
@@ -50,6 +51,15 @@ def uses_proxies(url: str) -> bool:
     return not (is_loopback(host) or unspecified or host in THIS_MACHINE or host.endswith(".localhost"))
 
 
+def server_url_fault(url: str) -> str:
+    """Why a text cannot be the base URL of a server, without quoting it; "" if it can."""
+    if SERVER_URL.fullmatch(url):
+        return ""
+    if "@" in url:
+        return "a URL with a user or password would be written into files: leave them out"
+    return "not an http(s) URL; write http://HOST:PORT, or http://HOST:PORT/NAME"
+
+
 def without_secrets(url: str) -> str:
     """The URL without credentials and query, safe to show."""
     try:
@@ -60,4 +70,6 @@ def without_secrets(url: str) -> str:
     if not parts.netloc:
         # A mistyped URL: scheme and path cannot be separated, but credentials end at an "@".
         return url.partition("?")[0].rpartition("@")[2]
+    if "@" in url and parts.netloc == where:
+        return f"{parts.scheme}://..."  # a password with a slash or a question mark: the host is unknown
     return f"{parts.scheme}://{where}{parts.path}"

@@ -12,7 +12,10 @@ from pathlib import Path
 import httpx
 
 url, prompt, *paths = sys.argv[1:]
-headers = {"x-deadline-seconds": "30", "authorization": f"Bearer {os.environ.get('REWARD_SERVER_TOKEN', 'none')}"}
+token = os.environ.get("REWARD_SERVER_TOKEN", "none").strip()
+if not (token.isascii() and token.isprintable()):
+    sys.exit("REWARD_SERVER_TOKEN has characters that no HTTP header can carry: use printable ASCII alone")
+headers = {"x-deadline-seconds": "30", "authorization": f"Bearer {token}"}
 # Requests to this machine, and the token with them, do not go through a proxy of the environment.
 host = httpx.URL(url).host
 local = host.startswith("127.") or host in ("localhost", "::1", "0.0.0.0")

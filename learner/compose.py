@@ -26,7 +26,8 @@ from common.errors import ConfigError, ModelError, RtdmdError, RunStopped
 from common.policies import few_step_teacher_spec, student_spec, teacher_spec
 from common.prompts import load_prompts
 from common.redis_link import RedisAddress, RedisLink, RunControl
-from common.rewards.access import REWARD_TOKEN, RewardAccess
+from common.rewards.access import RewardAccess
+from common.rewards.bearer import reward_token
 from common.rewards.client import RewardEndpoint
 from common.rewards.guard import Outage
 from common.types import PromptSets
@@ -133,6 +134,7 @@ def _run(invocation: Invocation) -> None:
     config = invocation.config
     check_storage(invocation.run_dir, os.environ)
     check_files(config, resuming=invocation.resume)
+    reward_token()
     if cluster_address(os.environ) is None:
         temporary_folder(os.environ)
         check_gpus(config)
@@ -264,7 +266,7 @@ def _reward_access(config: Config, local_urls: dict[str, str], redis: RedisAddre
         endpoints=tuple(RewardEndpoint(name, url) for name, found in urls.items() for url in found),
         outages={reward.name: Outage(reward.outage, reward.outage_limit_s) for reward in config.rewards},
         settings=config.reward_client,
-        token=os.environ.get(REWARD_TOKEN),
+        token=reward_token(),
         redis=redis,
         cached_scores=config.redis.cached_scores,
     )

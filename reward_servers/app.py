@@ -62,10 +62,12 @@ READ_AT_ONCE = 65_536
 GRADIENT_COPIES = 4
 """A gradient request holds four copies of its body: body, pixels, their gradient and the packed response."""
 BEARER = "bearer"
+UNCOMPRESSED = ("", "identity")
 STATUS_OF_CAUSE = {
     "wire": 400,
     "request": 422,
     "too_large": 413,
+    "encoding": 415,
     "unauthorized": 401,
     "not_differentiable": 404,
     "overloaded": 429,
@@ -259,6 +261,7 @@ class RewardService:
     async def _read_body(self, request: Request, holding: Holding, copies: int = 1) -> bytearray:
         """Read the body. If it is too large or `copies` of it do not fit in memory, little or nothing of it is read."""
         self._batcher.require_room()
+        _require_plain_body(request)
         self._reserve(holding, _declared_length(request), copies)
         body = bytearray()
         async for chunk in request.stream():
@@ -309,6 +312,14 @@ async def _at_once(call: Callable[[], Result]) -> Result:
     """Run `call` after one turn of the event loop, so that a disconnected client is noticed first."""
     await asyncio.sleep(0)
     return call()
+
+
+def _require_plain_body(request: Request) -> None:
+    """A compressed body could be of any size once it is unpacked."""
+    encoding = request.headers.get("content-encoding", "").strip()
+    if encoding.lower() not in UNCOMPRESSED:
+        message = f"content-encoding {encoding!r} is not supported: send the body uncompressed, without this header"
+        raise RewardRejected(ANY_REWARD, "encoding", message)
 
 
 def _declared_length(request: Request) -> int:

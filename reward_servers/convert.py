@@ -22,8 +22,10 @@ from safetensors.torch import save_file
 from transformers import CLIPModel, CLIPVisionModelWithProjection
 from transformers.utils import logging as transformers_logging
 
-from common.command import exit_status, user_path
+from common import git_lfs
+from common.command import exit_status, system_error, user_path
 from common.errors import ConfigError, ModelError
+from common.whole_files import whole_files
 from reward_servers.convert_published import HPS_SETTINGS, IMAGE_REWARD_SETTINGS, image_reward_state
 from reward_servers.options import USAGE_ERROR
 from reward_servers.scorers import aesthetic, hps, image_reward
@@ -34,10 +36,13 @@ from reward_servers.scorers.model_directory import (
     load_pretrained,
     load_state,
     read_settings,
+    read_weights,
     shorten,
     unwrapped,
 )
+from reward_servers.scorers.processor import clip_processor, require_processor
 
+SAFETENSORS = ".safetensors"
 HPS_VERSIONS = ("2.0", "2.1")
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -96,8 +101,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def convert_hps(checkpoint: Path, out: Path, version: str, tokenizer: Path, settings: dict[str, Any]) -> Scorer:
-    """Convert HPSv2.0 or 2.1: a training checkpoint {"state_dict": open_clip's tensors, ...}, in its own float type."""
-    state = _tensors(_read_checkpoint(checkpoint).get("state_dict"), checkpoint, "an HPSv2 checkpoint")
+    """Convert HPSv2.0 or 2.1: a training checkpoint {"state_dict": open_clip's tensors, ...}, or the tensors alone."""
+    content = _read_checkpoint(checkpoint)
+    state = _tensors(content.get("state_dict", content), checkpoint, "an HPSv2 checkpoint")
 
     def write(directory: Path) -> None:
         _write_settings(directory, {"hps_version": version} | settings)
@@ -111,6 +117,7 @@ def convert_aesthetic(checkpoint: Path, out: Path, clip: Path) -> Scorer:
     """Convert the predictor's head and store it with the vision tower of the CLIP it was trained on."""
     state = _tensors(_read_checkpoint(checkpoint), checkpoint, "a head of the aesthetic predictor")
     whole = load_pretrained(CLIPModel, clip)
+    require_processor(clip, clip_processor(whole.config.vision_config.image_size))
     config = whole.config.vision_config
     config.projection_dim = whole.config.projection_dim
     vision = CLIPVisionModelWithProjection(config)
@@ -118,7 +125,8 @@ def convert_aesthetic(checkpoint: Path, out: Path, clip: Path) -> Scorer:
     load_state(vision, {name: parts[name] for name in parts if name.startswith(("vision_model.", "visual_"))}, clip)
 
     def write(directory: Path) -> None:
-        vision.save_pretrained(directory)
+        with whole_files(directory) as folder:
+            vision.save_pretrained(folder)
         _write_weights(directory / aesthetic.HEAD_FILE, state)
 
     return _publish(out, aesthetic.AestheticScorer, write)
@@ -161,11 +169,17 @@ def _architecture(path: Path | None, published: dict[str, Any]) -> dict[str, Any
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
-    """The dict that torch saved in `path`. No code in the file is executed."""
+    """The dict that torch saved in `path`, or the tensors of a safetensors file. No code in the file is executed."""
     try:
+        if git_lfs.is_pointer(path):
+            raise ModelError(f"{path} {git_lfs.REMEDY}")
+        if path.suffix == SAFETENSORS:
+            return dict(read_weights(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ModelError:
+        raise
     except Exception as error:  # torch raises many kinds of errors for a truncated or foreign file
         raise ModelError(
             f"{path} is corrupt, or holds more than tensors, which could run code when opened; "
@@ -195,7 +209,9 @@ def _publish(out: Path, scorer_class: type[Scorer], write: Callable[[Path], None
         _check(scorer)
         directory.rename(out)
     except OSError as error:
-        raise ModelError(f"{out} cannot be written: {error}") from error
+        # The temporary directory is removed by the time this message is read.
+        reason = system_error(error, out).replace(str(directory), str(out))
+        raise ModelError(f"the conversion failed: {reason}") from error
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     return scorer
@@ -222,7 +238,8 @@ def _write_settings(directory: Path, settings: dict[str, Any]) -> None:
 
 
 def _write_weights(path: Path, state: State) -> None:
-    save_file(state, path, metadata={"format": "pt"})
+    with whole_files(path.parent) as folder:
+        save_file(state, folder / path.name, metadata={"format": "pt"})
 
 
 def _copy_tokenizer(source: Path, directory: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +11,14 @@ from typing import Any
 
 from redis.connection import parse_url
 
-from common.command import user_path
+from common.command import duration, some_time, user_path
 from common.errors import ConfigError
 from common.rewards.api import DEFAULT_MAX_PIXELS
-from common.urls import host_of, is_loopback, without_secrets
+from common.rewards.bearer import REWARD_TOKEN, reward_token
+from common.urls import host_of, is_loopback, server_url_fault, without_secrets
 from reward_servers.batcher import BatchLimits
 from reward_servers.limits import RequestLimits
 
-TOKEN_VARIABLE = "REWARD_SERVER_TOKEN"
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 """A name must match this, because it becomes a part of URLs."""
 RESERVED_NAMES = ("v1", "score", "healthz", "readyz", "metrics", "openapi.json")
@@ -94,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     ):
         parser.add_argument(f"--{option}", action=_OfScorer, default=argparse.SUPPRESS, help=explanation)
     parser.add_argument(
-        "--host", default="127.0.0.1", help=f"address to listen on; any but loopback needs {TOKEN_VARIABLE}"
+        "--host", default="127.0.0.1", help=f"address to listen on; any but loopback needs {REWARD_TOKEN}"
     )
     parser.add_argument(
         "--port", type=int, default=8000, help="port to listen on; 0 picks a free one, see --ready-file"
@@ -109,7 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--max-wait-ms",
-        type=_duration,
+        type=duration,
         default=5.0,
         help="milliseconds that a request waits for others to join its batch while the device is idle",
     )
@@ -118,7 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--redis-url", help="register in this Redis, so that runs find the server: redis://HOST:PORT/DB"
     )
-    parser.add_argument("--advertise-url", help="base URL to register (default: http://HOST:PORT)")
+    parser.add_argument("--advertise-url", type=server_url, help="base URL to register (default: http://HOST:PORT)")
     parser.add_argument("--parent-pid", type=int, help="stop when the process with this id is no longer the parent")
     return parser
 
@@ -144,18 +143,16 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         help="largest image in pixels; a larger one gets status 413",
     )
     parser.add_argument(
-        "--deadline-s", type=_some_time, default=60.0, help="seconds that a request may take; then it gets status 504"
+        "--deadline-s", type=some_time, default=60.0, help="seconds that a request may take; then it gets status 504"
     )
 
 
 def check(options: argparse.Namespace) -> ServerSettings:
     """ConfigError for a command line that cannot be served or is ambiguous."""
-    token = os.environ.get(TOKEN_VARIABLE) or None
+    token = reward_token()
     if not is_loopback(options.host) and token is None:
-        message = f"--host {options.host} is reachable from outside: set {TOKEN_VARIABLE}, or listen on 127.0.0.1"
+        message = f"--host {options.host} is reachable from outside: set {REWARD_TOKEN}, or listen on 127.0.0.1"
         raise ConfigError(message)
-    if token is not None and not token.isascii():
-        raise ConfigError(f"{TOKEN_VARIABLE} has characters that no HTTP header can carry: use ASCII alone")
     if options.queue_mb < COPIES_OF_A_BODY * options.max_body_mb:
         message = f"--queue-mb {options.queue_mb} is less than twice --max-body-mb {options.max_body_mb}"
         raise ConfigError(f"{message}: raise --queue-mb, or the largest request would never be accepted")
@@ -171,7 +168,7 @@ def check(options: argparse.Namespace) -> ServerSettings:
         queue_bytes=options.queue_mb * MEBIBYTE,
         ready_file=options.ready_file,
         redis_url=options.redis_url,
-        advertise_url=None if options.advertise_url is None else options.advertise_url.rstrip("/"),
+        advertise_url=options.advertise_url,
     )
 
 
@@ -225,24 +222,15 @@ def _check_reachable(redis_url: str, host: str, advertised: str | None) -> None:
         )
 
 
+def server_url(text: str) -> str:
+    """Argparse type: the base URL of a reward server."""
+    fault = server_url_fault(text)
+    if fault:
+        raise argparse.ArgumentTypeError(f"{without_secrets(text)}: {fault}")
+    return text.rstrip("/")
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
     return int(text)
-
-
-def _some_time(text: str) -> float:
-    value = _duration(text)
-    if value == 0:
-        raise argparse.ArgumentTypeError(f"{text} is not more than 0 seconds")
-    return value
-
-
-def _duration(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
-    return value

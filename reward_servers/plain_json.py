@@ -112,10 +112,13 @@ def _many(fields: Mapping[str, Any], limits: RequestLimits) -> PlainRequest:
 def _open(encoded: object, limits: RequestLimits) -> Image.Image:
     if not isinstance(encoded, str):
         _reject(f"an image is a {type(encoded).__name__}, not a base64 string")
+    if encoded.startswith("data:"):
+        _reject("an image is a data: URL, not base64 alone: send what follows its comma")
     try:
-        content = base64.b64decode(encoded, validate=True)
+        # MIME and the base64 command end a line after 76 characters.
+        content = base64.b64decode(encoded.replace("\r", "").replace("\n", ""), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise RewardRejected(ANY_REWARD, "request", f"an image is not base64 (no data: prefix): {error}") from error
+        raise RewardRejected(ANY_REWARD, "request", f"an image is not base64: {error}") from error
     return open_picture(content, SENT_FORMATS, limits.max_pixels)
 
 

@@ -7,7 +7,6 @@ scorers that need more than a prompt, such as GenEval's.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,13 +14,14 @@ from typing import Any, TypeVar
 import httpx
 
 from common import strict_json
-from common.command import exit_status, user_path
+from common.command import exit_status, some_time, user_path
 from common.errors import RewardRejected, RewardUnavailable
 from common.rewards.api import ANY_REWARD, MEDIA_TYPE, SCORE_PATH, ScoreRequest, ScoreResponse
+from common.rewards.bearer import REWARD_TOKEN, reward_token
 from common.rewards.http import UNUSABLE_ENVIRONMENT, unusable_environment
 from common.urls import uses_proxies
 from common.visible_text import printable
-from reward_servers.options import TOKEN_VARIABLE, USAGE_ERROR
+from reward_servers.options import USAGE_ERROR, server_url
 from reward_servers.picture_files import MAX_OWN_PIXELS, OWN_FORMATS, open_picture, pixels_HWC
 
 Each = TypeVar("Each")
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _print_scores(options: argparse.Namespace) -> None:
     prompts = _one_each("--prompt", options.prompt, len(options.images))
     metadata = _one_each("--metadata", options.metadata or [{}], len(options.images))
-    token = os.environ.get(TOKEN_VARIABLE)
+    token = reward_token()
     headers = {"content-type": MEDIA_TYPE} | ({"authorization": f"Bearer {token}"} if token else {})
     with _client(options.url, headers, options.timeout_s) as http:
         for path, prompt, about in zip(options.images, prompts, metadata, strict=True):
@@ -64,7 +64,7 @@ def score(http: httpx.Client, url: str, path: Path, prompt: str, metadata: dict[
         raise RewardRejected(ANY_REWARD, "request", f"{path} cannot be read: {error.strerror}") from error
     except RewardRejected as error:
         raise RewardRejected(ANY_REWARD, error.cause, f"{path}: {error}") from error
-    address = url.rstrip("/") + SCORE_PATH
+    address = url + SCORE_PATH
     try:
         answer = http.post(address, content=ScoreRequest(images_BHWC, [prompt], [metadata]).to_bytes())
     except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -95,11 +95,14 @@ def _json_object(text: str) -> dict[str, Any]:
 def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="rtdmd score",
-        description=f"Print the scores of image files. The bearer token is read from {TOKEN_VARIABLE}.",
+        description=f"Print the scores of image files. The bearer token is read from {REWARD_TOKEN}.",
     )
     parser.add_argument("images", nargs="+", type=user_path, metavar="IMAGE")
     parser.add_argument(
-        "--url", required=True, help="base URL of a scorer: http://HOST:PORT, or with several http://HOST:PORT/NAME"
+        "--url",
+        type=server_url,
+        required=True,
+        help="base URL of a scorer: http://HOST:PORT, or with several http://HOST:PORT/NAME",
     )
     parser.add_argument(
         "--prompt", required=True, action="append", help="the prompt of all images; or repeat it, once per image"
@@ -111,7 +114,7 @@ def _build_parser() -> argparse.ArgumentParser:
         metavar="JSON",
         help="a JSON object for all images; or repeat it, once per image",
     )
-    parser.add_argument("--timeout-s", type=float, default=60.0, help="timeout per image in seconds (default 60)")
+    parser.add_argument("--timeout-s", type=some_time, default=60.0, help="timeout per image in seconds (default 60)")
     return parser
 
 

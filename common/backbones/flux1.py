@@ -12,6 +12,7 @@ from torch import Tensor
 from common.backbones.base import Conditioning
 from common.backbones.diffusers_backbone import DiffusersBackbone, image_sides, require_vae, vae_factor
 from common.backbones.files.schedules import linear_mu_of, pipeline_sigmas, scheduler_config
+from common.backbones.files.tokenizer_files import clip_tokens
 from common.backbones.plain_text import make_special_tokens_plain_text
 from common.config.backbones import Flux1Backbone
 from common.types import Guidance, Network
@@ -35,6 +36,7 @@ class Flux1(DiffusersBackbone[Flux1Backbone]):
         require_vae(self._files, self.latent_shape[0])
         self._image_tokens = (height // pixels) * (width // pixels)
         self._scheduler = scheduler_config(self._files)
+        clip_tokens(self._files, ("text_encoder",))
         self.guidance = Guidance.INPUT if transformer.get("guidance_embeds") else Guidance.NONE
 
     def _prepare(self, pipeline: DiffusionPipeline) -> None:

@@ -19,6 +19,7 @@ from common.backbones.base import Conditioning
 from common.backbones.diffusers_backbone import ATTENTION, DiffusersBackbone, image_sides, vae_factor
 from common.backbones.files.pipeline_files import PipelineFiles, find_pipeline
 from common.backbones.files.schedules import pipeline_sigmas, scheduler_config
+from common.backbones.files.tokenizer_files import require_chat_template
 from common.backbones.pipeline_loading import quiet_libraries, require_loaded, require_own_weights
 from common.backbones.plain_text import spell_out_special_tokens
 from common.config.backbones import Flux2Backbone
@@ -52,6 +53,7 @@ class Flux2(DiffusersBackbone[Flux2Backbone]):
         self._scheduler = scheduler_config(self._files)
         self._text_layers = self._settings.text_encoder_layers or TEXT_LAYERS[self._files.kind]
         self._check_text_encoder(transformer["joint_attention_dim"])
+        require_chat_template(self._files)
         self._teacher_files = self._find_teacher(transformer)
         if transformer.get("guidance_embeds", True):
             self.guidance = Guidance.INPUT

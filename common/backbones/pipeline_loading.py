@@ -99,8 +99,17 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def require_loaded(files: PipelineFiles, part: str, module: torch.nn.Module) -> None:
-    """ModelError if diffusers found no weight for a parameter: it leaves it without memory and only warns."""
-    missing = [name for name, value in module.state_dict().items() if value.is_meta]
+    """ModelError if diffusers found no value for a parameter or for a buffer that is saved with the weights.
+
+    It leaves such a parameter without memory and only warns. A buffer keeps its initial value: of FLUX.2's VAE the mean
+    0 and variance 1, with which every image would be wrong.
+    """
+    own = module.state_dict()
+    missing = [name for name, value in own.items() if value.is_meta]
+    if files.has_safetensors(part):
+        saved = files.weight_shapes(part)
+        buffers = [name for name, _ in module.named_buffers() if name in own and not is_recomputed(name)]
+        missing += [name for name in buffers if name not in saved]
     if missing:
         raise _incomplete(files, part, missing)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from common.backbones.base import Conditioning
 from common.backbones.diffusers_backbone import DiffusersBackbone, image_sides, require_vae, vae_factor
 from common.backbones.files.schedules import linear_mu_of, pipeline_sigmas, scheduler_config
+from common.backbones.files.tokenizer_files import clip_tokens
 from common.backbones.plain_text import make_special_tokens_plain_text
 from common.config.backbones import Sd3Backbone
 from common.errors import ModelError
@@ -42,12 +43,12 @@ class StableDiffusion3(DiffusersBackbone[Sd3Backbone]):
         require_vae(self._files, transformer["in_channels"])
         self._image_tokens = (height // factor // patch) * (width // factor // patch)
         self._scheduler = scheduler_config(self._files)
+        self._clip_tokens = clip_tokens(self._files, ("text_encoder", "text_encoder_2"))
         self.guidance = Guidance.CLASSIFIER_FREE
 
     def _text_tokens(self) -> int:
         # The two CLIP encoders share their token positions; T5's tokens follow them.
-        clip: int = self._files.config("tokenizer")["model_max_length"]
-        return clip + self._settings.max_sequence_length
+        return self._clip_tokens + self._settings.max_sequence_length
 
     def _prepare(self, pipeline: DiffusionPipeline) -> None:
         for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2, pipeline.tokenizer_3):

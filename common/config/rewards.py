@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -12,8 +11,8 @@ from pydantic_core import PydanticCustomError
 
 from common.config.section import Section, problem
 from common.types import OutagePolicy
+from common.urls import server_url_fault
 
-SERVER_URL = re.compile(r"https?://\S+")
 LONGEST_OUTAGE_S = 1500
 LONGEST_REQUEST_S = 1700
 """A request must take less than the 1800 s after which a run gives up on workers that finish nothing."""
@@ -68,8 +67,10 @@ class RewardConfig(Section):
         if url in ("local", "redis"):
             return url
         urls = url if isinstance(url, tuple) else (url,)
-        if not urls or len(set(urls)) < len(urls) or not all(SERVER_URL.fullmatch(one) for one in urls):
+        if not urls or len(set(urls)) < len(urls):
             raise PydanticCustomError("url", "Neither local, nor redis, nor http(s) URLs that all differ")
+        for fault in filter(None, map(server_url_fault, urls)):
+            raise PydanticCustomError("url", "Neither local nor redis, and {fault}", {"fault": fault})
         return url
 
     @model_validator(mode="after")

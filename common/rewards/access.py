@@ -15,9 +15,6 @@ from common.rewards.control_request import ControlRequest
 from common.rewards.discovery import Discovery
 from common.rewards.guard import Outage, RewardGuard
 
-REWARD_TOKEN = "REWARD_SERVER_TOKEN"
-"""Environment variable with the bearer token for servers that are not on loopback; its value is never written."""
-
 
 @dataclass(frozen=True)
 class RewardAccess:

@@ -66,7 +66,7 @@ QUOTED_CHARACTERS = 40
 ANY_REWARD = "any"
 """This name stands for the reward in an error of a message that does not know its reward."""
 # Failures are counted by these causes. The set is fixed because each cause becomes a metric label.
-REQUEST_CAUSES = ("wire", "request", "too_large")
+REQUEST_CAUSES = ("wire", "request", "too_large", "encoding")
 """The request itself is wrong: no server would accept it."""
 ACCESS_CAUSES = ("unauthorized", "not_found", "not_differentiable")
 """The server does not offer this route, or not to this client."""

@@ -49,6 +49,7 @@ from common.rewards.http import Exchange, RewardHttp
 from common.rewards.identity import RewardIdentities
 from common.rewards.replicas import Replica, ReplicaSet
 from common.rewards.retry_budget import Timing
+from common.urls import server_url_fault, without_secrets
 
 MAX_REQUESTS = 64
 """At most this many requests are in flight at once, over all rewards and callers."""
@@ -302,12 +303,16 @@ class RewardClient:
 
 
 def _checked_url(endpoint: RewardEndpoint) -> str:
+    where = f"reward {endpoint.name} at {without_secrets(endpoint.url)}"
+    fault = server_url_fault(endpoint.url)
+    if fault:
+        raise ConfigError(f"{where}: {fault}")
     try:
-        url = httpx.URL(endpoint.url)
+        host = httpx.URL(endpoint.url).host
     except httpx.InvalidURL as error:
-        raise ConfigError(f"reward {endpoint.name}: {endpoint.url!r} is not a URL: {error}") from error
-    if url.scheme not in ("http", "https") or not url.host:
-        raise ConfigError(f"reward {endpoint.name}: {endpoint.url!r} is not an http(s) URL")
+        raise ConfigError(f"{where}: not a URL: {error}") from error
+    if not host:
+        raise ConfigError(f"{where}: a URL without a host: write http://HOST:PORT")
     return endpoint.url.rstrip("/")
 
 

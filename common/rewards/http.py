@@ -29,7 +29,8 @@ from common.errors import (
     WireError,
 )
 from common.rewards.api import CAUSES, DEADLINE_HEADER, INFO_PATH, MEDIA_TYPE, REQUEST_CAUSES
-from common.urls import is_loopback, uses_proxies
+from common.rewards.bearer import REWARD_TOKEN, bearer_token
+from common.urls import is_loopback, uses_proxies, without_secrets
 from common.wire import DEFAULT_MAX_BYTES
 
 UNUSABLE_ENVIRONMENT = (ImportError, ValueError, OSError, httpx.InvalidURL)
@@ -43,11 +44,11 @@ DEADLINE_SHARE = 0.95
 CLOSE_TIMEOUT_S = 5.0
 OVERLOADED = 429
 SERVER_ERRORS = 500
-REJECTIONS = (400, 413, 422)
+REJECTIONS = (400, 413, 415, 422)
 INVALID_ANSWERS = ("nan", "count", "shape", "dtype")
 """The server rejected its own scorer's output with one of these causes; the same images would fail again."""
 DEFAULT_CAUSE_OF_STATUS = {401: "unauthorized", 404: "not_found", 429: "overloaded"}
-REMEDY_OF_CAUSE = {"unauthorized": ": set REWARD_SERVER_TOKEN, and for registered servers reward_client.trusted_hosts"}
+REMEDY_OF_CAUSE = {"unauthorized": f": set {REWARD_TOKEN}, and for registered servers reward_client.trusted_hosts"}
 
 Answer = TypeVar("Answer")
 Received = tuple[int, Mapping[str, str], bytes]
@@ -72,7 +73,7 @@ class Exchange:
 
     @property
     def where(self) -> str:
-        return f"reward {self.name} at {self.url}"
+        return f"reward {self.name} at {without_secrets(self.url)}"
 
 
 class RewardHttp:
@@ -81,10 +82,13 @@ class RewardHttp:
     Args:
         token: bearer token for the servers, if they require one.
         trusted_hosts: hosts, beside loopback, that may receive the token. A merely registered host may not.
+
+    Raises:
+        ConfigError: no HTTP header can carry the token.
     """
 
     def __init__(self, token: str | None, trusted_hosts: Collection[str] = ()) -> None:
-        self._token = token
+        self._token = bearer_token(token, REWARD_TOKEN)
         self._trusted_hosts = frozenset(host.lower() for host in trusted_hosts)
         self._clients: dict[bool, httpx.AsyncClient] = {}
         self._loop = asyncio.new_event_loop()

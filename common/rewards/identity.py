@@ -14,6 +14,7 @@ from common.errors import RewardError, RewardInvalid
 from common.rewards.api import INFO_PATH, ServerInfo
 from common.rewards.http import Exchange, RewardHttp
 from common.rewards.replicas import Replica, ReplicaSet, same_reward
+from common.urls import server_url_fault
 
 INFO_TIMEOUT_S = 5.0
 """A server answers an identity request without its model, even when it is busy."""
@@ -127,8 +128,9 @@ class RewardIdentities:
     def _refuse(self, name: str, url: str) -> RewardError | None:
         """The reason why this server cannot serve the reward, or None."""
         exchange = Exchange(name, url, self._timeout_s)
-        if not url.startswith(("http://", "https://")):
-            return RewardInvalid(name, "answer", f"{exchange.where}: that is not an http(s) URL")
+        fault = server_url_fault(url)
+        if fault:
+            return RewardInvalid(name, "answer", f"{exchange.where}: {fault}")
         try:
             self._require_same(exchange, self._http.get(exchange, INFO_PATH, ServerInfo.from_json))
         except RewardError as error:

@@ -36,6 +36,7 @@ Key = tuple[str, ...]
 REWARD_PLACEHOLDER = "NAME"
 WORD_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 """Tags of a mapping's keys: words, and `<<`, which merges another mapping."""
+CREDENTIALS = re.compile(r"://[^\s\"]*@")
 RUN_FILES = PROJECT_ROOT / "deploy" / "runs"
 """Directory of the run files that come with the project."""
 
@@ -300,6 +301,6 @@ def _nearest(key: Key) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as it would be written in the file, shortened."""
-    text = json.dumps(value, default=str)
+    """A value as it would be written in the file, shortened, without the user and password of a URL."""
+    text = CREDENTIALS.sub("://...@", json.dumps(value, default=str))
     return text if len(text) <= 80 else f"{text[:77]}..."

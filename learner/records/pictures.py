@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from common.types import ByteArray
+from common.whole_files import write_whole
 
 SMALLEST_SIDE, LARGEST_SIDE = 128, 256
 """A captioned grid scales images to a width in this range of pixels: small ones stay visible, the file stays small."""
@@ -21,8 +23,10 @@ GAP = 4
 
 
 def save_png(image_HWC: ByteArray, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image_HWC).save(path)
+    """Write uint8 [H, W, 3] as PNG, whole or not at all."""
+    content = io.BytesIO()
+    Image.fromarray(image_HWC).save(content, "png")
+    write_whole(path, content.getvalue())
 
 
 def captioned_grid(rows: Sequence[tuple[str, ByteArray]]) -> Image.Image:

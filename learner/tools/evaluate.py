@@ -22,12 +22,13 @@ from typing import Any
 import torch
 
 from common import strict_json
-from common.command import user_path
+from common.command import some_time, user_path
 from common.config.rewards import RewardClientConfig
 from common.errors import ConfigError
 from common.policies import policy_spec
 from common.prompts import load_prompts
 from common.rewards.api import ServerInfo
+from common.torch_device import require_device
 from common.types import ByteArray, Prompt
 from learner.records.pictures import captioned_grid
 from learner.tools.diffusers_pipeline import PipelinePictures
@@ -56,6 +57,7 @@ class Subject:
 def evaluate(arguments: argparse.Namespace) -> Path:
     """Evaluate; return the path of evaluation.md."""
     _check_options(arguments)
+    require_device(arguments.device)
     prompts = load_prompts(arguments.prompts)[: arguments.limit]
     run = None if arguments.run is None else TrainedRun.open(arguments.run, arguments.base)
     choice = choose(arguments.reward, arguments.scorer, None if run is None else run.config)
@@ -230,7 +232,7 @@ def _build_parser() -> argparse.ArgumentParser:
     timeout_s = RewardClientConfig().timeout_s
     parser.add_argument(
         "--timeout-s",
-        type=float,
+        type=some_time,
         default=timeout_s,
         metavar="S",
         help=f"timeout of one reward request in seconds (default {timeout_s:g})",
@@ -247,4 +249,4 @@ def _build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Return the exit status as in `learner.tools.options.tool_status`."""
     arguments = _build_parser().parse_args(argv)
-    return tool_status(lambda: print(evaluate(arguments)))
+    return tool_status(lambda: print(evaluate(arguments)), arguments.out)

@@ -15,9 +15,9 @@ and no file has an `.alpha`, so every tool takes a scale of 1.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import safe_open
@@ -25,22 +25,26 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from common.backbones.diffusers_backbone import DiffusersBackbone
+from common.backbones.files.pipeline_files import INDEX, LICENCES, read_index
 from common.command import user_path
 from common.config.run import Config
 from common.errors import ConfigError, ModelError
 from common.types import Guidance
+from common.whole_files import whole_files
 from learner.tools.options import tool_status
 from learner.tools.trained_run import ALIGNED_POLICY, COLD_START_POLICY, TrainedRun
 from learner.training.lora_file import LORA_PREFIX, scaled_lora, student_lora, write_lora
 
 FORMATS = ("lora", "pipeline", "comfyui")
 TRANSFORMER = "transformer"
+WEIGHT_SUFFIXES = (".safetensors", ".bin")
 
 
 def write_comfyui(state: Mapping[str, Tensor], scale: float, path: Path) -> None:
     """Write one LoRA file as described in the module docstring; `state` as from `student_lora`."""
     scaled = {f"{LORA_PREFIX}{key}": value for key, value in scaled_lora(state, scale).items()}
-    save_file(scaled, path, metadata={"format": "pt"})
+    with whole_files(path.parent) as folder:
+        save_file(scaled, folder / path.name, metadata={"format": "pt"})
 
 
 def write_pipeline(state: Mapping[str, Tensor], scale: float, base: Path, directory: Path) -> None:
@@ -50,24 +54,44 @@ def write_pipeline(state: Mapping[str, Tensor], scale: float, base: Path, direct
 
     Raises:
         ModelError: `base` is not a directory with safetensors, or lacks a weight that an adapter belongs to.
+        OSError: `directory` cannot be written; nothing stays in it.
     """
+    if not (base / INDEX).is_file():
+        raise ModelError(f"no pipeline at {base}: a local diffusers directory is needed, name it with --base")
+    files = read_index(base, base)
+    weights = files.weight_files(TRANSFORMER)
+    with _removed_on_failure(directory):
+        for file in sorted([base / INDEX, *base.glob(LICENCES)]):
+            _copy(file, directory / file.name)
+        for part in sorted(entry.name for entry in base.iterdir() if entry.is_dir() and entry.name in files.index):
+            for file in sorted(found for found in (base / part).rglob("*") if found.is_file()):
+                if part != TRANSFORMER or file.suffix not in WEIGHT_SUFFIXES:
+                    _copy(file, directory / file.relative_to(base))
+        missing = {key.rpartition(".lora_")[0] for key in state}
+        for file in weights:
+            missing -= _merge_file(state, scale, file, directory / TRANSFORMER / file.name)
+        if missing:
+            raise ModelError(f"{base / TRANSFORMER} has no safetensors weight of {sorted(missing)[:3]}: another model?")
+
+
+@contextmanager
+def _removed_on_failure(directory: Path) -> Iterator[None]:
+    """Fill a directory that is empty or absent; after an error it is so again."""
+    absent = not directory.exists()
     try:
-        index = json.loads((base / "model_index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"no pipeline at {base}: a local diffusers directory is needed, name it with --base"
-        ) from error
-    directory.mkdir(parents=True, exist_ok=True)
-    for name in ("model_index.json", *(file.name for file in base.glob("LICENSE*"))):
-        shutil.copy(base / name, directory / name)
-    for part in sorted(entry.name for entry in base.iterdir() if entry.is_dir() and entry.name in index):
-        left_out = shutil.ignore_patterns("*.safetensors", "*.bin") if part == TRANSFORMER else None
-        shutil.copytree(base / part, directory / part, ignore=left_out)
-    missing = {key.rpartition(".lora_")[0] for key in state}
-    for file in sorted((base / TRANSFORMER).glob("*.safetensors")):
-        missing -= _merge_file(state, scale, file, directory / TRANSFORMER / file.name)
-    if missing:
-        raise ModelError(f"{base / TRANSFORMER} has no safetensors weight of {sorted(missing)[:3]}: another model?")
+        yield
+    except BaseException:
+        for entry in directory.iterdir() if directory.is_dir() else ():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        if absent and directory.is_dir():
+            directory.rmdir()
+        raise
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy the content alone: a file of a read-only base may be read-only too."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
 
 
 def _merge_file(state: Mapping[str, Tensor], scale: float, source: Path, target: Path) -> set[str]:
@@ -82,7 +106,8 @@ def _merge_file(state: Mapping[str, Tensor], scale: float, source: Path, target:
             update = state[f"{module}.lora_B.weight"] @ state[f"{module}.lora_A.weight"]
             weights[key] = (weight.float() + scale * update).to(weight.dtype)
             merged.add(module)
-    save_file(weights, target, metadata=metadata)
+    with whole_files(target.parent) as folder:
+        save_file(weights, folder / target.name, metadata=metadata)
     return merged
 
 
@@ -94,7 +119,6 @@ def _export(arguments: argparse.Namespace) -> Iterator[str]:
     run = TrainedRun.open(arguments.run, arguments.base)
     backbone = run.load(arguments.policy, "cpu")
     state, scale = student_lora(backbone), backbone.adapters.scale
-    out.mkdir(parents=True, exist_ok=True)
     steps = run.config.sampling.steps
     base, load = run.config.backbone.path, ""
     if arguments.format == "lora":
@@ -159,4 +183,4 @@ def main(argv: Sequence[str]) -> int:
     def export() -> None:
         print("\n".join(_export(arguments)))
 
-    return tool_status(export)
+    return tool_status(export, arguments.out)

@@ -15,6 +15,7 @@ from pathlib import Path
 from common.command import user_path
 from common.policies import policy_spec
 from common.prompts import load_prompts, prompts_of
+from common.torch_device import require_device
 from common.types import Prompt
 from common.visible_text import printable
 from learner.records.pictures import save_png
@@ -25,6 +26,7 @@ from rollout_workers.sampler import sample_pictures
 
 def generate(arguments: argparse.Namespace) -> Iterator[Path]:
     """Write every image; yield the paths as they are written."""
+    require_device(arguments.device)
     prompts = _prompts(arguments.prompt, arguments.prompts)
     run = TrainedRun.open(arguments.run, arguments.base)
     spec = policy_spec(run.config, arguments.policy, arguments.steps, arguments.guidance)
@@ -64,4 +66,4 @@ def main(argv: Sequence[str]) -> int:
         for path in generate(arguments):
             print(printable(path), flush=True)
 
-    return tool_status(write_and_tell)
+    return tool_status(write_and_tell, arguments.out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 
 import diffusers
 import torch
@@ -14,8 +15,11 @@ from common.errors import RtdmdError, one_line
 from learner.tools.trained_run import ALIGNED_POLICY, POLICIES
 
 
-def tool_status(command: Callable[[], None]) -> int:
-    """Run a command without the libraries' progress bars; exit status as in `common.command.exit_status`."""
+def tool_status(command: Callable[[], None], out: Path) -> int:
+    """Run a command without the libraries' progress bars; exit status as in `common.command.exit_status`.
+
+    `out` is where the command writes.
+    """
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
 
@@ -27,7 +31,7 @@ def tool_status(command: Callable[[], None]) -> int:
                 f"out of memory: {one_line(error)} Ask for fewer images per prompt, or use --device cpu"
             ) from error
 
-    return exit_status(named)
+    return exit_status(named, place=out)
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.command import user_path
-from common.config.rewards import SERVER_URL, RewardClientConfig
+from common.config.rewards import RewardClientConfig
 from common.config.run import Config
 from common.errors import ConfigError, RewardError
-from common.rewards.access import REWARD_TOKEN
 from common.rewards.api import ServerInfo
+from common.rewards.bearer import reward_token
 from common.rewards.client import RewardClient, RewardEndpoint
 from common.rewards.control_request import ControlRequest
 from common.types import ByteArray, FloatArray, Prompt
+from common.urls import server_url_fault, without_secrets
 from learner.driver.local_servers import LocalServers, LocalServerSpec
 
 
@@ -79,9 +79,9 @@ def choose(rewards: Sequence[str], scorers: Sequence[str], run: Config | None) -
 @contextmanager
 def started(choice: RewardChoice, log_dir: Path, timeout_s: float) -> Iterator[EvaluationRewards]:
     """Start the local servers and a client for all; everything is stopped after the block."""
+    token = reward_token()
     with LocalServers(choice.local, log_dir) as servers:
         endpoints = [*choice.endpoints, *(RewardEndpoint(name, url) for name, url in servers.urls.items())]
-        token = os.environ.get(REWARD_TOKEN)
         with RewardClient(endpoints, timeout_s, RewardClientConfig().attempts, token) as client:
             yield EvaluationRewards(client, servers, choice.order)
 
@@ -115,8 +115,10 @@ def _pair(option: str, text: str, value: str) -> tuple[str, str]:
 
 
 def _checked_url(pair: tuple[str, str]) -> tuple[str, str]:
-    if not SERVER_URL.fullmatch(pair[1]):
-        raise ConfigError(f"--reward {pair[0]}={pair[1]}: not an http(s) URL")
+    name, url = pair
+    fault = server_url_fault(url)
+    if fault:
+        raise ConfigError(f"--reward {name}={without_secrets(url)}: {fault}")
     return pair
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from common.backbones.adapters import stacked_state
 from common.backbones.base import Backbone
 from common.types import Network
+from common.whole_files import whole_files
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """The LoRA file has this name in diffusers' format."""
@@ -40,9 +41,9 @@ def scaled_lora(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
 
 def write_lora(backbone: Backbone, directory: Path) -> None:
     """Write the student as one LoRA in diffusers' format; a stack becomes one LoRA of its total rank."""
-    directory.mkdir(parents=True, exist_ok=True)
-    backbone.save_lora(directory, scaled_lora(student_lora(backbone), backbone.adapters.scale), SCALE)
-    (directory / ABOUT_LORA).write_text(json.dumps({"base": backbone.base_fingerprint(), "scale": SCALE}))
+    with whole_files(directory) as folder:
+        backbone.save_lora(folder, scaled_lora(student_lora(backbone), backbone.adapters.scale), SCALE)
+        (folder / ABOUT_LORA).write_text(json.dumps({"base": backbone.base_fingerprint(), "scale": SCALE}))
 
 
 def written_scale(file: Path, about: Mapping[str, object], before: float) -> float:

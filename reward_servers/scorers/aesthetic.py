@@ -21,6 +21,7 @@ from transformers import CLIPVisionModelWithProjection
 from reward_servers.scorers.linear_head import LinearHead
 from reward_servers.scorers.model_directory import load_pretrained, load_state, read_weights, require_directory
 from reward_servers.scorers.pixels import ImageRecipe
+from reward_servers.scorers.processor import clip_processor, require_processor
 from reward_servers.scorers.torch_scorer import TorchScorer
 
 HEAD_FILE = "head.safetensors"
@@ -60,6 +61,7 @@ class AestheticScorer(TorchScorer):
         directory = require_directory(model_dir, cls.name)
         published = read_weights(directory / HEAD_FILE)
         clip = load_pretrained(CLIPVisionModelWithProjection, directory)
+        require_processor(directory, clip_processor(clip.config.image_size))
         head = LinearHead(clip.config.projection_dim)
         load_state(head, published, directory / HEAD_FILE)
         return cls(AestheticModel(clip, head), ImageRecipe(clip.config.image_size, eight_bit=True), device)

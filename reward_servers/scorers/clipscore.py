@@ -21,6 +21,7 @@ from transformers import CLIPModel
 from reward_servers.scorers.clip import ClipScorer, processor_tokens
 from reward_servers.scorers.model_directory import load_pretrained, require_directory
 from reward_servers.scorers.pixels import ImageRecipe
+from reward_servers.scorers.processor import clip_processor, require_processor
 
 SCORE_DIVISOR = 100.0
 """With OpenAI's weights the score is the cosine itself; good pairs have 0.25 to 0.35."""
@@ -36,6 +37,7 @@ class ClipScoreScorer(ClipScorer):
     def load(cls, model_dir: Path | None, device: str) -> Self:
         directory = require_directory(model_dir, cls.name)
         model = load_pretrained(CLIPModel, directory)
+        require_processor(directory, clip_processor(model.config.vision_config.image_size))
         recipe = ImageRecipe(model.config.vision_config.image_size, eight_bit=False, resample="bilinear")
         scale = float(model.logit_scale.detach().exp()) / SCORE_DIVISOR
         return cls(model, processor_tokens(model, directory), recipe, scale=scale, device=device)

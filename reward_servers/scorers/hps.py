@@ -36,10 +36,31 @@ from reward_servers.scorers.model_directory import (
     read_weights,
     require_directory,
 )
-from reward_servers.scorers.pixels import ImageRecipe
+from reward_servers.scorers.pixels import OPENAI_MEAN, OPENAI_STD, ImageRecipe
+from reward_servers.scorers.processor import require_settings
 
 WEIGHTS_FILE = "open_clip_model.safetensors"
 MLP_RATIO = 4.0
+PREPARED = {
+    "mode": "RGB",
+    "mean": OPENAI_MEAN,
+    "std": OPENAI_STD,
+    "interpolation": "bicubic",
+    "resize_mode": "longest",
+    "fill_color": 0,
+}
+"""How images are prepared here, in the words of open_clip's preprocess_cfg."""
+READ = {
+    "vision_cfg": {"width", "layers", "head_width", "mlp_ratio", "patch_size", "image_size"},
+    "text_cfg": {"width", "layers", "heads", "mlp_ratio", "vocab_size", "context_length"},
+}
+"""The keys of open_clip that are read."""
+COMPUTED = {"vision_cfg.pool_type": "tok", "text_cfg.pool_type": "argmax", "vision_cfg.pos_embed_type": "learnable"}
+"""The only values of these keys that are computed here. Of all other keys that are not read: none, or false."""
+WITHOUT_EFFECT = {"patch_dropout", "output_tokens", "attn_pooler_queries", "attn_pooler_heads"}
+UNUSED = ("timm_drop", "timm_pool", "timm_proj", "hf_pooler", "hf_proj", "hf_model_pretrained")
+"""open_clip uses the keys that begin so only with a timm_model_name or an hf_model_name."""
+WHOLE_MODEL = ("quick_gelu", "multimodal_cfg")
 UNRELEASED = "unreleased"
 """This version stands for a model of this family, trained by others, whose config names no release."""
 
@@ -57,8 +78,11 @@ class HpsScorer(ClipScorer):
         try:
             tokenizer = load_clip_tokenizer(directory, settings["text_cfg"]["vocab_size"])
             config = clip_config(settings, tokenizer)
+            require_settings(directory / CONFIG_FILE, settings.get("preprocess_cfg") or {}, PREPARED)
             recipe = ImageRecipe(settings["vision_cfg"]["image_size"], eight_bit=False, whole=True)
-        except (KeyError, TypeError, ValueError) as error:
+        except ValueError as error:
+            raise ModelError(f"{directory / CONFIG_FILE} is not the config of an HPSv2 model: {error}") from error
+        except (KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{directory / CONFIG_FILE} is not an open_clip model config: {error!r}") from error
         model = CLIPModel(config)
         weights = directory / WEIGHTS_FILE
@@ -78,8 +102,7 @@ def clean_text(text: str) -> str:
 def clip_config(settings: dict[str, Any], tokenizer: CLIPTokenizer) -> CLIPConfig:
     """Convert an open_clip config to a transformers config; the ids of start and end come from the tokenizer."""
     vision, text = settings["vision_cfg"], settings["text_cfg"]
-    if settings.get("quick_gelu", False):
-        raise ValueError("quick_gelu is set, but HPSv2 models use the exact GELU")
+    _require_supported(settings)
     shared = {"hidden_act": "gelu", "layer_norm_eps": 1e-5, "projection_dim": settings["embed_dim"]}
     return CLIPConfig(
         projection_dim=settings["embed_dim"],
@@ -95,7 +118,7 @@ def clip_config(settings: dict[str, Any], tokenizer: CLIPTokenizer) -> CLIPConfi
         text_config=shared
         | {
             "hidden_size": text["width"],
-            "intermediate_size": int(text["width"] * MLP_RATIO),
+            "intermediate_size": int(text["width"] * text.get("mlp_ratio", MLP_RATIO)),
             "num_hidden_layers": text["layers"],
             "num_attention_heads": text["heads"],
             "vocab_size": text["vocab_size"],
@@ -105,6 +128,22 @@ def clip_config(settings: dict[str, Any], tokenizer: CLIPTokenizer) -> CLIPConfi
             "pad_token_id": tokenizer.pad_token_id,
         },
     )
+
+
+def _require_supported(settings: dict[str, Any]) -> None:
+    """ValueError for a key of open_clip that changes what the model computes, except with the value computed here."""
+    for name, read in READ.items():
+        for key in sorted(read & settings[name].keys()):
+            if not isinstance(settings[name][key], int | float):
+                raise ValueError(f"{name}.{key} is {settings[name][key]!r}, but in models of HPSv2 it is a number")
+    sections = {"": {key: settings.get(key) for key in WHOLE_MODEL}} | {
+        f"{name}.": {key: value for key, value in settings[name].items() if key not in read | WITHOUT_EFFECT}
+        for name, read in READ.items()
+    }
+    for section, found in sections.items():
+        for key, value in found.items():
+            if value and not key.startswith(UNUSED) and value != COMPUTED.get(section + key):
+                raise ValueError(f"{section}{key} is {value!r}, which models of HPSv2 do not have")
 
 
 def from_open_clip(state: State, source: Path) -> State:

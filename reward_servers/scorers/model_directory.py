@@ -15,7 +15,8 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from common.errors import ConfigError, ModelError
+from common import git_lfs
+from common.errors import ModelError
 from common.weight_names import (
     WRAPPERS,
     common_variant,
@@ -45,17 +46,6 @@ def require_directory(model_dir: Path | None, scorer: str) -> Path:
     return model_dir
 
 
-def require_device(device: str) -> None:
-    """ConfigError for a device that torch does not know or this machine does not have."""
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # without CUDA support torch raises AssertionError
-        message = f"--device {device} cannot be used: {shorten(error)}"
-        raise ConfigError(
-            f"{message}; cpu can everywhere, cuda where there is a GPU and a torch built for it"
-        ) from error
-
-
 def read_settings(path: Path) -> dict[str, Any]:
     """The JSON object in `path`."""
     try:
@@ -76,6 +66,8 @@ def read_weights(path: Path) -> State:
         return unwrapped(load_file(path))
     except FileNotFoundError as error:
         raise _not_of_this_scorer(path) from error
+    except PermissionError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}: let this user read it") from error
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path} is truncated or corrupt ({error}): copy it again") from error
 
@@ -167,6 +159,9 @@ def _read_names(files: Sequence[Path]) -> list[str]:
     """The names of all weights in these files; ModelError if one is quantised, whatever a configuration says."""
     names: list[str] = []
     for file in files:
+        # Opened as a file first: safetensors says of a file that may not be read that it is not there.
+        if git_lfs.is_pointer(file):
+            raise ModelError(f"{file} {git_lfs.REMEDY}")
         with safe_open(file, "pt") as header:
             types = {name: header.get_slice(name).get_dtype() for name in header.keys()}  # noqa: SIM118
         if found := quantised_weight(types):
@@ -194,6 +189,9 @@ def load_tokenizer(
     kind: type[Tokenizer], directory: Path, vocabulary_files: tuple[str, ...], vocabulary_size: int
 ) -> Tokenizer:
     """A tokenizer from `tokenizer.json` or from its `vocabulary_files`, with no more tokens than the model embeds."""
+    for name in (TOKENIZER_FILE, *vocabulary_files):
+        if (directory / name).is_file() and git_lfs.is_pointer(directory / name):
+            raise ModelError(f"{directory / name} {git_lfs.REMEDY}")
     complete = (directory / TOKENIZER_FILE).is_file() or all((directory / name).is_file() for name in vocabulary_files)
     if not complete:
         files = " and ".join(vocabulary_files)

@@ -14,6 +14,7 @@ from transformers import CLIPModel
 from reward_servers.scorers.clip import ClipScorer, processor_tokens
 from reward_servers.scorers.model_directory import load_pretrained, require_directory
 from reward_servers.scorers.pixels import ImageRecipe
+from reward_servers.scorers.processor import clip_processor, require_processor
 
 SCORE_DIVISOR = 26.0
 """RTDMD divides raw PickScores by this: good images have 20 to 26, so the reward is about 0.8 to 1, as large as others.
@@ -32,6 +33,7 @@ class PickScoreScorer(ClipScorer):
     def load(cls, model_dir: Path | None, device: str) -> Self:
         directory = require_directory(model_dir, cls.name)
         model = load_pretrained(CLIPModel, directory)
+        require_processor(directory, clip_processor(model.config.vision_config.image_size))
         recipe = ImageRecipe(model.config.vision_config.image_size, eight_bit=True, crop_offset=int)
         scale = float(model.logit_scale.detach().exp()) / SCORE_DIVISOR
         return cls(model, processor_tokens(model, directory), recipe, scale=scale, device=device)

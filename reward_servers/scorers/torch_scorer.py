@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from common.rewards.api import ByteArray, FloatArray, Metadata
+from common.torch_device import require_device
 from common.wire import fingerprint, tensor_hashes
 from reward_servers.scorers.base import Scorer
-from reward_servers.scorers.model_directory import require_device
 
 
 class TorchScorer(Scorer):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,10 @@ from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from safetensors import safe_open
 
 from common.backbones.files.weight_files import (
+    OWN_NAME,
     WEIGHT_FILES,
     fault,
+    own_files,
     quantised_reason,
     read_files,
     without_weights,
@@ -67,12 +68,12 @@ class PipelineFiles:
     def variant(self) -> str | None:
         """The `variant` with which diffusers reads the weights, because a part has no plain copy of them; else None."""
         folders = [self.directory / part for part in self.parts]
-        names = [[file.name for file in folder.glob(WEIGHT_FILES)] for folder in folders]
+        names = [[file.name for file in own_files(folder)] for folder in folders]
         return common_variant([usable_variants(found) for found in names]) or None
 
     def variant_of(self, part: str) -> str | None:
         """The variant of one part's weights: the pipeline's, if the part has it."""
-        found = {variant_of(file.name) for file in read_files(self.directory / part, self._copy)}
+        found = {variant_of(file.name) for file in self.weight_files(part)}
         return self.variant if self.variant in found else None
 
     def fetch_weights(self) -> None:
@@ -99,8 +100,12 @@ class PipelineFiles:
     def _copy(self) -> str:
         return self.variant or PLAIN
 
+    def weight_files(self, part: str) -> list[Path]:
+        """The files of a part's weights that loading reads."""
+        return read_files(self.directory / part, self._copy)
+
     def has_safetensors(self, part: str) -> bool:
-        return bool(read_files(self.directory / part, self._copy))
+        return bool(self.weight_files(part))
 
     def _lacks_weights(self, part: str) -> bool:
         return part.startswith(WEIGHTED_PARTS) and not self.has_safetensors(part)
@@ -218,7 +223,7 @@ def _shapes_on_hub(path: Path, part: str) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     hub = HfApi()
     try:
-        names = [name for name in hub.list_repo_files(str(path)) if fnmatch(name, f"{part}/{WEIGHT_FILES}")]
+        names = [name for name in hub.list_repo_files(str(path)) if OWN_NAME.fullmatch(name.removeprefix(f"{part}/"))]
         found = usable_variants(Path(name).name for name in names)
         copy = PLAIN if PLAIN in found else common_variant([found])
         for name in names:

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+from common import git_lfs
 from common.weight_names import PLAIN, VARIANTS, quantised_weight, variant_of, wrapper_prefix
 
 WEIGHT_FILES = "*.safetensors"
+OWN_NAME = re.compile(r"(diffusion_pytorch_)?model([.-].*)?\.safetensors")
+"""Names of the weights that diffusers or transformers reads; other files beside them are not theirs."""
+
+
+def own_files(folder: Path) -> list[Path]:
+    """The weight files of a part that its library may read, in any variant."""
+    return sorted(file for file in folder.glob(WEIGHT_FILES) if OWN_NAME.fullmatch(file.name))
 
 
 def read_files(folder: Path, variant: str) -> list[Path]:
     """The weight files of a part that are read: the variant's, if the part has it, else the plain ones."""
     read = _read_variant(folder, variant)
-    return sorted(file for file in folder.glob(WEIGHT_FILES) if variant_of(file.name) == read)
+    return [file for file in own_files(folder) if variant_of(file.name) == read]
 
 
 def fault(folder: Path, variant: str) -> str | None:
@@ -27,6 +36,8 @@ def fault(folder: Path, variant: str) -> str | None:
         name = f"{folder.name}/{file.name}"
         if not file.exists():
             return f"{name} is a link to a file that is not there: download or copy it again"
+        if git_lfs.is_pointer(file):
+            return f"{name} {git_lfs.REMEDY}"
         header, declared = read_header(file)
         if file.stat().st_size != declared:
             return f"{name} is damaged: {file.stat().st_size} bytes, not what its header says"
@@ -57,7 +68,8 @@ def quantised_reason(part: str, found: str) -> str:
 def without_weights(folder: Path) -> str:
     """Why a part has no weights that can be read, and what it has instead."""
     reason = f"there is no {folder.name}/{WEIGHT_FILES} in it"
-    copies = sorted({variant_of(file.name) for file in folder.glob(WEIGHT_FILES)} - {PLAIN})
+    copies = sorted({variant_of(file.name) for file in own_files(folder)} - {PLAIN})
+    unnamed = sorted({file.name for file in folder.glob(WEIGHT_FILES)} - {file.name for file in own_files(folder)})
     others = sorted(file.name for kind in ("*.bin", "*.gguf", "*.pt") for file in folder.glob(kind))
     if usable := [variant for variant in copies if variant in VARIANTS]:
         return (
@@ -66,6 +78,11 @@ def without_weights(folder: Path) -> str:
         )
     if copies:
         return f"{reason} but the variant {copies[0]}: variants that can be read are {', '.join(VARIANTS)}"
+    if unnamed:
+        return (
+            f"there is no weight file that diffusers reads in {folder.name}, but {unnamed[0]}: save the pipeline with "
+            "save_pretrained, which names it"
+        )
     if others:
         return f"{reason} but {others[0]}: save the pipeline with save_pretrained, which writes safetensors"
     return reason
@@ -91,7 +108,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
 
 def _read_variant(folder: Path, variant: str) -> str:
     """The variant, if the part has it, else PLAIN."""
-    return variant if any(variant_of(file.name) == variant for file in folder.glob(WEIGHT_FILES)) else PLAIN
+    return variant if any(variant_of(file.name) == variant for file in own_files(folder)) else PLAIN
 
 
 def _indices(folder: Path, variant: str) -> list[Path]:

@@ -25,9 +25,10 @@ import torch
 from transformers import CLIPModel, Mask2FormerForUniversalSegmentation
 
 from common.rewards.api import ByteArray, FloatArray, Metadata
+from common.torch_device import require_device
 from reward_servers.scorers.base import Scorer
 from reward_servers.scorers.clip import processor_tokens
-from reward_servers.scorers.geneval.models import ColorNamer, ObjectDetector
+from reward_servers.scorers.geneval.models import IMAGENET_MEAN, IMAGENET_STD, ColorNamer, ObjectDetector
 from reward_servers.scorers.geneval.rules import (
     MAX_OBJECTS,
     ColorsOf,
@@ -39,7 +40,8 @@ from reward_servers.scorers.geneval.rules import (
     parse_task,
     select,
 )
-from reward_servers.scorers.model_directory import hash_weights, load_pretrained, require_device, require_directory
+from reward_servers.scorers.model_directory import hash_weights, load_pretrained, require_directory
+from reward_servers.scorers.processor import clip_processor, require_processor
 
 
 class GenevalScorer(Scorer):
@@ -63,6 +65,9 @@ class GenevalScorer(Scorer):
         torch.backends.cudnn.allow_tf32 = False
         detector = load_pretrained(Mask2FormerForUniversalSegmentation, directory / "detector")
         clip = load_pretrained(CLIPModel, directory / "clip")
+        imagenet = {"image_mean": _unit(IMAGENET_MEAN), "image_std": _unit(IMAGENET_STD)}
+        require_processor(directory / "detector", imagenet)
+        require_processor(directory / "clip", clip_processor(clip.config.vision_config.image_size))
         tokens = processor_tokens(clip, directory / "clip")
         weights_hash = hash_weights(detector, clip)
         return cls(ObjectDetector(detector, device), ColorNamer(clip, tokens, device), weights_hash)
@@ -90,3 +95,8 @@ class GenevalPartsScorer(GenevalScorer):
 
     def _rule(self, task: Task, found: Found, colors_of: ColorsOf) -> Verdict:
         return judge_by_parts(task, found, colors_of)
+
+
+def _unit(levels: Sequence[float]) -> list[float]:
+    """From the scale of 8-bit levels to [0, 1], in which transformers' processors have them."""
+    return [level / 255 for level in levels]

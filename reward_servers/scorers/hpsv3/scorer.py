@@ -32,6 +32,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from common.errors import ModelError, RewardRejected
 from common.rewards.api import ByteArray, FloatArray, Metadata
+from common.torch_device import require_device
 from common.wire import fingerprint
 from reward_servers.scorers.base import Scorer
 from reward_servers.scorers.hpsv3.prompt import PLACEHOLDER, REWARD_TOKEN, HpsV3Prompt, read_prompt
@@ -41,11 +42,12 @@ from reward_servers.scorers.model_directory import (
     load_state,
     read_weights,
     require_complete,
-    require_device,
     require_directory,
     require_unquantised,
     shorten,
 )
+from reward_servers.scorers.pixels import OPENAI_MEAN, OPENAI_STD
+from reward_servers.scorers.processor import require_processor
 
 WEIGHTS_FILE = "HPSv3.safetensors"
 IMAGE_PIXELS = 256 * 28 * 28
@@ -128,6 +130,7 @@ class HpsV3Scorer(Scorer):
     def load(cls, model_dir: Path | None, device: str) -> Self:
         directory = require_directory(model_dir, cls.name)
         require_device(device)
+        require_processor(directory, {"image_mean": OPENAI_MEAN, "image_std": OPENAI_STD})
         prompt = read_prompt(directory)
         tokens = HpsV3Tokens(_load_tokenizer(directory), prompt)
         weights = directory / WEIGHTS_FILE

@@ -27,6 +27,7 @@ import xxhash
 
 from common.errors import ModelError
 from common.rewards.api import ByteArray, FloatArray, Metadata
+from common.rewards.bearer import bearer_token
 from common.rewards.http import UNUSABLE_ENVIRONMENT, unusable_environment
 from common.urls import uses_proxies
 from common.wire import fingerprint
@@ -135,7 +136,7 @@ def refuse_unescapable(model: Path) -> None:
 
 
 def _http_of_url(url: str) -> httpx.Client:
-    key = os.environ.get(API_KEY_VARIABLE)
+    key = bearer_token(os.environ.get(API_KEY_VARIABLE), API_KEY_VARIABLE)
     headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
         return httpx.Client(base_url=url, headers=headers, trust_env=uses_proxies(url))

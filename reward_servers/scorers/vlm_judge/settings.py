@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 
 from common.errors import ModelError
 from common.project_files import PROJECT_ROOT
+from common.urls import SERVER_URL
 
 SETTINGS_FILE = "judge.yaml"
 PROMPT_FIELD = "{prompt}"
@@ -49,7 +50,7 @@ class JudgeSettings(Section):
     """`judge.yaml`: exactly one of `launch` and `url`."""
 
     launch: LaunchSettings | None = Field(None, description="Start vLLM ourselves.")
-    url: str | None = Field(None, pattern=r"^https?://\S+$", description="A vLLM server that runs already.")
+    url: str | None = Field(None, pattern=f"^{SERVER_URL.pattern}$", description="A vLLM server that runs already.")
     rubric: Path = Field(Path("rubric.yaml"), description="Name of each question -> its text; relative to judge.yaml.")
     positive_answer: str = Field("Yes", description='One token. Quote it: a bare yes is "true" in YAML.')
     negative_answer: str = Field("No", description="One token.")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import tempfile
 from pathlib import Path
 
 import pytest
 
-from common.command import exit_status, system_error, user_path
+from common.command import duration, exit_status, some_time, system_error, user_path
 from common.errors import ConfigError, LearnerError, RunStopped
 
 
@@ -27,6 +28,8 @@ NAMELESS = OSError(errno.EOPNOTSUPP, "Operation not supported")
     ("error", "place", "expected"),
     [
         (NAMED, Path("/runs"), "/data/x: No space left on device; free space there, or write elsewhere"),
+        (OSError(errno.ENOSPC, "No space", "/from", None, "/to"), None, "/to: No space; free space"),
+        (OSError(errno.EACCES, "Denied", "/from", None, "/to"), None, "/from: Denied; give this user"),
         (NAMELESS, Path("/runs"), "/runs: Operation not supported; its file system cannot do this: name a path on an"),
         (NAMELESS, None, "Operation not supported; its file system"),
         (PermissionError(errno.EACCES, "Permission denied", b"/a\xff"), None, "/a\udcff: Permission denied; give this"),
@@ -83,3 +86,12 @@ def test_a_current_directory_that_is_gone_is_named(
     (tmp_path / "gone").rmdir()
     assert exit_status(lambda: pytest.fail("entered")) == 2
     assert capsys.readouterr().err.startswith("error: the current directory does not exist any more: change to another")
+
+
+def test_a_time_is_finite_and_above_0() -> None:
+    assert (duration("0"), some_time("0.5")) == (0.0, 0.5)
+    for text in ("-1", "nan", "inf", "1e999", "x"):
+        with pytest.raises(argparse.ArgumentTypeError, match="not a finite number of at least 0"):
+            some_time(text)
+    with pytest.raises(argparse.ArgumentTypeError, match="not more than 0 seconds"):
+        some_time("0")

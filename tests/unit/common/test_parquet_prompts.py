@@ -74,7 +74,7 @@ def test_integers_of_64_bits_are_those_of_jsonl(tmp_path: Path) -> None:
         ({"prompt": "a", "metadata": "[1]"}, 'row 2: its "metadata" is JSON, but no object: [1]'),
         ({"prompt": "a", "data": b"x"}, "row 2 has metadata that JSON cannot represent"),
         ({"prompt": "a", "price": decimal.Decimal("1.5")}, "row 2 has metadata that JSON cannot represent"),
-        ({"prompt": "a\0b"}, "row 2 has a NUL character"),
+        ({"prompt": "a\0b"}, "row 2 has the control character U+0000"),
         (
             {"prompt": "a", "metadata": '{"tag": "\\ud83c"}'},
             "row 2 is not accepted by reward servers: the text '\\ud83c'",

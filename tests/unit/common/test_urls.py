@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from common.urls import uses_proxies, without_secrets
+from common.urls import server_url_fault, uses_proxies, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -16,10 +16,33 @@ from common.urls import uses_proxies, without_secrets
         ("user:secret@host", "host"),
         ("redis:/:secret@host", "host"),
         ("redis://[secret", "(no URL)"),
+        ("http://user:sec/ret@host", "http://..."),
+        ("http://user:sec?ret@host", "http://..."),
+        ("http://user:sec@ret@host/a", "http://host/a"),
     ],
 )
 def test_credentials_are_not_shown(url: str, shown: str) -> None:
     assert without_secrets(url) == shown
+
+
+@pytest.mark.parametrize("url", ["http://host", "https://10.0.0.7:8101/hps", "http://[::1]:80/a/"])
+def test_the_base_url_of_a_server(url: str) -> None:
+    assert server_url_fault(url) == ""
+
+
+@pytest.mark.parametrize(
+    ("url", "fault"),
+    [
+        ("http://user:secret@host", "user or password"),
+        ("http://user:sec/ret@host", "user or password"),
+        ("http://host/?token=secret", "not an http"),
+        ("ftp://secret", "not an http"),
+        ("http://", "not an http"),
+    ],
+)
+def test_a_url_that_would_show_a_secret_or_leads_nowhere_is_none(url: str, fault: str) -> None:
+    assert fault in server_url_fault(url)
+    assert "secret" not in server_url_fault(url)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import io
+import json
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
@@ -164,6 +166,36 @@ def test_a_deadline_that_is_none_is_refused(value: str) -> None:
     async def scenario(client: httpx.AsyncClient) -> None:
         answer = await client.post(SCORE_PATH, content=body(), headers={DEADLINE_HEADER: value})
         assert reason(answer) == (422, "request")
+
+    drive(scenario)
+
+
+def test_base64_may_have_lines() -> None:
+    lines = [base64.encodebytes(base64.b64decode(encode(image))).decode() for image in images(2, 32)]
+    assert all(len(text.splitlines()) > 1 for text in lines)
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        whole = await client.post(
+            PLAIN_SCORE_PATH, json={"images": [encode(one) for one in images(2, 32)], "prompts": ["a"] * 2}
+        )
+        for sent in (lines, [text.replace("\n", "\r\n") for text in lines]):
+            answer = await client.post(PLAIN_SCORE_PATH, json={"images": sent, "prompts": ["a"] * 2})
+            assert (answer.status_code, answer.json()) == (200, whole.json())
+        url = {"image_base64": "data:image/png;base64," + encode(images(1)[0]), "prompt": "a"}
+        refused = await client.post(PLAIN_SCORE_PATH, json=url)
+        assert (reason(refused), "send what follows its comma" in refused.text) == ((422, "request"), True)
+
+    drive(scenario)
+
+
+def test_a_compressed_body_is_refused_by_its_encoding() -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        plain = json.dumps({"image_base64": encode(images(1)[0]), "prompt": "a"}).encode()
+        for path, content in ((PLAIN_SCORE_PATH, plain), (SCORE_PATH, body())):
+            answer = await client.post(path, content=gzip.compress(content), headers={"content-encoding": "gzip"})
+            assert (reason(answer), "'gzip' is not supported" in answer.text) == ((415, "encoding"), True)
+            answer = await client.post(path, content=content, headers={"content-encoding": "identity"})
+            assert answer.status_code == 200
 
     drive(scenario)
 
@@ -358,7 +390,7 @@ def test_plain_json_that_is_no_request_says_why() -> None:
         ({"images": image, "prompts": ["a"]}, 422, "not a list"),
         ({"images": [], "prompts": []}, 422, "at least one image"),
         ({"images": [1], "prompts": ["a"]}, 422, "not a base64 string"),
-        ({"images": ["data:image/png;base64," + image], "prompts": ["a"]}, 422, "no data: prefix"),
+        ({"images": ["data:image/png;base64," + image], "prompts": ["a"]}, 422, "send what follows its comma"),
         ({"images": [base64.b64encode(b"GIF89a").decode()], "prompts": ["a"]}, 422, "is no PNG/JPEG"),
         ({"images": [image[: len(image) // 2 // 4 * 4]], "prompts": ["a"]}, 422, "cannot be decoded"),
         ({"images": [image, encode(images(1, 9)[0])], "prompts": ["a", "b"]}, 422, "2 sizes"),

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTokenizer
 
+from reward_servers import convert
 from reward_servers.convert import main
 from reward_servers.convert_published import HPS_SETTINGS as PUBLISHED_HPS
 from reward_servers.convert_published import IMAGE_REWARD_SETTINGS as PUBLISHED_IMAGE_REWARD
@@ -94,6 +96,36 @@ def test_hps_is_converted_in_its_own_float_type_and_keeps_its_version(
     half = HpsScorer.load(write_hps(tmp_path / "half", torch.float16), "cpu")
     np.testing.assert_array_equal(scorer.score(IMAGES, PROMPTS, METADATA), half.score(IMAGES, PROMPTS, METADATA))
     assert convertible.leftovers() == ["out"]
+
+
+@pytest.mark.parametrize("name", ["bare.pt", "HPS.safetensors"])
+def test_hps_is_converted_from_its_tensors_alone(convertible: Convertible, tmp_path: Path, name: str) -> None:
+    checkpoint = tmp_path / name
+    save_file(hps_state(), checkpoint) if name.endswith("tensors") else torch.save(hps_state(), checkpoint)
+    assert main(convertible.command("hps", checkpoint)) == 0
+    expected = HpsScorer.load(write_hps(tmp_path / "own"), "cpu").weights_hash
+    assert HpsScorer.load(convertible.out, "cpu").weights_hash == expected
+    readable = convertible.folder / "readable"
+    readable.touch()
+    assert {path.stat().st_mode for path in convertible.out.iterdir()} == {readable.stat().st_mode}
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(
+    convertible: Convertible, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(convert, "save_file", full)
+    said = refused(convertible, convertible.command("hps", convertible.save(published_hps())), capsys)
+    assert f"the conversion failed: {convertible.out}: No space left on device; free space there" in said
+
+
+def test_a_git_lfs_pointer_is_named(convertible: Convertible, capsys: pytest.CaptureFixture[str]) -> None:
+    path = convertible.folder / "published.pt"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4169\n")
+    told = refused(convertible, convertible.command("hps", path), capsys)
+    assert "published.pt is a Git LFS pointer, not the file itself: fetch it with git lfs pull" in told
 
 
 def test_a_directory_that_names_no_release_says_so(tmp_path: Path) -> None:
@@ -181,7 +213,8 @@ def test_a_file_that_could_run_code_is_refused_and_runs_none(
 @pytest.mark.parametrize(
     ("scorer", "content", "message"),
     [
-        ("hps", published_head(24), "is not an HPSv2 checkpoint"),
+        ("hps", published_head(24), "no tensor 'logit_scale'"),
+        ("hps", {"epoch": 3}, "is not an HPSv2 checkpoint"),
         ("hps", {"state_dict": {}}, "is not an HPSv2 checkpoint"),
         ("hps", {"state_dict": published_head(24)}, "no tensor 'logit_scale'"),
         ("hps", [1, 2], "holds a list"),

@@ -62,14 +62,16 @@ def test_what_others_can_reach_and_what_fits_is_taken(line: str) -> None:
     assert parse("--scorer", "hps", *line.split()).scorers[0].scorer == "hps"
 
 
-def test_a_token_no_header_can_carry_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REWARD_SERVER_TOKEN", "sésame")
-    with pytest.raises(ConfigError, match="use ASCII alone"):
-        parse("--scorer", "hps")
-
-
 @pytest.mark.parametrize(
-    "option", ["--mod a", "--max-batch 0", "--deadline-s -1", "--deadline-s inf", "--deadline-s 0"]
+    "option",
+    [
+        "--mod a",
+        "--max-batch 0",
+        "--deadline-s -1",
+        "--deadline-s inf",
+        "--deadline-s 0",
+        "--advertise-url http://me:pw@h",
+    ],
 )
 def test_a_value_out_of_range_or_half_an_option_is_no_option(option: str) -> None:
     with pytest.raises((SystemExit, argparse.ArgumentError)):

@@ -18,7 +18,7 @@ from common.config.backbones import Sd3Backbone
 from common.errors import ModelError
 from tests.conftest import HUB_NAME
 from tests.helpers.tiny_flux2 import load_tiny_klein, write_tiny_klein
-from tests.helpers.tiny_pipeline import load_tiny_backbone, tiny_lora
+from tests.helpers.tiny_pipeline import CLIP_TOKENS, load_tiny_backbone, tiny_lora
 
 KIND = "StableDiffusion3Pipeline"
 TRANSFORMER = "diffusion_pytorch_model.safetensors"
@@ -54,6 +54,65 @@ def test_a_quantised_part_is_refused_with_a_remedy(tiny_pipeline: Path, tmp_path
             door()
     (path / part / "config.json").write_text(json.dumps(config | {"quantization_config": None}))
     load_tiny_backbone(path)
+
+
+def test_files_that_diffusers_does_not_read_may_lie_beside_the_weights(tiny_pipeline: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(tiny_pipeline, tmp_path / "extra")
+    lora = {"transformer.a.lora_A.weight": torch.ones(2, 2)}
+    save_file(lora, path / "transformer" / "pytorch_lora_weights.safetensors")
+    save_file({"a": torch.ones(2).to(torch.float8_e4m3fn)}, path / "transformer" / "sd3-fp8.safetensors")
+    assert load_tiny_backbone(path).base_fingerprint() == load_tiny_backbone(tiny_pipeline).base_fingerprint()
+    assert model_sizes(Sd3Backbone(path=path), tiny_lora()) == model_sizes(Sd3Backbone(path=tiny_pipeline), tiny_lora())
+
+
+def test_weights_under_another_name_are_not_read(tiny_pipeline: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(tiny_pipeline, tmp_path / "renamed")
+    (path / "transformer" / TRANSFORMER).rename(path / "transformer" / "sd3.safetensors")
+    with pytest.raises(ModelError, match=r"no weight file that diffusers reads in transformer, but sd3\.safetensors"):
+        find_pipeline(path, "sd3", [KIND])
+
+
+def test_a_git_lfs_pointer_is_named(tiny_pipeline: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(tiny_pipeline, tmp_path / "pointer")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4169\n"
+    (path / "transformer" / TRANSFORMER).write_text(pointer)
+    with pytest.raises(ModelError, match=f"{TRANSFORMER} is a Git LFS pointer.*: fetch it with git lfs pull"):
+        find_pipeline(path, "sd3", [KIND])
+
+
+def test_the_statistics_of_a_vae_are_weights_too(tmp_path: Path) -> None:
+    """A VAE that was saved from its parameters alone; its images would have mean 0 and variance 1."""
+    path = write_tiny_klein(tmp_path / "klein")
+    change_weights(
+        path, "vae", lambda state: {name: value for name, value in state.items() if not name.startswith("bn.running")}
+    )
+    with pytest.raises(ModelError, match=r"the files of its vae lack 2 of its weights, such as bn\.running_mean"):
+        load_tiny_klein(path)
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused_by_its_file(tmp_path: Path) -> None:
+    path = write_tiny_klein(tmp_path / "klein")
+    template = path / "tokenizer" / "chat_template.jinja"
+    text = template.read_text()
+    template.unlink()
+    with pytest.raises(ModelError, match=r"there is no tokenizer/chat_template\.jinja in it, nor a chat_template in"):
+        load_tiny_klein(path)
+    config = path / "tokenizer" / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": text}))
+    load_tiny_klein(path).encode_prompts(["a"])
+
+
+@pytest.mark.parametrize("length", [int(1e30), 1e30, 0, "12", None, CLIP_TOKENS + 1])
+def test_a_tokenizer_without_a_length_for_clip_is_refused_by_its_value(
+    tiny_pipeline: Path, tmp_path: Path, length: object
+) -> None:
+    path = shutil.copytree(tiny_pipeline, tmp_path / "endless")
+    config = path / "tokenizer" / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_max_length": length}))
+    expected = rf"model_max_length = .*, but its text_encoder and text_encoder_2 can read {CLIP_TOKENS} tokens: write"
+    for door in (lambda: load_tiny_backbone(path), lambda: model_sizes(Sd3Backbone(path=path), tiny_lora())):
+        with pytest.raises(ModelError, match=expected):
+            door()
 
 
 def test_a_quantised_teacher_is_refused(tmp_path: Path) -> None:

@@ -144,6 +144,11 @@ def test_a_config_is_frozen() -> None:
         ({"rewards": [{"name": "a", "url": "ftp://x"}]}, "rewards.a.url"),
         ({"rewards": [{"name": "a", "url": ["http://x", "local"]}]}, "rewards.a.url"),
         ({"rewards": [{"name": "a", "url": ["http://x", "http://x"]}]}, "nor http(s) URLs that all differ"),
+        (
+            {"rewards": [{"name": "a", "url": "http://me:secret@h"}]},
+            '"http://...@h": neither local nor redis, and',
+        ),
+        ({"rewards": [{"name": "a", "url": ["http://a", "http://me:secret@h"]}]}, "user or password"),
         ({"rewards": [{"name": "a", "url": []}]}, "rewards.a.url = []"),
         ({"rewards": [{"name": "a", "url": "http://x", "outage": "ignore"}]}, 'rewards.a.outage = "ignore"'),
         ({"rewards": [{"name": "a", "url": "http://x", "outage_limit_s": 1600}]}, "rewards.a.outage_limit_s = 1600"),

@@ -118,6 +118,7 @@ def test_of_a_half_open_range_the_finite_end_holds(low: float, high: float, scor
         (400, error_body("wire"), RewardRejected, "wire"),
         (422, error_body("request"), RewardRejected, "request"),
         (413, error_body("too_large"), RewardRejected, "too_large"),
+        (415, error_body("encoding"), RewardRejected, "encoding"),
         (500, error_body("nan"), RewardInvalid, "nan"),
     ],
 )

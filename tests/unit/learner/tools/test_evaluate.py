@@ -100,6 +100,9 @@ def test_rewards_that_mean_nothing_are_refused(rewards: list[str], scorers: list
         ),
         (("--pipeline", "p"), "no reward: name servers"),
         (("--run", "r"), "r is not the directory of a run"),
+        (("--run", "r", "--device", "gpu"), "error: --device gpu cannot be used: "),
+        (("--pipeline", "p", "--device", "cuda:99"), "error: --device cuda:99 cannot be used: "),
+        (("--pipeline", "p", "--device", "meta"), "error: --device meta cannot be used: "),
     ],
 )
 def test_options_without_use_are_refused_before_anything_starts(

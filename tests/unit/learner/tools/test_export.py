@@ -148,26 +148,52 @@ def test_the_file_for_comfyui_is_keyed_as_its_loader_asks(
     assert used == set(file)
 
 
+ONE, TWO = (f"diffusion_pytorch_model-0000{number}-of-00002.safetensors" for number in (1, 2))
+
+
 def test_a_merge_by_hand(tmp_path: Path) -> None:
     """2 (B A) added in float32, rounded once to the file's bfloat16; the second shard has no update."""
     base = tmp_path / "base"
     (base / "transformer").mkdir(parents=True)
-    (base / "model_index.json").write_text('{"transformer": ["diffusers", "X"]}')
+    (base / "model_index.json").write_text('{"_class_name": "P", "transformer": ["diffusers", "X"]}')
     (base / "LICENSE").write_text("terms")
     first = {"a.weight": torch.tensor([[1.0, 2.0], [3.0, 4.0]]).bfloat16(), "a.bias": torch.ones(2)}
-    save_file(first, base / "transformer" / "one.safetensors", metadata={"format": "pt"})
-    save_file({"b.weight": torch.ones(2, 2)}, base / "transformer" / "two.safetensors")
+    save_file(first, base / "transformer" / ONE, metadata={"format": "pt"})
+    save_file({"b.weight": torch.ones(2, 2)}, base / "transformer" / TWO)
     state = {"a.lora_A.weight": torch.tensor([[1.0, 0.0]]), "a.lora_B.weight": torch.tensor([[0.5], [1.0]])}
     write_pipeline(state, 2.0, base, tmp_path / "out")
-    merged = load_file(tmp_path / "out/transformer/one.safetensors")
+    merged = load_file(tmp_path / "out/transformer" / ONE)
     assert merged["a.weight"].dtype == torch.bfloat16
     assert merged["a.weight"].tolist() == [[2.0, 2.0], [5.0, 4.0]]
     assert merged["a.bias"].tolist() == [1.0, 1.0]
-    assert load_file(tmp_path / "out/transformer/two.safetensors")["b.weight"].tolist() == [[1.0, 1.0]] * 2
+    assert load_file(tmp_path / "out/transformer" / TWO)["b.weight"].tolist() == [[1.0, 1.0]] * 2
     assert (tmp_path / "out/LICENSE").read_text() == "terms"
-    shutil.rmtree(tmp_path / "out")
-    with pytest.raises(ModelError, match=r"has no safetensors weight of \['c'\]: another model"):
-        write_pipeline({"c.lora_A.weight": torch.ones(1, 2)}, 2.0, base, tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    for out in (tmp_path / "new", tmp_path / "empty"):
+        with pytest.raises(ModelError, match=r"has no safetensors weight of \['c'\]: another model"):
+            write_pipeline({"c.lora_A.weight": torch.ones(1, 2)}, 2.0, base, out)
+    assert not (tmp_path / "new").exists()
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_a_read_only_base_with_files_of_a_mac_beside_its_weights(
+    run: Path, student: StableDiffusion3, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_pipeline, base)
+    for stray in ("._diffusion_pytorch_model.safetensors", "pytorch_lora_weights.safetensors"):
+        (base / "transformer" / stray).write_bytes(b"\0\5\x16\7 no weights")
+    for path in sorted(base.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    assert main(["--run", str(run), "--base", str(base), "--format", "pipeline", "--out", str(tmp_path / "out")]) == 0
+    (tmp_path / "mine").touch()
+    mode = (tmp_path / "mine").stat().st_mode
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert {path.stat().st_mode for path in written} == {mode}
+    assert [path.name for path in written if path.suffix == ".safetensors" and path.parent.name == "transformer"] == [
+        "diffusion_pytorch_model.safetensors"
+    ]
+    assert_same_pictures(theirs(StableDiffusion3Pipeline.from_pretrained(tmp_path / "out")), ours(student))
 
 
 def test_what_cannot_be_exported_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,6 +98,7 @@ def test_each_policy_samples_as_the_run_evaluates_it(tiny_pipeline: Path) -> Non
         (("--prompts", "absent.txt"), 2, "error: absent.txt: no such prompt file"),
         (("--prompt", "a", "--guidance", "2"), 2, "error: --guidance 2 with --policy rtdmd"),
         (("--prompt", "a", "--base", "nowhere"), 2, "error: no pipeline at nowhere"),
+        (("--prompt", "a", "--device", "gpu"), 2, "error: --device gpu cannot be used: "),
     ],
 )
 def test_what_cannot_be_sampled_is_refused_in_a_line(

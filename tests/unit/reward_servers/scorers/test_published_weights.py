@@ -21,6 +21,7 @@ from reward_servers.scorers.hps import HpsScorer
 from reward_servers.scorers.hpsv3.scorer import HpsV3Scorer
 from reward_servers.scorers.image_reward import ImageRewardScorer
 from reward_servers.scorers.pickscore import PickScoreScorer
+from reward_servers.scorers.processor import clip_processor, require_processor
 from tests.helpers.published_checkpoints import (
     IMAGE_REWARD_SETTINGS,
     published_head,
@@ -89,6 +90,50 @@ def test_bookkeeping_of_older_versions_passes(scorer_class: type[Scorer], clean:
     check = found.check_request()
     scores = [each.score(check.images_BHWC, check.prompts, check.metadata) for each in (found, expected)]
     assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+
+
+OWN_SETTINGS = (HpsScorer, ImageRewardScorer)
+"""These scorers read a config.json of our own, and no image processor."""
+
+
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
+def test_an_image_processor_that_prepares_otherwise_is_refused(
+    scorer_class: type[Scorer], clean: Path, tmp_path: Path, file: str
+) -> None:
+    if scorer_class in OWN_SETTINGS:
+        return
+    folder = "detector" if scorer_class is GenevalPartsScorer else "clip" if scorer_class is GenevalScorer else "."
+    path = shutil.copytree(clean, tmp_path / "copy") / folder
+    other = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (path / file).write_text(json.dumps(other if file.startswith("pre") else {"image_processor": other}))
+    with pytest.raises(ModelError, match=rf"{file}: image_mean is \[0\.5, .*\], but this scorer always applies"):
+        scorer_class.load(tmp_path / "copy", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "refused"),
+    [
+        ("size", 64, False),
+        ("size", {"height": 64, "width": 64}, True),
+        ("crop_size", {"height": 64, "width": 64}, False),
+        ("crop_size", 32, True),
+        ("resample", 2, True),
+        ("do_center_crop", False, True),
+        ("do_normalize", True, False),
+        ("rescale_factor", 0.00392156862745098, False),
+        ("image_mean", [0.48145466, 0.4578275, 0.40821073], False),
+        ("image_std", [0.229, 0.224, 0.225], True),
+        ("do_convert_rgb", False, False),
+        ("image_mean", None, False),
+    ],
+)
+def test_a_processor_is_compared_with_that_of_clip(tmp_path: Path, key: str, value: object, refused: bool) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({key: value}))
+    if not refused:
+        require_processor(tmp_path, clip_processor(64))
+        return
+    with pytest.raises(ModelError, match=f"{key} is "):
+        require_processor(tmp_path, clip_processor(64))
 
 
 def test_swins_saved_index_passes(tmp_path: Path) -> None:

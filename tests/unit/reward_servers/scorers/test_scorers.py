@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from pathlib import Path
@@ -20,7 +21,9 @@ from reward_servers.scorers.clip import ClipScorer
 from reward_servers.scorers.clipscore import ClipScoreScorer
 from reward_servers.scorers.hps import HpsScorer, clean_text
 from reward_servers.scorers.image_reward import ImageRewardScorer
+from reward_servers.scorers.model_directory import read_weights
 from reward_servers.scorers.pickscore import PickScoreScorer
+from reward_servers.scorers.pixels import OPENAI_MEAN, OPENAI_STD
 from reward_servers.scorers.torch_scorer import TorchScorer
 from tests.helpers.published_checkpoints import write_aesthetic, write_image_reward
 from tests.helpers.tiny_rewards import (
@@ -288,6 +291,22 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str, message: str) -> Non
         HpsScorer.load(directory, "cpu")
 
 
+def test_a_file_that_may_not_be_read_and_a_pointer_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hps_dir, pickscore_dir = write_hps(tmp_path / "hps"), write_pickscore(tmp_path / "pickscore")
+    for weights in (hps_dir / "open_clip_model.safetensors", pickscore_dir / "model.safetensors"):
+        weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4169\n")
+    for scorer_class, directory in ((HpsScorer, hps_dir), (PickScoreScorer, pickscore_dir)):
+        with pytest.raises(ModelError, match="safetensors is a Git LFS pointer, not the file itself: fetch it"):
+            scorer_class.load(directory, "cpu")
+
+    def forbidden(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("common.git_lfs.is_pointer", forbidden)
+    with pytest.raises(ModelError, match=r"open_clip_model\.safetensors cannot be read: Permission denied"):
+        read_weights(hps_dir / "open_clip_model.safetensors")
+
+
 @pytest.mark.parametrize("size", [0, 7, 100, 20_000])
 def test_truncated_weights_are_an_error(tmp_path: Path, size: int) -> None:
     hps_dir, pickscore_dir = write_hps(tmp_path / "hps"), write_pickscore(tmp_path / "pickscore")
@@ -299,6 +318,11 @@ def test_truncated_weights_are_an_error(tmp_path: Path, size: int) -> None:
         PickScoreScorer.load(pickscore_dir, "cpu")
 
 
+def with_keys(section: str, **keys: object) -> str:
+    """config.json of an HPS model with more keys in one section."""
+    return json.dumps(HPS_SETTINGS | {section: HPS_SETTINGS.get(section, {}) | keys})
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -306,6 +330,25 @@ def test_truncated_weights_are_an_error(tmp_path: Path, size: int) -> None:
         ("{}", "not an open_clip model config"),
         (json.dumps(HPS_SETTINGS | {"quick_gelu": True}), "quick_gelu"),
         (json.dumps(HPS_SETTINGS | {"embed_dim": 25}), "does not fit"),
+        (json.dumps(HPS_SETTINGS | {"multimodal_cfg": {"width": 8}}), "multimodal_cfg is"),
+        (json.dumps(HPS_SETTINGS | {"text_cfg": [8]}), "not an open_clip model config"),
+        (with_keys("text_cfg", no_causal_mask=True), r"text_cfg\.no_causal_mask is True, which models of HPSv2 do not"),
+        (with_keys("text_cfg", pool_type="first"), r"text_cfg\.pool_type is 'first'"),
+        (with_keys("text_cfg", act_kwargs={"approximate": "tanh"}), r"text_cfg\.act_kwargs"),
+        (with_keys("text_cfg", mlp_ratio=2.0), "does not fit"),
+        (with_keys("text_cfg", hf_model_name="roberta-base"), r"text_cfg\.hf_model_name"),
+        (
+            with_keys("vision_cfg", layers=[2, 2]),
+            r"vision_cfg\.layers is .*, but in models of HPSv2 it is a number",
+        ),
+        (with_keys("vision_cfg", image_size=[64, 64]), r"vision_cfg\.image_size is \[64, 64\], but"),
+        (with_keys("vision_cfg", pool_type="avg"), r"vision_cfg\.pool_type is 'avg'"),
+        (with_keys("vision_cfg", norm_kwargs={"eps": 1e-3}), r"vision_cfg\.norm_kwargs"),
+        (with_keys("vision_cfg", no_ln_pre=True), r"vision_cfg\.no_ln_pre"),
+        (with_keys("vision_cfg", ls_init_value=0.1), r"vision_cfg\.ls_init_value"),
+        (with_keys("vision_cfg", image_mean=[0.5] * 3), r"vision_cfg\.image_mean"),
+        (with_keys("preprocess_cfg", mean=[0.5] * 3), r"mean is \[0\.5, 0\.5, 0\.5\], but this scorer always applies"),
+        (with_keys("preprocess_cfg", resize_mode="squash"), "resize_mode is squash, but"),
         (json.dumps(HPS_SETTINGS | {"text_cfg": HPS_SETTINGS["text_cfg"] | {"vocab_size": 500}}), "tokens"),
     ],
 )
@@ -314,6 +357,22 @@ def test_a_config_that_does_not_fit_is_an_error(tmp_path: Path, settings: str, m
     (directory / "config.json").write_text(settings)
     with pytest.raises(ModelError, match=message):
         HpsScorer.load(directory, "cpu")
+
+
+def test_open_clip_s_defaults_written_out_pass(hps: HpsScorer, tmp_path: Path) -> None:
+    vision = {"pool_type": "tok", "patch_dropout": 0.1, "ls_init_value": None, "timm_pool": "avg", "norm_kwargs": {}}
+    text = {"pool_type": "argmax", "mlp_ratio": 4.0, "no_causal_mask": False, "hf_pooler_type": "mean_pooler"}
+    prepared = {"size": 224, "mean": OPENAI_MEAN, "std": [round(value, 5) for value in OPENAI_STD], "fill_color": 0}
+    settings = {
+        "vision_cfg": HPS_SETTINGS["vision_cfg"] | vision,
+        "text_cfg": HPS_SETTINGS["text_cfg"] | text,
+        "preprocess_cfg": prepared,
+    }
+    directory = write_hps(tmp_path / "hps")
+    (directory / "config.json").write_text(json.dumps(HPS_SETTINGS | settings))
+    images = random_images(1, 20, 30)
+    scores = HpsScorer.load(directory, "cpu").score(images, ["a"], [{}])
+    assert scores == pytest.approx(hps.score(images, ["a"], [{}]), abs=1e-6)
 
 
 def test_weights_must_match_one_to_one(tmp_path: Path) -> None:
