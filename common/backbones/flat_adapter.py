@@ -21,7 +21,7 @@ from common.errors import ModelError, WeightUpdateError
 class FlatAdapter:
     """Weights by name that share one tensor's memory, and with it torch's count of changes in place.
 
-    Gradients are each parameter's own until `gradient` joins them: a parameter that no pass has reached has none.
+    Backward passes give each parameter a gradient of its own: one that no pass has reached has none.
 
     Attributes:
         name: names the adapter in errors.
@@ -87,6 +87,27 @@ class FlatAdapter:
                     f"expected {list(shape)}"
                 )
         self.flat_n.copy_(self.joined(state))
+
+    def reached(self) -> list[bool]:
+        """For every parameter, whether a backward pass has given it a gradient."""
+        return [parameter.grad is not None for parameter in self.parameters.values()]
+
+    def joined_gradient(self) -> Tensor:
+        """Join the gradients to one tensor [n], of which they are views from then on; zeros where there is none."""
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters.values()]
+        gradient_n = torch.cat([part.flatten() for part in parts])
+        self.set_gradient(gradient_n, self.reached())
+        return gradient_n
+
+    def set_gradient(self, gradient_n: Tensor, reached: Sequence[bool]) -> None:
+        """Replace all gradients by views of one tensor's parts, and by None for parameters that are not `reached`."""
+        parts = self.split(gradient_n.to(self.flat_n)).values()
+        for parameter, part, due in zip(self.parameters.values(), parts, reached, strict=True):
+            parameter.grad = part if due else None
+
+    def clear_gradient(self) -> None:
+        for parameter in self.parameters.values():
+            parameter.grad = None
 
     def freeze(self) -> None:
         for parameter in self.parameters.values():

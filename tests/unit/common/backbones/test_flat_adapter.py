@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from safetensors.torch import load, save
@@ -41,7 +43,7 @@ def test_every_change_in_place_counts_once() -> None:
     versions.append(adapter.version)
     adapter.flat_n.mul_(2)
     versions.append(adapter.version)
-    assert [after - before for before, after in zip(versions, versions[1:], strict=False)] == [1, 1, 1]
+    assert [after - before for before, after in itertools.pairwise(versions)] == [1, 1, 1]
 
 
 def test_a_state_is_a_copy_that_a_file_takes() -> None:
@@ -79,9 +81,24 @@ def test_what_a_pass_has_not_reached_has_no_gradient() -> None:
     (adapter.parameters["a"] * 2).sum().backward()
     assert adapter.parameters["b"].grad is None
     assert adapter.parameters["a"].grad is not None
-    assert adapter.flat_n.grad is None
+    assert adapter.reached() == [False, True]
+    assert adapter.joined_gradient().tolist() == [0, 0, 2, 2, 2]
+    assert adapter.reached() == [False, True]
     adapter.freeze()
     assert not any(parameter.requires_grad for parameter in adapter.parameters.values())
+
+
+def test_joined_gradients_are_views_of_one_tensor_and_go_on_adding_up() -> None:
+    adapter = made()
+    adapter.parameters["a"].sum().backward()
+    joined = adapter.joined_gradient()
+    adapter.parameters["a"].sum().backward()
+    assert joined.tolist() == [0, 0, 2, 2, 2]
+    adapter.set_gradient(torch.arange(5.0), [True, False])
+    assert adapter.reached() == [True, False]
+    assert adapter.joined_gradient().tolist() == [0, 1, 0, 0, 0]
+    adapter.clear_gradient()
+    assert adapter.reached() == [False, False]
 
 
 def test_parameters_that_were_moved_away_are_named() -> None:
