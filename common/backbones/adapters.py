@@ -117,6 +117,10 @@ class AdapterBank:
         require_bound(self._targets, layers)
         return [layer for layer in layers if any(binds(target, layer) for target in self._targets)]
 
+    def trains(self, name: str) -> bool:
+        """Whether the adapter was declared trainable and not frozen since."""
+        return name in self._trainable
+
     def freeze(self, name: str) -> None:
         """Stop training an adapter; it remains part of its networks."""
         self._trainable.discard(name)

@@ -226,4 +226,13 @@ NETWORKS = (
         "if False:",
         unit_test("learner/training/optimizer::weight_decay_takes_its_share_of_the_weight"),
     ),
+    Mutant(
+        "weight decay also shrinks parameters without a gradient",
+        _OPTIMIZER,
+        "reached: list[Tensor] = [p for p in self._adapter.parameters.values() if p.grad is not None]",
+        "reached: list[Tensor] = [*self._adapter.parameters.values()]",
+        unit_test(
+            "learner/training/optimizer::steps_are_those_of_torchs_adamw_and_leave_a_parameter_without_gradient_alone"
+        ),
+    ),
 )
