@@ -119,11 +119,11 @@ BACKBONES = (
         unit_test("common/backbones/adapters::a_step_of_the_learners_optimizer_changes_the_next_pass"),
     ),
     Mutant(
-        "a worker keeps the weights that it held under a frozen adapter's name",
+        "a worker loads the frozen weights again with every version",
         "rollout_workers/weight_receiver.py",
         "if due[adapter] == before.get(adapter)}",
-        "if adapter in before}",
-        unit_test("common/weights::a_worker_of_stage_one_replaces_the_weights_that_were_frozen_since"),
+        "if False}",
+        unit_test("common/weights::a_new_worker_takes_the_frozen_weights_and_an_old_one_keeps_them"),
     ),
     Mutant(
         "a weight behind the low-rank product is missing from the inputs' gradient",
