@@ -21,7 +21,7 @@ from common.errors import ModelError, WeightUpdateError
 class FlatAdapter:
     """Weights by name that share one tensor's memory, and with it torch's count of changes in place.
 
-    Backward passes give each parameter a gradient of its own: one that no pass has reached has none.
+    Gradients share a tensor as well. A gradient of zeros is distinguished from a parameter that no pass has reached.
 
     Attributes:
         name: names the adapter in errors.
@@ -39,6 +39,7 @@ class FlatAdapter:
         self.parameters = {
             key: Parameter(part, requires_grad=trainable) for key, part in self.split(self.flat_n).items()
         }
+        self._gradient_n: Tensor | None = None
         self._first = next(iter(self.parameters.values()))
 
     def split(self, flat_n: Tensor) -> dict[str, Tensor]:
@@ -88,27 +89,32 @@ class FlatAdapter:
                 )
         self.flat_n.copy_(self.joined(state))
 
-    def reached(self) -> list[bool]:
-        """For every parameter, whether a backward pass has given it a gradient."""
-        return [parameter.grad is not None for parameter in self.parameters.values()]
-
-    def joined_gradient(self) -> Tensor:
-        """Join the gradients to one tensor [n], of which they are views from then on; zeros where there is none."""
-        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters.values()]
-        gradient_n = torch.cat([part.flatten() for part in parts])
-        self.set_gradient(gradient_n, self.reached())
-        return gradient_n
-
-    def set_gradient(self, gradient_n: Tensor, reached: Sequence[bool]) -> None:
-        """Replace all gradients by views of one tensor's parts, and by None for parameters that are not `reached`."""
-        parts = self.split(gradient_n.to(self.flat_n)).values()
-        for parameter, part, due in zip(self.parameters.values(), parts, reached, strict=True):
-            parameter.grad = part if due else None
+    @property
+    def gradient_n(self) -> Tensor:
+        """All gradients in one tensor [n], which backward passes add to after `clear_gradient`."""
+        if self._gradient_n is None:
+            self._gradient_n = torch.zeros_like(self.flat_n)
+        return self._gradient_n
 
     def clear_gradient(self) -> None:
-        for parameter in self.parameters.values():
-            parameter.grad = None
+        """Make the gradient zero, and every parameter's `grad` a view of its part."""
+        self.gradient_n.zero_()
+        for parameter, part in zip(self.parameters.values(), self.split(self.gradient_n).values(), strict=True):
+            # Of `.data`, torch counts the changes apart.
+            parameter.grad = part.data
+
+    def reached(self) -> list[bool]:
+        """For every parameter, whether a backward pass has reached it since `clear_gradient`."""
+        return [p.grad is not None and p.grad._version > 0 for p in self.parameters.values()]
+
+    def mark_reached(self, reached: Sequence[bool]) -> None:
+        """Count these parameters as reached: their gradients came from elsewhere."""
+        found = zip(self.parameters.values(), reached, strict=True)
+        torch.autograd.graph.increment_version([p.grad for p, due in found if due and p.grad is not None])
 
     def freeze(self) -> None:
+        """Stop training, and drop the gradient."""
+        self._gradient_n = None
         for parameter in self.parameters.values():
             parameter.requires_grad_(False)
+            parameter.grad = None

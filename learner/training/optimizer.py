@@ -76,7 +76,6 @@ class AdapterOptimizer:
         Raises:
             RankError: see `Ranks.summing`.
         """
-        self._weights.grad = None
         self._adapter.clear_gradient()
         with self._ranks.summing(self._network, self._adapter):
             yield
@@ -87,24 +86,28 @@ class AdapterOptimizer:
         Raises:
             TrainingError: the norm is not finite; nothing has changed then.
         """
-        self._weights.grad = self._adapter.joined_gradient()
-        gradients = [p.grad for p in self._adapter.parameters.values() if p.grad is not None]
-        norm = get_total_norm(gradients)
+        self._weights.grad = self._adapter.gradient_n
+        reached = self._reached()
+        norm = get_total_norm([parameter.grad for parameter in reached if parameter.grad is not None])
         if not norm.isfinite():
             raise TrainingError(
                 f"the gradient of the {self._network} has norm {norm.item()} in iteration {iteration}: start "
                 "another run with a lower learning rate"
             )
-        if gradients:
+        if reached:
             clip_grads_with_norm_(self._weights, self._settings.gradient_clip, norm)
-            self._step_at(self._settings.learning_rate.at(iteration))
+            self._step_at(self._settings.learning_rate.at(iteration), reached)
         return float(norm)
 
+    def _reached(self) -> list[Tensor]:
+        """The parameters that a backward pass has reached, on any rank."""
+        parameters = self._adapter.parameters.values()
+        return [parameter for parameter, due in zip(parameters, self._adapter.reached(), strict=True) if due]
+
     @torch.no_grad()
-    def _step_at(self, rate: float) -> None:
-        """Step with this learning rate; parameters without a gradient do not change, as in torch's AdamW."""
+    def _step_at(self, rate: float, reached: list[Tensor]) -> None:
+        """Step with this learning rate; parameters that no pass has reached do not change, as in torch's AdamW."""
         if self._settings.weight_decay > 0:
-            reached: list[Tensor] = [p for p in self._adapter.parameters.values() if p.grad is not None]
             torch._foreach_mul_(reached, 1 - rate * self._settings.weight_decay)
         for group in self._adamw.param_groups:
             group["lr"] = rate

@@ -50,7 +50,7 @@ class Ranks:
         sharded base it cannot, because they wait for its weights: there the end of its process notifies them.
 
         Raises:
-            RankError: another rank failed or is gone; no gradient has changed then.
+            RankError: another rank failed or is gone; the gradients are of no use then.
         """
         if self.count == 1:
             yield
@@ -66,16 +66,17 @@ class Ranks:
             raise RankError(f"another rank of the learner failed in its update of the {network}")
 
     def _sum(self, network: str, adapter: FlatAdapter, *, failed: bool) -> bool:
-        """Sum the gradients over the ranks; return whether any rank failed, in which case they are left unchanged."""
+        """Sum the gradients over the ranks; return whether any rank failed. Then nothing is summed."""
         flags = torch.tensor([failed, *adapter.reached()], dtype=torch.float32)
-        # One message; a failed rank's gradients may be incomplete, and they are not used.
-        message = torch.cat([flags, adapter.joined_gradient().cpu()])
         with lost_ranks_named(f"the update of the {network}"):
-            distributed.all_reduce(message)
-        failures, *reached = message[: len(flags)].tolist()
-        if failures > 0:
-            return True
-        adapter.set_gradient(message[len(flags) :], [count > 0 for count in reached])
+            distributed.all_reduce(flags)
+            failures, *reached = flags.tolist()
+            if failures > 0:
+                return True
+            total_n = adapter.gradient_n.cpu()
+            distributed.all_reduce(total_n)
+        adapter.gradient_n.copy_(total_n)
+        adapter.mark_reached([count > 0 for count in reached])
         return False
 
 

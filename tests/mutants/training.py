@@ -229,8 +229,8 @@ NETWORKS = (
     Mutant(
         "weight decay also shrinks parameters without a gradient",
         _OPTIMIZER,
-        "reached: list[Tensor] = [p for p in self._adapter.parameters.values() if p.grad is not None]",
-        "reached: list[Tensor] = [*self._adapter.parameters.values()]",
+        "zip(parameters, self._adapter.reached(), strict=True) if due]",
+        "zip(parameters, self._adapter.reached(), strict=True)]",
         unit_test(
             "learner/training/optimizer::steps_are_those_of_torchs_adamw_and_leave_a_parameter_without_gradient_alone"
         ),

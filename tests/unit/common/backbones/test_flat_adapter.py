@@ -76,29 +76,47 @@ def test_weights_that_do_not_fit_change_nothing(state: dict[str, Tensor], messag
     assert adapter.flat_n.tolist() == [1, 2, 3, 4, 5]
 
 
-def test_what_a_pass_has_not_reached_has_no_gradient() -> None:
+def test_backward_passes_add_to_one_gradient_and_count_what_they_reach() -> None:
     adapter = made()
-    (adapter.parameters["a"] * 2).sum().backward()
-    assert adapter.parameters["b"].grad is None
-    assert adapter.parameters["a"].grad is not None
-    assert adapter.reached() == [False, True]
-    assert adapter.joined_gradient().tolist() == [0, 0, 2, 2, 2]
-    assert adapter.reached() == [False, True]
-    adapter.freeze()
-    assert not any(parameter.requires_grad for parameter in adapter.parameters.values())
-
-
-def test_joined_gradients_are_views_of_one_tensor_and_go_on_adding_up() -> None:
-    adapter = made()
-    adapter.parameters["a"].sum().backward()
-    joined = adapter.joined_gradient()
-    adapter.parameters["a"].sum().backward()
-    assert joined.tolist() == [0, 0, 2, 2, 2]
-    adapter.set_gradient(torch.arange(5.0), [True, False])
-    assert adapter.reached() == [True, False]
-    assert adapter.joined_gradient().tolist() == [0, 1, 0, 0, 0]
-    adapter.clear_gradient()
     assert adapter.reached() == [False, False]
+    adapter.clear_gradient()
+    for _ in range(2):
+        (adapter.parameters["a"] * 2).sum().backward()
+    assert adapter.gradient_n.tolist() == [0, 0, 4, 4, 4]
+    assert adapter.reached() == [False, True]
+    adapter.gradient_n.mul_(2)
+    assert adapter.parameters["a"].grad is not None
+    assert adapter.parameters["a"].grad.tolist() == [[8, 8, 8]]
+    assert adapter.reached() == [False, True]
+    adapter.clear_gradient()
+    assert (adapter.gradient_n.any().item(), adapter.reached()) == (False, [False, False])
+
+
+def test_a_gradient_of_zeros_has_reached_its_parameter() -> None:
+    adapter = made()
+    adapter.clear_gradient()
+    (adapter.parameters["a"] * 0).sum().backward()
+    assert adapter.reached() == [False, True]
+    adapter.mark_reached([True, False])
+    assert adapter.reached() == [True, True]
+
+
+def test_a_frozen_adapter_has_no_gradient() -> None:
+    adapter = made()
+    adapter.clear_gradient()
+    adapter.freeze()
+    assert all(parameter.grad is None for parameter in adapter.parameters.values())
+    assert not any(parameter.requires_grad for parameter in adapter.parameters.values())
+    assert adapter.reached() == [False, False]
+
+
+def test_other_gradients_of_autograd_leave_no_trace() -> None:
+    adapter = made()
+    adapter.clear_gradient()
+    parameter = adapter.parameters["a"]
+    (found,) = torch.autograd.grad((parameter * 3).sum(), parameter)
+    assert found.tolist() == [[3, 3, 3]]
+    assert (adapter.gradient_n.any().item(), adapter.reached()) == (False, [False, False])
 
 
 def test_parameters_that_were_moved_away_are_named() -> None:

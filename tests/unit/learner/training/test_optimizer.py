@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pytest
 import torch
 from torch import Tensor
@@ -28,9 +26,12 @@ def optimizer_of(
     return AdapterOptimizer("student", adapter, OptimizerSettings(rate, weight_decay, clip))
 
 
-def set_gradients(parameters: Mapping[str, Parameter], **gradients: list[float]) -> None:
-    for name, values in gradients.items():
-        parameters[name].grad = torch.tensor(values)
+def step(optimizer: AdapterOptimizer, adapter: FlatAdapter, iteration: int, **gradients: list[float]) -> float:
+    """A step with these gradients."""
+    with optimizer.gathering():
+        for name, values in gradients.items():
+            (adapter.parameters[name] * torch.tensor(values)).sum().backward()
+    return optimizer.step(iteration)
 
 
 def test_a_constant_learning_rate_stays() -> None:
@@ -48,8 +49,7 @@ def test_a_step_uses_the_rate_of_its_iteration(iteration: int, moved: float) -> 
     """AdamW's first step moves a weight by the learning rate, whatever the size of its gradient."""
     adapter = adapter_of(x=[1.0])
     optimizer = optimizer_of(adapter, LearningRate(0.5, "linear", iterations=4))
-    set_gradients(adapter.parameters, x=[0.01])
-    assert optimizer.step(iteration) == pytest.approx(0.01)
+    assert step(optimizer, adapter, iteration, x=[0.01]) == pytest.approx(0.01)
     assert adapter.flat_n.item() == pytest.approx(1 - moved, abs=1e-6)
 
 
@@ -57,25 +57,22 @@ def test_a_long_gradient_is_clipped_and_its_norm_before_is_returned() -> None:
     """AdamW's first moment is a tenth of the gradient it was given: (3, 4) of norm 5, clipped to norm 1."""
     adapter = adapter_of(x=[0.0], y=[0.0])
     optimizer = optimizer_of(adapter)
-    set_gradients(adapter.parameters, x=[3.0], y=[4.0])
-    assert optimizer.step(0) == pytest.approx(5.0)
+    assert step(optimizer, adapter, 0, x=[3.0], y=[4.0]) == pytest.approx(5.0)
     moments = [optimizer.state()[f"{name}|exp_avg"].item() for name in "xy"]
     assert moments == pytest.approx([0.06, 0.08], rel=1e-4)
 
 
 def test_weight_decay_takes_its_share_of_the_weight() -> None:
     adapter = adapter_of(x=[2.0])
-    set_gradients(adapter.parameters, x=[0.0])
-    optimizer_of(adapter, weight_decay=0.1).step(0)
+    step(optimizer_of(adapter, weight_decay=0.1), adapter, 0, x=[0.0])
     assert adapter.flat_n.item() == pytest.approx(2 * (1 - 0.5 * 0.1))
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     adapter = adapter_of(x=[1.0], y=[2.0])
-    set_gradients(adapter.parameters, x=[float("nan")], y=[1.0])
     optimizer = optimizer_of(adapter, weight_decay=0.1)
     with pytest.raises(TrainingError, match="gradient of the student has norm nan in iteration 3"):
-        optimizer.step(3)
+        step(optimizer, adapter, 3, x=[float("nan")], y=[1.0])
     assert adapter.flat_n.tolist() == [1, 2]
     assert optimizer.state() == {}
 
@@ -83,15 +80,15 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
 def test_without_a_gradient_nothing_changes() -> None:
     adapter = adapter_of(x=[1.0])
     optimizer = optimizer_of(adapter, weight_decay=0.1)
-    assert optimizer.step(0) == 0
+    assert step(optimizer, adapter, 0) == 0
     assert (adapter.flat_n.item(), optimizer.state()) == (1, {})
 
 
 WEIGHTS = {"x": [1.0, -2.0], "unused": [5.0], "y": [0.5, 3.0, -1.0]}
 
 
-def gradients(step: int) -> dict[str, list[float]]:
-    drawn = torch.randn(5, generator=torch.Generator().manual_seed(step)).tolist()
+def gradients(iteration: int) -> dict[str, list[float]]:
+    drawn = torch.randn(5, generator=torch.Generator().manual_seed(iteration)).tolist()
     return {"x": drawn[:2], "y": drawn[2:]}
 
 
@@ -99,8 +96,9 @@ def per_parameter(steps: int) -> tuple[dict[str, Parameter], torch.optim.AdamW]:
     """torch's AdamW over the same parameters, one by one, after some steps."""
     parameters = {name: Parameter(torch.tensor(values)) for name, values in WEIGHTS.items()}
     adamw = torch.optim.AdamW(parameters.values(), lr=0.5, betas=BETAS, eps=EPSILON, weight_decay=0.1)
-    for step in range(steps):
-        set_gradients(parameters, **gradients(step))
+    for iteration in range(steps):
+        for name, values in gradients(iteration).items():
+            parameters[name].grad = torch.tensor(values)
         adamw.step()
     return parameters, adamw
 
@@ -108,10 +106,8 @@ def per_parameter(steps: int) -> tuple[dict[str, Parameter], torch.optim.AdamW]:
 def test_steps_are_those_of_torchs_adamw_and_leave_a_parameter_without_gradient_alone() -> None:
     adapter = adapter_of(**WEIGHTS)
     optimizer = optimizer_of(adapter, weight_decay=0.1, clip=1e9)
-    for step in range(4):
-        with optimizer.gathering():
-            set_gradients(adapter.parameters, **gradients(step))
-        optimizer.step(step)
+    for iteration in range(4):
+        step(optimizer, adapter, iteration, **gradients(iteration))
     expected, _ = per_parameter(4)
     for name, parameter in expected.items():
         torch.testing.assert_close(adapter.parameters[name], parameter, rtol=1e-6, atol=1e-6)
@@ -129,8 +125,7 @@ def test_a_state_per_parameter_of_an_earlier_version_is_continued() -> None:
     adapter.load({name: parameter.detach() for name, parameter in before.items()})
     optimizer = optimizer_of(adapter, weight_decay=0.1, clip=1e9)
     optimizer.load(saved)
-    set_gradients(adapter.parameters, **gradients(3))
-    optimizer.step(3)
+    step(optimizer, adapter, 3, **gradients(3))
     expected, adamw = per_parameter(4)
     state = optimizer.state()
     for name, parameter in expected.items():
@@ -143,8 +138,7 @@ def test_a_state_per_parameter_of_an_earlier_version_is_continued() -> None:
 def test_a_state_of_no_step_takes_the_moments_away() -> None:
     adapter = adapter_of(x=[1.0])
     optimizer = optimizer_of(adapter)
-    set_gradients(adapter.parameters, x=[1.0])
-    optimizer.step(0)
+    step(optimizer, adapter, 0, x=[1.0])
     assert optimizer.state().keys() == {"x|step", "x|exp_avg", "x|exp_avg_sq"}
     optimizer.load({})
     assert optimizer.state() == {}
