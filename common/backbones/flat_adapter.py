@@ -67,7 +67,7 @@ class FlatAdapter:
 
     def state(self) -> dict[str, Tensor]:
         """A copy of the weights on the CPU, float32."""
-        return self.split(self.flat_n.to("cpu", copy=True))
+        return self.split(self.flat_n.to("cpu", torch.float32, copy=True))
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Overwrite the weights.
