@@ -4,7 +4,7 @@
     parameters     [rank, in]     [out, rank]    [rank, in]            views: layers compute with these
 
 The parts are in the order of the names, without gaps. In an `AdapterBank` that is the order of the base's modules, A
-before B. The order is of no meaning outside the process: files, manifests and messages have one tensor per name.
+before B, so all ranks of a learner have the same. Files, payloads and manifests have one tensor per name instead.
 """
 
 from __future__ import annotations
