@@ -21,12 +21,14 @@ import torch
 from torch import Tensor
 
 from common.backbones import load_backbone
+from common.backbones.flat_adapter import FlatAdapter
 from common.command import user_path
 from common.config.run import ColdStartConfig, Config
 from common.prompts import load_prompts
 from learner.preflight.command_line import parse
 from learner.training.cold_start_trainer import ColdStartTrainer
 from learner.training.networks import COLD_START, FAKE_SCORE, Networks, StageSettings
+from learner.training.optimizer import AdapterOptimizer, MovingAverage
 
 RATE = 3e-6
 SETTINGS = {
@@ -44,11 +46,11 @@ def trained_b(config: Config, dtype: torch.dtype, iterations: int, seed: int) ->
     settings = ColdStartConfig.model_validate(SETTINGS | {"iterations": iterations})
     backbone = load_backbone(config.backbone, config.lora, torch.device("cpu"))
     networks = Networks(backbone, StageSettings.of(settings), seed)
-    bank = backbone.adapters
-    for name in (COLD_START, FAKE_SCORE):
-        for parameter in bank.parameters(name).values():
-            parameter.data = parameter.data.to(dtype)
-        bank.load(name, bank.state(name))  # a write through .data is not noticed
+    bank, stage = backbone.adapters, StageSettings.of(settings)
+    # New optimizers, which have the moments in that type.
+    networks.student_optimizer = AdapterOptimizer("student", _in_dtype(bank.adapter(COLD_START), dtype), stage.student)
+    networks.fake_optimizer = AdapterOptimizer("fake score", _in_dtype(bank.adapter(FAKE_SCORE), dtype), stage.fake)
+    networks.average = MovingAverage(bank.adapter(COLD_START), stage.ema_decay)
     trainer = ColdStartTrainer(
         networks, settings, config.sampling, config.backbone.guidance_scale, load_prompts(config.prompts.train), seed
     )
@@ -58,6 +60,14 @@ def trained_b(config: Config, dtype: torch.dtype, iterations: int, seed: int) ->
         network: torch.cat([value.flatten() for key, value in bank.state(name).items() if ".lora_B." in key])
         for network, name in (("student", COLD_START), ("fake score", FAKE_SCORE))
     }
+
+
+def _in_dtype(adapter: FlatAdapter, dtype: torch.dtype) -> FlatAdapter:
+    """The adapter, with its weights in this type."""
+    adapter.flat_n = adapter.flat_n.to(dtype)
+    for parameter, part in zip(adapter.parameters.values(), adapter.split(adapter.flat_n).values(), strict=True):
+        parameter.data = part
+    return adapter
 
 
 def compared(config: Config, iterations: int, seed: int) -> dict[str, dict[str, float]]:

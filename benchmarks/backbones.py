@@ -34,7 +34,7 @@ from common.backbones import load_backbone, model_sizes
 from common.backbones.base import Backbone
 from common.config.run import AlignmentConfig, ColdStartConfig, Config, SamplingConfig
 from common.types import PolicyVersion, Prompt, ScoredGroup, StepPlan, TrajectoryGroup
-from common.weights import publish
+from common.weights import frozen_weights, publish
 from learner.preflight.forecast import DEVICES, UTILISATION, Device, predict, this_cpu
 from learner.training.alignment_trainer import AlignmentTrainer
 from learner.training.distribution_matching import MatchingSettings
@@ -185,7 +185,8 @@ def _scored(sampled: SampledGroup, plan: StepPlan) -> ScoredGroup:
 
 
 def _publish(backbone: Backbone, config: Config) -> None:
-    WeightReceiver(backbone, VELOCITY_TOLERANCE[config.backbone.dtype]).receive(publish(backbone, 1))
+    receiver = WeightReceiver(backbone, VELOCITY_TOLERANCE[config.backbone.dtype])
+    receiver.receive(publish(backbone, 1), frozen_weights(backbone))
 
 
 def _seconds(work: Callable[[], object], device: torch.device, times: int = 3) -> float:

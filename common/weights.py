@@ -1,12 +1,15 @@
 """Published weights: sent from the learner to every rollout worker and verified at both ends.
 
-A publication is a safetensors payload and a manifest. The manifest contains a hash of every tensor, the base model of
-the adapters, and the velocity that the learner itself computes for a fixed prompt, noise and noise level. A receiver
-notices if it holds other weights, binds them to other modules, or computes something else.
+A publication is a safetensors payload and a manifest. The payload has the adapters that train. Those that are frozen
+never change within a stage: `frozen_weights` has them, apart, so that they are sent once. The manifest contains a hash
+of every tensor of both, the base model of the adapters, and the velocity that the learner itself computes for a fixed
+prompt, noise and noise level. A receiver notices if it holds other weights, binds them to other modules, or computes
+something else.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +22,8 @@ from common.backbones.base import Backbone
 from common.types import FloatArray, Network, PolicyVersion
 from common.wire import fingerprint, tensor_hashes, weights_to_bytes
 
+Payload = npt.NDArray[np.uint8]
+"""Weights as safetensors bytes, `adapter/path` -> float32. The object store shares an array without a copy."""
 ATTESTATION_PROMPT = "attestation probe"
 ATTESTATION_SIGMA = 0.7
 """At this noise level a velocity depends on the prompt, the latents and every layer."""
@@ -26,10 +31,10 @@ ATTESTATION_SIGMA = 0.7
 
 @dataclass(frozen=True)
 class Manifest:
-    """Description of a payload.
+    """Description of the student's weights.
 
     Attributes:
-        version: counter and fingerprint of the adapters' weights.
+        version: counter and fingerprint of the weights of all adapters in the stack.
         stack: the adapters of the student, in order.
         tensor_hashes: "adapter/module path.lora_A.weight" -> xxh3-128 of dtype, shape and bytes.
         base_fingerprint: hash of the frozen transformer the adapters were trained on.
@@ -45,19 +50,27 @@ class Manifest:
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """Manifest and payload (safetensors bytes as uint8, so that the object store shares them without a copy)."""
+    """Manifest of the student's weights, and those of its adapters that train."""
 
     manifest: Manifest
-    payload: npt.NDArray[np.uint8]
+    payload: Payload
 
 
 def student_state(backbone: Backbone) -> dict[str, FloatArray]:
     """The live weights of every adapter in the student's stack, as `adapter/path` -> float32 array."""
+    return _state(backbone, backbone.adapters.stack(Network.STUDENT))
+
+
+def _state(backbone: Backbone, adapters: Iterable[str]) -> dict[str, FloatArray]:
     return {
         f"{adapter}/{path}": value.numpy()
-        for adapter in backbone.adapters.stack(Network.STUDENT)
+        for adapter in adapters
         for path, value in backbone.adapters.state(adapter).items()
     }
+
+
+def _packed(state: Mapping[str, FloatArray]) -> Payload:
+    return np.frombuffer(weights_to_bytes(state), dtype=np.uint8)
 
 
 @torch.no_grad()
@@ -72,14 +85,21 @@ def attestation_velocity(backbone: Backbone) -> Tensor:
 
 
 def publish(backbone: Backbone, number: int) -> PublishedWeights:
-    """Package the student's current weights as version `number`."""
-    state = student_state(backbone)
+    """Package the student's current weights as version `number`; `frozen_weights` has those that do not train."""
+    bank, state = backbone.adapters, student_state(backbone)
     hashes = tensor_hashes(state)
     manifest = Manifest(
         version=PolicyVersion(number, fingerprint(hashes)),
-        stack=backbone.adapters.stack(Network.STUDENT),
+        stack=bank.stack(Network.STUDENT),
         tensor_hashes=hashes,
         base_fingerprint=backbone.base_fingerprint(),
         attestation_velocity_chw=attestation_velocity(backbone).numpy(),
     )
-    return PublishedWeights(manifest, np.frombuffer(weights_to_bytes(state), dtype=np.uint8))
+    trained = {key: value for key, value in state.items() if bank.trains(key.partition("/")[0])}
+    return PublishedWeights(manifest, _packed(trained))
+
+
+def frozen_weights(backbone: Backbone) -> Payload:
+    """The adapters of the student's stack that do not train: what every publication of this stage leaves out."""
+    bank = backbone.adapters
+    return _packed(_state(backbone, [name for name in bank.stack(Network.STUDENT) if not bank.trains(name)]))

@@ -37,6 +37,7 @@ from learner.driver.comparison import PolicyRecords
 from learner.driver.embedded_redis import embedded_redis
 from learner.driver.learner_group import started_learner
 from learner.driver.local_servers import LocalServers, LocalServerSpec
+from learner.driver.publisher import Publisher
 from learner.driver.run_directory import Start, begin, claimed, continuity, require_same_rewards
 from learner.driver.threads import with_known_threads, with_probed_threads
 from learner.driver.worker_pool import WorkerPool
@@ -193,6 +194,7 @@ def started_service(
             config=config,
             run_dir=run_dir,
             learner=ranks[0],
+            publisher=Publisher(ranks[0]),
             sigmas=sigmas,
             pool=WorkerPool(workers, CALL_TIMEOUT_S, lambda: servers.check(_waited_for(config))),
             tracker=stack.enter_context(_tracker(config, run_dir)),

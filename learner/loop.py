@@ -4,7 +4,7 @@
                              ▲                                                               │
          weights vN+1        │                                        rollouts.collect ◄─────┘  (waits: all groups of N)
               │              │                                               │
-              └──── learner.publish ◄──── learner.align: fake score, student ◄┘                 (waits: the update)
+              └──── publisher.publish ◄── learner.align: fake score, student ◄┘                 (waits: the update)
 
 Iteration N trains on groups sampled with the weights of version max(0, N - max_staleness): with 0 the run is
 synchronous, with k the workers sample k iterations ahead. The staleness is exact, not just bounded, so a run is
@@ -20,6 +20,7 @@ from ray.actor import ActorHandle
 
 from common.types import Position, Prompt, Stage, StepPlan, UpdateResult
 from learner.driver.calls import answer
+from learner.driver.publisher import Publisher
 from learner.driver.rollouts import Rollouts
 from learner.records.metrics_log import Tracker
 
@@ -32,6 +33,7 @@ class Milestones(Protocol):
 
 def run_alignment(
     learner: ActorHandle,
+    publisher: Publisher,
     rollouts: Rollouts,
     plan_for: Callable[[int], tuple[StepPlan, Sequence[Prompt]]],
     tracker: Tracker,
@@ -45,7 +47,7 @@ def run_alignment(
     requested = start
     for iteration in range(start, iterations):
         with tracker.iteration(Stage.ALIGNMENT, iteration) as step:
-            weights = learner.publish.remote(iteration, averaged=False)
+            weights = publisher.publish(iteration, averaged=False)
             while requested < min(iterations, iteration + 1 + max_staleness):
                 plan, prompts = plan_for(requested)
                 rollouts.request(plan, prompts, weights)

@@ -26,6 +26,7 @@ from learner.driver.between_iterations import EVALUATION_VERSION, RunMilestones
 from learner.driver.calls import answer
 from learner.driver.comparison import PolicyRecords
 from learner.driver.evaluation import evaluate
+from learner.driver.publisher import Publisher
 from learner.driver.rollouts import Rollouts
 from learner.driver.run_directory import Start
 from learner.driver.worker_pool import WorkerPool
@@ -51,6 +52,7 @@ class Service:
     config: Config
     run_dir: Path
     learner: ActorHandle
+    publisher: Publisher
     sigmas: tuple[float, ...]
     pool: WorkerPool
     tracker: Tracker
@@ -101,9 +103,11 @@ class Service:
             milestones.checkpoint(cold_start_end)
             self._measure("cold_start", self.specs.student, cold_start_end)
             answer(self.learner.begin_alignment.remote())
+            self.publisher.begin_stage()
             position = Position(Stage.ALIGNMENT, 0)
         run_alignment(
             self.learner,
+            self.publisher,
             Rollouts(self.pool, config.alignment.group_size, self._outage_limit_s()),
             self._plan,
             self.tracker,
@@ -126,6 +130,7 @@ class Service:
             self.config,
             self.run_dir,
             self.learner,
+            self.publisher,
             self.pool,
             self.tracker,
             self.prompts.evaluation,
@@ -138,6 +143,7 @@ class Service:
         if start.checkpoint is None:
             return
         answer(self.learner.restore.remote(start.checkpoint, start.settings))
+        self.publisher.begin_stage()
         if start.resumes:
             self.tracker.message(f"resuming after {start.position.iteration} iterations of {start.position.stage}")
 
@@ -159,7 +165,7 @@ class Service:
             return
         self.health_check()
         started, settings = time.perf_counter(), self.config.evaluation
-        weights = None if trained is None else self.learner.publish.remote(EVALUATION_VERSION, averaged=True)
+        weights = None if trained is None else self.publisher.publish(EVALUATION_VERSION, averaged=True)
         prompts = self.prompts.evaluation[: settings.final_prompts]
         evaluation = evaluate(self.pool, prompts, spec, settings.final_images_per_prompt, weights)
         seconds = time.perf_counter() - started

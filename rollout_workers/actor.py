@@ -31,7 +31,7 @@ from common.types import (
     StepPlan,
     TrajectoryGroup,
 )
-from common.weights import PublishedWeights
+from common.weights import Payload, PublishedWeights
 from rollout_workers.diversity import mean_pairwise_distance
 from rollout_workers.sampler import decode_to_uint8, sample_group, sample_pictures
 from rollout_workers.weight_receiver import VELOCITY_TOLERANCE, WeightReceiver
@@ -86,7 +86,7 @@ class RolloutWorker:
         return self._backbone.base_fingerprint()
 
     def rollout(
-        self, prompt: Prompt, plan: StepPlan, group_size: int, weights: PublishedWeights
+        self, prompt: Prompt, plan: StepPlan, group_size: int, weights: PublishedWeights, frozen: Payload
     ) -> tuple[RolloutOutcome, ScoredGroup | None]:
         """Sample one group with these weights and have every trained reward score it.
 
@@ -95,7 +95,7 @@ class RolloutWorker:
             RewardOutage: a reward under `pause` did not recover in time; the run must stop.
         """
         clock = _Stopwatch()
-        version = self._receiver.receive(weights)
+        version = self._receiver.receive(weights, frozen)
         clock.lap("weights")
         sampled = sample_group(self._backbone, prompt, plan, seed=self._settings.seed, group_size=group_size)
         clock.lap("rollout")
@@ -118,7 +118,12 @@ class RolloutWorker:
         return outcome, ScoredGroup(trajectory, answers.values)
 
     def evaluate(
-        self, prompts: Sequence[Prompt], spec: SamplingSpec, images_per_prompt: int, weights: PublishedWeights | None
+        self,
+        prompts: Sequence[Prompt],
+        spec: SamplingSpec,
+        images_per_prompt: int,
+        weights: PublishedWeights | None = None,
+        frozen: Payload | None = None,
     ) -> list[EvaluatedPrompt]:
         """Sample and score prompts under a policy; the teacher needs no `weights`.
 
@@ -127,7 +132,7 @@ class RolloutWorker:
             RewardError: a reward was not available; an evaluation never contains zeros for missing scores.
         """
         if weights is not None:
-            self._receiver.receive(weights)
+            self._receiver.receive(weights, frozen)
         elif spec.network is not Network.TEACHER:
             raise WeightUpdateError(f"an evaluation of the {spec.network} needs its weights: publish them first")
         return [self._evaluate_prompt(prompt, spec, images_per_prompt) for prompt in prompts]

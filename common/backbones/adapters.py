@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -21,12 +20,10 @@ from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint as recompute
 
 from common import seeding
+from common.backbones.flat_adapter import FlatAdapter
 from common.backbones.lora_linear import ActiveNetwork, LoraLinear, why_unfit
 from common.backbones.lora_targets import adapted_layers, binds, require_bound
 from common.errors import ModelError, WeightUpdateError
-
-VERSION = attrgetter("_version")
-"""torch counts the changes of a tensor in place; a write through `.data` is not counted."""
 
 
 class AdapterBank:
@@ -44,9 +41,9 @@ class AdapterBank:
         self._bases = {network: base.requires_grad_(False) for network, base in bases.items()}
         self._rank, self._alpha, self._targets = rank, alpha, tuple(targets)
         self.scale = alpha / rank
+        self._adapters: dict[str, FlatAdapter] = {}
         self._base_of: dict[str, nn.Module] = {}
         self._networks: dict[str, tuple[str, ...]] = {}
-        self._stacked: dict[str, list[Parameter]] = {}
         self._copied: dict[str, int] = {}
         self._trainable: set[str] = set()
         self._active = ActiveNetwork()
@@ -87,22 +84,25 @@ class AdapterBank:
 
     def _bind(self, name: str, ranks: Mapping[str, int], trainable: bool, network: str) -> None:
         """Add an adapter of zeros to these layers."""
-        if name in self._base_of:
+        if name in self._adapters:
             raise ModelError(f"adapter {name!r} was added before: give this one another name, or load its weights")
         base = self._bases[network]
-        layers = _linear_layers(base)
-        for path in ranks:
-            layer = layers[path]
+        layers = {path: layer for path, layer in _linear_layers(base).items() if path in ranks}
+        for path, layer in layers.items():
             reason = "" if isinstance(layer, LoraLinear) else why_unfit(layer)
             if reason:
                 raise ModelError(f"{path} takes no adapter, {reason}: use a base of plain float weights")
-        for path, rank in ranks.items():
-            layer = layers[path]
-            if not isinstance(layer, LoraLinear):
-                layer = LoraLinear(layer, self._active)
-                base.set_submodule(path, layer)
-            layer.add(name, rank, trainable=trainable)
-        self._base_of[name] = base
+        shapes: dict[str, tuple[int, int]] = {}
+        for path, layer in layers.items():
+            out_features, in_features = layer.weight.shape
+            a, b = _keys(path)
+            shapes |= {a: (ranks[path], in_features), b: (out_features, ranks[path])}
+        adapter = FlatAdapter(name, shapes, trainable=trainable, device=next(base.parameters()).device)
+        for path, layer in layers.items():
+            adapted = layer if isinstance(layer, LoraLinear) else LoraLinear(layer, self._active)
+            base.set_submodule(path, adapted)
+            adapted.add(name, *(adapter.parameters[key] for key in _keys(path)))
+        self._adapters[name], self._base_of[name] = adapter, base
         if trainable:
             self._trainable.add(name)
         self._require_declared()
@@ -117,11 +117,14 @@ class AdapterBank:
         require_bound(self._targets, layers)
         return [layer for layer in layers if any(binds(target, layer) for target in self._targets)]
 
+    def trains(self, name: str) -> bool:
+        """Whether the adapter was declared trainable and not frozen since."""
+        return name in self._trainable
+
     def freeze(self, name: str) -> None:
         """Stop training an adapter; it remains part of its networks."""
         self._trainable.discard(name)
-        for parameter in self.parameters(name).values():
-            parameter.requires_grad_(False)
+        self._adapters[name].freeze()
         self._require_declared()
 
     def _require_declared(self) -> None:
@@ -140,14 +143,13 @@ class AdapterBank:
             ModelError: one of them was never added, or is bound to the base of another network.
         """
         for name in stack:
-            if name not in self._base_of:
-                raise ModelError(f"{network} has no adapter {name!r}: add it first (added: {sorted(self._base_of)})")
+            if name not in self._adapters:
+                raise ModelError(f"{network} has no adapter {name!r}: add it first (added: {sorted(self._adapters)})")
             if self._base_of[name] is not self._bases[network]:
                 raise ModelError(f"{network} has a base of its own, but adapter {name!r} was added to another one")
         self._networks[network] = tuple(stack)
-        self._stacked[network] = [
-            parameter for layer in self._layers(network) for parameter in layer.define(network, stack, self.scale)
-        ]
+        for layer in self._layers(network):
+            layer.define(network, stack, self.scale)
         self._copied[network] = -1
 
     def stack(self, network: str) -> tuple[str, ...]:
@@ -180,7 +182,7 @@ class AdapterBank:
 
     def _refresh(self, network: str) -> None:
         """Renew the layers' copies of a network's weights, if those have changed since the last pass."""
-        version = sum(map(VERSION, self._stacked[network]))
+        version = sum(self._adapters[name].version for name in self._networks[network])
         if version != self._copied[network]:
             for layer in self._layers(network):
                 layer.refresh(network)
@@ -189,46 +191,25 @@ class AdapterBank:
     def _layers(self, network: str) -> list[LoraLinear]:
         return [part for part in self._bases[network].modules() if isinstance(part, LoraLinear)]
 
+    def adapter(self, name: str) -> FlatAdapter:
+        """An adapter's weights; KeyError if there is none of this name."""
+        return self._adapters[name]
+
     def parameters(self, name: str) -> dict[str, Parameter]:
-        """The adapter's parameters by path, e.g. `transformer_blocks.0.attn.to_q.lora_A.weight`."""
-        if name not in self._base_of:
-            return {}
-        found = {}
-        for path, layer in self._base_of[name].named_modules():
-            if isinstance(layer, LoraLinear) and name in layer.lora_A:
-                found[f"{path}.lora_A.weight"] = layer.lora_A[name]
-                found[f"{path}.lora_B.weight"] = layer.lora_B[name]
-        return found
+        """The adapter's parameters by path, e.g. `transformer_blocks.0.attn.to_q.lora_A.weight`; none if not added."""
+        return dict(self._adapters[name].parameters) if name in self._adapters else {}
 
     def state(self, name: str) -> dict[str, Tensor]:
         """A copy of the adapter's weights, float32 on the CPU."""
-        return {
-            key: value.detach().to("cpu", torch.float32, copy=True).contiguous()
-            for key, value in self.parameters(name).items()
-        }
+        return self._adapters[name].state()
 
     def load(self, name: str, state: Mapping[str, Tensor]) -> None:
         """Overwrite the adapter's weights.
 
         Raises:
-            WeightUpdateError: a key is missing or unknown, or a shape differs; nothing has changed then.
+            WeightUpdateError: see `FlatAdapter.load`.
         """
-        own = self.parameters(name)
-        missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        if missing or unknown:
-            raise WeightUpdateError(
-                f"weights do not fit adapter {name!r}: {len(missing)} missing {missing[:2]}, "
-                f"{len(unknown)} unknown {unknown[:2]}"
-            )
-        for key, parameter in own.items():
-            if parameter.shape != state[key].shape:
-                raise WeightUpdateError(
-                    f"weights do not fit adapter {name!r}: {key} is {list(state[key].shape)}, "
-                    f"expected {list(parameter.shape)}"
-                )
-        with torch.no_grad():
-            for key, parameter in own.items():
-                parameter.copy_(state[key])
+        self._adapters[name].load(state)
 
 
 def _linear_layers(base: nn.Module) -> dict[str, nn.Linear | LoraLinear]:
@@ -238,12 +219,17 @@ def _linear_layers(base: nn.Module) -> dict[str, nn.Linear | LoraLinear]:
     return {path: layer for path, layer in layers.items() if id(layer) not in inner}
 
 
+def _keys(path: str) -> tuple[str, str]:
+    """The names of an adapter's A and B on this layer."""
+    return f"{path}.lora_A.weight", f"{path}.lora_B.weight"
+
+
 def _rank(name: str, path: str, layers: Mapping[str, nn.Linear | LoraLinear], state: Mapping[str, Tensor]) -> int:
     """The rank of an adapter's weights on one layer, which they must fit."""
     if path not in layers:
         raise WeightUpdateError(f"adapter {name!r} fits no layer of this model: {path} is not a linear layer of it")
     out_features, in_features = layers[path].weight.shape
-    shapes = [list(state[key].shape) if (key := f"{path}.lora_{part}.weight") in state else None for part in "AB"]
+    shapes = [list(state[key].shape) if key in state else None for key in _keys(path)]
     rank = shapes[0][0] if shapes[0] else 0
     if not rank or shapes != [[rank, in_features], [out_features, rank]]:
         raise WeightUpdateError(

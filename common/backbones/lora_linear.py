@@ -43,8 +43,10 @@ class StackedAdapters(nn.Module):
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the adapters' present weights."""
-        self.a.copy_(torch.cat(self._parts_a))
-        self.b.copy_(torch.cat(self._parts_b, dim=1) * self.scale)
+        for rows, part in zip(self.a.split(self.ranks), self._parts_a, strict=True):
+            rows.copy_(part)
+        for columns, part in zip(self.b.split(self.ranks, dim=1), self._parts_b, strict=True):
+            torch.mul(part, self.scale, out=columns)
 
     def add_to(self, base: nn.Linear, inputs: Tensor) -> Tensor:
         """The layer's output."""
@@ -77,26 +79,19 @@ class LoraLinear(nn.Module):
     def bias(self) -> Tensor | None:
         return self.base.bias
 
-    def add(self, adapter: str, rank: int, *, trainable: bool) -> None:
-        """Add a float32 adapter of zeros."""
-        like = torch.zeros((), dtype=torch.float32, device=self.base.weight.device)
-        for part, shape in (
-            (self.lora_A, (rank, self.base.in_features)),
-            (self.lora_B, (self.base.out_features, rank)),
-        ):
-            part[adapter] = nn.Parameter(like.new_zeros(shape), requires_grad=trainable)
+    def add(self, adapter: str, a: nn.Parameter, b: nn.Parameter) -> None:
+        """Add an adapter of any rank: A [rank, in] and B [out, rank]."""
+        self.lora_A[adapter], self.lora_B[adapter] = a, b
 
-    def define(self, network: str, stack: Sequence[str], scale: float) -> list[nn.Parameter]:
-        """Stack a network's adapters, as far as they are on this layer, and return their parameters."""
+    def define(self, network: str, stack: Sequence[str], scale: float) -> None:
+        """Stack a network's adapters, as far as they are on this layer."""
         if network in self.stacks:
             del self.stacks[network]
         here = [name for name in stack if name in self.lora_A]
-        if not here:
-            return []
-        parts_a, parts_b = [self.lora_A[name] for name in here], [self.lora_B[name] for name in here]
-        like = torch.empty((), dtype=self.base.weight.dtype, device=self.base.weight.device)
-        self.stacks[network] = StackedAdapters(parts_a, parts_b, scale, like)
-        return [*parts_a, *parts_b]
+        if here:
+            like = torch.empty((), dtype=self.base.weight.dtype, device=self.base.weight.device)
+            parts_a, parts_b = [self.lora_A[name] for name in here], [self.lora_B[name] for name in here]
+            self.stacks[network] = StackedAdapters(parts_a, parts_b, scale, like)
 
     def refresh(self, network: str) -> None:
         """Copy the present weights of a network's adapters."""

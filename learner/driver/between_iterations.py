@@ -21,6 +21,7 @@ from common.types import Position, Prompt, Stage
 from learner.checkpoint import CheckpointStore
 from learner.driver.calls import answer
 from learner.driver.evaluation import Evaluation, evaluate, save_grid
+from learner.driver.publisher import Publisher
 from learner.driver.worker_pool import WorkerPool
 from learner.records.metrics_log import Tracker
 
@@ -38,6 +39,7 @@ class RunMilestones:
         config: Config,
         run_dir: Path,
         learner: ActorHandle,
+        publisher: Publisher,
         pool: WorkerPool,
         tracker: Tracker,
         prompts: Sequence[Prompt],
@@ -50,6 +52,7 @@ class RunMilestones:
         self._config = config
         self._run_dir = run_dir
         self._learner = learner
+        self._publisher = publisher
         self._pool = pool
         self._tracker = tracker
         self._prompts = prompts[: config.evaluation.prompts]
@@ -75,7 +78,7 @@ class RunMilestones:
 
     def _evaluate(self, position: Position) -> None:
         started = time.perf_counter()
-        weights = self._learner.publish.remote(EVALUATION_VERSION, averaged=True)
+        weights = self._publisher.publish(EVALUATION_VERSION, averaged=True)
         evaluation: Evaluation = evaluate(
             self._pool, self._prompts, self._spec, self._config.evaluation.images_per_prompt, weights
         )

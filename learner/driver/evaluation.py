@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +14,9 @@ from ray.actor import ActorHandle
 
 from common.policies import SamplingSpec
 from common.types import EvaluatedPrompt, Prompt
+from learner.driver.publisher import Publication
 from learner.driver.worker_pool import Call, WorkerPool
 from learner.records.pictures import save_png
-
-if TYPE_CHECKING:  # imports torch
-    from common.weights import PublishedWeights
 
 PROMPTS_PER_CALL = 4
 """A worker evaluates this many prompts per call: few enough to balance the load, many enough to hide the overhead."""
@@ -38,7 +35,7 @@ def evaluate(
     prompts: Sequence[Prompt],
     spec: SamplingSpec,
     images_per_prompt: int,
-    weights: ray.ObjectRef[PublishedWeights] | None,
+    weights: Publication | None,
 ) -> Evaluation:
     """Evaluate a policy on the workers, sampled as `spec` says.
 
@@ -70,10 +67,10 @@ def _start_evaluation(
     prompts: Sequence[Prompt],
     spec: SamplingSpec,
     images_per_prompt: int,
-    weights: ray.ObjectRef[PublishedWeights] | None,
+    weights: Publication | None,
     worker: ActorHandle,
 ) -> list[ray.ObjectRef]:
-    return [worker.evaluate.remote(prompts, spec, images_per_prompt, weights)]
+    return [worker.evaluate.remote(prompts, spec, images_per_prompt, *(weights or ()))]
 
 
 def save_grid(evaluation: Evaluation, path: Path, num_prompts: int) -> None:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import ray
 from ray.actor import ActorHandle
@@ -19,10 +18,8 @@ from ray.actor import ActorHandle
 from common.errors import RewardInvalid, RewardOutage
 from common.rewards.api import REQUEST_CAUSES
 from common.types import Collected, Prompt, RolloutOutcome, ScoredGroup, ScoringFailure, StepPlan
+from learner.driver.publisher import Publication
 from learner.driver.worker_pool import Call, WorkerPool
-
-if TYPE_CHECKING:  # imports torch
-    from common.weights import PublishedWeights
 
 GROUP_ATTEMPTS = 2
 """A group is sampled and scored this many times before it is dropped; each time includes the client's own retries."""
@@ -54,7 +51,7 @@ class Rollouts:
         self._outage_limit_s = outage_limit_s
         self._calls: dict[int, list[partial[list[ray.ObjectRef]]]] = {}
 
-    def request(self, plan: StepPlan, prompts: Sequence[Prompt], weights: ray.ObjectRef[PublishedWeights]) -> None:
+    def request(self, plan: StepPlan, prompts: Sequence[Prompt], weights: Publication) -> None:
         """Request one group per prompt, sampled with these weights."""
         calls = [partial(_start_rollout, prompt, plan, self._group_size, weights) for prompt in prompts]
         self._calls[plan.iteration] = calls
@@ -138,11 +135,7 @@ def _cause(failure: ScoringFailure) -> str:
 
 
 def _start_rollout(
-    prompt: Prompt,
-    plan: StepPlan,
-    group_size: int,
-    weights: ray.ObjectRef[PublishedWeights],
-    worker: ActorHandle,
+    prompt: Prompt, plan: StepPlan, group_size: int, weights: Publication, worker: ActorHandle
 ) -> list[ray.ObjectRef]:
-    references: list[ray.ObjectRef] = worker.rollout.options(num_returns=2).remote(prompt, plan, group_size, weights)
+    references: list[ray.ObjectRef] = worker.rollout.options(num_returns=2).remote(prompt, plan, group_size, *weights)
     return references

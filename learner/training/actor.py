@@ -23,7 +23,7 @@ from common.config.run import Config
 from common.errors import AttestationError, RankError
 from common.rewards.access import RewardAccess
 from common.types import Guidance, Position, Prompt, ScoredGroup, UpdateResult
-from common.weights import PublishedWeights
+from common.weights import Payload, PublishedWeights
 from learner.training.batch_metrics import Totals
 from learner.training.group_provenance import PublishedPolicies
 from learner.training.learner_rank import LearnerRank
@@ -110,6 +110,10 @@ class Learner:
             self._published.remember(published.manifest.version)
         self._publish_seconds = time.perf_counter() - started
         return published
+
+    def frozen_weights(self) -> Payload:
+        """The student's weights that `publish` leaves out: they do not change within a stage."""
+        return self._own.frozen_weights()
 
     def save(self, run_dir: Path, position: Position, settings: dict[str, Any]) -> Path:
         """Write a checkpoint.

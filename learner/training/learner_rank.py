@@ -22,7 +22,7 @@ from common.backbones import load_backbone
 from common.config.run import Config
 from common.rewards.access import RewardAccess
 from common.types import Guidance, Position, Prompt, ScoredGroup, Stage
-from common.weights import PublishedWeights, attestation_velocity, publish
+from common.weights import Payload, PublishedWeights, attestation_velocity, frozen_weights, publish
 from common.wire import fingerprint, tensor_hashes
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.training.alignment_trainer import AlignmentTrainer
@@ -123,6 +123,10 @@ class LearnerRank:
         """The student's weights as version `number`. Rank 0 only, see `attestation_pass`."""
         with self._failure_noticed(), self._published_student(averaged=averaged):
             return publish(self._backbone, number)
+
+    def frozen_weights(self) -> Payload:
+        """The student's weights that `publish` leaves out: they do not change within a stage. Any rank can answer."""
+        return frozen_weights(self._backbone)
 
     def attestation_pass(self, *, averaged: bool) -> None:
         """Take part in the forward pass of rank 0's `publish`. Other ranks only, if the base is sharded."""

@@ -92,25 +92,19 @@ class Networks:
         for name, network in ((student_adapter, Network.STUDENT), (fake_adapter, Network.FAKE_SCORE)):
             bank.add(name, seed=self._seed, trainable=True, network=network, init_std=settings.init_std)
         self.student_adapter = student_adapter
-        self.student_optimizer = AdapterOptimizer(
-            "student", bank.parameters(student_adapter), settings.student, self.ranks
-        )
-        self.fake_optimizer = AdapterOptimizer("fake score", bank.parameters(fake_adapter), settings.fake, self.ranks)
-        self.average = MovingAverage(bank.state(student_adapter), settings.ema_decay)
+        student, fake = bank.adapter(student_adapter), bank.adapter(fake_adapter)
+        self.student_optimizer = AdapterOptimizer("student", student, settings.student, self.ranks)
+        self.fake_optimizer = AdapterOptimizer("fake score", fake, settings.fake, self.ranks)
+        self.average = MovingAverage(student, settings.ema_decay)
 
     def update_average(self) -> None:
-        self.average.update(self.backbone.adapters.parameters(self.student_adapter))
+        self.average.update()
 
     @contextmanager
     def averaged_student(self) -> Iterator[None]:
         """Inside this block the student has its averaged weights, which are evaluated and exported."""
-        bank = self.backbone.adapters
-        trained = bank.state(self.student_adapter)
-        bank.load(self.student_adapter, self.average.state())
-        try:
+        with self.average.applied():
             yield
-        finally:
-            bank.load(self.student_adapter, trained)
 
     def _adapters(self) -> tuple[str, ...]:
         bank = self.backbone.adapters

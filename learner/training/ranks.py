@@ -12,15 +12,15 @@ Plain torch.distributed, without Ray. Nothing here is pickled: numbers identify 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
-from torch import Tensor, distributed
-from torch.nn import Parameter
+from torch import distributed
 
+from common.backbones.flat_adapter import FlatAdapter
 from common.errors import RankError, one_line
 
 
@@ -41,14 +41,16 @@ class Ranks:
         return slice(self.index * total // self.count, (self.index + 1) * total // self.count)
 
     @contextmanager
-    def summing(self, network: str, parameters: Collection[Parameter]) -> Iterator[None]:
+    def summing(self, network: str, adapter: FlatAdapter) -> Iterator[None]:
         """At the end of this block every rank's gradients are replaced by the sum over all ranks.
+
+        A parameter has a gradient then if any rank's passes reached it.
 
         A rank that fails inside the block notifies the others instead, so that none waits for it forever. With a
         sharded base it cannot, because they wait for its weights: there the end of its process notifies them.
 
         Raises:
-            RankError: another rank failed or is gone; no gradient has changed then.
+            RankError: another rank failed or is gone; the gradients are of no use then.
         """
         if self.count == 1:
             yield
@@ -58,26 +60,23 @@ class Ranks:
                 yield
         except BaseException:
             if not self.sharded:
-                self._sum(network, parameters, failed=True)
+                self._sum(network, adapter, failed=True)
             raise
-        if self._sum(network, parameters, failed=False):
+        if self._sum(network, adapter, failed=False):
             raise RankError(f"another rank of the learner failed in its update of the {network}")
 
-    def _sum(self, network: str, parameters: Collection[Parameter], *, failed: bool) -> bool:
-        """Sum the gradients over the ranks; return whether any rank failed, in which case they are left unchanged."""
-        found = any(parameter.grad is not None for parameter in parameters)
-        own = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        # One message; a failed rank's gradients may be incomplete, and they are not used.
-        message = torch.cat(
-            [torch.tensor([float(failed), float(found)]), *(part.flatten().float().cpu() for part in own)]
-        )
+    def _sum(self, network: str, adapter: FlatAdapter, *, failed: bool) -> bool:
+        """Sum the gradients over the ranks; return whether any rank failed. Then nothing is summed."""
+        flags = torch.tensor([failed, *adapter.reached()], dtype=torch.float32)
         with lost_ranks_named(f"the update of the {network}"):
-            distributed.all_reduce(message)
-        failures, gradients = message[:2].tolist()
-        if failures > 0:
-            return True
-        if gradients > 0:
-            _write_gradients(parameters, message[2:])
+            distributed.all_reduce(flags)
+            failures, *reached = flags.tolist()
+            if failures > 0:
+                return True
+            total_n = adapter.gradient_n.cpu()
+            distributed.all_reduce(total_n)
+        adapter.gradient_n.copy_(total_n)
+        adapter.mark_reached([count > 0 for count in reached])
         return False
 
 
@@ -92,11 +91,6 @@ def lost_ranks_named(work: str) -> Iterator[None]:
         raise RankError(
             f"a rank of the learner is gone ({one_line(error)}) in {work}: continue with --resume"
         ) from error
-
-
-def _write_gradients(parameters: Collection[Parameter], flat: Tensor) -> None:
-    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad = part.view_as(parameter).to(parameter)
 
 
 ALONE = Ranks()

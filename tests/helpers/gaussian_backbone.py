@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from common.backbones.base import Conditioning
+from common.backbones.flat_adapter import FlatAdapter
 from common.types import Guidance, Network
 from tests.helpers.gaussian_world import AffineGenerator, Gaussian, teachers_own_steps
 
@@ -45,7 +46,7 @@ class GaussianAdapters:
     """
 
     def __init__(self) -> None:
-        self._adapters: dict[str, dict[str, Parameter]] = {}
+        self._adapters: dict[str, FlatAdapter] = {}
         self._networks: dict[str, tuple[str, ...]] = {}
         self.widths: dict[str, float | None] = {}
 
@@ -53,14 +54,11 @@ class GaussianAdapters:
         self, name: str, *, seed: int, trainable: bool, network: str = "student", init_std: float | None = None
     ) -> None:
         shapes = STUDENT_SHAPES if network == Network.STUDENT else FAKE_SHAPES
-        self._adapters[name] = {
-            key: Parameter(torch.zeros(shape), requires_grad=trainable) for key, shape in shapes.items()
-        }
+        self._adapters[name] = FlatAdapter(name, shapes, trainable=trainable)
         self.widths[name] = init_std
 
     def freeze(self, name: str) -> None:
-        for parameter in self._adapters[name].values():
-            parameter.requires_grad_(False)
+        self._adapters[name].freeze()
 
     def define(self, network: str, stack: Sequence[str]) -> None:
         self._networks[network] = tuple(stack)
@@ -68,20 +66,21 @@ class GaussianAdapters:
     def stack(self, network: str) -> tuple[str, ...]:
         return self._networks[network]
 
+    def adapter(self, name: str) -> FlatAdapter:
+        return self._adapters[name]
+
     def parameters(self, name: str) -> dict[str, Parameter]:
-        return dict(self._adapters[name])
+        return self._adapters[name].parameters
 
     def state(self, name: str) -> dict[str, Tensor]:
-        return {key: parameter.detach().clone() for key, parameter in self._adapters[name].items()}
+        return self._adapters[name].state()
 
     def load(self, name: str, state: Mapping[str, Tensor]) -> None:
-        with torch.no_grad():
-            for key, parameter in self._adapters[name].items():
-                parameter.copy_(state[key])
+        self._adapters[name].load(state)
 
     def total(self, network: str, key: str) -> Tensor:
         """The sum of one parameter over a network's stack, with its graph."""
-        return torch.stack([self._adapters[name][key] for name in self._networks[network]]).sum(dim=0)
+        return torch.stack([self._adapters[name].parameters[key] for name in self._networks[network]]).sum(dim=0)
 
 
 class GaussianBackbone:

@@ -114,9 +114,16 @@ BACKBONES = (
     Mutant(
         "a step of the learner's optimizer is not counted",
         "learner/training/optimizer.py",
-        "torch.autograd.graph.increment_version(parameters)",
+        "torch.autograd.graph.increment_version(self._weights)",
         "torch.autograd.graph.increment_version([])",
-        unit_test("common/backbones/adapters::a_step_of_the_learners_optimizer_changes_the_next_pass[True]"),
+        unit_test("common/backbones/adapters::a_step_of_the_learners_optimizer_changes_the_next_pass"),
+    ),
+    Mutant(
+        "a worker loads the frozen weights again with every version",
+        "rollout_workers/weight_receiver.py",
+        "if due[adapter] == before.get(adapter)}",
+        "if False}",
+        unit_test("common/weights::a_new_worker_takes_the_frozen_weights_and_an_old_one_keeps_them"),
     ),
     Mutant(
         "a weight behind the low-rank product is missing from the inputs' gradient",

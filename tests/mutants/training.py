@@ -166,8 +166,8 @@ NETWORKS = (
     Mutant(
         "the moving average's decay is inverted",
         _OPTIMIZER,
-        "average.lerp_(parameters[name].detach().to(average), 1 - self._decay)",
-        "average.lerp_(parameters[name].detach().to(average), self._decay)",
+        "self._average_n.lerp_(self._adapter.flat_n, 1 - self._decay)",
+        "self._average_n.lerp_(self._adapter.flat_n, self._decay)",
         unit_test("learner/training/networks::the_moving_average_by_hand"),
     ),
     Mutant(
@@ -201,8 +201,8 @@ NETWORKS = (
     Mutant(
         "the fake score's optimizer has the student's settings",
         _NETWORKS,
-        "bank.parameters(fake_adapter), settings.fake,",
-        "bank.parameters(fake_adapter), settings.student,",
+        'AdapterOptimizer("fake score", fake, settings.fake,',
+        'AdapterOptimizer("fake score", fake, settings.student,',
         unit_test("learner/training/networks::each_network_is_trained_by_its_own_settings"),
     ),
     Mutant(
@@ -215,15 +215,24 @@ NETWORKS = (
     Mutant(
         "no gradient is clipped",
         _OPTIMIZER,
-        "        clip_grads_with_norm_(parameters, self._settings.gradient_clip, norm)\n",
+        "            clip_grads_with_norm_(self._weights, self._settings.gradient_clip, norm)\n",
         "",
         unit_test("learner/training/optimizer::a_long_gradient_is_clipped_and_its_norm_before_is_returned"),
     ),
     Mutant(
         "weight decay is ignored",
         _OPTIMIZER,
-        "weight_decay=settings.weight_decay,",
-        "weight_decay=0.0,",
+        "if self._settings.weight_decay > 0:",
+        "if False:",
         unit_test("learner/training/optimizer::weight_decay_takes_its_share_of_the_weight"),
+    ),
+    Mutant(
+        "weight decay also shrinks parameters without a gradient",
+        _OPTIMIZER,
+        "zip(parameters, self._adapter.reached(), strict=True) if due]",
+        "zip(parameters, self._adapter.reached(), strict=True)]",
+        unit_test(
+            "learner/training/optimizer::steps_are_those_of_torchs_adamw_and_leave_a_parameter_without_gradient_alone"
+        ),
     ),
 )

@@ -9,7 +9,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from common.types import Network
-from common.weights import publish
+from common.weights import frozen_weights, publish
 from learner.training.networks import ALIGNED, COLD_START, FAKE_SCORE, Networks, StageSettings
 from rollout_workers.weight_receiver import VELOCITY_TOLERANCE, WeightReceiver
 from tests.helpers.tiny_pipeline import load_tiny_backbone, randomise
@@ -42,7 +42,7 @@ def test_a_compiled_worker_attests_samples_as_the_learner_and_follows_its_weight
     latents_Bchw = torch.randn(3, *worker.latent_shape, generator=torch.Generator().manual_seed(0))
     conditioning, sigma_B = trained.encode_prompts(["red", "blue", "a dot"]), torch.full((3,), SIGMA)
     for version in (1, 2):
-        assert receiver.receive(publish(trained, version)).number == version
+        assert receiver.receive(publish(trained, version), frozen_weights(trained)).number == version
         for network in (Network.STUDENT, Network.TEACHER):
             compiled, plain = (
                 backbone.velocity(network, latents_Bchw, sigma_B, conditioning) for backbone in (worker, trained)

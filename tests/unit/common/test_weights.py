@@ -14,7 +14,7 @@ from common.backbones.sd3 import StableDiffusion3
 from common.config.run import LoraConfig
 from common.errors import AttestationError, RtdmdError, WeightUpdateError, WireError
 from common.types import Network, PolicyVersion
-from common.weights import PublishedWeights, attestation_velocity, publish, student_state
+from common.weights import PublishedWeights, attestation_velocity, frozen_weights, publish, student_state
 from common.wire import fingerprint, tensor_hashes, weights_from_bytes, weights_to_bytes
 from rollout_workers.weight_receiver import WeightReceiver
 from tests.helpers.tiny_pipeline import load_tiny_backbone, randomise
@@ -74,7 +74,7 @@ def test_an_adapter_of_another_rank_on_other_layers_is_published_too(
     own = {f"{layer}.lora_A.weight": torch.full((3, 64), 0.1), f"{layer}.lora_B.weight": torch.full((16, 3), 0.1)}
     learner.adapters.attach("own", own)
     learner.adapters.define(Network.STUDENT, ("own", "cold_start"))
-    WeightReceiver(worker).receive(publish(learner, 0))
+    WeightReceiver(worker).receive(publish(learner, 0), frozen_weights(learner))
     assert worker.adapters.parameters("own").keys() == own.keys()
     assert torch.equal(attestation_velocity(worker), attestation_velocity(learner))
 
@@ -99,6 +99,102 @@ def test_equal_numbers_with_other_weights_are_another_version(
     randomise(learner, "cold_start", seed=7)
     receiver.receive(publish(learner, -1))
     assert torch.equal(attestation_velocity(worker), attestation_velocity(learner))
+
+
+# ── what is frozen is sent once ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def keys_of(payload: np.ndarray) -> set[str]:
+    return {key.partition("/")[0] for key in weights_from_bytes(payload.tobytes())}
+
+
+@pytest.fixture
+def aligning(learner: StableDiffusion3) -> StableDiffusion3:
+    """The learner in stage 2, whose first adapter is frozen."""
+    learner.adapters.freeze("cold_start")
+    learner.adapters.define(Network.STUDENT, ("cold_start", "aligned"))
+    return learner
+
+
+def test_a_publication_leaves_out_what_is_frozen_and_names_its_hashes(aligning: StableDiffusion3) -> None:
+    published = publish(aligning, 1)
+    assert keys_of(published.payload) == {"aligned"}
+    assert keys_of(frozen_weights(aligning)) == {"cold_start"}
+    assert published.manifest.tensor_hashes == tensor_hashes(student_state(aligning))
+    assert published.manifest.tensor_hashes.keys() > {KEY}
+
+
+def test_nothing_is_frozen_in_stage_one(learner: StableDiffusion3) -> None:
+    assert keys_of(frozen_weights(learner)) == set()
+    assert keys_of(publish(learner, 0).payload) == {"cold_start"}
+
+
+def test_a_new_worker_takes_the_frozen_weights_and_an_old_one_keeps_them(
+    aligning: StableDiffusion3, worker: StableDiffusion3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receiver, frozen, loaded = WeightReceiver(worker), frozen_weights(aligning), list[str]()
+    receiver.receive(publish(aligning, 0), frozen)
+    load = worker.adapters.load
+    monkeypatch.setattr(worker.adapters, "load", lambda name, state: (loaded.append(name), load(name, state)))
+    # Weights that are kept need no payload.
+    for version, payload in enumerate((frozen, None), 1):
+        randomise(aligning, "aligned", seed=version)
+        receiver.receive(publish(aligning, version), payload)
+        assert loaded == ["aligned"] * version
+        assert torch.equal(attestation_velocity(worker), attestation_velocity(aligning))
+
+
+def test_a_worker_of_stage_one_replaces_the_weights_that_were_frozen_since(
+    learner: StableDiffusion3, worker: StableDiffusion3
+) -> None:
+    """It holds an adapter of that name, with the weights of an earlier evaluation."""
+    receiver = WeightReceiver(worker)
+    receiver.receive(publish(learner, -1), frozen_weights(learner))
+    randomise(learner, "cold_start", seed=8)
+    learner.adapters.freeze("cold_start")
+    learner.adapters.define(Network.STUDENT, ("cold_start", "aligned"))
+    assert receiver.receive(publish(learner, 0), frozen_weights(learner)).number == 0
+    assert torch.equal(attestation_velocity(worker), attestation_velocity(learner))
+
+
+def test_a_publication_of_all_adapters_needs_no_frozen_weights(
+    aligning: StableDiffusion3, worker: StableDiffusion3
+) -> None:
+    """As earlier versions published them."""
+    published = repacked(publish(aligning, 1), lambda state: state.update(student_state(aligning)))
+    assert WeightReceiver(worker).receive(published).number == 1
+    assert torch.equal(attestation_velocity(worker), attestation_velocity(aligning))
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_frozen_weights_that_are_missing_or_of_another_stage_are_refused(
+    aligning: StableDiffusion3, worker: StableDiffusion3, known: bool
+) -> None:
+    receiver, published, frozen = WeightReceiver(worker), publish(aligning, 1), frozen_weights(aligning)
+    if known:
+        receiver.receive(published, frozen)
+        randomise(aligning, "cold_start", seed=8)
+        published = publish(aligning, 2)
+    with pytest.raises(WeightUpdateError, match=r"does not fit its manifest: \d+ tensors missing \['cold_start/"):
+        receiver.receive(published)
+    old = weights_to_bytes({key: value + 1 for key, value in weights_from_bytes(frozen.tobytes()).items()})
+    with pytest.raises(AttestationError, match=r"\d+ of \d+ tensors are not what was published.* cold_start/"):
+        receiver.receive(published, np.frombuffer(old, np.uint8))
+    assert receiver.receive(published, frozen_weights(aligning)).number == published.manifest.version.number
+    assert torch.equal(attestation_velocity(worker), attestation_velocity(aligning))
+
+
+def test_kept_weights_are_hashed_as_they_are_and_replaced_after_a_mismatch(
+    aligning: StableDiffusion3, worker: StableDiffusion3
+) -> None:
+    receiver, frozen = WeightReceiver(worker), frozen_weights(aligning)
+    receiver.receive(publish(aligning, 0), frozen)
+    worker.adapters.adapter("cold_start").flat_n[0] += 1
+    randomise(aligning, "aligned", seed=1)
+    with pytest.raises(AttestationError, match=r"version 1, 1 of \d+ tensors are not what was published.* cold_start/"):
+        receiver.receive(publish(aligning, 1), frozen)
+    assert receiver.receive(publish(aligning, 1), frozen).number == 1
+    assert torch.equal(attestation_velocity(worker), attestation_velocity(aligning))
 
 
 def test_no_worker_weight_trains(learner: StableDiffusion3, worker: StableDiffusion3) -> None:
@@ -168,7 +264,7 @@ def wrong_velocity(published: PublishedWeights) -> PublishedWeights:
         (truncated, WireError, "not valid safetensors"),
         (missing_key, WeightUpdateError, r"does not fit its manifest: 1 tensors missing .*to_q"),
         (unknown_key, WeightUpdateError, r"does not fit its manifest: .*1 unknown .*elsewhere"),
-        (extra_adapter, WeightUpdateError, "outside the stack.*spare/"),
+        (extra_adapter, WeightUpdateError, "outside the stack.*spare"),
         (wrong_shape, WeightUpdateError, r"to_q\.lora_A\.weight is \[1, 16\], expected \[2, 16\]"),
         (adapter_without_weights, WeightUpdateError, "'aligned' has no weights"),
         (empty_stack, WeightUpdateError, "version 1 contain no adapter"),

@@ -11,7 +11,7 @@ from common.backbones import load_backbone
 from common.config.run import Config
 from common.errors import ModelError
 from common.types import Network
-from common.weights import publish
+from common.weights import frozen_weights, publish
 from learner.preflight.run_file import Draft
 from learner.training.networks import ALIGNED, ALIGNED_FAKE_SCORE, COLD_START, FAKE_SCORE, Networks, StageSettings
 from rollout_workers.weight_receiver import WeightReceiver
@@ -72,7 +72,7 @@ def test_a_family_of_ones_own_trains_in_both_stages_and_is_published(tmp_path: P
     assert {name.split(".")[-1] for name in trainable(backbone)} == {ALIGNED, ALIGNED_FAKE_SCORE}
 
     worker = load_backbone(config.backbone, config.lora, torch.device("cpu"))
-    assert WeightReceiver(worker).receive(publish(backbone, 1)).number == 1
+    assert WeightReceiver(worker).receive(publish(backbone, 1), frozen_weights(backbone)).number == 1
     assert worker.adapters.stack(Network.STUDENT) == (COLD_START, ALIGNED)
 
 

@@ -19,11 +19,10 @@ def made(
     """A layer with random weights and two adapters, of which the network "net" uses `stack`."""
     generator, active = torch.Generator().manual_seed(0), ActiveNetwork()
     layer = LoraLinear(nn.Linear(INPUTS, OUTPUTS, dtype=dtype).requires_grad_(False), active)
+    precise = torch.float64 if dtype == torch.float64 else torch.float32
     for name, rank in RANKS.items():
-        layer.add(name, rank, trainable=name in trainable)
-        if dtype == torch.float64:
-            for part in (layer.lora_A, layer.lora_B):
-                part[name] = nn.Parameter(part[name].double(), requires_grad=name in trainable)
+        shapes = ((rank, INPUTS), (OUTPUTS, rank))
+        layer.add(name, *(nn.Parameter(torch.zeros(shape, dtype=precise), name in trainable) for shape in shapes))
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))

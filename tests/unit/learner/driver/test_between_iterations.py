@@ -59,11 +59,9 @@ def asked(control: Control | None, run_dir: Path) -> list[str]:
         "rewards": [{"name": "a", "url": "http://x", "differentiable": True}],
     }
     tracker: Any = Messages()
-    learner: Any = None
-    pool: Any = None
-    RunMilestones(Config.model_validate(sections), run_dir, learner, pool, tracker, [], None, {}, control).after(
-        POSITION
-    )
+    unused: Any = None
+    config = Config.model_validate(sections)
+    RunMilestones(config, run_dir, unused, unused, unused, tracker, [], unused, {}, control).after(POSITION)
     return tracker.messages
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from common.errors import RewardInvalid, RewardOutage
 from common.types import PolicyVersion, Prompt, RolloutOutcome, ScoringFailure, StepPlan
+from learner.driver.publisher import Publication
 from learner.driver.rollouts import GROUP_ATTEMPTS, Rollouts
 from learner.driver.worker_pool import Call, Finished
 
@@ -23,7 +24,8 @@ class FakeMethod:
     def options(self, **_: object) -> FakeMethod:
         return self
 
-    def remote(self, prompt: Prompt, plan: StepPlan, group_size: int, weights: object) -> list[object]:
+    def remote(self, prompt: Prompt, plan: StepPlan, group_size: int, weights: object, frozen: object) -> list[object]:
+        assert frozen == "frozen"
         return [("outcome", prompt.index), f"group of {prompt.index} at {plan.iteration} with {weights}"]
 
 
@@ -68,7 +70,7 @@ def rollouts(
 ) -> Rollouts:
     rollouts = Rollouts(pool, 4, outage_limit_s, clock)
     for iteration in iterations:
-        rollouts.request(plan(iteration), PROMPTS, f"v{iteration}")
+        rollouts.request(plan(iteration), PROMPTS, Publication(f"v{iteration}", "frozen"))
     return rollouts
 
 

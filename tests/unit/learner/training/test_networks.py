@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.backbones.flat_adapter import FlatAdapter
 from common.config.run import AlignmentConfig, ColdStartConfig
 from common.errors import CheckpointError
 from common.types import Network, Position, Stage
@@ -146,10 +147,16 @@ def test_the_averaged_student_is_lent_even_when_its_block_fails(tiny_pipeline: P
 
 
 def test_the_moving_average_by_hand() -> None:
-    average = MovingAverage({"x": torch.tensor([1.0])}, decay=0.9)
-    average.update({"x": torch.tensor([2.0])})
-    average.update({"x": torch.tensor([2.0])})
+    adapter = FlatAdapter("own", {"x": (1,)}, trainable=True)
+    adapter.load({"x": torch.tensor([1.0])})
+    average = MovingAverage(adapter, decay=0.9)
+    adapter.load({"x": torch.tensor([2.0])})
+    average.update()
+    average.update()
     assert average.state()["x"].item() == pytest.approx(2 - 0.81)
+    with average.applied():
+        assert adapter.flat_n.item() == pytest.approx(2 - 0.81)
+    assert adapter.flat_n.item() == 2
 
 
 @pytest.mark.usefixtures("one_thread")
