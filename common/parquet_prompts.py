@@ -28,14 +28,14 @@ def read_parquet(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
     Raises:
         PromptError: pyarrow is not installed, the file is missing or not parquet, or a row is not a prompt.
     """
+    if not os.path.isfile(path):
+        raise PromptError(f"{path}: no such prompt file (looked for it from {Path.cwd()})")
     try:
         arrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ImportError as error:
         raise PromptError(
             f"{path}: to read parquet, pyarrow is needed: pip install -e '.[parquet]', or write the prompts as .jsonl"
         ) from error
-    if not os.path.isfile(path):
-        raise PromptError(f"{path}: no such prompt file (looked for it from {Path.cwd()})")
     try:
         # partitioning=None: a folder name such as "tag=colors/" in the path must not become a column.
         table = parquet.read_table(path, partitioning=None)

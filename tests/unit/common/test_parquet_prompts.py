@@ -110,6 +110,7 @@ def test_files_that_are_no_parquet_are_refused(tmp_path: Path) -> None:
 def test_without_pyarrow_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    (tmp_path / "prompts.parquet").write_bytes(b"PAR1")
     with pytest.raises(PromptError, match=r"pyarrow is needed: pip install -e '\.\[parquet\]', or .* \.jsonl"):
         load_prompts(tmp_path / "prompts.parquet")
 
