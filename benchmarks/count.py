@@ -85,8 +85,8 @@ def _plain_pass(
         inputs |= {
             "hidden_states": latents.flatten(2).transpose(1, 2).contiguous(),
             "guidance": None,
-            "img_ids": image_positions(height, width).to(DEVICE),
-            "txt_ids": text_positions(tokens.shape[1]).to(DEVICE),
+            "img_ids": image_positions(height, width, DEVICE),
+            "txt_ids": text_positions(tokens.shape[1], DEVICE),
         }
     return lambda: transformer(**inputs)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.count import count, over
+from benchmarks.count import STEPS, count, over
 
 LIMITS = {
     "sd35_medium": {"kernels": 1.4, "elementwise_gb": 1.12, "modelled_ms": 1.10},
@@ -18,3 +18,10 @@ def test_the_student_costs_little_more_than_the_plain_pipeline(model: str) -> No
     student, teacher = (over(counts[name], counts["plain"]) for name in ("student", "teacher"))
     assert all(1 < ratio <= LIMITS[model][name] for name, ratio in student.items()), student
     assert all(1 < ratio < 1.02 for ratio in teacher.values()), teacher
+
+
+@pytest.mark.parametrize("model", LIMITS)
+def test_the_host_runs_ahead_of_the_device_for_a_whole_group(model: str) -> None:
+    """Nothing between a group's first kernel and its last makes the host wait; noise is copied from pinned memory."""
+    group = count(model, batch=3, layers=2)["group"]
+    assert (group.copies, group.waits) == (1 + STEPS, 0)
