@@ -139,17 +139,17 @@ def _consistency(
         nothing = torch.zeros((), device=velocity_Bchw.device)
         return Loss(nothing, {"consistency_loss": nothing})
     chosen = torch.tensor(positions, device=velocity_Bchw.device)
-    conditioning, velocity_Bchw = conditioning.rows(chosen), velocity_Bchw[chosen]
+    velocity_Bchw = velocity_Bchw[chosen]
     latents, sigma = renoised.latents_Bchw[chosen], renoised.sigma_B.to(chosen.device)[chosen]
     key = key.at(positions)
     earlier = earlier_sigma(key.uniform("earlier", sigma.device), sigma)
     transition = cps_transition(latents, velocity_Bchw.detach(), sigma, earlier, settings.eta)
-    predictions = []
-    for name in ("first", "second"):
-        sample = transition.sample(key.normal(name, latents))
-        prediction = backbone.velocity(Network.FAKE_SCORE, sample, earlier, conditioning)
-        predictions.append(clean_prediction(sample, prediction, earlier))
-    loss = consistency_loss(clean_prediction(latents, velocity_Bchw, sigma), predictions[0], predictions[1])
+    # Both samples of every row in one forward pass.
+    samples = torch.cat([transition.sample(key.normal(name, latents)) for name in ("first", "second")])
+    earlier = earlier.repeat(2)
+    prediction = backbone.velocity(Network.FAKE_SCORE, samples, earlier, conditioning.rows(chosen.repeat(2)))
+    first, second = clean_prediction(samples, prediction, earlier).chunk(2)
+    loss = consistency_loss(clean_prediction(latents, velocity_Bchw, sigma), first, second)
     return Loss(weight * loss.value, {name: weight * value for name, value in loss.metrics.items()})
 
 

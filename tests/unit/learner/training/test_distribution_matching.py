@@ -89,6 +89,24 @@ def test_without_its_weight_consistency_is_not_computed(tiny_pipeline: Path) -> 
     assert "consistency_loss" not in loss.metrics
 
 
+def test_the_two_samples_of_the_consistency_go_through_the_model_together(
+    tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two passes per update of the fake score: the noisy samples, then both steps back from each regularised one."""
+    backbone = new_networks(tiny_pipeline).backbone
+    conditioning = backbone.encode_prompts([PROMPTS[0].text] * 4)
+    renoised, key = renoised_batch(conditioning, backbone.latent_shape, 4)
+    rows, velocity = [], backbone.velocity
+
+    def counted(network: Network, latents_Bchw: Tensor, *rest: object) -> Tensor:
+        rows.append(len(latents_Bchw))
+        return velocity(network, latents_Bchw, *rest)
+
+    monkeypatch.setattr(backbone, "velocity", counted)
+    fake_score_objective(backbone, renoised, conditioning, replace(SETTINGS, consistency_fraction=0.75), key)
+    assert rows == [4, 2 * 3]
+
+
 # ── by hand ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 START, ETA = 0.5, 0.9
