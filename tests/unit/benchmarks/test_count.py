@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from benchmarks.count import STEPS, count, over
+from benchmarks.count import STEPS, add_student, count, over
+from benchmarks.counting import DEVICE, counted
+from benchmarks.weightless import MODELS
+from common.config.run import ColdStartConfig, SamplingConfig
+from common.types import Network
+from learner.training.distribution_matching import (
+    DrawKey,
+    MatchingSettings,
+    fake_score_objective,
+    renoise_samples,
+    student_objective,
+)
 
 LIMITS = {
     "sd35_medium": {"kernels": 1.4, "elementwise_gb": 1.12, "modelled_ms": 1.10},
@@ -25,3 +37,20 @@ def test_the_host_runs_ahead_of_the_device_for_a_whole_group(model: str) -> None
     """Nothing between a group's first kernel and its last makes the host wait; noise is copied from pinned memory."""
     group = count(model, batch=3, layers=2)["group"]
     assert (group.copies, group.waits) == (1 + STEPS, 0)
+
+
+@pytest.mark.parametrize("start", [0.0, 0.5])
+def test_the_host_runs_ahead_of_the_device_in_the_losses_of_distribution_matching(start: float) -> None:
+    backbone = MODELS["sd35_medium"].backbone(layers=2)
+    add_student(backbone)
+    backbone.adapters.define(Network.FAKE_SCORE, backbone.adapters.stack(Network.STUDENT))
+    conditioning, empty = backbone.encode_prompts(["red"] * 3), backbone.encode_prompts([""])
+    settings = MatchingSettings.of(ColdStartConfig(), SamplingConfig(), 4.5, 0.01)
+    key, samples = DrawKey(0, "test", 0, range(3), 3), torch.empty(3, *backbone.latent_shape, device=DEVICE)
+
+    def losses() -> None:
+        renoised = renoise_samples(samples.clone(), start, key)
+        fake_score_objective(backbone, renoised, conditioning, settings, key)
+        student_objective(backbone, samples, renoised, conditioning, empty, settings, key)
+
+    assert counted(losses).waits == 0

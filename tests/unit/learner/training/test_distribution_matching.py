@@ -146,7 +146,7 @@ def test_a_draw_is_a_function_of_every_part_of_its_key(other: dict[str, object])
     like, key = torch.empty(len(KEY.rows), 2, 1, 3), replace(KEY, **other)
     for found, again in (
         (KEY.normal("x", like), key.normal("x", like)),
-        (KEY.uniform("x", like.device), key.uniform("x", like.device)),
+        (KEY.uniform("x"), key.uniform("x")),
     ):
         assert (found != again).all()
     assert (KEY.normal("x", like) != KEY.normal("y", like)).all()
@@ -194,7 +194,7 @@ def test_the_fake_scores_loss_and_gradient_by_hand() -> None:
     w = (t**2 - ((1 - t) / (1 - START) * START) ** 2).sqrt()
     target = -x_s / (1 - START) + z * (t + (1 - t) * START**2 / (1 - START) ** 2) / w
     denoising = (w.pow(-2).clamp(max=10.0) * (w * (slope * x + PROMPT) - w * target) ** 2).mean()
-    steps = (KEY.uniform("earlier", x.device).view(-1, 1, 1, 1) * 200).floor() + 1
+    steps = (KEY.uniform("earlier").view(-1, 1, 1, 1) * 200).floor() + 1
     earlier = (t - steps / 1000).clamp(min=0)
     deviations = []
     for name in ("first", "second"):
