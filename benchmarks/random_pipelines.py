@@ -73,14 +73,14 @@ def write_sd35_medium(directory: Path, layers: int) -> dict[str, Any]:
     config = SD35_MEDIUM | {"num_layers": layers}
     config["dual_attention_layers"] = tuple(index for index in config["dual_attention_layers"] if index < layers)
     StableDiffusion3Pipeline(
-        transformer=_random(lambda: SD3Transformer2DModel(**config)),
+        transformer=in_bfloat16(lambda: SD3Transformer2DModel(**config)),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_random(lambda: AutoencoderKL(**SD3_VAE)),
-        text_encoder=_random(lambda: _clip(768)),
+        vae=in_bfloat16(lambda: AutoencoderKL(**SD3_VAE)),
+        text_encoder=in_bfloat16(lambda: _clip(768)),
         tokenizer=words,
-        text_encoder_2=_random(lambda: _clip(1280)),
+        text_encoder_2=in_bfloat16(lambda: _clip(1280)),
         tokenizer_2=words,
-        text_encoder_3=_random(
+        text_encoder_3=in_bfloat16(
             lambda: T5EncoderModel(
                 T5Config(vocab_size=len(words), d_model=4096, d_kv=8, d_ff=8, num_layers=1, num_heads=1)
             )
@@ -95,10 +95,10 @@ def write_klein_4b(directory: Path, layers: int) -> dict[str, Any]:
     words = _tokenizer()
     config = KLEIN_4B | {"num_layers": min(layers, KLEIN_4B["num_layers"]), "num_single_layers": layers}
     Flux2KleinPipeline(
-        transformer=_random(lambda: Flux2Transformer2DModel(**config)),
+        transformer=in_bfloat16(lambda: Flux2Transformer2DModel(**config)),
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type="exponential"),
-        vae=_random(AutoencoderKLFlux2),
-        text_encoder=_random(
+        vae=in_bfloat16(AutoencoderKLFlux2),
+        text_encoder=in_bfloat16(
             lambda: Qwen3ForCausalLM(
                 Qwen3Config(
                     vocab_size=len(words),
@@ -125,7 +125,7 @@ MODELS: dict[str, tuple[Callable[[Path, int], dict[str, Any]], int]] = {
 }
 
 
-def _random(build: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+def in_bfloat16(build: Callable[[], torch.nn.Module]) -> torch.nn.Module:
     """In bfloat16 from the start: four billion float32 weights would not need to exist."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)

@@ -8,7 +8,8 @@ arXiv 2509.05952); the renoising of a sub-interval and its ambient target are AC
 
 Conventions: a noise level (`Sigma`) is a float, or a tensor [B] with one level per sample. Half-precision inputs are
 computed in float32; float64 stays float64, so that finite differences work. Shapes and ranges are checked first; a
-ValueError names the argument.
+ValueError names the argument. The values of a tensor on a GPU are not checked, because the check would wait for the
+GPU: draw levels on the CPU, where `sample_renoise_level` checks them.
 """
 
 from __future__ import annotations
@@ -57,10 +58,15 @@ def per_sample(value: Sigma, like_Bchw: Tensor, name: str) -> Tensor:
     return value.to(device=like_Bchw.device, dtype=dtype).reshape(-1, 1, 1, 1)
 
 
+def holds(condition: Tensor) -> bool:
+    """Whether a condition holds for all values; also true on a GPU, whose values are not read."""
+    return condition.device.type != "cpu" or bool(condition.all())
+
+
 def _level(sigma: Sigma, like_Bchw: Tensor, name: str) -> Tensor:
     level = per_sample(sigma, like_Bchw, name)
-    # A number is checked without waiting for the device. Both are written so that NaN fails as well.
-    inside = bool(((level >= 0) & (level <= 1)).all()) if isinstance(sigma, Tensor) else 0 <= sigma <= 1
+    # Written so that NaN fails as well.
+    inside = holds((sigma >= 0) & (sigma <= 1)) if isinstance(sigma, Tensor) else 0 <= sigma <= 1
     if not inside:
         raise ValueError(f"{name} = {sigma} is not a noise level: it must lie in [0, 1]")
     return level
@@ -127,7 +133,7 @@ def cps_transition(
     require_shapes(4, sample_Bchw=sample_Bchw, velocity_Bchw=velocity_Bchw)
     level, next_level = _level(sigma, sample_Bchw, "sigma"), _level(sigma_next, sample_Bchw, "sigma_next")
     are_tensors = isinstance(sigma, Tensor) or isinstance(sigma_next, Tensor)
-    if not (bool((next_level < level).all()) if are_tensors else sigma_next < sigma):
+    if not (holds(next_level < level) if are_tensors else sigma_next < sigma):
         raise ValueError(f"sigma_next = {sigma_next} must be below sigma = {sigma}: sampling goes from noise to image")
     clean_Bchw = upcast(sample_Bchw) - level * upcast(velocity_Bchw)
     noise_Bchw = clean_Bchw + upcast(velocity_Bchw)  # v = eps - x0
@@ -154,7 +160,7 @@ def gaussian_log_density(mean_Bchw: Tensor, std: Sigma, next_sample_Bchw: Tensor
     """
     require_shapes(4, mean_Bchw=mean_Bchw, next_sample_Bchw=next_sample_Bchw)
     width = per_sample(std, mean_Bchw, "std")
-    if not bool((width > 0).all()):
+    if not holds(width > 0):
         raise ValueError(f"std = {std} must be positive: a deterministic step has no density")
     standardised_Bchw = (upcast(next_sample_Bchw) - upcast(mean_Bchw)) / width
     density_Bchw = -0.5 * standardised_Bchw.square() - width.log() - 0.5 * math.log(2 * math.pi)
@@ -173,7 +179,7 @@ def sample_renoise_level(uniform_B: Tensor, sigma_start: Sigma) -> Tensor:
     require_shapes(1, uniform_B=uniform_B)
     start_B = _level(sigma_start, uniform_B, "sigma_start").flatten()
     lowest_B = start_B + RENOISE_MARGIN
-    if not bool((lowest_B <= RENOISE_MAX).all()):
+    if not holds(lowest_B <= RENOISE_MAX):
         raise ValueError(
             f"sigma_start = {sigma_start} leaves no room to renoise below {RENOISE_MAX}: use a schedule whose second "
             f"sigma is at most {RENOISE_MAX - RENOISE_MARGIN:.2f}"
@@ -189,7 +195,7 @@ def renoise_coefficients(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
     w^2 is computed as the product (t - a s)(t + a s) with t - a s = (t - s) / (1 - s), which loses no digits when t is
     close to s.
     """
-    if not bool((end > start).all()):
+    if not holds(end > start):
         raise ValueError(f"sigma_end = {end.flatten()} must be above sigma_start = {start.flatten()}")
     keep = (1 - end) / (1 - start)
     return keep, ((end - start) / (1 - start) * (end + keep * start)).sqrt()

@@ -17,5 +17,6 @@ Model: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 def step_transition(model: Model, latents_Bchw: Tensor, step: Step) -> Transition:
     """The Gaussian from which a sampler draws its next state, with the graph of the model's velocity."""
-    velocity_Bchw = model(latents_Bchw, torch.full((len(latents_Bchw),), step.sigma))
+    sigma_B = torch.full((len(latents_Bchw),), step.sigma, device=latents_Bchw.device)
+    velocity_Bchw = model(latents_Bchw, sigma_B)
     return cps_transition(latents_Bchw, velocity_Bchw, step.sigma, step.sigma_next, step.eta)

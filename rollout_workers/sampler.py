@@ -13,6 +13,7 @@ from torch import Tensor
 
 from common import seeding
 from common.backbones.base import Backbone, Conditioning, guided_velocity
+from common.backbones.device.transfer import to_device
 from common.flow import surrogate_log_density
 from common.policies import SamplingSpec
 from common.sampling import step_transition
@@ -35,7 +36,8 @@ def sample_group(backbone: Backbone, prompt: Prompt, plan: StepPlan, *, seed: in
     """
     conditioning = backbone.encode_prompts([prompt.text]).expand_to(group_size)
     shape = backbone.latent_shape
-    latents = seeding.initial_noise_Gchw(seed, plan.iteration, prompt.index, group_size, shape).to(backbone.device)
+    noise = seeding.initial_noise_Gchw(seed, plan.iteration, prompt.index, group_size, shape)
+    latents = to_device(noise, backbone.device)
 
     def student(latents_Gchw: Tensor, sigma_G: Tensor) -> Tensor:
         return backbone.velocity(Network.STUDENT, latents_Gchw, sigma_G, conditioning)
@@ -46,10 +48,15 @@ def sample_group(backbone: Backbone, prompt: Prompt, plan: StepPlan, *, seed: in
         noise = seeding.step_noise_Gchw(
             seed, plan.iteration, prompt.index, index, group_size, shape, shared=step.shared_noise
         )
-        latents = transition.sample(noise.to(backbone.device))
+        latents = transition.sample(_on_device(noise, backbone.device, step.shared_noise))
         states.append(latents)
         surrogates.append(surrogate_log_density(transition.mean_Bchw, latents))
     return SampledGroup(torch.stack(states), torch.stack(surrogates))
+
+
+def _on_device(noise_Gchw: Tensor, device: torch.device, shared: bool) -> Tensor:
+    """The noise of a group; of shared noise only one sample is copied."""
+    return to_device(noise_Gchw[:1], device).expand_as(noise_Gchw) if shared else to_device(noise_Gchw, device)
 
 
 @torch.no_grad()
@@ -59,14 +66,15 @@ def sample_for_evaluation(
     """Final latents [count, c, h, w] of one prompt. All policies start from the same noise, so images compare."""
     conditioning = backbone.encode_prompts([prompt.text]).expand_to(count)
     shape = backbone.latent_shape
-    latents = seeding.initial_noise_Gchw(seed, EVALUATION, prompt.index, count, shape).to(backbone.device)
+    noise = seeding.initial_noise_Gchw(seed, EVALUATION, prompt.index, count, shape)
+    latents = to_device(noise, backbone.device)
 
     def policy(latents_Bchw: Tensor, sigma_B: Tensor) -> Tensor:
         return guided_velocity(backbone, spec.network, latents_Bchw, sigma_B, conditioning, empty, spec.guidance)
 
     for index, step in enumerate(steps_between(backbone.sigmas(spec.num_steps), spec.eta)):
         noise = seeding.step_noise_Gchw(seed, EVALUATION, prompt.index, index, count, shape, shared=False)
-        latents = step_transition(policy, latents, step).sample(noise.to(backbone.device))
+        latents = step_transition(policy, latents, step).sample(to_device(noise, backbone.device))
     return latents
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from types import MappingProxyType
 
 import torch
@@ -76,7 +77,7 @@ class Flux1(DiffusersBackbone[Flux1Backbone]):
             pooled_projections=conditioning.tensors["pooled_Bd"],
             encoder_hidden_states=tokens_BLd,
             txt_ids=torch.zeros(tokens_BLd.shape[1], 3, device=self.device),
-            img_ids=image_positions(height // PATCH, width // PATCH).to(self.device),
+            img_ids=image_positions(height // PATCH, width // PATCH, self.device),
             return_dict=False,
         )[0]
         return unpack(velocity_BLc, height, width)
@@ -85,9 +86,10 @@ class Flux1(DiffusersBackbone[Flux1Backbone]):
         return pipeline_sigmas(self._scheduler, num_steps, linear_mu_of(self._scheduler, self._image_tokens))
 
 
-def image_positions(height: int, width: int) -> Tensor:
-    """Positions (0, row, column) of image tokens, row by row: [height * width, 3]."""
-    return torch.cartesian_prod(torch.arange(1), torch.arange(height), torch.arange(width)).float()
+@lru_cache
+def image_positions(height: int, width: int, device: torch.device) -> Tensor:
+    """Positions (0, row, column) of image tokens, row by row: [height * width, 3]; copied to a device once."""
+    return torch.cartesian_prod(torch.arange(1), torch.arange(height), torch.arange(width)).float().to(device)
 
 
 def pack(latents_Bchw: Tensor) -> Tensor:

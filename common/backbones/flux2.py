@@ -7,6 +7,7 @@ token is a pixel of [128, h, w]. Standard normal noise is standard normal noise 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -157,8 +158,8 @@ class Flux2(DiffusersBackbone[Flux2Backbone]):
             timestep=sigma_B,
             guidance=guidance_B,
             encoder_hidden_states=tokens_BLd,
-            img_ids=image_positions(height, width).to(self.device),
-            txt_ids=text_positions(tokens_BLd.shape[1]).to(self.device),
+            img_ids=image_positions(height, width, self.device),
+            txt_ids=text_positions(tokens_BLd.shape[1], self.device),
             return_dict=False,
         )[0]
         return velocity_BLc.transpose(1, 2).reshape(latents_Bchw.shape)
@@ -174,14 +175,17 @@ class Flux2(DiffusersBackbone[Flux2Backbone]):
         return pipeline_sigmas(self._scheduler, num_steps, flux2_mu(height * width, num_steps))
 
 
-def image_positions(height: int, width: int) -> Tensor:
-    """Positions (time, row, column, word) of image tokens, row by row: [height * width, 4]."""
-    return torch.cartesian_prod(torch.arange(1), torch.arange(height), torch.arange(width), torch.arange(1))
+@lru_cache
+def image_positions(height: int, width: int, device: torch.device) -> Tensor:
+    """Positions (time, row, column, word) of image tokens, row by row: [height * width, 4]; copied to a device once."""
+    rows_and_columns = torch.arange(height), torch.arange(width)
+    return torch.cartesian_prod(torch.arange(1), *rows_and_columns, torch.arange(1)).to(device)
 
 
-def text_positions(length: int) -> Tensor:
-    """Positions of text tokens: [length, 4]."""
-    return torch.cartesian_prod(torch.arange(1), torch.arange(1), torch.arange(1), torch.arange(length))
+@lru_cache
+def text_positions(length: int, device: torch.device) -> Tensor:
+    """Positions of text tokens: [length, 4]; copied to a device once."""
+    return torch.cartesian_prod(torch.arange(1), torch.arange(1), torch.arange(1), torch.arange(length)).to(device)
 
 
 def unpatchify(patches_Bchw: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from common.flow import Sigma, per_sample, require_shapes, upcast
+from common.flow import Sigma, holds, per_sample, require_shapes, upcast
 from learner.objectives.loss import Loss
 
 NORMALISER_FLOOR = 1e-6
@@ -29,7 +29,7 @@ def fake_score_loss(velocity_Bchw: Tensor, scaled_target_Bchw: Tensor, scale: Si
     if not max_weight > 0:
         raise ValueError(f"max_weight = {max_weight} must be positive")
     width = per_sample(scale, velocity_Bchw, "scale")
-    if not bool((width > 0).all()):
+    if not holds(width > 0):
         raise ValueError(f"scale = {scale} must be positive: the renoise level must lie above the sample's own")
     velocity_Bchw = upcast(velocity_Bchw)
     error_Bchw = width * velocity_Bchw - upcast(scaled_target_Bchw).detach()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from common import seeding
 from common.backbones.base import Backbone, Conditioning, guided_velocity
+from common.backbones.device.transfer import to_device
 from common.config.run import ColdStartConfig, SamplingConfig
 from common.flow import ambient_target, clean_prediction, cps_transition, renoise, sample_renoise_level
 from common.types import Network
@@ -48,12 +49,12 @@ class DrawKey:
             seeding.normal(like_Bchw.shape[1:], purpose=f"{self.purpose}/{what}", **self._keys(sample))
             for sample in self.rows
         ]
-        return torch.stack(noise).to(like_Bchw.device)
+        return to_device(torch.stack(noise), like_Bchw.device)
 
-    def uniform(self, what: str, device: torch.device) -> Tensor:
-        """One uniform in [0, 1) per row."""
+    def uniform(self, what: str) -> Tensor:
+        """One uniform in [0, 1) per row, on the CPU."""
         draws = [seeding.uniform((), purpose=f"{self.purpose}/{what}", **self._keys(sample)) for sample in self.rows]
-        return torch.stack(draws).to(device)
+        return torch.stack(draws)
 
     def _keys(self, sample: int) -> dict[str, int]:
         return {"seed": self.seed, "iteration": self.iteration, "sample": sample}
@@ -105,8 +106,8 @@ class Renoised:
 def renoise_samples(x_start_Bchw: Tensor, sigma_start: float, key: DrawKey) -> Renoised:
     """Draw a level above `sigma_start` for every sample and renoise the sample to it."""
     x_start_Bchw = x_start_Bchw.detach()
-    uniform_B = key.uniform("level", x_start_Bchw.device)
-    sigma_B = sample_renoise_level(uniform_B, sigma_start)
+    # Drawn and checked on the CPU, and copied once.
+    sigma_B = to_device(sample_renoise_level(key.uniform("level"), sigma_start), x_start_Bchw.device)
     noise_Bchw = key.normal("renoise", x_start_Bchw)
     latents_Bchw = renoise(x_start_Bchw, noise_Bchw, sigma_start, sigma_B)
     return Renoised(x_start_Bchw, noise_Bchw, latents_Bchw, sigma_start, sigma_B)
@@ -138,18 +139,18 @@ def _consistency(
     if not positions:
         nothing = torch.zeros((), device=velocity_Bchw.device)
         return Loss(nothing, {"consistency_loss": nothing})
-    chosen = torch.tensor(positions, device=velocity_Bchw.device)
-    conditioning, velocity_Bchw = conditioning.rows(chosen), velocity_Bchw[chosen]
-    latents, sigma = renoised.latents_Bchw[chosen], renoised.sigma_B.to(chosen.device)[chosen]
+    chosen = to_device(torch.tensor(positions), velocity_Bchw.device)
+    velocity_Bchw = velocity_Bchw[chosen]
+    latents, sigma = renoised.latents_Bchw[chosen], renoised.sigma_B[chosen]
     key = key.at(positions)
-    earlier = earlier_sigma(key.uniform("earlier", sigma.device), sigma)
+    earlier = earlier_sigma(to_device(key.uniform("earlier"), sigma.device), sigma)
     transition = cps_transition(latents, velocity_Bchw.detach(), sigma, earlier, settings.eta)
-    predictions = []
-    for name in ("first", "second"):
-        sample = transition.sample(key.normal(name, latents))
-        prediction = backbone.velocity(Network.FAKE_SCORE, sample, earlier, conditioning)
-        predictions.append(clean_prediction(sample, prediction, earlier))
-    loss = consistency_loss(clean_prediction(latents, velocity_Bchw, sigma), predictions[0], predictions[1])
+    # Both samples of every row in one forward pass.
+    samples = torch.cat([transition.sample(key.normal(name, latents)) for name in ("first", "second")])
+    earlier = earlier.repeat(2)
+    prediction = backbone.velocity(Network.FAKE_SCORE, samples, earlier, conditioning.rows(chosen.repeat(2)))
+    first, second = clean_prediction(samples, prediction, earlier).chunk(2)
+    loss = consistency_loss(clean_prediction(latents, velocity_Bchw, sigma), first, second)
     return Loss(weight * loss.value, {name: weight * value for name, value in loss.metrics.items()})
 
 

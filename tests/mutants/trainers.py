@@ -82,8 +82,8 @@ COLD_START = (
     Mutant(
         "a step's velocity is the next level's",
         _SAMPLING,
-        "torch.full((len(latents_Bchw),), step.sigma)",
-        "torch.full((len(latents_Bchw),), step.sigma_next)",
+        "torch.full((len(latents_Bchw),), step.sigma, device",
+        "torch.full((len(latents_Bchw),), step.sigma_next, device",
         unit_test("learner/training/cold_start_by_hand::each_update_has_samples_of_its_own_after_a_random_step"),
     ),
     Mutant(

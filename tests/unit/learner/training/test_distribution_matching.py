@@ -89,6 +89,24 @@ def test_without_its_weight_consistency_is_not_computed(tiny_pipeline: Path) -> 
     assert "consistency_loss" not in loss.metrics
 
 
+def test_the_two_samples_of_the_consistency_go_through_the_model_together(
+    tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two passes per update of the fake score: the noisy samples, then both steps back from each regularised one."""
+    backbone = new_networks(tiny_pipeline).backbone
+    conditioning = backbone.encode_prompts([PROMPTS[0].text] * 4)
+    renoised, key = renoised_batch(conditioning, backbone.latent_shape, 4)
+    rows, velocity = [], backbone.velocity
+
+    def counted(network: Network, latents_Bchw: Tensor, *rest: object) -> Tensor:
+        rows.append(len(latents_Bchw))
+        return velocity(network, latents_Bchw, *rest)
+
+    monkeypatch.setattr(backbone, "velocity", counted)
+    fake_score_objective(backbone, renoised, conditioning, replace(SETTINGS, consistency_fraction=0.75), key)
+    assert rows == [4, 2 * 3]
+
+
 # ── by hand ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 START, ETA = 0.5, 0.9
@@ -128,7 +146,7 @@ def test_a_draw_is_a_function_of_every_part_of_its_key(other: dict[str, object])
     like, key = torch.empty(len(KEY.rows), 2, 1, 3), replace(KEY, **other)
     for found, again in (
         (KEY.normal("x", like), key.normal("x", like)),
-        (KEY.uniform("x", like.device), key.uniform("x", like.device)),
+        (KEY.uniform("x"), key.uniform("x")),
     ):
         assert (found != again).all()
     assert (KEY.normal("x", like) != KEY.normal("y", like)).all()
@@ -176,7 +194,7 @@ def test_the_fake_scores_loss_and_gradient_by_hand() -> None:
     w = (t**2 - ((1 - t) / (1 - START) * START) ** 2).sqrt()
     target = -x_s / (1 - START) + z * (t + (1 - t) * START**2 / (1 - START) ** 2) / w
     denoising = (w.pow(-2).clamp(max=10.0) * (w * (slope * x + PROMPT) - w * target) ** 2).mean()
-    steps = (KEY.uniform("earlier", x.device).view(-1, 1, 1, 1) * 200).floor() + 1
+    steps = (KEY.uniform("earlier").view(-1, 1, 1, 1) * 200).floor() + 1
     earlier = (t - steps / 1000).clamp(min=0)
     deviations = []
     for name in ("first", "second"):

@@ -1,0 +1,17 @@
+"""Copies from the host to a device that do not wait for the work the device still has."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on `device`, with the same values; on the CPU the tensor itself.
+
+    A copy from ordinary memory waits until all kernels that were started before it have run. One from pinned memory is
+    itself a part of the device's queue.
+    """
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)

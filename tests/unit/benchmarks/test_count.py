@@ -1,0 +1,56 @@
+"""What a pass of the student costs more than the plain pipeline's, counted at full width with few blocks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.count import STEPS, add_student, count, over
+from benchmarks.counting import DEVICE, counted
+from benchmarks.weightless import MODELS
+from common.config.run import ColdStartConfig, SamplingConfig
+from common.types import Network
+from learner.training.distribution_matching import (
+    DrawKey,
+    MatchingSettings,
+    fake_score_objective,
+    renoise_samples,
+    student_objective,
+)
+
+LIMITS = {
+    "sd35_medium": {"kernels": 1.4, "elementwise_gb": 1.12, "modelled_ms": 1.10},
+    "flux2_klein_4b": {"kernels": 1.4, "elementwise_gb": 1.20, "modelled_ms": 1.10},
+}
+
+
+@pytest.mark.parametrize("model", LIMITS)
+def test_the_student_costs_little_more_than_the_plain_pipeline(model: str) -> None:
+    counts = count(model, batch=24, layers=2)
+    student, teacher = (over(counts[name], counts["plain"]) for name in ("student", "teacher"))
+    assert all(1 < ratio <= LIMITS[model][name] for name, ratio in student.items()), student
+    assert all(1 < ratio < 1.02 for ratio in teacher.values()), teacher
+
+
+@pytest.mark.parametrize("model", LIMITS)
+def test_the_host_runs_ahead_of_the_device_for_a_whole_group(model: str) -> None:
+    """Nothing between a group's first kernel and its last makes the host wait; noise is copied from pinned memory."""
+    group = count(model, batch=3, layers=2)["group"]
+    assert (group.copies, group.waits) == (1 + STEPS, 0)
+
+
+@pytest.mark.parametrize("start", [0.0, 0.5])
+def test_the_host_runs_ahead_of_the_device_in_the_losses_of_distribution_matching(start: float) -> None:
+    backbone = MODELS["sd35_medium"].backbone(layers=2)
+    add_student(backbone)
+    backbone.adapters.define(Network.FAKE_SCORE, backbone.adapters.stack(Network.STUDENT))
+    conditioning, empty = backbone.encode_prompts(["red"] * 3), backbone.encode_prompts([""])
+    settings = MatchingSettings.of(ColdStartConfig(), SamplingConfig(), 4.5, 0.01)
+    key, samples = DrawKey(0, "test", 0, range(3), 3), torch.empty(3, *backbone.latent_shape, device=DEVICE)
+
+    def losses() -> None:
+        renoised = renoise_samples(samples.clone(), start, key)
+        fake_score_objective(backbone, renoised, conditioning, settings, key)
+        student_objective(backbone, samples, renoised, conditioning, empty, settings, key)
+
+    assert counted(losses).waits == 0
