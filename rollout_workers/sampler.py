@@ -48,15 +48,10 @@ def sample_group(backbone: Backbone, prompt: Prompt, plan: StepPlan, *, seed: in
         noise = seeding.step_noise_Gchw(
             seed, plan.iteration, prompt.index, index, group_size, shape, shared=step.shared_noise
         )
-        latents = transition.sample(_on_device(noise, backbone.device, step.shared_noise))
+        latents = transition.sample(to_device(noise, backbone.device))
         states.append(latents)
         surrogates.append(surrogate_log_density(transition.mean_Bchw, latents))
     return SampledGroup(torch.stack(states), torch.stack(surrogates))
-
-
-def _on_device(noise_Gchw: Tensor, device: torch.device, shared: bool) -> Tensor:
-    """The noise of a group; of shared noise only one sample is copied."""
-    return to_device(noise_Gchw[:1], device).expand_as(noise_Gchw) if shared else to_device(noise_Gchw, device)
 
 
 @torch.no_grad()

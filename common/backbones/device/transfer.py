@@ -14,4 +14,6 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """
     if device.type == "cpu":
         return tensor
+    if len(tensor) > 1 and tensor.stride(0) == 0:  # one part, expanded: a group's shared noise
+        return to_device(tensor[:1], device).expand_as(tensor)
     return tensor.pin_memory().to(device, non_blocking=True)
