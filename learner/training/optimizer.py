@@ -106,7 +106,10 @@ class AdapterOptimizer:
 
     @torch.no_grad()
     def _step_at(self, rate: float, reached: list[Tensor]) -> None:
-        """Step with this learning rate; parameters that no pass has reached do not change, as in torch's AdamW."""
+        """Step with this learning rate. A parameter that no pass has ever reached does not change.
+
+        One that was reached in an earlier iteration moves by its momentum alone, without weight decay.
+        """
         if self._settings.weight_decay > 0:
             torch._foreach_mul_(reached, 1 - rate * self._settings.weight_decay)
         for group in self._adamw.param_groups:
