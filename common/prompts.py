@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from common import git_lfs, strict_json
 from common.errors import PromptError, RewardRejected, WireError
 from common.parquet_prompts import read_parquet
@@ -63,6 +65,12 @@ def prompts_of(texts: Sequence[str], option: str) -> list[Prompt]:
             raise PromptError(f"{option} is empty: say what to draw")
         prompts.append(_checked(f"{option} {index + 1}", index, text, {}))
     return prompts
+
+
+def prompts_fingerprint(prompts: Sequence[Prompt]) -> str:
+    """A hash of texts and metadata, in their order."""
+    content = [[prompt.text, prompt.metadata] for prompt in prompts]
+    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
 def _checked(where: str, index: int, text: str, metadata: Mapping[str, Any]) -> Prompt:

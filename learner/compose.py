@@ -38,7 +38,14 @@ from learner.driver.embedded_redis import embedded_redis
 from learner.driver.learner_group import started_learner
 from learner.driver.local_servers import LocalServers, LocalServerSpec
 from learner.driver.publisher import Publisher
-from learner.driver.run_directory import Start, begin, claimed, continuity, require_same_rewards
+from learner.driver.run_directory import (
+    Start,
+    begin,
+    claimed,
+    continuity,
+    require_same_prompts,
+    require_same_rewards,
+)
 from learner.driver.threads import with_known_threads, with_probed_threads
 from learner.driver.worker_pool import WorkerPool
 from learner.preflight.checks import (
@@ -171,6 +178,7 @@ def started_service(
     prediction: Prediction | None,
 ) -> Iterator[Service]:
     """Everything that a run needs, started in order and stopped in reverse order on every exit."""
+    require_same_prompts(start, prompts)
     with ExitStack() as stack:
         stack.enter_context(run_log(run_dir / "logs" / "run.log"))
         config = with_known_threads(invocation.config, run_dir, resume=invocation.resume)
@@ -204,7 +212,7 @@ def started_service(
             health_check=servers.check,
             control=stack.enter_context(_run_control(config, redis)),
             prediction=prediction,
-            settings=continuity(config, access.infos),
+            settings=continuity(config, prompts, access.infos),
         )
 
 

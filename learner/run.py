@@ -20,6 +20,7 @@ from common import seeding
 from common.config.run import Config
 from common.errors import CheckpointError, RewardError, RtdmdError
 from common.policies import SamplingSpec
+from common.prompts import prompts_fingerprint
 from common.redis_link import RunControl
 from common.types import Position, Prompt, PromptSets, Stage, StepPlan
 from learner.driver.between_iterations import EVALUATION_VERSION, RunMilestones
@@ -167,7 +168,14 @@ class Service:
         started, settings = time.perf_counter(), self.config.evaluation
         weights = None if trained is None else self.publisher.publish(EVALUATION_VERSION, averaged=True)
         prompts = self.prompts.evaluation[: settings.final_prompts]
-        evaluation = evaluate(self.pool, prompts, spec, settings.final_images_per_prompt, weights)
+        evaluation = evaluate(
+            self.pool,
+            prompts,
+            spec,
+            settings.final_images_per_prompt,
+            weights,
+            group_size=self.config.alignment.group_size,
+        )
         seconds = time.perf_counter() - started
         self.records.add(policy, basis, evaluation, seconds)
         self.tracker.policy(policy, evaluation.metrics, seconds)
@@ -180,6 +188,7 @@ class Service:
             "spec": repr(spec),
             "trained": None if trained is None else trained.directory,
             "prompts": min(settings.final_prompts, len(self.prompts.evaluation)),
+            "prompts_fingerprint": prompts_fingerprint(self.prompts.evaluation[: settings.final_prompts]),
             "images_per_prompt": settings.final_images_per_prompt,
             "seed": self.config.run.seed,
             "rewards": [reward.name for reward in self.config.rewards],
@@ -189,8 +198,8 @@ class Service:
         """CheckpointError if the policy was not evaluated: after more training the student can no longer be."""
         if not self.records.has(policy, self._basis(spec, trained)):
             raise CheckpointError(
-                f"{self.run_dir}: {policy} was not evaluated with these evaluation settings and rewards, and its "
-                "weights have changed since: restore the settings, or use another --run-dir"
+                f"{self.run_dir}: {policy} was not evaluated with these evaluation settings, prompts and rewards, and "
+                "its weights have changed since: restore them, or use another --run-dir"
             )
 
     def _finish(self, policies: list[str], seconds: float) -> None:

@@ -22,6 +22,7 @@ from common.errors import WeightUpdateError
 from common.policies import SamplingSpec
 from common.rewards.access import RewardAccess
 from common.types import (
+    ByteArray,
     EvaluatedPrompt,
     Network,
     Prompt,
@@ -33,7 +34,7 @@ from common.types import (
 )
 from common.weights import Payload, PublishedWeights
 from rollout_workers.diversity import mean_pairwise_distance
-from rollout_workers.sampler import decode_to_uint8, sample_group, sample_pictures
+from rollout_workers.sampler import decode_to_uint8, sample_for_evaluation, sample_group
 from rollout_workers.weight_receiver import VELOCITY_TOLERANCE, WeightReceiver
 
 
@@ -125,7 +126,7 @@ class RolloutWorker:
         weights: PublishedWeights | None = None,
         frozen: Payload | None = None,
     ) -> list[EvaluatedPrompt]:
-        """Sample and score prompts under a policy; the teacher needs no `weights`.
+        """Sample prompts together under a policy, and score them; the teacher needs no `weights`.
 
         Raises:
             WeightUpdateError, AttestationError: the weights are missing or did not take effect.
@@ -135,10 +136,15 @@ class RolloutWorker:
             self._receiver.receive(weights, frozen)
         elif spec.network is not Network.TEACHER:
             raise WeightUpdateError(f"an evaluation of the {spec.network} needs its weights: publish them first")
-        return [self._evaluate_prompt(prompt, spec, images_per_prompt) for prompt in prompts]
+        latents = sample_for_evaluation(
+            self._backbone, prompts, spec, seed=self._settings.seed, count=images_per_prompt, empty=self._empty
+        )
+        images = decode_to_uint8(self._backbone, latents)
+        parts = images.reshape(len(prompts), images_per_prompt, *images.shape[1:])
+        return [self._evaluated(prompt, part) for prompt, part in zip(prompts, parts, strict=True)]
 
-    def _evaluate_prompt(self, prompt: Prompt, spec: SamplingSpec, count: int) -> EvaluatedPrompt:
-        images = sample_pictures(self._backbone, prompt, spec, seed=self._settings.seed, count=count, empty=self._empty)
+    def _evaluated(self, prompt: Prompt, images: ByteArray) -> EvaluatedPrompt:
+        count = len(images)
         rewards = self._rewards.score_all(images, [prompt.text] * count, [dict(prompt.metadata)] * count)
         features = self._backbone.image_features(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
         return EvaluatedPrompt(prompt, images, rewards, mean_pairwise_distance(features))

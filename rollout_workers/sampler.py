@@ -5,9 +5,9 @@ Shape suffixes: see `common/types.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,28 +56,35 @@ def sample_group(backbone: Backbone, prompt: Prompt, plan: StepPlan, *, seed: in
 
 @torch.no_grad()
 def sample_for_evaluation(
-    backbone: Backbone, prompt: Prompt, spec: SamplingSpec, *, seed: int, count: int, empty: Conditioning
+    backbone: Backbone, prompts: Sequence[Prompt], spec: SamplingSpec, *, seed: int, count: int, empty: Conditioning
 ) -> Tensor:
-    """Final latents [count, c, h, w] of one prompt. All policies start from the same noise, so images compare."""
-    conditioning = backbone.encode_prompts([prompt.text]).expand_to(count)
+    """Final latents [P * count, c, h, w], those of a prompt in a row, of prompts that share every forward pass.
+
+    All policies start from the same noise, so images compare.
+    """
+    conditioning = Conditioning.concatenate([backbone.encode_prompts([prompt.text]) for prompt in prompts])
+    conditioning = conditioning.repeat(count)
     shape = backbone.latent_shape
-    noise = seeding.initial_noise_Gchw(seed, EVALUATION, prompt.index, count, shape)
-    latents = to_device(noise, backbone.device)
+    noise = [seeding.initial_noise_Gchw(seed, EVALUATION, prompt.index, count, shape) for prompt in prompts]
+    latents = to_device(torch.cat(noise), backbone.device)
 
     def policy(latents_Bchw: Tensor, sigma_B: Tensor) -> Tensor:
         return guided_velocity(backbone, spec.network, latents_Bchw, sigma_B, conditioning, empty, spec.guidance)
 
     for index, step in enumerate(steps_between(backbone.sigmas(spec.num_steps), spec.eta)):
-        noise = seeding.step_noise_Gchw(seed, EVALUATION, prompt.index, index, count, shape, shared=False)
-        latents = step_transition(policy, latents, step).sample(to_device(noise, backbone.device))
+        noise = [
+            seeding.step_noise_Gchw(seed, EVALUATION, prompt.index, index, count, shape, shared=False)
+            for prompt in prompts
+        ]
+        latents = step_transition(policy, latents, step).sample(to_device(torch.cat(noise), backbone.device))
     return latents
 
 
 def sample_pictures(
     backbone: Backbone, prompt: Prompt, spec: SamplingSpec, *, seed: int, count: int, empty: Conditioning
 ) -> ByteArray:
-    """`sample_for_evaluation` with decoded images: uint8 [count, H, W, C]."""
-    latents = sample_for_evaluation(backbone, prompt, spec, seed=seed, count=count, empty=empty)
+    """`sample_for_evaluation` of one prompt with decoded images: uint8 [count, H, W, C]."""
+    latents = sample_for_evaluation(backbone, [prompt], spec, seed=seed, count=count, empty=empty)
     return decode_to_uint8(backbone, latents)
 
 
@@ -85,8 +92,9 @@ def sample_pictures(
 def decode_to_uint8(backbone: Backbone, latents_Bchw: Tensor) -> ByteArray:
     """Images as displayed and scored: uint8 [B, H, W, C]."""
     images_BCHW = (backbone.decode(latents_Bchw) * 255).round().byte()
-    images_BHWC: ByteArray = images_BCHW.permute(0, 2, 3, 1).cpu().numpy()
-    return np.ascontiguousarray(images_BHWC)
+    # Transposed where they are: on a host this takes longer than the copy.
+    images_BHWC: ByteArray = images_BCHW.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return images_BHWC
 
 
 EVALUATION = -1

@@ -80,7 +80,12 @@ class RunMilestones:
         started = time.perf_counter()
         weights = self._publisher.publish(EVALUATION_VERSION, averaged=True)
         evaluation: Evaluation = evaluate(
-            self._pool, self._prompts, self._spec, self._config.evaluation.images_per_prompt, weights
+            self._pool,
+            self._prompts,
+            self._spec,
+            self._config.evaluation.images_per_prompt,
+            weights,
+            group_size=self._config.alignment.group_size,
         )
         name = f"{position.stage}-{position.iteration:06d}.png"
         grid = self._run_dir / "samples" / name

@@ -28,10 +28,14 @@ class PolicyRecords:
         self._directory.mkdir(parents=True, exist_ok=True)
 
     def has(self, policy: str, basis: Mapping[str, Any]) -> bool:
-        """Whether the policy was evaluated on this basis: everything (JSON values) that its numbers depend on."""
+        """Whether the policy was evaluated on this basis: everything (JSON values) that its numbers depend on.
+
+        A record of an earlier version may lack a part of it, which then counts as equal.
+        """
         try:
-            return bool(self._read(policy)["basis"] == basis)
-        except (OSError, ValueError, KeyError):
+            found = self._read(policy)["basis"]
+            return all(key in basis and basis[key] == value for key, value in found.items())
+        except (OSError, ValueError, KeyError, AttributeError):
             return False  # never evaluated, or the file is damaged: a power failure may leave an empty one
 
     def add(self, policy: str, basis: Mapping[str, Any], evaluation: Evaluation, seconds: float) -> None:

@@ -19,7 +19,10 @@ from learner.driver.worker_pool import Call, WorkerPool
 from learner.records.pictures import save_png
 
 PROMPTS_PER_CALL = 4
-"""A worker evaluates this many prompts per call: few enough to balance the load, many enough to hide the overhead."""
+"""A worker evaluates up to so many prompts per call: few enough to balance the load, many enough to hide the overhead.
+
+It samples those of a call together.
+"""
 
 
 @dataclass(frozen=True)
@@ -36,13 +39,18 @@ def evaluate(
     spec: SamplingSpec,
     images_per_prompt: int,
     weights: Publication | None,
+    *,
+    group_size: int,
 ) -> Evaluation:
     """Evaluate a policy on the workers, sampled as `spec` says.
+
+    A worker has room for a rollout's group of `group_size` samples; guidance takes two samples for an image.
 
     Returns the metric `diversity` and one metric per reward, a mean over the prompts that it scored. Every policy gets
     the same noise. `unscored` counts the missing values, prompts times rewards, if there are any.
     """
-    parts = [prompts[start : start + PROMPTS_PER_CALL] for start in range(0, len(prompts), PROMPTS_PER_CALL)]
+    together = max(1, min(PROMPTS_PER_CALL, group_size // (2 * images_per_prompt)))
+    parts = [prompts[start : start + together] for start in range(0, len(prompts), together)]
     keys = [("evaluation", place) for place in range(len(parts))]
     for key, part in zip(keys, parts, strict=True):
         pool.submit(Call(key, partial(_start_evaluation, part, spec, images_per_prompt, weights)))

@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,15 +18,20 @@ from typing import Any
 from common.config.run import Config
 from common.config.upgrade import upgraded
 from common.errors import CheckpointError, ConfigError
+from common.prompts import prompts_fingerprint
 from common.rewards.api import ServerInfo
-from common.types import Position, Stage
+from common.types import Position, PromptSets, Stage
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.driver.run_lock import LOCK, locked
 from learner.preflight.command_line import Invocation
 from learner.preflight.run_file import dump_config, load_saved_config
 from learner.records.metrics_log import BEGINNING, cut_metrics, logged_until
 
-DECLARED = "reward_servers"
+DECLARED, PROMPTS = "reward_servers", "prompt_fingerprints"
+LATER = (DECLARED, PROMPTS)
+"""Settings of a checkpoint that are compared by functions of their own, and that older ones lack."""
+PATHS = {"backbone": ("path", "teacher_path"), "cold_start": ("from_checkpoint",)}
+"""Settings that say where files are. A run may continue after files were moved: their content is compared instead."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +85,19 @@ def begin(invocation: Invocation, start: Start) -> None:
         raise _not_writable(run_dir, error) from error
 
 
-def continuity(config: Config, infos: Mapping[str, ServerInfo] | None = None) -> dict[str, Any]:
+def continuity(
+    config: Config, prompts: PromptSets | None = None, infos: Mapping[str, ServerInfo] | None = None
+) -> dict[str, Any]:
     """The settings that a checkpoint depends on: with other settings the continued run would not be the same run.
 
-    `infos` are the identities that the reward servers declared, once they are known.
+    The model's files are compared by their hash, see `Checkpoint.require_base`.
+
+    Args:
+        prompts: those that the run trains on; with them, their fingerprints are settings.
+        infos: the identities that the reward servers declared, once they are known.
     """
     whole = config.model_dump(mode="json")
-    kept = {key: whole[key] for key in ("backbone", "lora", "sampling", "cold_start", "alignment", "prompts")}
+    kept = _without_paths({key: whole[key] for key in ("backbone", "lora", "sampling", "cold_start", "alignment")})
     free = set()
     if config.alignment.learning_rate_schedule == "constant":
         free.add("iterations")  # other schedules' rates depend on the number of iterations
@@ -95,9 +106,36 @@ def continuity(config: Config, infos: Mapping[str, ServerInfo] | None = None) ->
     kept["alignment"] = {key: value for key, value in kept["alignment"].items() if key not in free}
     kept["rewards"] = {r.name: {"weight": r.weight, "differentiable": r.differentiable} for r in config.rewards}
     kept["seed"] = config.run.seed
+    if prompts is not None:
+        kept[PROMPTS] = _fingerprints(prompts)
     if infos is not None:
         kept[DECLARED] = {name: json.loads(info.to_json()) for name, info in infos.items()}
     return kept
+
+
+def _without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without `PATHS`, and without the section `prompts` of earlier versions, which has nothing else."""
+    kept = {name: section for name, section in settings.items() if name != "prompts"}
+    for name, paths in PATHS.items():
+        if name in kept:
+            kept[name] = {key: value for key, value in kept[name].items() if key not in paths}
+    return kept
+
+
+def _fingerprints(prompts: PromptSets) -> dict[str, str]:
+    sets = {Stage.COLD_START: prompts.cold_start, Stage.ALIGNMENT: prompts.alignment}
+    return {str(stage): prompts_fingerprint(chosen) for stage, chosen in sets.items()}
+
+
+def require_same_prompts(start: Start, prompts: PromptSets) -> None:
+    """CheckpointError unless the run trains on the prompts that it trained on before."""
+    before = (start.settings or {}).get(PROMPTS, {})
+    for stage, now in _fingerprints(prompts).items():
+        if before.get(stage, now) != now:
+            raise CheckpointError(
+                f"the prompts of the {stage} have changed since {start.checkpoint} was written: restore the prompt "
+                "file, or use another --run-dir"
+            )
 
 
 def require_same_rewards(start: Start, infos: Mapping[str, ServerInfo]) -> None:
@@ -145,11 +183,12 @@ def _verified_start(invocation: Invocation) -> Start:
     if not invocation.resume and _holds_run(run_dir):
         raise ConfigError(f"{run_dir} holds a run already: use --resume to go on, or --run-dir for another directory")
     if own is not None:
-        # `require_same_rewards` compares the reward servers later, once their identities are known.
+        # `require_same_prompts` and `require_same_rewards` compare the rest, once it is known.
         settings = continuity(config)
         checkpoint = Checkpoint.open(own)
-        settings |= {key: value for key, value in checkpoint.settings.items() if key == DECLARED}
-        checkpoint.require_settings(settings)
+        saved = _without_paths(checkpoint.settings)
+        settings |= {key: value for key, value in saved.items() if key in LATER}
+        replace(checkpoint, settings=saved).require_settings(settings)
         return Start(checkpoint.position, own, settings)
     if invocation.resume:
         _require_none_lost(run_dir)

@@ -68,7 +68,8 @@ def test_pictures_are_those_of_the_run_s_own_evaluation(finished: Run, prompts: 
         assert len(paths) == len(EVALUATED) * IMAGES
         for place in range(2):
             kept = finished.run_dir / "samples" / "policies" / f"{policy}-{place:02d}.png"
-            assert np.array_equal(picture(paths[place * IMAGES]), picture(kept))
+            # Equal up to rounding: a worker samples several prompts in one pass.
+            assert np.abs(picture(paths[place * IMAGES]).astype(int) - picture(kept)).max() <= 1
 
 
 def test_scores_are_those_of_the_run_s_own_evaluation(

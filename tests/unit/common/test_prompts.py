@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from common.errors import PromptError
-from common.prompts import load_prompts, prompts_of
+from common.prompts import load_prompts, prompts_fingerprint, prompts_of
 from common.types import Prompt
 
 
@@ -181,3 +182,16 @@ def test_prompts_of_a_command_line_are_checked_alike() -> None:
         with pytest.raises(PromptError) as caught:
             prompts_of(["fine", text], "--prompt")
         assert str(caught.value).startswith(expected)
+
+
+def test_the_fingerprint_is_of_texts_and_metadata_in_their_order() -> None:
+    first, second = Prompt(0, "a red circle", {"count": 1}), Prompt(1, "two squares")
+    same = prompts_fingerprint([Prompt(7, "a red circle", {"count": 1}), Prompt(8, "two squares")])
+    assert prompts_fingerprint([first, second]) == same
+    others = [
+        [second, first],
+        [first],
+        [replace(first, text="a red ring"), second],
+        [replace(first, metadata={}), second],
+    ]
+    assert same not in {prompts_fingerprint(prompts) for prompts in others}

@@ -110,7 +110,17 @@ def test_the_surrogate_is_of_the_transition_that_was_taken(backbone: StableDiffu
 
 
 def evaluate(backbone: StableDiffusion3, spec: SamplingSpec, count: int = 2) -> torch.Tensor:
-    return sample_for_evaluation(backbone, PROMPT, spec, seed=0, count=count, empty=backbone.encode_prompts([""]))
+    return sample_for_evaluation(backbone, [PROMPT], spec, seed=0, count=count, empty=backbone.encode_prompts([""]))
+
+
+def test_prompts_that_share_their_passes_keep_their_pictures(backbone: StableDiffusion3) -> None:
+    """Noise and text of each are its own; the passes differ by rounding."""
+    prompts = [PROMPT, Prompt(6, "blue square"), Prompt(9, "red circle")]
+    spec, empty = SamplingSpec(Network.STUDENT, 3, 2.0, eta=0.9), backbone.encode_prompts([""])
+    alone = [sample_for_evaluation(backbone, [p], spec, seed=0, count=2, empty=empty) for p in prompts]
+    together = sample_for_evaluation(backbone, prompts, spec, seed=0, count=2, empty=empty)
+    assert torch.allclose(together, torch.cat(alone), atol=1e-5)
+    assert (alone[0] - alone[2]).abs().max() > 0.1
 
 
 def test_every_policy_is_evaluated_from_the_same_noise(

@@ -112,7 +112,7 @@ def test_diffusers_loads_the_exported_student_and_draws_the_same_images(
     backbone.adapters.define(Network.STUDENT, ("first", "second"))
     spec, empty = SamplingSpec(Network.STUDENT, STEPS, 1.0, eta=0.0), backbone.encode_prompts([""])
     with torch.no_grad():
-        images = backbone.decode(sample_for_evaluation(backbone, PROMPT, spec, seed=4, count=2, empty=empty))
+        images = backbone.decode(sample_for_evaluation(backbone, [PROMPT], spec, seed=4, count=2, empty=empty))
     assert backbone.adapters.scale == 2
     write_lora(backbone, tmp_path)
 

@@ -58,7 +58,7 @@ def test_the_euler_sampler_equals_the_pipeline(
         backbone.adapters.define(other, ())
     spec = SamplingSpec(network, steps, scale, eta=0.0)
     empty = backbone.encode_prompts([""])
-    latents = sample_for_evaluation(backbone, PROMPT, spec, seed=4, count=count, empty=empty)
+    latents = sample_for_evaluation(backbone, [PROMPT], spec, seed=4, count=count, empty=empty)
     expected = pipeline(
         PROMPT.text,
         num_images_per_prompt=count,

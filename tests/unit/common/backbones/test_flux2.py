@@ -65,7 +65,7 @@ def denormalised(backbone: Flux2, latents_Bchw: Tensor) -> Tensor:
 
 def sampled(backbone: Flux2, spec: SamplingSpec, count: int) -> Tensor:
     empty = backbone.encode_prompts([""])
-    return sample_for_evaluation(backbone, PROMPT, spec, seed=4, count=count, empty=empty)
+    return sample_for_evaluation(backbone, [PROMPT], spec, seed=4, count=count, empty=empty)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])

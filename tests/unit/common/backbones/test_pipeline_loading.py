@@ -45,7 +45,7 @@ def test_without_t5_the_sampler_equals_the_pipeline(without_t5: Path, guidance: 
     backbone = load_tiny_backbone(without_t5)
     spec = SamplingSpec(Network.TEACHER, 4, guidance, eta=0.0)
     empty = backbone.encode_prompts([""])
-    latents = sample_for_evaluation(backbone, PROMPT, spec, seed=4, count=2, empty=empty)
+    latents = sample_for_evaluation(backbone, [PROMPT], spec, seed=4, count=2, empty=empty)
     pipeline = StableDiffusion3Pipeline.from_pretrained(without_t5, text_encoder_3=None, tokenizer_3=None)
     pipeline.set_progress_bar_config(disable=True)
     expected = pipeline(

@@ -42,7 +42,7 @@ def test_the_euler_sampler_equals_the_pipeline(
     prompt, steps, count = Prompt(7, "a red circle"), 5, 2
     latents = sample_for_evaluation(
         backbone,
-        prompt,
+        [prompt],
         SamplingSpec(Network.TEACHER, steps, guidance, eta=0.0),
         seed=4,
         count=count,
@@ -87,7 +87,7 @@ def test_shapes_follow_the_resolution(tiny_pipeline: Path) -> None:
     assert wide.latent_shape == (4, 4, 8)
     prompt, noise = Prompt(7, "red"), seeding.initial_noise_Gchw(4, EVALUATION, 7, 1, (4, 4, 8))
     spec, empty = SamplingSpec(Network.TEACHER, 2, 1.0, eta=0.0), wide.encode_prompts([""])
-    latents = sample_for_evaluation(wide, prompt, spec, seed=4, count=1, empty=empty)
+    latents = sample_for_evaluation(wide, [prompt], spec, seed=4, count=1, empty=empty)
     call = {"max_sequence_length": T5_TOKENS, "height": 8, "width": 16, "output_type": "latent"}
     expected = wide._pipeline(prompt.text, sigmas=[1.0, 0.5], guidance_scale=1.0, latents=noise, **call).images
     assert (latents - expected).abs().max() <= 1e-4

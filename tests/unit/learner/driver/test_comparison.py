@@ -49,6 +49,16 @@ def test_a_policy_measured_on_another_basis_counts_as_unmeasured(tmp_path: Path,
     assert not records.has("teacher_28", BASIS | change)
 
 
+def test_a_record_that_lacks_a_part_of_the_basis_is_kept(tmp_path: Path) -> None:
+    """An earlier version wrote it. One that has more was written by a later version, about something else."""
+    records = PolicyRecords(tmp_path, gallery_prompts=2)
+    records.add("teacher_28", BASIS, evaluation(100), seconds=2.0)
+    assert records.has("teacher_28", BASIS | {"prompts_fingerprint": "a"})
+    records.add("teacher_28", BASIS | {"prompts_fingerprint": "a"}, evaluation(100), seconds=2.0)
+    assert not records.has("teacher_28", BASIS | {"prompts_fingerprint": "b"})
+    assert not records.has("teacher_28", BASIS)
+
+
 def test_a_crash_before_the_record_leaves_the_policy_unmeasured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

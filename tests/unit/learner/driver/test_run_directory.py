@@ -13,9 +13,16 @@ import torch
 from common.config.run import Config
 from common.errors import CheckpointError, ConfigError
 from common.rewards.api import ServerInfo
-from common.types import Position, Stage
+from common.types import Position, Prompt, PromptSets, Stage
 from learner.checkpoint import CheckpointStore
-from learner.driver.run_directory import Start, begin, claimed, continuity, require_same_rewards
+from learner.driver.run_directory import (
+    Start,
+    begin,
+    claimed,
+    continuity,
+    require_same_prompts,
+    require_same_rewards,
+)
 from learner.driver.run_lock import LOCK
 from learner.preflight.command_line import Invocation
 
@@ -134,7 +141,7 @@ def test_resuming_takes_the_checkpoint_and_its_settings(tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", [{"weights_hash": "def"}, {"high": 2.0}, {"implementation": "x:Y"}])
 def test_a_reward_that_has_become_another_is_refused_on_resume(tmp_path: Path, change: dict[str, object]) -> None:
     finished_run(tmp_path)
-    settings = continuity(config(), {"hps": INFO})
+    settings = continuity(config(), infos={"hps": INFO})
     checkpoint = CheckpointStore(tmp_path / "checkpoints").save(Position(Stage.ALIGNMENT, 4), STATE, settings)
     start = start_of(invocation(tmp_path, resume=True))
     require_same_rewards(start, {"hps": INFO})
@@ -226,6 +233,40 @@ def test_a_cold_start_of_an_earlier_version_keeps_its_guidance_input(tmp_path: P
     values = config(from_checkpoint=borrowed).model_dump(mode="json") | {"backbone": {"family": "flux1", "path": "m"}}
     with pytest.raises(CheckpointError, match=r"set backbone\.student_guidance to 3\.5"):
         start_of(Invocation(Config.model_validate(values), tmp_path / "run", dry_run=False, resume=False))
+
+
+def prompt_sets(train: str = "a cat", evaluation: str = "a dog") -> PromptSets:
+    trained = [Prompt(0, train)]
+    return PromptSets(cold_start=trained, alignment=trained, evaluation=[Prompt(0, evaluation)])
+
+
+def test_moved_files_are_the_same_run(tmp_path: Path) -> None:
+    """The content of prompts and models is compared, not their place: also with a checkpoint of an earlier version."""
+    finished_run(tmp_path)
+    sections = config().model_dump(mode="json")
+    sections["backbone"]["path"] = "/moved/model"
+    sections["prompts"] |= {"train": "/moved/a.txt", "evaluation": "/moved/c.txt"}
+    moved = Invocation(Config.model_validate(sections), tmp_path, dry_run=False, resume=True)
+    assert start_of(moved).position == Position(Stage.ALIGNMENT, 3)
+    earlier = config().model_dump(mode="json")
+    settings = continuity(config()) | {"prompts": earlier["prompts"], "backbone": earlier["backbone"]}
+    CheckpointStore(tmp_path / "checkpoints").save(Position(Stage.ALIGNMENT, 4), STATE, settings)
+    assert start_of(moved).position == Position(Stage.ALIGNMENT, 4)
+
+
+def test_other_training_prompts_are_refused_on_resume(tmp_path: Path) -> None:
+    finished_run(tmp_path)
+    settings = continuity(config(), prompt_sets())
+    checkpoint = CheckpointStore(tmp_path / "checkpoints").save(Position(Stage.ALIGNMENT, 4), STATE, settings)
+    start = start_of(invocation(tmp_path, resume=True))
+    require_same_prompts(start, prompt_sets(evaluation="others are evaluated anew"))
+    with pytest.raises(CheckpointError, match=f"the prompts of the cold_start have changed since {checkpoint} was"):
+        require_same_prompts(start, prompt_sets(train="a cat."))
+
+
+def test_a_checkpoint_without_fingerprints_is_taken_as_it_is(tmp_path: Path) -> None:
+    finished_run(tmp_path)
+    require_same_prompts(start_of(invocation(tmp_path, resume=True)), prompt_sets())
 
 
 LINE = '{{"stage": "alignment", "iteration": {}, "kind": "train"}}\n'
