@@ -35,6 +35,8 @@ TARGETS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 def user_path(text: str) -> Path:
     """Argparse type of a path. Shells expand `--out ~/x`, but not `--out=~/x`."""
+    if not text:  # a variable that is not set; `Path` would take the current directory
+        raise argparse.ArgumentTypeError("it is empty: name a path")
     try:
         return Path(text).expanduser()
     except RuntimeError:  # there is no such home: the file will be reported missing, by the name that was written

@@ -34,6 +34,10 @@ class LastingStream(io.TextIOBase):
     def __init__(self, stream: TextIO | None, name: str) -> None:
         self._stream = stream
         self._name = name
+        if stream is not None:
+            # A parent such as node may leave it non-blocking: a reader that is slow for a moment would end it.
+            with suppress(OSError, ValueError):  # ValueError: the stream has no descriptor
+                os.set_blocking(stream.fileno(), True)
         if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
             stream.reconfigure(errors="replace")
 

@@ -53,11 +53,15 @@ def uses_proxies(url: str) -> bool:
 
 def server_url_fault(url: str) -> str:
     """Why a text cannot be the base URL of a server, without quoting it; "" if it can."""
-    if SERVER_URL.fullmatch(url):
-        return ""
     if "@" in url:
         return "a URL with a user or password would be written into files: leave them out"
-    return "not an http(s) URL; write http://HOST:PORT, or http://HOST:PORT/NAME"
+    if not SERVER_URL.fullmatch(url) or not host_of(url):
+        return "not an http(s) URL with a host; write http://HOST:PORT, or http://HOST:PORT/NAME"
+    try:
+        port = urlsplit(url).port
+    except ValueError:
+        port = 0
+    return "its port is no number from 1 to 65535" if port == 0 else ""
 
 
 def without_secrets(url: str) -> str:

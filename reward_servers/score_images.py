@@ -18,7 +18,7 @@ from common.command import exit_status, some_time, user_path
 from common.errors import RewardRejected, RewardUnavailable
 from common.rewards.api import ANY_REWARD, MEDIA_TYPE, SCORE_PATH, ScoreRequest, ScoreResponse
 from common.rewards.bearer import REWARD_TOKEN, reward_token
-from common.rewards.http import UNUSABLE_ENVIRONMENT, unusable_environment
+from common.rewards.http import UNUSABLE_ENVIRONMENT, remedy_of_status, shown_answer, unusable_environment
 from common.urls import uses_proxies
 from common.visible_text import printable
 from reward_servers.options import USAGE_ERROR, server_url
@@ -71,7 +71,8 @@ def score(http: httpx.Client, url: str, path: Path, prompt: str, metadata: dict[
         message = f"{address} does not answer ({error}): is a reward server there, and is it ready?"
         raise RewardUnavailable(ANY_REWARD, "refused", message) from error
     if answer.status_code != httpx.codes.OK:
-        raise RewardRejected(ANY_REWARD, "answer", f"{path}: {address} answered {answer.status_code}: {answer.text}")
+        told = f"{shown_answer(answer.content)}{remedy_of_status(answer.status_code, answer.headers)}"
+        raise RewardRejected(ANY_REWARD, "answer", f"{path}: {address} answered {answer.status_code}: {told}")
     return float(ScoreResponse.from_bytes(answer.content).scores_B[0])
 
 

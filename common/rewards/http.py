@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import ssl
 import threading
 from collections.abc import Callable, Collection, Coroutine, Mapping
@@ -42,6 +43,8 @@ IDENTITY_TIMEOUT_S = 2.0
 DEADLINE_SHARE = 0.95
 """Fraction of our deadline that is sent to the server, so that it times out before we do."""
 CLOSE_TIMEOUT_S = 5.0
+MAX_PAGE_BYTES, SHOWN_CHARACTERS = 4_000, 200
+"""Of an answer that is none of ours, what is read and what is shown."""
 OVERLOADED = 429
 SERVER_ERRORS = 500
 REJECTIONS = (400, 413, 415, 422)
@@ -244,7 +247,8 @@ def _error_of_status(exchange: Exchange, status: int, headers: Mapping[str, str]
     cause, detail = _error_body(content)
     if cause not in CAUSES:
         cause = DEFAULT_CAUSE_OF_STATUS.get(status, "answer")
-    message = f"{exchange.where} answered {status} ({cause}): {detail}{REMEDY_OF_CAUSE.get(cause, '')}"
+    remedy = REMEDY_OF_CAUSE.get(cause) or remedy_of_status(status, headers)
+    message = f"{exchange.where} answered {status} ({cause}): {detail}{remedy}"
     if status == OVERLOADED:
         return RewardOverloaded(exchange.name, cause, message, _retry_after(headers))
     if status in REJECTIONS and cause in REQUEST_CAUSES:
@@ -260,7 +264,22 @@ def _error_body(content: bytes) -> tuple[str, str]:
         body = json.loads(content)
         return str(body["error"]), str(body["message"])
     except (ValueError, KeyError, TypeError):
-        return "", content[:200].decode(errors="replace")
+        return "", shown_answer(content)
+
+
+def shown_answer(content: bytes) -> str:
+    """The begin of an answer that is none of ours, as one line; of a page, such as a proxy's, without its tags."""
+    text = content[:MAX_PAGE_BYTES].decode(errors="replace").strip()
+    if text.startswith("<"):
+        text = re.sub(r"<[^>]*>", " ", text)
+    return " ".join("".join(mark if mark.isprintable() else " " for mark in text).split())[:SHOWN_CHARACTERS]
+
+
+def remedy_of_status(status: int, headers: Mapping[str, str]) -> str:
+    """The way out, as the end of a sentence, for statuses that a proxy before the server gives; "" for others."""
+    if httpx.codes.is_redirect(status):
+        return f": it is at {without_secrets(headers.get('location', ''))}: use that URL"
+    return ": raise the proxy's limit for a request" if status == httpx.codes.REQUEST_ENTITY_TOO_LARGE else ""
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:

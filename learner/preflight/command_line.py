@@ -213,6 +213,8 @@ def _value(key: Key, text: str, origin: str) -> Any:
     kinds = {kind for knob in knobs() if knob.key == pattern for kind in _kinds(knob.field.annotation)}
     if kinds.isdisjoint({str, Path}) or (tuple in kinds and text.startswith("[")):
         return parse_yaml(text, origin)
+    if not text and Path in kinds:  # a variable of the shell that is not set; `Path` would take the current directory
+        raise ConfigError(f"{origin} is empty: name a path")
     return None if types.NoneType in kinds and text in ("", "null") else text
 
 

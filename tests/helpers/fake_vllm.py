@@ -32,7 +32,11 @@ class Handler(BaseHTTPRequestHandler):
     server: FakeServer | FakeSocketServer
 
     def do_GET(self) -> None:
-        self._send(200, {"data": [{"id": "fake-judge"}]})
+        self.server.asked.append(self.path)
+        if self.path == "/v1/models":
+            self._send(200, {"data": [{"id": "fake-judge"}]})
+        else:
+            self._send_bytes(404, b"<html>\n<h1>404 Not Found</h1>\n</html>")
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -92,6 +96,7 @@ class FakeServer(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.asked: list[str] = []
         self.requests: list[dict[str, Any]] = []
         self.release = threading.Event()
 
@@ -107,6 +112,7 @@ class FakeSocketServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServe
 
     def __init__(self, path: str) -> None:
         super().__init__(path, Handler)
+        self.asked: list[str] = []
         self.requests: list[dict[str, Any]] = []
         self.release = threading.Event()
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from common.errors import ModelError, RewardError, RewardInvalid, RewardUnavailable
 from common.rewards.api import ByteArray
+from common.rewards.http import shown_answer
 
 JUDGE = "vlm_judge"
 POLL_SECONDS = 0.2
@@ -57,7 +58,7 @@ class VllmClient:
         """Wait until the server answers; return the name of its model.
 
         Raises:
-            ModelError: the server died, or did not answer within `timeout_s` seconds.
+            ModelError: the server died, refused the request, or did not answer within `timeout_s` seconds.
         """
         deadline = time.monotonic() + timeout_s
         while True:
@@ -67,6 +68,8 @@ class VllmClient:
                 return self._model
             except (KeyError, IndexError, TypeError) as error:
                 raise ModelError(f"{self._where} lists no model: {error!r}; is it a vLLM server?") from error
+            except RewardInvalid as error:  # such as a wrong path or key: waiting changes nothing
+                raise ModelError(f"no judge: {error}; check its url and key") from error
             except RewardError as error:
                 if error.cause == "died" or time.monotonic() > deadline:
                     raise ModelError(f"no judge within {timeout_s:g} s: {error}") from error
@@ -129,10 +132,9 @@ class VllmClient:
         """One JSON request; RewardError for every response whose status is not 200."""
         status, content = self._exchange(method, path, body, deadline)
         if status != httpx.codes.OK:
-            detail = content[:300].decode(errors="replace")
             # 503: the model is still loading. Any other status is about this question.
             kind = RewardUnavailable if status >= httpx.codes.INTERNAL_SERVER_ERROR else RewardInvalid
-            raise kind(JUDGE, "scorer", f"{self._where} answered {path} with {status}: {detail}")
+            raise kind(JUDGE, "scorer", f"{self._where} answered {path} with {status}: {shown_answer(content)}")
         try:
             return json.loads(content)
         except ValueError as error:

@@ -139,7 +139,9 @@ def _http_of_url(url: str) -> httpx.Client:
     key = bearer_token(os.environ.get(API_KEY_VARIABLE), API_KEY_VARIABLE)
     headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
-        return httpx.Client(base_url=url, headers=headers, trust_env=uses_proxies(url))
+        # Clients of OpenAI's API want the same address with /v1 at its end.
+        base_url = url.rstrip("/").removesuffix("/v1")
+        return httpx.Client(base_url=base_url, headers=headers, trust_env=uses_proxies(url))
     except UNUSABLE_ENVIRONMENT as error:
         raise ModelError(f"{url}: {unusable_environment(error)}") from error
 

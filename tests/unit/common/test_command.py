@@ -20,6 +20,11 @@ def test_a_path_of_a_command_line_may_begin_at_home(monkeypatch: pytest.MonkeyPa
     assert user_path("~nobody-here/x") == Path("~nobody-here/x")
 
 
+def test_an_empty_path_is_refused() -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="it is empty: name a path"):
+        user_path("")
+
+
 NAMED = OSError(errno.ENOSPC, "No space left on device", "/data/x")
 NAMELESS = OSError(errno.EOPNOTSUPP, "Operation not supported")
 

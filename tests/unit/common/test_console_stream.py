@@ -7,6 +7,8 @@ import logging
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,21 @@ def test_a_lost_stream_is_noted_once(caplog: pytest.LogCaptureFixture) -> None:
     assert [record.getMessage() for record in caplog.records] == [
         "standard output is lost ([Errno 32] Broken pipe): the command goes on and shows no more"
     ]
+
+
+def test_a_full_pipe_that_does_not_block_is_waited_for() -> None:
+    """Parents such as node make a pipe non-blocking. Its reader may be slow for a moment."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    filled = 0
+    with suppress(BlockingIOError):
+        while True:
+            filled += os.write(writer, b"x" * 4096)
+    with open(reader, "rb") as found, open(writer, "w") as pipe, ThreadPoolExecutor(1) as threads:
+        stream = LastingStream(pipe, "standard output")
+        content = threads.submit(found.read, filled + 5)
+        print("line", file=stream, flush=True)
+        assert content.result(60)[filled:] == b"line\n"
 
 
 def test_a_process_started_without_streams_prints_into_no_file(tmp_path: Path) -> None:

@@ -38,6 +38,10 @@ def test_the_base_url_of_a_server(url: str) -> None:
         ("http://host/?token=secret", "not an http"),
         ("ftp://secret", "not an http"),
         ("http://", "not an http"),
+        ("http://:8000", "URL with a host"),
+        ("http://host:81010", "its port is no number from 1 to 65535"),
+        ("http://host:0", "its port is no number"),
+        ("http://host:http/secret", "its port is no number"),
     ],
 )
 def test_a_url_that_would_show_a_secret_or_leads_nowhere_is_none(url: str, fault: str) -> None:

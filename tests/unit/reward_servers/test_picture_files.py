@@ -80,6 +80,17 @@ def commanded(content: bytes, folder: Path) -> ByteArray:
     return pixels
 
 
+def test_a_page_of_a_proxy_is_told_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "picture"
+    path.write_bytes(file(of(RGB)))
+    page = httpx.Response(301, headers={"location": "https://there/v1/score"}, html="<html>\n<h1>301 Moved</h1>")
+    with (
+        httpx.Client(transport=httpx.MockTransport(lambda _: page)) as http,
+        pytest.raises(RewardRejected, match=r"answered 301: 301 Moved: it is at https://there/v1/score: use that URL$"),
+    ):
+        score_images.score(http, "http://server", path, "a", {})
+
+
 CUTOUT = np.dstack([RGB, np.array([[0, 255, 0], [128, 0, 255]], np.uint8)])
 RIGHT: dict[str, tuple[bytes, ByteArray]] = {
     "RGB": (file(of(RGB)), RGB),

@@ -96,6 +96,34 @@ def test_whatever_a_server_does_the_deadline_ends_it_and_closes_the_connection(
     http.close()
 
 
+MOVED = "HTTP/1.1 301 Moved Permanently\r\nlocation: https://name:secret@there/v1/score\r\n"
+LARGE = "HTTP/1.1 413 Request Entity Too Large\r\n"
+LONG = "HTTP/1.1 502 Bad Gateway\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "page", "shown"),
+    [
+        (MOVED, "<html>\r\n<h1>301 Moved</h1>\r\n", "301 Moved: it is at https://there/v1/score: use that URL"),
+        (LARGE, "<h1>Too Large</h1>", "Too Large: raise the proxy's limit for a request"),
+        (LONG, "no upstream <a>\n\x1b[31m\u2028" + 9000 * "x", "no upstream <a> [31m " + 179 * "x"),
+    ],
+)
+def test_a_page_of_a_proxy_is_told_in_one_line(head: str, page: str, shown: str) -> None:
+    content = page.encode()
+
+    def answer(connection: socket.socket, stop: threading.Event) -> None:
+        connection.recv(65536)
+        connection.sendall(f"{head}content-length: {len(content)}\r\n\r\n".encode() + content)
+        stop.wait()
+
+    http = RewardHttp(None)
+    with raw_server(answer) as (url, _), pytest.raises(RewardUnavailable) as caught:
+        http.post(Exchange("fake", url, timeout_s=30.0), SCORE_PATH, b"x", bytes)
+    http.close()
+    assert str(caught.value).endswith(f"(answer): {shown}")
+
+
 def test_the_server_is_told_less_than_our_deadline() -> None:
     """So the server times out first, and its response shows that it is alive."""
     http = RewardHttp(None)

@@ -175,6 +175,18 @@ def test_a_path_is_what_was_typed(run_file: str, text: str) -> None:
     assert by_option.backbone.path == by_variable.backbone.path == found_path(Path(text))
 
 
+def test_an_empty_path_is_refused(run_file: str) -> None:
+    """A variable of the shell that is not set. `Path("")` would be the current directory."""
+    for option in ("--backbone.path", "--prompts.evaluation"):
+        with pytest.raises(ConfigError, match=rf"^option {option} is empty: name a path$"):
+            parse(["--config", run_file, option, ""], {})
+    with pytest.raises(ConfigError, match=r"^environment variable RTDMD_PROMPTS__TRAIN is empty: name a path$"):
+        parse(["--config", run_file], {"RTDMD_PROMPTS__TRAIN": ""})
+    for option in ("--run-dir", "--config"):
+        with pytest.raises(ConfigError, match=f"argument {option}: it is empty: name a path"):
+            parse(["--config", run_file, option, ""], {})
+
+
 def test_null_is_no_path_and_a_list_is_a_list_of_servers(run_file: str) -> None:
     def with_url(text: str) -> object:
         options = ["--rewards.hps.scorer", "null", "--rewards.hps.model", "null", "--rewards.hps.url", text]

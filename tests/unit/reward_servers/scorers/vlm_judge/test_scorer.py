@@ -127,6 +127,18 @@ def test_a_slow_server_is_given_up(server: FakeServer, tmp_path: Path) -> None:
     scorer.close()
 
 
+def test_the_url_may_end_as_for_clients_of_openai(server: FakeServer, tmp_path: Path) -> None:
+    VlmJudgeScorer.load(_by_url(tmp_path, f"{server.url}/v1/"), "cpu").close()
+    assert server.asked == ["/v1/models"]
+
+
+def test_a_server_without_our_paths_is_asked_once(server: FakeServer, tmp_path: Path) -> None:
+    """Waiting for it to start changes nothing."""
+    with pytest.raises(ModelError, match=r"with 404: 404 Not Found; check its url and key$"):
+        VlmJudgeScorer.load(_by_url(tmp_path, f"{server.url}/v2"), "cpu")
+    assert server.asked == ["/v2/v1/models"]
+
+
 def test_a_server_that_is_gone_is_named(tmp_path: Path) -> None:
     with FakeServer() as fake:
         thread = threading.Thread(target=fake.serve_forever, args=(0.01,))
