@@ -145,6 +145,7 @@ class AdapterBank:
         for name in stack:
             if name not in self._adapters:
                 raise ModelError(f"{network} has no adapter {name!r}: add it first (added: {sorted(self._adapters)})")
+            self._adapters[name].require_joined()
             if self._base_of[name] is not self._bases[network]:
                 raise ModelError(f"{network} has a base of its own, but adapter {name!r} was added to another one")
         self._networks[network] = tuple(stack)

@@ -32,7 +32,13 @@ class FlatAdapter:
     def __init__(
         self, name: str, shapes: Mapping[str, Sequence[int]], *, trainable: bool, device: torch.device | str = "cpu"
     ) -> None:
-        """Zeros of these shapes, by name."""
+        """Zeros of these shapes, by name.
+
+        Raises:
+            ModelError: there are none.
+        """
+        if not shapes:
+            raise ModelError(f"adapter {name!r} has no weights: name layers for it")
         self.name = name
         self._shapes = {key: torch.Size(shape) for key, shape in shapes.items()}
         self.flat_n = torch.zeros(sum(shape.numel() for shape in self._shapes.values()), device=device)
@@ -56,19 +62,26 @@ class FlatAdapter:
         """Number of changes in place so far, of all weights together.
 
         Raises:
-            ModelError: the parameters were moved away from the flat tensor, whose changes they no longer have.
+            ModelError: see `require_joined`; here only the first parameter is looked at, since every pass asks.
         """
         if self._first.data_ptr() != self.flat_n.data_ptr():
-            raise ModelError(
-                f"adapter {self.name!r}: its parameters were moved or copied away from their common memory. Move and "
-                "copy a base before it gets adapters"
-            )
+            self.require_joined()
         return self.flat_n._version
 
     def state(self) -> dict[str, Tensor]:
         """A copy of the weights on the CPU, float32."""
         return self.split(self.flat_n.to("cpu", torch.float32, copy=True))
 
+    def require_joined(self) -> None:
+        """ModelError if a parameter was moved or copied away from the flat tensor, whose changes it no longer has."""
+        for key, part in self.split(self.flat_n).items():
+            if self.parameters[key].data_ptr() != part.data_ptr():
+                raise ModelError(
+                    f"adapter {self.name!r}: {key} was moved or copied away from the adapter's memory. Move and copy a "
+                    "base before it gets adapters"
+                )
+
+    @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Overwrite the weights.
 
@@ -98,13 +111,22 @@ class FlatAdapter:
 
     def clear_gradient(self) -> None:
         """Make the gradient zero, and every parameter's `grad` a view of its part."""
+        self.require_joined()
         self.gradient_n.zero_()
         for parameter, part in zip(self.parameters.values(), self.split(self.gradient_n).values(), strict=True):
             # Of `.data`, torch counts the changes apart.
             parameter.grad = part.data
 
     def reached(self) -> list[bool]:
-        """For every parameter, whether a backward pass has reached it since `clear_gradient`."""
+        """For every parameter, whether a backward pass has reached it since `clear_gradient`.
+
+        Raises:
+            ModelError: a gradient was replaced, so that the common tensor lacks it.
+        """
+        for key, part in self.split(self.gradient_n).items():
+            gradient = self.parameters[key].grad
+            if gradient is not None and gradient.data_ptr() != part.data_ptr():
+                raise ModelError(f"adapter {self.name!r}: the gradient of {key} was replaced: change `grad` in place")
         return [p.grad is not None and p.grad._version > 0 for p in self.parameters.values()]
 
     def mark_reached(self, reached: Sequence[bool]) -> None:

@@ -51,7 +51,11 @@ class OptimizerSettings:
 
 
 class AdapterOptimizer:
-    """AdamW for one adapter, one step at a time, as one tensor; its state has the moments of each parameter by name."""
+    """AdamW for one adapter, one step at a time, as one tensor; its state has the moments of each parameter by name.
+
+    All parameters share one count of steps. It differs from torch's own count for a parameter that only some
+    iterations reach; no family has one.
+    """
 
     def __init__(self, network: str, adapter: FlatAdapter, settings: OptimizerSettings, ranks: Ranks = ALONE) -> None:
         """`network` is the name of the adapter's owner in errors."""

@@ -269,13 +269,13 @@ def test_a_base_that_is_moved_after_it_got_adapters_is_refused(backbone: StableD
     nn.Module.to(backbone._transformer, "cpu", torch.float32)
     assert torch.equal(velocity(backbone, Network.STUDENT), before)
     nn.Module.to(backbone._transformer, torch.float64)
-    with pytest.raises(ModelError, match="adapter 'first': its parameters were moved or copied away from their common"):
+    with pytest.raises(ModelError, match=r"adapter 'first': .* was moved or copied away"):
         velocity(backbone, Network.STUDENT)
 
 
 def test_a_copy_of_a_bank_is_refused(backbone: StableDiffusion3) -> None:
     with (
-        pytest.raises(ModelError, match="adapter 'first': its parameters were moved or copied away"),
+        pytest.raises(ModelError, match=r"adapter 'first': .* was moved or copied away"),
         deepcopy(backbone.adapters).active(Network.STUDENT),
     ):
         pass

@@ -124,5 +124,34 @@ def test_parameters_that_were_moved_away_are_named() -> None:
     module = nn.ParameterDict(adapter.parameters)
     assert module.to("cpu")["a"].data_ptr() == adapter.parameters["a"].data_ptr()
     module.double()
-    with pytest.raises(ModelError, match="adapter 'own': its parameters were moved or copied away"):
+    with pytest.raises(ModelError, match="adapter 'own': b was moved or copied away from the adapter's memory"):
         _ = adapter.version
+
+
+def test_one_parameter_that_was_moved_away_is_named_before_it_is_trained() -> None:
+    adapter = made()
+    adapter.parameters["a"].data = adapter.parameters["a"].data.clone()
+    with pytest.raises(ModelError, match="adapter 'own': a was moved or copied away"):
+        adapter.clear_gradient()
+
+
+def test_a_gradient_that_was_replaced_is_named() -> None:
+    """`zero_grad` of a module takes it away, and the next backward pass makes another."""
+    adapter = made()
+    adapter.clear_gradient()
+    nn.ParameterDict(adapter.parameters).zero_grad(set_to_none=True)
+    adapter.parameters["a"].sum().backward()
+    with pytest.raises(ModelError, match="adapter 'own': the gradient of a was replaced: change `grad` in place"):
+        adapter.reached()
+
+
+def test_weights_that_require_a_gradient_leave_the_adapter_without_a_graph() -> None:
+    adapter = made()
+    adapter.load({key: value.clone().requires_grad_() for key, value in STATE.items()})
+    assert not adapter.flat_n.requires_grad
+    assert adapter.flat_n.tolist() == [1, 2, 3, 4, 5]
+
+
+def test_an_adapter_without_weights_is_refused() -> None:
+    with pytest.raises(ModelError, match="adapter 'own' has no weights: name layers for it"):
+        FlatAdapter("own", {}, trainable=True)
