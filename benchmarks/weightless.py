@@ -62,7 +62,7 @@ class FullSize:
             def _fingerprint(self) -> str:
                 return ""
 
-            def _encode(self, texts: Sequence[str]) -> Conditioning:
+            def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
                 shapes = full_size.encoding.items()
                 like = {"dtype": torch.bfloat16, "device": self.device}
                 return Conditioning({name: torch.empty(len(texts), *shape, **like) for name, shape in shapes})

@@ -57,7 +57,7 @@ class Backbone(Protocol):
     adapters: AdapterBank
 
     def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
-        """Encode prompts; special tokens written in a prompt are plain text."""
+        """Encode prompts; special tokens written in a prompt are plain text. A prompt that is alone is encoded once."""
         ...
 
     def velocity(

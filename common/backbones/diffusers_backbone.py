@@ -24,6 +24,7 @@ from common.backbones.device.attention import attention_kernels
 from common.backbones.device.blocks import compile_blocks
 from common.backbones.device.int8 import quantise_linears
 from common.backbones.device.sharding import shard
+from common.backbones.encoding_cache import EncodingCache
 from common.backbones.files.pipeline_files import PipelineFiles, find_pipeline
 from common.backbones.files.sizes import ModelSizes, model_sizes
 from common.backbones.pipeline_loading import (
@@ -95,6 +96,7 @@ class DiffusersBackbone(ABC, Generic[Settings]):
         self._teacher = self._load_teacher()
         self._vae = self._pipeline.vae.eval().requires_grad_(False)
         self._base_fingerprint = self._fingerprint()
+        self._encodings = EncodingCache(device)
         self._place(sharded)
         self.adapters = AdapterBank(
             {Network.STUDENT: self._transformer, Network.FAKE_SCORE: self._teacher, Network.TEACHER: self._teacher},
@@ -223,6 +225,11 @@ class DiffusersBackbone(ABC, Generic[Settings]):
 
     @torch.no_grad()
     def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
+        if len(texts) == 1:
+            return self._encodings.get(texts[0], lambda: self._encoded(texts))
+        return self._encoded(texts)
+
+    def _encoded(self, texts: Sequence[str]) -> Conditioning:
         with self._on_device(*self._text_encoders()):
             return self._encode(texts)
 

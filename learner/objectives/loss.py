@@ -29,11 +29,6 @@ class Loss:
                 raise ValueError(f"metric {name} still holds its graph: detach it")
 
 
-def as_floats(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
-    """Metrics as plain numbers; waits for the device if necessary."""
-    return {name: float(value) for name, value in metrics.items()}
-
-
 def require_rewards(weights: Mapping[str, float], served: Iterable[str]) -> None:
     """Raise ValueError when there is no weight, or a weight names an absent reward."""
     if not weights:

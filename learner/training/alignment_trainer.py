@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from common.backbones.base import Conditioning
+from common.backbones.device.transfer import wait_for
 from common.config.run import AlignmentConfig
 from common.flow import Transition, gaussian_log_density, surrogate_log_density
 from common.sampling import step_transition
 from common.types import Network, Prompt, ScoredGroup, StepPlan
 from learner.metric_names import LEFT_OUT_GRADIENTS
 from learner.objectives.advantage import renormalised_group_advantages, zero_spread_fraction
-from learner.objectives.loss import Loss, as_floats, renormalised_weights
+from learner.objectives.loss import Loss, renormalised_weights
 from learner.objectives.reward_gradient import attach_gradient, clip_sample_norms, reward_hinge_loss
 from learner.objectives.subgrpo import subgrpo_loss
 from learner.training.batch_metrics import Totals
@@ -102,12 +103,14 @@ class AlignmentTrainer:
                 batch = self._assemble(groups)
             with self._timed("fake_score"):
                 self._fake_score_gradient(batch, totals)
-        norm = self._networks.fake_optimizer.step(batch.plan.iteration)
+        with self._timed("fake_score"):  # the step waits for the passes
+            norm = self._networks.fake_optimizer.step(batch.plan.iteration)
         # The groups are the same on every rank.
         totals.add(reward_metrics(groups) | {"fake_gradient_norm": norm}, len(batch) / batch.total)
         with self._timed("student"):
             self._update_student(batch, totals)
         self._seconds["student"] -= self._seconds["reward_gradient"]
+        totals.read()
         return totals, dict(self._seconds)
 
     def _assemble(self, groups: Sequence[ScoredGroup]) -> Batch:
@@ -143,7 +146,7 @@ class AlignmentTrainer:
             conditioning = batch.conditioning.rows(rows)
             loss = fake_score_objective(self._backbone, renoised, conditioning, self._matching, key)
             (loss.value * share).backward()
-            totals.add(as_floats(loss.metrics), share)
+            totals.add(loss.metrics, share)
 
     def _update_student(self, batch: Batch, totals: Totals) -> None:
         trained_steps = () if self._settings.policy_gradient == "none" else batch.plan.selected
@@ -164,26 +167,27 @@ class AlignmentTrainer:
         if (iteration + 1) % self._settings.ema_every == 0:
             self._networks.update_average()
 
-    def _policy_loss(self, batch: Batch, step: int, rows: slice) -> tuple[Tensor, dict[str, float]]:
+    def _policy_loss(self, batch: Batch, step: int, rows: slice) -> tuple[Tensor, Mapping[str, float | Tensor]]:
         """SubGRPO on one selected step; the transition's mean is recomputed with its graph."""
         transition = self._transition(batch, step, rows)
         next_sample = batch.latents_SBchw[step + 1, rows]
         surrogate_B = surrogate_log_density(transition.mean_Bchw, next_sample)
         rollout_B = batch.old_surrogate_TB[step, rows]
-        gap = (surrogate_B.detach() - rollout_B).abs().max().item()
+        gap = (surrogate_B.detach() - rollout_B).abs().max()
         if self._settings.surrogate == "gaussian":
             surrogate_B = gaussian_log_density(transition.mean_Bchw, transition.std, next_sample)
         old_B = rollout_B if self._settings.old_surrogate == "rollout" else surrogate_B.detach()
         loss = subgrpo_loss(
             surrogate_B, old_B, batch.advantages_B[rows], self._settings.clip_low, self._settings.clip_high
         )
-        return loss.value, {**as_floats(loss.metrics), "surrogate_gap": gap}
+        return loss.value, {**loss.metrics, "surrogate_gap": gap}
 
     def _final_step_loss(
         self, batch: Batch, rows: slice, key: DrawKey, totals: Totals
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, Mapping[str, float | Tensor]]:
         """Matching and reward back-propagation through the deterministic last step; counts missing gradients."""
-        settings, metrics = self._settings, {}
+        settings = self._settings
+        metrics: dict[str, float | Tensor] = {}
         sample = self._transition(batch, batch.plan.num_steps - 1, rows).mean_Bchw
         conditioning = batch.conditioning.rows(rows)
         value = torch.zeros((), device=self._backbone.device)
@@ -193,12 +197,12 @@ class AlignmentTrainer:
                 self._backbone, sample, renoised, conditioning, self._empty, self._matching, key
             )
             value = value + settings.matching_weight * matching.value
-            metrics.update(as_floats(matching.metrics))
+            metrics.update(matching.metrics)
         if settings.reward_gradient_weight > 0:
             hinge = self._reward_hinge(sample, batch.prompts[rows], totals)
             if hinge is not None:
                 value = value + settings.reward_gradient_weight * hinge.value
-                metrics.update(as_floats(hinge.metrics))
+                metrics.update(hinge.metrics)
         return value, metrics
 
     def _reward_hinge(self, sample_Bchw: Tensor, prompts: Sequence[Prompt], totals: Totals) -> Loss | None:
@@ -208,6 +212,7 @@ class AlignmentTrainer:
         """
         latents_Bchw = sample_Bchw.detach().requires_grad_()
         images_BCHW = self._backbone.decode(latents_Bchw)
+        wait_for(self._backbone.device)  # so that the time of the passes is not the rewards'
         with self._timed("reward_gradient"):
             rewards = self._served.differentiable(images_BCHW, prompts)
         totals.count({f"{LEFT_OUT_GRADIENTS}/{cause}": float(count) for cause, count in rewards.left_out.items()})

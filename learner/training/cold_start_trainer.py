@@ -17,7 +17,6 @@ from common.backbones.base import Conditioning
 from common.config.run import ColdStartConfig, SamplingConfig
 from common.sampling import step_transition
 from common.types import Network, Prompt, steps_between
-from learner.objectives.loss import as_floats
 from learner.training.batch_metrics import Totals
 from learner.training.distribution_matching import (
     DrawKey,
@@ -72,6 +71,7 @@ class ColdStartTrainer:
             norm = self._networks.student_optimizer.step(iteration)
             totals.add({"student_gradient_norm": norm}, self._share)
         self._networks.update_average()
+        totals.read()
         return totals
 
     @property
@@ -94,14 +94,14 @@ class ColdStartTrainer:
         _, renoised = self._sub_interval(conditioning, key, with_graph=False)
         loss = fake_score_objective(self._backbone, renoised, conditioning, self._matching, key)
         (loss.value * self._share).backward()
-        totals.add(as_floats(loss.metrics), self._share)
+        totals.add(loss.metrics, self._share)
 
     def _student_gradient(self, iteration: int, conditioning: Conditioning, totals: Totals) -> None:
         key = self._key("student", iteration)
         sample, renoised = self._sub_interval(conditioning, key, with_graph=True)
         loss = student_objective(self._backbone, sample, renoised, conditioning, self._empty, self._matching, key)
         (loss.value * self._share).backward()
-        totals.add(as_floats(loss.metrics), self._share)
+        totals.add(loss.metrics, self._share)
 
     def _key(self, update: str, iteration: int) -> DrawKey:
         return DrawKey(self._seed, f"{PURPOSE}/{update}", iteration, self._rows, self._settings.batch_size)

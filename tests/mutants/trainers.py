@@ -19,8 +19,8 @@ COLD_START = (
     Mutant(
         "the average of stage 1 moves with the student's updates alone",
         _COLD_START,
-        "        self._networks.update_average()\n        return totals",
-        "            self._networks.update_average()\n        return totals",
+        "        self._networks.update_average()\n        totals",
+        "            self._networks.update_average()\n        totals",
         unit_test("learner/training/networks::the_average_moves_in_every_iteration_of_stage_one"),
     ),
     Mutant(

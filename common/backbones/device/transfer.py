@@ -17,3 +17,9 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if len(tensor) > 1 and tensor.stride(0) == 0:  # one part, expanded: a group's shared noise
         return to_device(tensor[:1], device).expand_as(tensor)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has run all that was started on it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
