@@ -23,6 +23,7 @@ from common.policies import SamplingSpec
 from common.prompts import prompts_fingerprint
 from common.redis_link import RunControl
 from common.types import Position, Prompt, PromptSets, Stage, StepPlan
+from common.whole_files import write_whole
 from learner.driver.between_iterations import EVALUATION_VERSION, RunMilestones
 from learner.driver.calls import answer
 from learner.driver.comparison import PolicyRecords
@@ -215,7 +216,7 @@ class Service:
         if self.prediction is not None and iterations > 0:
             gib: float = answer(self.learner.peak_gib.remote())
             summary["plan"] = compared(self.prediction, gib, totals["alignment"] / iterations)
-        (self.run_dir / "summary.json").write_text(json.dumps(summary, indent=1))
+        write_whole(self.run_dir / "summary.json", json.dumps(summary, indent=1).encode())
         self.tracker.message(f"report: {write_report(self.run_dir)}")
 
     def _report_so_far(self) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common.whole_files import write_whole
 from learner.driver.evaluation import Evaluation
 from learner.records.pictures import save_png
 
@@ -47,9 +48,7 @@ class PolicyRecords:
             scores = {reward: float(values[0]) for reward, values in item.rewards_G.items()}
             gallery.append({"prompt": item.prompt.text, "image": image, "scores": scores})
         record = {"basis": basis, "metrics": evaluation.metrics, "seconds": seconds, "gallery": gallery}
-        partial = self._file(policy).with_suffix(".partial")
-        partial.write_text(json.dumps(record, indent=1))
-        partial.rename(self._file(policy))
+        write_whole(self._file(policy), json.dumps(record, indent=1).encode())
 
     def first_picture(self, policy: str) -> Path:
         """The first image of the policy in the gallery."""
@@ -68,7 +67,7 @@ class PolicyRecords:
                 for policy, gallery in records.items()
             }
             entries.append({"prompt": first["prompt"], "policies": shown})
-        (self._samples / "gallery.json").write_text(json.dumps(entries, indent=1))
+        write_whole(self._samples / "gallery.json", json.dumps(entries, indent=1).encode())
 
     @staticmethod
     def _image(policy: str, place: int) -> str:

@@ -21,6 +21,7 @@ from common.errors import CheckpointError, ConfigError
 from common.prompts import prompts_fingerprint
 from common.rewards.api import ServerInfo
 from common.types import Position, PromptSets, Stage
+from common.whole_files import write_whole
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.driver.run_lock import LOCK, locked
 from learner.preflight.command_line import Invocation
@@ -80,7 +81,7 @@ def begin(invocation: Invocation, start: Start) -> None:
         if not start.resumes:
             # No checkpoint confirms the settings with which these were measured.
             shutil.rmtree(run_dir / "samples" / "policies", ignore_errors=True)
-        (run_dir / "config.yaml").write_text(dump_config(invocation.config), encoding="utf-8")
+        write_whole(run_dir / "config.yaml", dump_config(invocation.config).encode())
     except OSError as error:
         raise _not_writable(run_dir, error) from error
 

@@ -57,7 +57,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Invocation:
     Raises:
         ConfigError: one line per problem, with its origin, key and value.
     """
-    _require_text(argv)
+    _require_text(("current directory", os.getcwd()), *(("command line", word) for word in argv))
     arguments, overrides = _train_parser().parse_known_args(argv)
     config = _configured(arguments, overrides, environ)
     run_dir = arguments.run_dir or Path("runs") / config.run.name
@@ -86,9 +86,9 @@ def _configured(arguments: argparse.Namespace, overrides: Sequence[str], environ
     return with_found_paths(draft.build())
 
 
-def _require_text(argv: Sequence[str]) -> None:
-    """Ray cannot pass on names that are not text: refuse them before anything starts."""
-    for what, word in (("current directory", os.getcwd()), *(("command line", word) for word in argv)):
+def _require_text(*words: tuple[str, str]) -> None:
+    """Ray cannot pass on names that are not text: refuse them, with what they are, before anything starts."""
+    for what, word in words:
         try:
             word.encode()
         except UnicodeEncodeError as error:
@@ -176,8 +176,9 @@ def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[Key, str, st
     for variable in sorted(environ):
         name = variable.removeprefix(ENVIRONMENT_PREFIX)
         if name != variable and KEY_SEPARATOR in name and not OF_KUBERNETES.search(f"{name}={environ[variable]}"):
-            key = tuple(name.lower().split(KEY_SEPARATOR))
-            yield key, environ[variable], f"environment variable {variable}"
+            origin = f"environment variable {variable}"
+            _require_text((origin, environ[variable]))
+            yield tuple(name.lower().split(KEY_SEPARATOR)), environ[variable], origin
 
 
 def _from_options(words: Sequence[str]) -> Iterator[tuple[Key, str, str]]:

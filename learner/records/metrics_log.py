@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from common.types import Collected, Position, Stage, UpdateResult
+from common.whole_files import write_whole
 from learner.metric_names import DROPPED_GROUPS, LEFT_OUT_GRADIENTS, RENORMALISED_GROUPS
 from learner.records.console import Console
 from learner.records.prometheus import DriverMetrics, LearnerMetrics
@@ -158,9 +159,7 @@ def cut_metrics(path: Path, position: Position) -> None:
     if not path.exists():
         return
     kept = [line for line in path.read_bytes().split(b"\n") if (after := _after(line)) and after <= position]
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(b"".join(line + b"\n" for line in kept))
-    partial.rename(path)
+    write_whole(path, b"".join(line + b"\n" for line in kept))
 
 
 def logged_until(path: Path) -> Position:

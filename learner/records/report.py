@@ -28,6 +28,7 @@ from typing import Any
 
 from common.command import exit_status, user_path
 from common.errors import RtdmdError
+from common.whole_files import write_whole
 from learner.records.charts import Point, line_chart
 from learner.records.style import STYLE
 
@@ -54,7 +55,7 @@ def write_report(run_dir: Path) -> Path:
     config = run_dir / "config.yaml"
     settings = _config_section(config.read_text(encoding="utf-8", errors="replace") if config.exists() else "")
     report = run_dir / "report.html"
-    report.write_text(_page(run_dir.name, [header, result, gallery, curves, seconds, settings]), encoding="utf-8")
+    write_whole(report, _page(run_dir.name, [header, result, gallery, curves, seconds, settings]).encode())
     return report
 
 

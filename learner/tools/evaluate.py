@@ -30,6 +30,7 @@ from common.prompts import load_prompts
 from common.rewards.api import ServerInfo
 from common.torch_device import require_device
 from common.types import ByteArray, Prompt
+from common.whole_files import write_whole
 from learner.records.pictures import captioned_grid
 from learner.tools.diffusers_pipeline import PipelinePictures
 from learner.tools.options import add_sampling_options, at_least_one, tool_status
@@ -71,7 +72,7 @@ def evaluate(arguments: argparse.Namespace) -> Path:
     captioned_grid(shown).save(out / "grid.png")
     path = out / "evaluation.md"
     counts = f"{len(prompts)} prompts of {arguments.prompts.name}, {arguments.images_per_prompt} images each"
-    path.write_text(_document(subject, counts, scored, infos), encoding="utf-8")
+    write_whole(path, _document(subject, counts, scored, infos).encode())
     return path
 
 

@@ -77,7 +77,9 @@ def train(pipeline: Path, out: Path, index: int, count: int, base: str, fault: s
             print(f"{type(error).__name__}: {error}")
             sys.exit(1)
     save_file(networks.state(), out / f"rank-{index}-of-{count}.safetensors")
-    (out / f"rank-{index}-of-{count}.json").write_text(json.dumps([vars(total) for total in totals]))
+    (out / f"rank-{index}-of-{count}.json").write_text(
+        json.dumps([{name: part for name, part in vars(total).items() if part} for total in totals])
+    )
     return held_weights(networks.backbone.adapters.modules())
 
 

@@ -294,7 +294,7 @@ def test_a_bad_request_never_leaves(server: FakeServer) -> None:
 
 @pytest.mark.parametrize("url", ["nonsense", "ftp://host/", "http://", "http://host:port/", INFO_PATH])
 def test_a_url_that_is_none_is_refused_at_once(url: str) -> None:
-    with pytest.raises(ConfigError, match="URL|its port"):
+    with pytest.raises(ConfigError, match=r"URL|its port"):
         RewardClient([RewardEndpoint("fake", url)], 1.0, 1)
 
 

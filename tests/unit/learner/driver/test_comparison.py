@@ -64,7 +64,7 @@ def test_a_crash_before_the_record_leaves_the_policy_unmeasured(
 ) -> None:
     records = PolicyRecords(tmp_path, gallery_prompts=1)
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+        patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("killed")))
         with pytest.raises(OSError, match="killed"):
             records.add("rtdmd", BASIS, evaluation(1), seconds=1.0)
     assert not records.has("rtdmd", BASIS)

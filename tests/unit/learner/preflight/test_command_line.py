@@ -208,3 +208,7 @@ def test_a_number_is_decimal(run_file: str, text: str) -> None:
 def test_what_is_no_text_is_refused_before_anything_starts(run_file: str) -> None:
     with pytest.raises(ConfigError, match=r"^command line: 'caf\\udce9' has bytes that are not UTF-8: rename it$"):
         parse(["--config", run_file, "--run-dir", "caf\udce9"], {})
+    with pytest.raises(
+        ConfigError, match=r"^environment variable RTDMD_RUN__NAME: 'caf\\udce9' has bytes that are not"
+    ):
+        parse(["--config", run_file], {"RTDMD_RUN__NAME": "caf\udce9"})
