@@ -13,13 +13,13 @@ from __future__ import annotations
 import common  # noqa: F401  # isort: skip - before torch, see there
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.as_json import add_out, show
 from common.backbones import load_backbone
 from common.backbones.flat_adapter import FlatAdapter
 from common.command import user_path
@@ -96,7 +96,7 @@ def main() -> int:
     parser.add_argument("--config", type=user_path, default=Path("deploy/runs/shapes.yaml"), metavar="FILE")
     parser.add_argument("--iterations", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--out", type=user_path, metavar="FILE", help="write the JSON here too")
+    add_out(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     config = parse(["--config", str(arguments.config)], {}).config
@@ -106,10 +106,7 @@ def main() -> int:
         "rate": RATE,
         "seeds": {seed: compared(config, arguments.iterations, seed) for seed in arguments.seeds},
     }
-    text = json.dumps(found, indent=1)
-    print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text + "\n", encoding="utf-8")
+    show(found, arguments.out)
     return 0
 
 

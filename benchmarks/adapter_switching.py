@@ -16,14 +16,12 @@ from __future__ import annotations
 import common  # noqa: F401  # isort: skip - before torch, see there
 
 import argparse
-import json
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +30,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch.utils.checkpoint import checkpoint
 
+from benchmarks.as_json import add_out, show
 from common.backbones.adapters import AdapterBank
 from common.backbones.diffusers_backbone import ATTENTION
 
@@ -144,7 +143,7 @@ def measured(passes: Mapping[str, Pass], rounds: int) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.adapter_switching", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON here too")
+    add_out(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     ms = measured(
@@ -164,10 +163,7 @@ def main() -> int:
         "peft_plain_over_ours_plain": round(ms["peft_plain"] / ms["ours_plain"], 2),
         "ours_over_plain": round(ms["ours"] / ms["ours_plain"], 2),
     }
-    text = json.dumps(found, indent=1)
-    print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text + "\n", encoding="utf-8")
+    show(found, arguments.out)
     return 0
 
 

@@ -18,15 +18,14 @@ from __future__ import annotations
 import common  # noqa: F401  # isort: skip - before torch, see there
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.as_json import add_out, show
 from benchmarks.counting import DEVICE, Counts, counted
 from benchmarks.weightless import MODELS
 from common.backbones.base import Conditioning
@@ -102,7 +101,7 @@ def main() -> int:
     parser.add_argument("models", nargs="*", default=list(MODELS), metavar="MODEL", help=f"of {', '.join(MODELS)}")
     parser.add_argument("--batch", type=int, default=24, metavar="N", help="samples per pass (default 24)")
     parser.add_argument("--layers", type=int, metavar="N", help="blocks of each kind, where not as many as published")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON here too")
+    add_out(parser)
     arguments = parser.parse_args()
     found: dict[str, Any] = {"benchmark": "count", "batch": arguments.batch}
     for model in arguments.models:
@@ -110,10 +109,7 @@ def main() -> int:
         passes = {name: {key: round(value, 2) for key, value in asdict(each).items()} for name, each in counts.items()}
         ratios = over(counts["student"], counts["plain"])
         found[model] = passes | {"over_plain": {name: round(ratio, 3) for name, ratio in ratios.items()}}
-    text = json.dumps(found, indent=1)
-    print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text + "\n", encoding="utf-8")
+    show(found, arguments.out)
     return 0
 
 

@@ -143,7 +143,7 @@ NUMBERS = {
     "int": r"[-+]?(0|[1-9][\d_]*|0x[\da-fA-F_]+)",
     "float": r"[-+]?((\d[\d_]*\.[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.inf)|\.nan",
 }
-"""What a number is in a run file: `1e-5` is one, `010` and `12:30` are text. In YAML 1.1 they are text, 8 and 750."""
+"""Patterns of numbers in a run file: `1e-5` is a number, `010` and `12:30` are text. YAML 1.1 says text, 8 and 750."""
 NOT_RESOLVED = {f"tag:yaml.org,2002:{kind}" for kind in (*NUMBERS, "timestamp")}
 
 

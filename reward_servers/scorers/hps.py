@@ -49,7 +49,7 @@ PREPARED = {
     "resize_mode": "longest",
     "fill_color": 0,
 }
-"""How images are prepared here, in the words of open_clip's preprocess_cfg."""
+"""This scorer's preparation of images, written with the keys of open_clip's preprocess_cfg."""
 READ = {
     "vision_cfg": {"width", "layers", "head_width", "mlp_ratio", "patch_size", "image_size"},
     "text_cfg": {"width", "layers", "heads", "mlp_ratio", "vocab_size", "context_length"},

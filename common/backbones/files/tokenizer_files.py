@@ -1,4 +1,4 @@
-"""What a pipeline's tokenizers must say of themselves, from their small files."""
+"""Checks of a pipeline's tokenizers that need only their small files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a pass of the student costs more than the plain pipeline's, counted at full width with few blocks."""
+"""Counts of the student's pass over those of the plain pipeline's, at full width with few blocks."""
 
 from __future__ import annotations
 
