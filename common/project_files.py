@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
@@ -35,8 +36,11 @@ def python_environment() -> dict[str, str]:
 
 
 def import_own(module: str) -> ModuleType:
-    """Import a module that a user names. It may be in the current directory, which is searched last."""
-    if os.getcwd() not in sys.path:
+    """Import a module that a user names. It may be in the current directory, which is searched if it is nowhere else.
+
+    For other modules that directory is not searched: a folder in it, such as `triton`, may have a library's name.
+    """
+    if find_spec(module.partition(".")[0]) is None:
         sys.path.append(os.getcwd())
     return import_module(module)
 

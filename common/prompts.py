@@ -20,7 +20,7 @@ import xxhash
 
 from common import git_lfs, strict_json
 from common.errors import PromptError, RewardRejected, WireError
-from common.parquet_prompts import read_parquet
+from common.parquet_prompts import METADATA, read_parquet
 from common.rewards.api import check_texts
 from common.types import Prompt
 from common.visible_text import trimmed
@@ -86,11 +86,24 @@ def _checked(where: str, index: int, text: str, metadata: Mapping[str, Any]) -> 
         check_texts([text], [metadata])
     except RewardRejected as error:
         raise PromptError(f"{where} is not accepted by reward servers: {error}") from error
+    metadata = _unnested(where, metadata)
     if metadata:
         _check_metadata(where, metadata)
     if len(text) > TRUNCATION_NOTE_CHARACTERS:
         logger.warning("%s has %d characters; the text encoder reads only its first tokens", where, len(text))
     return Prompt(index=index, text=text, metadata=metadata)
+
+
+def _unnested(where: str, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Metadata whose own key "metadata" has a mapping, as `scores.jsonl` has it: merged with the other keys."""
+    inner = metadata.get(METADATA)
+    if not isinstance(inner, Mapping):
+        return metadata
+    outer = {key: value for key, value in metadata.items() if key != METADATA}
+    twice = sorted(outer.keys() & inner.keys())
+    if twice:
+        raise PromptError(f'{where} has {twice[0]!r} twice, beside "metadata" and in it: leave one out')
+    return outer | dict(inner)
 
 
 def _check_metadata(where: str, metadata: Mapping[str, Any]) -> None:

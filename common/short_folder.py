@@ -34,10 +34,11 @@ def short_folder(room: int, variable: str, environ: Mapping[str, str]) -> Path:
 
 
 def _writable(folder: Path) -> bool:
-    """Whether a file can be created there; a missing folder is created."""
+    """Whether a file can be written there, also on a disk that may be full; a missing folder is created."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(b"x")
     except OSError:
         return False
     return True

@@ -255,6 +255,7 @@ class Collected:
         groups: references in the order of the prompts, dropped ones left out.
         seconds: worker seconds by part, summed over groups, including samplings without a result.
         dropped: reward:cause -> number of groups dropped for it, over all samplings.
+        reasons: reward:cause -> the error of the last such group.
         renormalised: reward:cause -> number of groups trained without that reward.
         images: worker -> number of samples it contributed.
     """
@@ -262,6 +263,7 @@ class Collected:
     groups: list[ray.ObjectRef[ScoredGroup]]
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     dropped: Counter[str] = field(default_factory=Counter)
+    reasons: dict[str, str] = field(default_factory=dict)
     renormalised: Counter[str] = field(default_factory=Counter)
     images: Counter[str] = field(default_factory=Counter)
 

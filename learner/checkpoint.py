@@ -10,6 +10,7 @@ without it.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -38,6 +39,8 @@ LAYOUT = 2
 In layout 1 both stages had one fake-score adapter. The student trained on the fake score's own samples, and was
 averaged only after its updates.
 """
+NOT_FOR_DIRECTORIES = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""Errors of file systems that cannot sync a directory, such as some network mounts and shared folders."""
 _NAME = re.compile(rf"({'|'.join(Stage)})-(\d{{6,}})")
 
 
@@ -79,13 +82,9 @@ class Checkpoint:
             opened = cls(directory, position, dict(about["settings"]), about.get("base", ""), layout, payload)
             digest = about["xxh3"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{directory} is not a checkpoint: {error!r}; remove it to resume from the one before"
-            ) from error
+            raise CheckpointError(f"{directory} is not a checkpoint: {error!r}") from error
         if xxhash.xxh3_128_hexdigest(payload) != digest:
-            raise CheckpointError(
-                f"checkpoint {directory} is damaged (hash differs); remove it to resume from the one before"
-            )
+            raise CheckpointError(f"checkpoint {directory} is damaged: its hash differs")
         return opened
 
     def require_settings(self, settings: Mapping[str, Any]) -> None:
@@ -169,17 +168,15 @@ class CheckpointStore:
             _sync(self.root)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
-            raise CheckpointError(
-                f"cannot write checkpoint {final}: {error.strerror}; free space and use --resume"
-            ) from error
+            raise CheckpointError(f"cannot write a checkpoint: {system_error(error, final)}; then --resume") from error
         return final
 
     def exists(self, position: Position) -> bool:
         return self._directory(position).exists()
 
-    def latest(self) -> Path | None:
-        """The most advanced checkpoint, or None."""
-        found = self._found()
+    def latest(self, stage: Stage | None = None) -> Path | None:
+        """The most advanced checkpoint, of this stage if one is given, or None."""
+        found = [(position, path) for position, path in self._found() if stage in (None, position.stage)]
         return max(found)[1] if found else None
 
     def prune(self, stage: Stage, keep: int) -> None:
@@ -221,10 +218,13 @@ def _write_durably(path: Path, content: bytes) -> None:
 
 
 def _sync(directory: Path) -> None:
-    """Make the names in a directory survive a power failure."""
+    """Make the names in a directory survive a power failure, where its file system can."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NOT_FOR_DIRECTORIES:
+            raise
     finally:
         os.close(descriptor)
 

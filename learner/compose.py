@@ -178,7 +178,7 @@ def started_service(
     prediction: Prediction | None,
 ) -> Iterator[Service]:
     """Everything that a run needs, started in order and stopped in reverse order on every exit."""
-    require_same_prompts(start, prompts)
+    require_same_prompts(start, prompts, invocation.config)
     with ExitStack() as stack:
         stack.enter_context(run_log(run_dir / "logs" / "run.log"))
         config = with_known_threads(invocation.config, run_dir, resume=invocation.resume)

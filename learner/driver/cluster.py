@@ -23,6 +23,8 @@ from learner.preflight.checks import ROUNDING, gpus_wanted
 from learner.preflight.ray_environment import ADDRESS, cluster_address, temporary_folder
 
 CONNECT_SECONDS = 10.0
+EXPECTED = (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError)
+"""Errors of a cluster that cannot be used. If a node takes too long to start, Ray raises a bare Exception."""
 
 
 @contextmanager
@@ -41,8 +43,12 @@ def ray_cluster(config: Config) -> Iterator[None]:
                 _say_what_is_waited_for(config)
             else:
                 _start(config)
-    except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:
+        if not isinstance(error, EXPECTED) and type(error) is not Exception:
+            raise
         remedy = "" if address is None else ": is it up, and RAY_AUTH_MODE=token set if it asks for a token?"
+        if address is None and "timed out" in str(error).lower():
+            remedy = "; the machine may be busy, or the disk of RAY_TMPDIR or TMPDIR full: look there, and start again"
         raise ConfigError(f"no Ray cluster to run in: {one_line(error)}{remedy}") from error
     try:
         yield

@@ -108,6 +108,7 @@ class Rollouts:
                 collected.renormalised.update(_cause(left_out) for left_out in outcome.left_out)
             else:
                 collected.dropped[_cause(outcome.failure)] += 1
+                collected.reasons[_cause(outcome.failure)] = outcome.failure.message
                 failure = outcome.failure
         return failure
 

@@ -6,7 +6,7 @@ claimed: lock ─► refuse, or verify the checkpoint ─► (start everything) 
 from __future__ import annotations
 
 import json
-import shutil
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -29,6 +29,10 @@ from learner.preflight.run_file import dump_config, load_saved_config
 from learner.records.metrics_log import BEGINNING, cut_metrics, logged_until
 
 DECLARED, PROMPTS = "reward_servers", "prompt_fingerprints"
+WRITTEN, WRITTEN_FOLDERS = ("metrics.jsonl", "summary.json", "report.html"), ("samples", "lora")
+"""What a run writes besides config.yaml and checkpoints."""
+OF_POLICIES = re.compile(r"[a-z_0-9]+(-\d+\.png|\.json)")
+"""Names of the files that `learner/driver/comparison.py` writes into `samples/policies`."""
 LATER = (DECLARED, PROMPTS)
 """Settings of a checkpoint that are compared by functions of their own, and that older ones lack."""
 PATHS = {"backbone": ("path", "teacher_path"), "cold_start": ("from_checkpoint",)}
@@ -80,10 +84,16 @@ def begin(invocation: Invocation, start: Start) -> None:
             cut_metrics(run_dir / "metrics.jsonl", start.position if start.resumes else BEGINNING)
         if not start.resumes:
             # No checkpoint confirms the settings with which these were measured.
-            shutil.rmtree(run_dir / "samples" / "policies", ignore_errors=True)
+            _remove_policies(run_dir)
         write_whole(run_dir / "config.yaml", dump_config(invocation.config).encode())
     except OSError as error:
         raise _not_writable(run_dir, error) from error
+
+
+def _remove_policies(run_dir: Path) -> None:
+    for path in (run_dir / "samples" / "policies").glob("*"):
+        if OF_POLICIES.fullmatch(path.name):
+            path.unlink()
 
 
 def continuity(
@@ -128,15 +138,16 @@ def _fingerprints(prompts: PromptSets) -> dict[str, str]:
     return {str(stage): prompts_fingerprint(chosen) for stage, chosen in sets.items()}
 
 
-def require_same_prompts(start: Start, prompts: PromptSets) -> None:
-    """CheckpointError unless the run trains on the prompts that it trained on before."""
+def require_same_prompts(start: Start, prompts: PromptSets, config: Config) -> None:
+    """CheckpointError unless the stage in which the run continues has the prompts on which it began."""
     before = (start.settings or {}).get(PROMPTS, {})
-    for stage, now in _fingerprints(prompts).items():
-        if before.get(stage, now) != now:
-            raise CheckpointError(
-                f"the prompts of the {stage} have changed since {start.checkpoint} was written: restore the prompt "
-                "file, or use another --run-dir"
-            )
+    stage, now = str(start.position.stage), _fingerprints(prompts)
+    finished = stage == Stage.COLD_START and start.position.iteration >= config.cold_start.iterations
+    if not finished and before.get(stage, now[stage]) != now[stage]:
+        raise CheckpointError(
+            f"the prompts of the {stage} have changed since {start.checkpoint} was written: restore the prompt file, "
+            "or use another --run-dir (cold_start.from_checkpoint starts it from a finished cold start)"
+        )
 
 
 def require_same_rewards(start: Start, infos: Mapping[str, ServerInfo]) -> None:
@@ -176,17 +187,28 @@ def _holds_run(run_dir: Path) -> bool:
     return (run_dir / "config.yaml").exists() or CheckpointStore.of_run(run_dir).latest() is not None
 
 
+def _require_free(run_dir: Path) -> None:
+    """ConfigError if a new run would write over a run, or over what was copied from one."""
+    if _holds_run(run_dir):
+        raise ConfigError(f"{run_dir} holds a run already: use --resume to go on, or --run-dir for another directory")
+    left = next((name for name in WRITTEN if (run_dir / name).is_file()), None)
+    folders = (path for name in WRITTEN_FOLDERS for path in (run_dir / name).rglob("*") if path.is_file())
+    left = left or next((str(path.relative_to(run_dir)) for path in folders), None)
+    if left is not None:
+        raise ConfigError(f"{run_dir} holds {left}, which a run would write over: name another --run-dir, or move it")
+
+
 def _verified_start(invocation: Invocation) -> Start:
     """The run's own checkpoint, another run's cold start, or the beginning."""
     config, run_dir = invocation.config, invocation.run_dir
     _require_run(invocation)
     own = CheckpointStore.of_run(run_dir).latest()
-    if not invocation.resume and _holds_run(run_dir):
-        raise ConfigError(f"{run_dir} holds a run already: use --resume to go on, or --run-dir for another directory")
+    if not invocation.resume:
+        _require_free(run_dir)
     if own is not None:
         # `require_same_prompts` and `require_same_rewards` compare the rest, once it is known.
         settings = continuity(config)
-        checkpoint = Checkpoint.open(own)
+        checkpoint = _opened(own, "remove it to resume from the one before")
         saved = _without_paths(checkpoint.settings)
         settings |= {key: value for key, value in saved.items() if key in LATER}
         replace(checkpoint, settings=saved).require_settings(settings)
@@ -196,9 +218,30 @@ def _verified_start(invocation: Invocation) -> Start:
         print(f"--resume: {run_dir} has no checkpoint yet: the run starts anew", file=sys.stderr)
     borrowed = config.cold_start.from_checkpoint
     if borrowed is not None:
-        _require_same_student(Checkpoint.open(borrowed), config)
+        _require_same_student(_borrowed(borrowed), config)
         return Start(Position(Stage.COLD_START, config.cold_start.iterations), borrowed)
     return Start(BEGINNING)
+
+
+def _opened(directory: Path, remedy: str) -> Checkpoint:
+    try:
+        return Checkpoint.open(directory)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {remedy}") from error
+
+
+def _borrowed(directory: Path) -> Checkpoint:
+    """Another run's cold start; ConfigError if something else is named."""
+    stores = (CheckpointStore.of_run(directory), CheckpointStore(directory))
+    inside = next(filter(None, (store.latest(Stage.COLD_START) for store in stores)), None)
+    if inside is not None:
+        raise ConfigError(f"cold_start.from_checkpoint: {directory} has checkpoints in it: name one, such as {inside}")
+    if not Checkpoint.is_at(directory):
+        raise ConfigError(
+            f"cold_start.from_checkpoint: {directory} is not a checkpoint: name a folder "
+            "runs/NAME/checkpoints/cold_start-NUMBER"
+        )
+    return _opened(directory, "cold_start.from_checkpoint: name another one")
 
 
 def _require_none_lost(run_dir: Path) -> None:

@@ -26,7 +26,7 @@ from common.command import user_path
 from common.config.run import Config
 from common.errors import ConfigError
 from common.project_files import found_path, with_found_paths
-from learner.preflight.run_file import REWARD_PLACEHOLDER, Draft, Key, Knob, knobs, parse_yaml, read_run_file
+from learner.preflight.run_file import Draft, Key, Knob, kinds_of, knobs, parse_yaml, read_run_file
 
 DEFAULT_RUN_FILE = Path("deploy/runs/shapes.yaml")
 ENVIRONMENT_PREFIX = "RTDMD_"
@@ -57,7 +57,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Invocation:
     Raises:
         ConfigError: one line per problem, with its origin, key and value.
     """
-    _require_text(("current directory", os.getcwd()), *(("command line", word) for word in argv))
+    _require_text(argv)
     arguments, overrides = _train_parser().parse_known_args(argv)
     config = _configured(arguments, overrides, environ)
     run_dir = arguments.run_dir or Path("runs") / config.run.name
@@ -86,9 +86,9 @@ def _configured(arguments: argparse.Namespace, overrides: Sequence[str], environ
     return with_found_paths(draft.build())
 
 
-def _require_text(*words: tuple[str, str]) -> None:
-    """Ray cannot pass on names that are not text: refuse them, with what they are, before anything starts."""
-    for what, word in words:
+def _require_text(argv: Sequence[str]) -> None:
+    """Ray cannot pass on names that are not text: refuse them before anything starts."""
+    for what, word in (("current directory", os.getcwd()), *(("command line", word) for word in argv)):
         try:
             word.encode()
         except UnicodeEncodeError as error:
@@ -176,9 +176,8 @@ def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[Key, str, st
     for variable in sorted(environ):
         name = variable.removeprefix(ENVIRONMENT_PREFIX)
         if name != variable and KEY_SEPARATOR in name and not OF_KUBERNETES.search(f"{name}={environ[variable]}"):
-            origin = f"environment variable {variable}"
-            _require_text((origin, environ[variable]))
-            yield tuple(name.lower().split(KEY_SEPARATOR)), environ[variable], origin
+            key = tuple(name.lower().split(KEY_SEPARATOR))
+            yield key, environ[variable], f"environment variable {variable}"
 
 
 def _from_options(words: Sequence[str]) -> Iterator[tuple[Key, str, str]]:
@@ -210,22 +209,10 @@ def _value(key: Key, text: str, origin: str) -> Any:
 
     There, `null` stands for no value, and `[` begins a list, if the option may have these.
     """
-    pattern = (key[0], REWARD_PLACEHOLDER, *key[2:]) if key[0] == "rewards" else key
-    kinds = {kind for knob in knobs() if knob.key == pattern for kind in _kinds(knob.field.annotation)}
+    kinds = kinds_of(key)
     if kinds.isdisjoint({str, Path}) or (tuple in kinds and text.startswith("[")):
         return parse_yaml(text, origin)
-    if not text and Path in kinds:  # a variable of the shell that is not set; `Path` would take the current directory
-        raise ConfigError(f"{origin} is empty: name a path")
     return None if types.NoneType in kinds and text in ("", "null") else text
-
-
-def _kinds(annotation: Any) -> Iterator[Any]:
-    """The types that an option may have."""
-    if get_origin(annotation) in (types.UnionType, Union):
-        for member in get_args(annotation):
-            yield from _kinds(member)
-    else:
-        yield get_origin(annotation) or annotation
 
 
 def _nested(key: Key, value: Any) -> dict[str, Any]:

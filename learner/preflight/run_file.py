@@ -14,11 +14,12 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import types
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -36,6 +37,7 @@ Key = tuple[str, ...]
 REWARD_PLACEHOLDER = "NAME"
 WORD_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 """Tags of a mapping's keys: words, and `<<`, which merges another mapping."""
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 CREDENTIALS = re.compile(r"://[^\s\"]*@")
 RUN_FILES = PROJECT_ROOT / "deploy" / "runs"
 """Directory of the run files that come with the project."""
@@ -69,6 +71,20 @@ def knobs(section: type[Section] = Config, prefix: Key = ()) -> Iterator[Knob]:
             yield from knobs(field.annotation, (*prefix, name))
         else:
             yield Knob((*prefix, name), field, section)
+
+
+def kinds_of(key: Key) -> set[Any]:
+    """The types that the option with this key may have, in any family; none if there is no such option."""
+    pattern = (key[0], REWARD_PLACEHOLDER, *key[2:]) if key[0] == "rewards" else key
+    return {kind for knob in knobs() if knob.key == pattern for kind in _kinds(knob.field.annotation)}
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    if get_origin(annotation) in (types.UnionType, Union):
+        for member in get_args(annotation):
+            yield from _kinds(member)
+    else:
+        yield get_origin(annotation) or annotation
 
 
 def load_config(path: Path) -> Config:
@@ -199,11 +215,26 @@ class Draft:
         Raises:
             ConfigError: one line per problem, with its origin, key and value.
         """
+        for location, text in _texts(self._values):
+            self._require_usable(self._named(location), text)
         try:
             return Config.model_validate_json(json.dumps(self._values, default=str), strict=True)
         except ValidationError as error:
             lines = [self._complaint(detail) for detail in error.errors(include_url=False)]
             raise ConfigError("\n".join(dict.fromkeys(lines))) from error
+
+    def _require_usable(self, key: Key, text: str) -> None:
+        """ConfigError for a text that is lost or changed on its way into a `Config`, or that names no path."""
+        origin, dotted = self._origin(key), ".".join(key)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"{origin}: {dotted} = {text!a} has bytes that are not UTF-8: rename it") from error
+        kinds = kinds_of(key)
+        if not text and Path in kinds:  # a variable that is not set; `Path` would take the current directory
+            raise ConfigError(f"{origin}: {dotted} is empty: name a path")
+        if kinds & {str, Path} and CONTROL.search(text):
+            raise ConfigError(f"{origin}: {dotted} = {text!a} has a control character, such as a line end: remove it")
 
     def _lay_value(self, parent: dict[str, Any], name: str, value: Any, key: Key, origin: str) -> None:
         current = parent.get(name)
@@ -284,6 +315,18 @@ class Draft:
             if key[:length] in self._origins:
                 return self._origins[key[:length]]
         return self._default_origin
+
+
+def _texts(value: Any, location: tuple[int | str, ...] = ()) -> Iterator[tuple[tuple[int | str, ...], str]]:
+    """Every text among nested values, with its location."""
+    if isinstance(value, str):
+        yield location, value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _texts(inner, (*location, name))
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            yield from _texts(inner, (*location, place))
 
 
 def _nearest(key: Key) -> str:

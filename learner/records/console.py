@@ -24,6 +24,7 @@ from rich.text import Text
 
 LINE_CHARACTERS = 160
 """Longest line of an iteration where there is no terminal. `metrics.jsonl` has every figure."""
+UNKNOWN_WIDTH = 80
 FIRST = (
     "seconds/step",
     "reward/",
@@ -50,6 +51,8 @@ class Console:
         self._total = total
         self._title = title
         self._rich = RichConsole(file=stream or sys.stdout)
+        if self._rich.width < 1:  # COLUMNS=0, as a serial console gives it: nothing would be shown
+            self._rich.width = UNKNOWN_WIDTH
         self._live = Live(console=self._rich, refresh_per_second=4, transient=False) if self._rich.is_terminal else None
         self._stage = ""
         self._latest: dict[str, float] = {}

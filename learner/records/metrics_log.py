@@ -27,6 +27,7 @@ class StepRecord:
         self.seconds: dict[str, float] = defaultdict(float)
         self.images: Mapping[str, int] = {}
         self.dropped: Mapping[str, int] = {}
+        self.reasons: Mapping[str, str] = {}
         self.renormalised: Mapping[str, int] = {}
 
     @contextmanager
@@ -40,7 +41,8 @@ class StepRecord:
         self.record_update(result)
         for part, seconds in collected.seconds.items():
             self.seconds[f"worker_{part}"] = seconds
-        self.dropped, self.renormalised = collected.dropped, collected.renormalised
+        self.dropped, self.reasons = collected.dropped, collected.reasons
+        self.renormalised = collected.renormalised
         self.metrics[DROPPED_GROUPS] = float(sum(collected.dropped.values()))
         for cause, count in collected.renormalised.items():
             self.metrics[f"{RENORMALISED_GROUPS}/{cause}"] = float(count)
@@ -64,6 +66,7 @@ class Tracker:
         self._learner = learner
         self._expected_workers = workers
         self._workers: set[str] = set()
+        self._told: set[str] = set()
         self._file: TextIO = path.open("a", encoding="utf-8")
 
     def close(self) -> None:
@@ -82,6 +85,7 @@ class Tracker:
         if record.images:
             shown["speed/images per second"] = sum(record.images.values()) / record.seconds["step"]
         self._console.update(shown, stage, iteration)
+        self._tell_dropped(iteration, record)
 
     def evaluation(self, position: Position, policy: str, metrics: dict[str, float], seconds: float) -> None:
         """Record an evaluation of the student after `position.iteration` iterations."""
@@ -116,6 +120,15 @@ class Tracker:
         line = {"stage": stage, "iteration": iteration, "kind": kind, "metrics": metrics, "seconds": seconds}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+
+    def _tell_dropped(self, iteration: int, record: StepRecord) -> None:
+        """One line for the first groups that are dropped for a reason; after that they are only counted."""
+        for cause in record.reasons.keys() - self._told:
+            self._told.add(cause)
+            self._console.message(
+                f"iteration {iteration} trains without {record.dropped[cause]} of its groups: {record.reasons[cause]} "
+                f"(said once; {self._path.name} counts them as {DROPPED_GROUPS})"
+            )
 
     def _export(self, stage: str, iteration: int, record: StepRecord) -> None:
         self._driver.iteration.labels(stage=stage).set(iteration + 1)

@@ -42,6 +42,8 @@ from rollout_workers.sampler import sample_pictures
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 NEARLY_JSON = ("true", "false", "null", "none")
 """Words that are values in JSON or in Python, in small letters."""
+PARTIAL_SCORES = "scores.partial.jsonl"
+"""The scores so far: what a failed evaluation leaves."""
 OF_RUNS = ("base", "steps", "guidance")
 OF_PIPELINES = ("call", "dtype")
 
@@ -68,7 +70,9 @@ def evaluate(arguments: argparse.Namespace) -> Path:
         infos = rewards.introduce(prompts[0])
         subject = _pipeline(arguments) if run is None else _policy(run, arguments)
         shown: list[tuple[str, ByteArray]] = []
-        scored = list(_scored(prompts, subject, rewards, out / "scores.jsonl", shown, arguments.grid_prompts))
+        scored = list(_scored(prompts, subject, rewards, out / PARTIAL_SCORES, shown, arguments.grid_prompts))
+    # From here on the folder has this evaluation; until then it keeps an earlier one.
+    (out / PARTIAL_SCORES).replace(out / "scores.jsonl")
     captioned_grid(shown).save(out / "grid.png")
     path = out / "evaluation.md"
     counts = f"{len(prompts)} prompts of {arguments.prompts.name}, {arguments.images_per_prompt} images each"

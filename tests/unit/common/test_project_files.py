@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from common.project_files import PROJECT_ROOT, found_path
+from common.project_files import PROJECT_ROOT, found_path, python_environment
 from learner.preflight.command_line import DEFAULT_RUN_FILE, parse
 
 
@@ -33,3 +35,23 @@ def test_in_the_project_every_path_stays_as_the_run_file_has_it(monkeypatch: pyt
     monkeypatch.chdir(PROJECT_ROOT)
     assert DEFAULT_RUN_FILE.is_file()
     assert parse([], {}).config.backbone.path == Path("zoo/weights/pipeline")
+
+
+FIND = "import sys; from common.project_files import import_own; import_own(sys.argv[1]); import_own('json'); {more}"
+
+
+def test_a_folder_named_as_a_library_hides_nothing(tmp_path: Path) -> None:
+    """A clone of Triton beside the run: libraries try to import `triton`, and find the folder if it is searched."""
+    (tmp_path / "triton").mkdir()
+    more = "import importlib.util; sys.exit(importlib.util.find_spec('triton') is not None)"
+    command = [sys.executable, "-P", "-c", FIND.format(more=more), "common.backbones.sd3"]
+    done = subprocess.run(command, cwd=tmp_path, env=python_environment(), timeout=120, check=False)
+    assert done.returncode == 0
+
+
+def test_a_module_of_the_current_directory_is_found(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import helper_of_mine\n")
+    (tmp_path / "helper_of_mine.py").write_text("")
+    command = [sys.executable, "-P", "-c", FIND.format(more=""), "mine"]
+    done = subprocess.run(command, cwd=tmp_path, env=python_environment(), timeout=120, check=False)
+    assert done.returncode == 0

@@ -34,6 +34,15 @@ def test_jsonl_carries_metadata(tmp_path: Path) -> None:
     assert prompts[1].index == 1
 
 
+def test_metadata_may_be_nested(tmp_path: Path) -> None:
+    """As in the scores that `rtdmd evaluate` writes."""
+    path = write(tmp_path, '{"prompt": "a", "index": 3, "metadata": {"tag": "colors"}}', "a.jsonl")
+    assert load_prompts(path) == [Prompt(0, "a", {"index": 3, "tag": "colors"})]
+    path = write(tmp_path, '{"prompt": "a", "tag": "x", "metadata": {"tag": "y"}}', "b.jsonl")
+    with pytest.raises(PromptError, match="line 1 has 'tag' twice"):
+        load_prompts(path)
+
+
 def test_special_tokens_are_text(tmp_path: Path) -> None:
     path = write(tmp_path, "a <|endoftext|> cat</s>\n")
     assert load_prompts(path)[0].text == "a <|endoftext|> cat</s>"

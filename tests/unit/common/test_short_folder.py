@@ -28,6 +28,16 @@ def test_bytes_are_counted_and_not_characters(tmp_path: Path, monkeypatch: pytes
     assert short_folder(room - 1, "VARIABLE", {}) == folder
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_folder_on_a_full_disk_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There a file can be made, but nothing can be written into it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: full)
+        with pytest.raises(ConfigError, match="set VARIABLE to a folder that can be written"):
+            short_folder(10, "VARIABLE", {"VARIABLE": str(tmp_path)})
+
+
 def test_without_any_folder_the_variable_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/proc/nowhere")
     monkeypatch.setattr(module, "SHORT_FOLDERS", (Path("/proc/elsewhere"),))

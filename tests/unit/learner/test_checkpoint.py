@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,7 +53,7 @@ def test_a_failed_write_leaves_the_one_before(tmp_path: Path, monkeypatch: pytes
     before = write(tmp_path)
     monkeypatch.setattr(checkpoint_module, "_write_durably", fail_when_writing(file))
     for position in (HERE, Position(Stage.ALIGNMENT, 8)):
-        with pytest.raises(CheckpointError, match=r"cannot write checkpoint .*No space left.*--resume"):
+        with pytest.raises(CheckpointError, match=r"cannot write a checkpoint: .*No space left.*free space .*--resume"):
             write(tmp_path, position, {"adapter/a": torch.zeros(1)})
     assert list(tmp_path.iterdir()) == [before]
     assert torch.equal(Checkpoint.open(before).state()["adapter/a"], STATE["adapter/a"])
@@ -76,7 +79,7 @@ def test_a_process_killed_while_writing_leaves_nothing_that_counts(
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match=f"cannot write checkpoint {tmp_path}/file/alignment-000007"):
+    with pytest.raises(CheckpointError, match=f"cannot write a checkpoint: {tmp_path}/file"):
         write(tmp_path / "file")
 
 
@@ -104,6 +107,21 @@ def layout_as_text(directory: Path) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | {"layout": "2"}))
 
 
+def test_a_file_system_that_syncs_no_directories_is_good_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As some network mounts and shared folders."""
+    sync = os.fsync
+
+    def files_alone(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", files_alone)
+    assert Checkpoint.open(write(tmp_path)).position == Position(Stage.ALIGNMENT, 7)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -118,12 +136,11 @@ def layout_as_text(directory: Path) -> None:
         (lambda directory: (directory / "checkpoint.json").write_text('{"stage":"alignment","iteration":7}'), "is not"),
     ],
 )
-def test_damage_is_named_with_the_way_out(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
+def test_damage_is_named(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
     directory = write(tmp_path)
     damage(directory)
-    with pytest.raises(CheckpointError, match=rf"{directory} .*{message}|{directory} {message}.*") as caught:
+    with pytest.raises(CheckpointError, match=rf"{directory} .*{message}|{directory} {message}.*"):
         Checkpoint.open(directory)
-    assert "remove it to resume from the one before" in str(caught.value)
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:

@@ -96,6 +96,7 @@ def test_a_group_that_keeps_failing_is_dropped_whole_and_counted_by_cause() -> N
     assert collected.groups == ["group of 2 at 0 with v0"]
     assert collected.images == {"here:1": 4}
     assert collected.dropped == {"hps:timeout": 2}
+    assert collected.reasons == {"hps:timeout": "no answer within 1 s"}
     assert len(pool.taken) == 1 + 2 * GROUP_ATTEMPTS
 
 

@@ -57,6 +57,7 @@ def finished_run(run_dir: Path) -> Path:
         begin(invocation(run_dir), start)
     (run_dir / "metrics.jsonl").write_text("")
     (run_dir / "samples" / "policies").mkdir(parents=True)
+    (run_dir / "samples" / "policies" / "cold_start.json").write_text("")
     return CheckpointStore(run_dir / "checkpoints").save(Position(Stage.ALIGNMENT, 3), STATE, continuity(config()))
 
 
@@ -84,6 +85,30 @@ def test_a_directory_of_another_run_is_refused(tmp_path: Path, left: str) -> Non
     for dry_run in (False, True):
         with pytest.raises(ConfigError, match=f"{tmp_path} holds a run already: use --resume"):
             start_of(invocation(tmp_path, dry_run=dry_run))
+
+
+@pytest.mark.parametrize("left", ["metrics.jsonl", "report.html", "lora/adapter.safetensors", "samples/policies/a.png"])
+def test_what_was_copied_from_a_run_is_not_written_over(tmp_path: Path, left: str) -> None:
+    """Without config.yaml and checkpoints, as people fetch it from a cluster."""
+    (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / left).write_text("kept")
+    for dry_run in (False, True):
+        with pytest.raises(ConfigError, match=f"{tmp_path} holds {left}, which a run would write over: name another"):
+            start_of(invocation(tmp_path, dry_run=dry_run))
+    assert (tmp_path / left).read_text() == "kept"
+
+
+def test_a_run_that_starts_anew_removes_its_own_records_alone(tmp_path: Path) -> None:
+    with claimed(invocation(tmp_path)) as (_, start):
+        begin(invocation(tmp_path), start)
+    policies = tmp_path / "samples" / "policies"
+    policies.mkdir(parents=True)
+    for name in ("teacher_28.json", "teacher_28-00.png", "cold_start-100.png", "my_notes.png", "notes.txt"):
+        (policies / name).write_text("")
+    asked = invocation(tmp_path, resume=True)
+    with claimed(asked) as (_, start):
+        begin(asked, start)
+    assert sorted(path.name for path in policies.iterdir()) == ["my_notes.png", "notes.txt"]
 
 
 def test_what_a_failed_start_leaves_does_not_count(tmp_path: Path) -> None:
@@ -209,8 +234,20 @@ def test_a_borrowed_cold_start_is_verified(tmp_path: Path) -> None:
     aligned = CheckpointStore(tmp_path).save(Position(Stage.ALIGNMENT, 1), STATE, {})
     with pytest.raises(CheckpointError, match=r"from_checkpoint: .* is not a checkpoint of the cold start"):
         start_of(invocation(tmp_path / "run", from_checkpoint=aligned))
-    with pytest.raises(CheckpointError, match="is not a checkpoint"):
+    with pytest.raises(ConfigError, match=r"from_checkpoint: .*nowhere is not a checkpoint: name a folder runs/NAME/"):
         start_of(invocation(tmp_path / "run", from_checkpoint=tmp_path / "nowhere", dry_run=True))
+
+
+def test_a_run_in_place_of_its_cold_start_is_told_which_folder_is_meant(tmp_path: Path) -> None:
+    store = CheckpointStore.of_run(tmp_path)
+    borrowed = store.save(Position(Stage.COLD_START, 9), STATE, {})
+    store.save(Position(Stage.ALIGNMENT, 1), STATE, {})
+    for named in (tmp_path, tmp_path / "checkpoints"):
+        with pytest.raises(ConfigError, match=f"{named} has checkpoints in it: name one, .*{borrowed}$"):
+            start_of(invocation(tmp_path / "run", from_checkpoint=named))
+    (borrowed / "state.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"hash differs; cold_start\.from_checkpoint: name another one$"):
+        start_of(invocation(tmp_path / "run", from_checkpoint=borrowed))
 
 
 @pytest.mark.parametrize(("key", "then"), [("lora.rank", 4), ("backbone.max_sequence_length", 256)])
@@ -259,14 +296,27 @@ def test_other_training_prompts_are_refused_on_resume(tmp_path: Path) -> None:
     settings = continuity(config(), prompt_sets())
     checkpoint = CheckpointStore(tmp_path / "checkpoints").save(Position(Stage.ALIGNMENT, 4), STATE, settings)
     start = start_of(invocation(tmp_path, resume=True))
-    require_same_prompts(start, prompt_sets(evaluation="others are evaluated anew"))
-    with pytest.raises(CheckpointError, match=f"the prompts of the cold_start have changed since {checkpoint} was"):
-        require_same_prompts(start, prompt_sets(train="a cat."))
+    require_same_prompts(start, prompt_sets(evaluation="others are evaluated anew"), config())
+    with pytest.raises(CheckpointError, match=f"the prompts of the alignment have changed since {checkpoint} was"):
+        require_same_prompts(start, prompt_sets(train="a cat."), config())
+
+
+def test_the_prompts_of_another_stage_may_change(tmp_path: Path) -> None:
+    """Those of a stage that has not begun, such as prompts that a reward refuses, and those of a finished one."""
+    store = CheckpointStore(tmp_path / "checkpoints")
+    settings, changed = continuity(config(), prompt_sets()), prompt_sets(train="a cat.")
+    begin(invocation(tmp_path), Start(Position(Stage.COLD_START, 0)))
+    total = config().cold_start.iterations
+    store.save(Position(Stage.COLD_START, total - 1), STATE, settings)
+    with pytest.raises(CheckpointError, match="the prompts of the cold_start have changed"):
+        require_same_prompts(start_of(invocation(tmp_path, resume=True)), changed, config())
+    store.save(Position(Stage.COLD_START, total), STATE, settings)
+    require_same_prompts(start_of(invocation(tmp_path, resume=True)), changed, config())
 
 
 def test_a_checkpoint_without_fingerprints_is_taken_as_it_is(tmp_path: Path) -> None:
     finished_run(tmp_path)
-    require_same_prompts(start_of(invocation(tmp_path, resume=True)), prompt_sets())
+    require_same_prompts(start_of(invocation(tmp_path, resume=True)), prompt_sets(), config())
 
 
 LINE = '{{"stage": "alignment", "iteration": {}, "kind": "train"}}\n'
@@ -283,7 +333,7 @@ def test_resuming_drops_what_will_be_repeated(tmp_path: Path, with_checkpoint: b
     with claimed(asked) as (_, start):
         begin(asked, start)
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == lines
-    assert (tmp_path / "samples" / "policies").exists() == with_checkpoint
+    assert (tmp_path / "samples" / "policies" / "cold_start.json").exists() == with_checkpoint
 
 
 @pytest.mark.parametrize(("iterations", "lost"), [(50, False), (51, True)])

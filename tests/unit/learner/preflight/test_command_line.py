@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from common.errors import ConfigError
 from common.project_files import found_path
@@ -175,16 +177,40 @@ def test_a_path_is_what_was_typed(run_file: str, text: str) -> None:
     assert by_option.backbone.path == by_variable.backbone.path == found_path(Path(text))
 
 
-def test_an_empty_path_is_refused(run_file: str) -> None:
-    """A variable of the shell that is not set. `Path("")` would be the current directory."""
-    for option in ("--backbone.path", "--prompts.evaluation"):
-        with pytest.raises(ConfigError, match=rf"^option {option} is empty: name a path$"):
-            parse(["--config", run_file, option, ""], {})
-    with pytest.raises(ConfigError, match=r"^environment variable RTDMD_PROMPTS__TRAIN is empty: name a path$"):
+def test_an_empty_path_is_refused_in_every_layer(run_file: str) -> None:
+    """A variable that is not set. `Path("")` would be the current directory."""
+    for key in ("backbone.path", "prompts.evaluation"):
+        with pytest.raises(ConfigError, match=f"^option --{key}: {key} is empty: name a path$"):
+            parse(["--config", run_file, f"--{key}", ""], {})
+    with pytest.raises(
+        ConfigError, match=r"^environment variable RTDMD_PROMPTS__TRAIN: prompts\.train is empty: name a"
+    ):
         parse(["--config", run_file], {"RTDMD_PROMPTS__TRAIN": ""})
+    written = Path(run_file).read_text().replace("path: model", 'path: ""', 1)
+    assert 'path: ""' in written
+    Path(run_file).write_text(written)
+    with pytest.raises(ConfigError, match=rf"^{run_file}: backbone\.path is empty: name a path$"):
+        parse(["--config", run_file], {})
     for option in ("--run-dir", "--config"):
         with pytest.raises(ConfigError, match=f"argument {option}: it is empty: name a path"):
             parse(["--config", run_file, option, ""], {})
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("caf\udce9", r"prompts\.train = 'caf\\udce9' has bytes that are not UTF-8: rename it"),
+        ("train.txt\r", r"prompts\.train = 'train\.txt\\r' has a control character, such as a line end: remove it"),
+    ],
+)
+def test_what_is_no_text_is_named_in_every_layer(run_file: str, text: str, fault: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^environment variable RTDMD_PROMPTS__TRAIN: {fault}$"):
+        parse(["--config", run_file], {"RTDMD_PROMPTS__TRAIN": text})
+    content = yaml.safe_load(Path(run_file).read_text())
+    content["prompts"]["train"] = text
+    Path(run_file).write_text(json.dumps(content))  # JSON is YAML
+    with pytest.raises(ConfigError, match=rf"^{run_file}: {fault}$"):
+        parse(["--config", run_file], {})
 
 
 def test_null_is_no_path_and_a_list_is_a_list_of_servers(run_file: str) -> None:
@@ -208,7 +234,3 @@ def test_a_number_is_decimal(run_file: str, text: str) -> None:
 def test_what_is_no_text_is_refused_before_anything_starts(run_file: str) -> None:
     with pytest.raises(ConfigError, match=r"^command line: 'caf\\udce9' has bytes that are not UTF-8: rename it$"):
         parse(["--config", run_file, "--run-dir", "caf\udce9"], {})
-    with pytest.raises(
-        ConfigError, match=r"^environment variable RTDMD_RUN__NAME: 'caf\\udce9' has bytes that are not"
-    ):
-        parse(["--config", run_file], {"RTDMD_RUN__NAME": "caf\udce9"})

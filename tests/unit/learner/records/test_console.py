@@ -55,6 +55,15 @@ def test_the_table_fits_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch
         assert any(re.search(rf"\b{name.partition('/')[2]} +{value:g}\b", line) for line in lines), name
 
 
+def test_a_width_of_zero_is_an_unknown_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """COLUMNS=0, as `stty size` has it on a serial console: nothing at all would be shown."""
+    monkeypatch.setenv("COLUMNS", "0")
+    stream = io.StringIO()
+    with Console(total=2, title="shapes", stream=stream) as console:
+        console.message("checkpoint written")
+    assert stream.getvalue() == "checkpoint written\n"
+
+
 def test_on_a_terminal_the_table_keeps_the_newest_value_of_every_metric(monkeypatch: object) -> None:
     stream = Terminal()
     with Console(total=3, title="shapes", stream=stream) as console:

@@ -56,6 +56,21 @@ def run(tracker: Tracker) -> None:
     tracker.evaluation(Position(Stage.ALIGNMENT, 1), "student", {"gold": 0.75}, 3.0)
 
 
+def test_the_reason_of_dropped_groups_is_told_once(path: Path, registry: CollectorRegistry) -> None:
+    shown = io.StringIO()
+    with Console(10, "test", shown) as console:
+        tracker = Tracker(path, console, DriverMetrics.build(registry), LearnerMetrics.build(registry), workers=2)
+        for iteration in range(3):
+            with tracker.iteration("alignment", iteration) as step:
+                reasons = {"detector:request": "reward detector: no caption: 'a plane'"} if iteration else {}
+                collected = Collected([], dropped=Counter(dict.fromkeys(reasons, 2)), reasons=reasons)
+                step.record(collected, UpdateResult({}, {}))
+        tracker.close()
+    told = "iteration 1 trains without 2 of its groups: reward detector: no caption: 'a plane'"
+    assert " ".join(shown.getvalue().split()).count(told) == 1
+    assert "trains without" not in shown.getvalue().split(told)[0]
+
+
 def test_one_line_an_iteration_and_an_evaluation(tracker: Tracker, path: Path) -> None:
     run(tracker)
     written = lines(path)

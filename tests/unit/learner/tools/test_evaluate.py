@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from common.config.run import Config
-from common.errors import ConfigError, ModelError
+from common.errors import ConfigError, ModelError, RewardRejected
 from common.rewards.client import RewardEndpoint
 from common.types import Prompt
 from learner.driver.local_servers import LocalServerSpec
@@ -142,3 +144,43 @@ def test_options_of_a_call_are_json() -> None:
     }
     with pytest.raises(ConfigError, match="--call steps: write --call NAME=VALUE"):
         evaluate._call_options(["steps"])
+
+
+class Rewards:
+    """Scores each picture 1.0, but refuses a prompt that contains `bad`."""
+
+    def introduce(self, _prompt: Prompt) -> dict[str, object]:
+        return {}
+
+    def score(self, prompt: Prompt, images_GHWC: np.ndarray) -> dict[str, np.ndarray]:
+        if "bad" in prompt.text:
+            raise RewardRejected("gold", "request", "no caption")
+        return {"gold": np.ones(len(images_GHWC), np.float32)}
+
+
+def test_an_earlier_evaluation_stays_whole_until_the_new_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = np.zeros((2, 8, 8, 3), np.uint8)
+    monkeypatch.setattr(evaluate, "started", lambda *_: nullcontext(Rewards()))
+    monkeypatch.setattr(evaluate, "_pipeline", lambda _: evaluate.Subject("tiny", "1 step", lambda _: picture))
+    out, file = tmp_path / "scores", tmp_path / "prompts.txt"
+    options = [
+        "--pipeline",
+        str(tmp_path),
+        "--prompts",
+        str(file),
+        "--reward",
+        "gold=http://127.0.0.1:1",
+        "--out",
+        str(out),
+    ]
+    file.write_text("one\ntwo\n")
+    assert evaluate.main(options) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    assert sorted(before) == ["evaluation.md", "grid.png", "scores.jsonl"]
+    file.write_text("three\nbad\n")
+    assert evaluate.main(options) == 1
+    partial = (out / "scores.partial.jsonl").read_text()
+    assert [json.loads(line)["prompt"] for line in partial.splitlines()] == ["three"]
+    assert {name: (out / name).read_bytes() for name in before} == before
