@@ -183,7 +183,7 @@ def _model_files(directory: Path, variant: str) -> list[Path]:
 
 
 def _read_names(files: Sequence[Path]) -> list[str]:
-    """The names of all weights in these files; ModelError if one is quantised, whatever a configuration says, or of a LoRA."""
+    """The names of all weights in these files; ModelError if one is of a LoRA, or quantised, whatever a config says."""
     names: list[str] = []
     for file in files:
         # Opened as a file first: safetensors says of a file that may not be read that it is not there.
