@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 VARIANTS = ("bf16", "fp16")
@@ -23,6 +24,18 @@ RECOMPUTED = (
 """Tensors that a model computes anew or counts in training only. Older versions of libraries saved them."""
 WRAPPERS = ("module.", "_orig_mod.", "_forward_module.", "_fsdp_wrapped_module.")
 """Training wrappers (DDP, torch.compile, DeepSpeed, FSDP) put one of these before the name of every weight."""
+ADAPTER_CONFIG = "adapter_config.json"
+"""With this file of peft beside the weights, transformers adds the adapter to them, and diffusers does not."""
+ADAPTER_BESIDE = (
+    f"an adapter beside its weights ({ADAPTER_CONFIG}), which a library may add to them or ignore: merge it into "
+    f"the weights, if it is not in them, and remove {ADAPTER_CONFIG}"
+)
+OF_ADAPTER = re.compile(r"\.base_layer\.|\.lora_|_lora\.(up|down)\.")
+"""Names in a model that was saved with its LoRA unmerged: peft's layers, and the attention processors of diffusers."""
+MERGE_REMEDY = (
+    "merge and unload it (peft's merge_and_unload; diffusers' fuse_lora, then unload_lora_weights) and save the model "
+    "again"
+)
 
 
 def variant_of(name: str) -> str:
@@ -55,6 +68,11 @@ def quantised_weight(types: Mapping[str, str]) -> str | None:
     `types` has the type of every weight, as the header of a safetensors file has it.
     """
     return next((f"{name} is {kind}" for name, kind in types.items() if kind not in TYPES), None)
+
+
+def adapter_weight(names: Iterable[str]) -> str | None:
+    """The first of these names that belongs to a LoRA which is not merged into the weights."""
+    return next((name for name in sorted(names) if OF_ADAPTER.search(name)), None)
 
 
 def is_recomputed(name: str, buffers: Collection[str] = ()) -> bool:

@@ -31,7 +31,6 @@ from common.backbones.pipeline_loading import (
     load_options,
     load_pipeline,
     require_classes,
-    require_own_weights,
     require_parts,
 )
 from common.config.backbones import BackboneSection
@@ -309,7 +308,6 @@ class DiffusersBackbone(ABC, Generic[Settings]):
     def _load_pipeline(self) -> DiffusionPipeline:
         kind = self._files.kind
         pipeline = load_pipeline(self._files, self.kinds[kind], self._dtype, self.own_parts.get(kind, ()))
-        require_own_weights(self._files, "transformer", pipeline.transformer)
         pipeline.set_progress_bar_config(disable=True)
         self._prepare(pipeline)
         return pipeline

@@ -6,7 +6,8 @@ token is a pixel of [128, h, w]. Standard normal noise is standard normal noise 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
@@ -21,7 +22,7 @@ from common.backbones.diffusers_backbone import ATTENTION, DiffusersBackbone, im
 from common.backbones.files.pipeline_files import PipelineFiles, find_pipeline
 from common.backbones.files.schedules import pipeline_sigmas, scheduler_config
 from common.backbones.files.tokenizer_files import require_chat_template
-from common.backbones.pipeline_loading import quiet_libraries, require_loaded, require_own_weights
+from common.backbones.pipeline_loading import load_model, part_kind, require_known_options
 from common.backbones.plain_text import spell_out_special_tokens
 from common.config.backbones import Flux2Backbone
 from common.errors import ModelError, one_line
@@ -82,32 +83,21 @@ class Flux2(DiffusersBackbone[Flux2Backbone]):
         if self._settings.teacher_path is None:
             return self._files
         files = find_pipeline(self._settings.teacher_path, self.family, [self._files.kind], only="transformer")
-        other = files.config("transformer")
-        names = sorted(name for name in transformer.keys() | other.keys() if not name.startswith("_"))
-        for name in names:
-            if transformer.get(name) != other.get(name):
+        kind = part_kind(self.kinds[files.kind], "transformer")
+        require_known_options(files, "transformer", kind)
+        own, other = (_with_defaults(kind, config) for config in (transformer, files.config("transformer")))
+        for name, value in other.items():
+            if own[name] != value:
                 raise ModelError(
                     f"backbone.teacher_path {files.path} is no teacher for the student at {self._files.path}: its "
-                    f"transformer has {name} = {other.get(name)}, the student's {transformer.get(name)}"
+                    f"transformer has {name} = {value}, the student's {own[name]}"
                 )
         return files
 
     def _load_teacher(self) -> torch.nn.Module:
         if self._teacher_files is self._files:
             return super()._load_teacher()
-        try:
-            with quiet_libraries():
-                teacher: torch.nn.Module = type(self._transformer).from_pretrained(
-                    self._teacher_files.directory / "transformer",
-                    dtype=self._dtype,
-                    local_files_only=True,
-                    variant=self._teacher_files.variant,
-                )
-        except Exception as error:  # see load_pipeline
-            raise self._teacher_files.broken(one_line(error)) from error
-        require_loaded(self._teacher_files, "transformer", teacher)
-        require_own_weights(self._teacher_files, "transformer", teacher)
-        return teacher.eval()
+        return load_model(self._teacher_files, "transformer", type(self._transformer), self._dtype).eval()
 
     def _load_tokenizer(self) -> PreTrainedTokenizerFast:
         try:
@@ -173,6 +163,13 @@ class Flux2(DiffusersBackbone[Flux2Backbone]):
     def sigmas(self, num_steps: int) -> tuple[float, ...]:
         _, height, width = self.latent_shape
         return pipeline_sigmas(self._scheduler, num_steps, flux2_mu(height * width, num_steps))
+
+
+def _with_defaults(kind: type[torch.nn.Module], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The value of every option of a diffusers class: the configuration's, else the class's default."""
+    options = list(inspect.signature(kind.__init__).parameters.values())[1:]
+    found = {option.name: config.get(option.name, option.default) for option in options}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
 @lru_cache

@@ -11,12 +11,37 @@ import diffusers
 import torch
 import transformers
 from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_loading_utils import simple_get_class_obj
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from common.backbones.files.pipeline_files import INDEX, PipelineFiles
+from common.backbones.files.pipeline_files import CONFIG, INDEX, PipelineFiles
+from common.backbones.files.weight_files import unmerged_reason
 from common.errors import ModelError, one_line
-from common.weight_names import is_recomputed
+from common.weight_names import adapter_weight, is_recomputed
+
+NOT_OPTIONS = (
+    "force_upcast",
+    "dtype",
+    "torch_dtype",
+    *("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power"),
+)
+"""Keys of published configurations that change no output: types, and the state of diffusers' EMAModel."""
+
+
+def pipeline_kind(files: PipelineFiles) -> type[DiffusionPipeline]:
+    """The class that a pipeline's index names.
+
+    Raises:
+        ModelError: the installed diffusers has no such pipeline.
+    """
+    kind = getattr(diffusers, files.kind, None)
+    if isinstance(kind, type) and issubclass(kind, DiffusionPipeline):
+        return kind
+    raise files.broken(
+        f"its {INDEX} names the class {files.kind}, and diffusers {diffusers.__version__} has no such pipeline: save "
+        "it as one of its classes"
+    )
 
 
 def require_parts(files: PipelineFiles, kind: type[DiffusionPipeline], optional: Collection[str]) -> None:
@@ -42,13 +67,36 @@ def require_classes(files: PipelineFiles, kind: type[DiffusionPipeline]) -> None
     Raises:
         ModelError: there is one.
     """
-    parameters = inspect.signature(kind.__init__).parameters
     for part in ("transformer", "vae"):
-        found, own = files.index[part][1], parameters[part].annotation.__name__
-        if found != own:
+        found, own = files.index[part][1], part_kind(kind, part)
+        if found != own.__name__:
             raise files.broken(
-                f"its {part} is of class {found}, and training needs {own}: save the pipeline with that one"
+                f"its {part} is of class {found}, and training needs {own.__name__}: save the pipeline with that one"
             )
+        require_known_options(files, part, own)
+
+
+def part_kind(kind: type[DiffusionPipeline], part: str) -> type[torch.nn.Module]:
+    """The class of a part, from the annotation in its pipeline's class."""
+    found: type[torch.nn.Module] = inspect.signature(kind.__init__).parameters[part].annotation
+    return found
+
+
+def require_known_options(files: PipelineFiles, part: str, kind: type[torch.nn.Module]) -> None:
+    """ModelError if a part's configuration has an option that its class does not know: diffusers would ignore it."""
+    if reason := ignored_option(files, part, kind):
+        raise files.broken(f"{reason}: take the model's own {CONFIG}, or remove that option if it changes nothing")
+
+
+def ignored_option(files: PipelineFiles, part: str, kind: type[torch.nn.Module]) -> str | None:
+    """The first option of a part's configuration that its class ignores, unless it is empty, null or false."""
+    known = (*inspect.signature(kind.__init__).parameters, *NOT_OPTIONS)
+    options = {name: value for name, value in files.config(part).items() if value and not name.startswith("_")}
+    found = next((name for name in options if name not in known), None)
+    return found and (
+        f"its {part}/{CONFIG} has {found} = {options[found]}, which {kind.__name__} of diffusers "
+        f"{diffusers.__version__} ignores"
+    )
 
 
 def load_options(files: PipelineFiles, kind: type[DiffusionPipeline]) -> dict[str, str | None]:
@@ -67,7 +115,7 @@ def load_pipeline(
     """
     try:
         with quiet_libraries():
-            models = _models(files, dtype)
+            models = _models(files, dtype, not_loaded)
             options: dict[str, Any] = load_options(files, kind) | dict.fromkeys(not_loaded) | models
             if all(part in models for part in files.parts if files.has_safetensors(part)):
                 options.pop("variant", None)
@@ -77,7 +125,7 @@ def load_pipeline(
     except Exception as error:  # diffusers raises a different class for each kind of broken directory
         raise files.broken(one_line(error)) from error
     for part, module in pipeline.components.items():
-        if isinstance(module, torch.nn.Module):
+        if isinstance(module, torch.nn.Module) and part not in models:
             require_loaded(files, part, module)
     return pipeline
 
@@ -114,33 +162,66 @@ def require_loaded(files: PipelineFiles, part: str, module: torch.nn.Module) -> 
         raise _incomplete(files, part, missing)
 
 
-def require_own_weights(files: PipelineFiles, part: str, module: torch.nn.Module) -> None:
-    """ModelError if the files have a weight that the model lacks: diffusers only warns, and they are of another one."""
-    own = module.state_dict().keys()
-    foreign = [name for name in files.weight_shapes(part) if name not in own and not is_recomputed(name)]
-    if foreign:
+def load_model(files: PipelineFiles, part: str, kind: type[Any], dtype: torch.dtype) -> torch.nn.Module:
+    """Load one model of a pipeline, with exactly the weights of its files: from safetensors, else from its .bin.
+
+    Raises:
+        ModelError: a file is broken, of another model, or lacks a weight that the libraries would make up.
+    """
+    try:
+        with quiet_libraries():
+            loaded: tuple[torch.nn.Module, dict[str, list[Any]]] = kind.from_pretrained(
+                files.directory / part,
+                dtype=dtype,
+                local_files_only=True,
+                variant=files.variant_of(part),
+                use_safetensors=files.has_safetensors(part),
+                output_loading_info=True,
+            )
+    except Exception as error:  # the libraries raise a different class for each kind of broken directory
+        raise files.broken(f"{part}: {one_line(error)}") from error
+    model, report = loaded
+    unexpected = [str(name) for name in report["unexpected_keys"]]
+    if found := adapter_weight(unexpected):
+        raise files.broken(unmerged_reason(part, found))
+    if isinstance(model, transformers.PreTrainedModel) and report["missing_keys"]:
+        raise _incomplete(files, part, [str(key) for key in report["missing_keys"]])
+    require_loaded(files, part, model)
+    _require_own_weights(files, part, model, unexpected)
+    return model
+
+
+def _require_own_weights(files: PipelineFiles, part: str, module: torch.nn.Module, unexpected: Sequence[str]) -> None:
+    """ModelError if the files have weights that the model lacks: the libraries only warn, and they are of another one.
+
+    A text encoder may be read from a larger model: from CLIP with its vision tower, from T5 with its decoder.
+    """
+    saved = {name.rpartition(".")[2] for name in module.state_dict()}
+    buffers = {name.rpartition(".")[2] for name, _ in module.named_buffers()} - saved
+    foreign = [name for name in unexpected if not is_recomputed(name, buffers)]
+    if foreign and isinstance(module, diffusers.ModelMixin):
         raise files.broken(
-            f"the files of its {part} have {len(foreign)} weights that the model of its config.json lacks, such as "
+            f"the files of its {part} have {len(foreign)} weights that the model of its {CONFIG} lacks, such as "
             f"{min(foreign)}: they are of another model"
         )
 
 
-def _models(files: PipelineFiles, dtype: torch.dtype) -> dict[str, torch.nn.Module]:
-    """The models among the parts, each with its own variant, with every weight that transformers would make up."""
-    models: dict[str, torch.nn.Module] = {}
-    for part in (name for name in files.parts if files.has_safetensors(name)):
-        library, name = files.index[part]
-        options = {"dtype": dtype, "local_files_only": True, "variant": files.variant_of(part)}
-        if library == "diffusers":
-            models[part] = getattr(diffusers, name).from_pretrained(files.directory / part, **options)
-        elif library == "transformers":
-            kind = getattr(transformers, name)
-            models[part], report = kind.from_pretrained(
-                files.directory / part, output_loading_info=True, use_safetensors=True, **options
-            )
-            if report["missing_keys"]:
-                raise _incomplete(files, part, [str(key) for key in report["missing_keys"]])
-    return models
+def _models(files: PipelineFiles, dtype: torch.dtype, not_loaded: Sequence[str]) -> dict[str, torch.nn.Module]:
+    """The models among the parts, each with its own variant."""
+    kinds = {part: model_kind(files, part) for part in files.parts if part not in not_loaded}
+    return {part: load_model(files, part, kind, dtype) for part, kind in kinds.items() if kind}
+
+
+def model_kind(files: PipelineFiles, part: str) -> type[torch.nn.Module] | None:
+    """The class of a part that is a model of diffusers or transformers; None for a tokenizer, a scheduler ..."""
+    if not (files.directory / part / CONFIG).is_file():
+        return None
+    try:
+        kind = simple_get_class_obj(*files.index[part])
+    except (AttributeError, ValueError):  # a class that the libraries lack: the error of diffusers says so
+        return None
+    models = (diffusers.ModelMixin, transformers.PreTrainedModel)
+    return kind if isinstance(kind, type) and issubclass(kind, models) else None
 
 
 def _absent(files: PipelineFiles, kind: type[DiffusionPipeline]) -> list[str]:

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 
 from common import seeding
-from common.backbones.files.pipeline_files import read_index
-from common.backbones.pipeline_loading import load_pipeline, require_parts
+from common.backbones.files.pipeline_files import PipelineFiles, read_index, require_parts_alone
+from common.backbones.pipeline_loading import (
+    ignored_option,
+    load_pipeline,
+    model_kind,
+    pipeline_kind,
+    require_parts,
+)
 from common.backbones.sd3 import StableDiffusion3
 from common.errors import ConfigError, ModelError, one_line
 from common.types import ByteArray, Prompt
+
+logger = logging.getLogger(__name__)
 
 OURS = ("prompt", "num_images_per_prompt", "generator", "output_type")
 """`pictures` sets these arguments of a pipeline's call itself."""
@@ -33,10 +42,8 @@ class PipelinePictures:
             ModelError: the pipeline cannot be loaded, or a part that it needs is left out.
             ConfigError: its call does not have such an argument, or `pictures` sets it.
         """
-        files, self._path = read_index(path, path), path
-        kind = getattr(diffusers, str(files.kind), DiffusionPipeline)
-        require_parts(files, kind, (*kind._optional_components, *StableDiffusion3.optional_parts))
-        self._pipeline = load_pipeline(files, kind, dtype).to(device)
+        self._path = path
+        self._pipeline = _load(path, dtype).to(device)
         known = [name for name in inspect.signature(self._pipeline.__call__).parameters if name not in OURS]
         for name in options:
             if name not in known:
@@ -71,3 +78,24 @@ class PipelinePictures:
             ) from error
         pixels_GHWC: ByteArray = (np.asarray(images_GHWC, np.float32) * 255).round().astype(np.uint8)
         return pixels_GHWC
+
+
+def _load(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
+    """Load a pipeline of any class; refuse what a backbone refuses, except weights in .bin files."""
+    files = read_index(path, path)
+    kind = pipeline_kind(files)
+    require_parts(files, kind, (*kind._optional_components, *StableDiffusion3.optional_parts))
+    taken = inspect.signature(kind.__init__).parameters
+    files = dataclasses.replace(files, parts=tuple(part for part in files.parts if part in taken))
+    require_parts_alone(files)
+    files.require_usable_weights()
+    _warn_of_ignored_options(files)
+    return load_pipeline(files, kind, dtype)
+
+
+def _warn_of_ignored_options(files: PipelineFiles) -> None:
+    """Other families are published with options that diffusers has dropped, so these are no error here."""
+    for part in files.parts:
+        kind = model_kind(files, part)
+        if kind and issubclass(kind, ModelMixin) and (reason := ignored_option(files, part, kind)):
+            logger.warning("the pipeline at %s: %s", files.path, reason)

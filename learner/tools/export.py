@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from common.backbones.diffusers_backbone import DiffusersBackbone
-from common.backbones.files.pipeline_files import INDEX, LICENCES, read_index
+from common.backbones.files.pipeline_files import INDEX, LICENCES, read_index, require_parts_alone
 from common.command import user_path
 from common.config.run import Config
 from common.errors import ConfigError, ModelError
@@ -58,7 +58,9 @@ def write_pipeline(state: Mapping[str, Tensor], scale: float, base: Path, direct
     """
     if not (base / INDEX).is_file():
         raise ModelError(f"no pipeline at {base}: a local diffusers directory is needed, name it with --base")
-    files = read_index(base, base)
+    files = read_index(base, base, TRANSFORMER)
+    require_parts_alone(files)
+    files.require_usable_weights()
     weights = files.weight_files(TRANSFORMER)
     with _removed_on_failure(directory):
         for file in sorted([base / INDEX, *base.glob(LICENCES)]):

@@ -18,7 +18,11 @@ from transformers.utils import logging as transformers_logging
 from common import git_lfs
 from common.errors import ModelError
 from common.weight_names import (
+    ADAPTER_BESIDE,
+    ADAPTER_CONFIG,
+    MERGE_REMEDY,
     WRAPPERS,
+    adapter_weight,
     common_variant,
     is_recomputed,
     quantised_weight,
@@ -31,6 +35,8 @@ CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
 MODEL_FILES = "model[.-]*safetensors"
 """Names of a transformers model's weights: whole or in shards, with or without a variant."""
+CHECKPOINTS = ("*.pt", "*.pth")
+"""Names of published checkpoints that are converted first."""
 REWARD_WRAPPERS = (*WRAPPERS, "model.")
 """A reward model is often an attribute `model` of the module that was trained."""
 
@@ -43,7 +49,14 @@ def require_directory(model_dir: Path | None, scorer: str) -> Path:
     """The model directory of a scorer that requires one."""
     if model_dir is None:
         raise ModelError(f"the {scorer} scorer needs its model directory: pass --model DIR")
+    _require_no_adapter(model_dir)
     return model_dir
+
+
+def _require_no_adapter(directory: Path) -> None:
+    """ModelError if peft's adapter is beside the weights: transformers would add it to them, perhaps once more."""
+    if (directory / ADAPTER_CONFIG).exists():
+        raise ModelError(f"the model in {directory} has {ADAPTER_BESIDE}")
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -73,7 +86,9 @@ def read_weights(path: Path) -> State:
 
 
 def _not_of_this_scorer(missing: Path) -> ModelError:
-    return ModelError(f"{missing} is missing: is {missing.parent} the model directory of this scorer?")
+    found = sorted(file.name for kind in CHECKPOINTS for file in missing.parent.glob(kind))
+    remedy = f"convert {found[0]}, which is there, with rtdmd convert" if found else ""
+    return ModelError(f"{missing} is missing: {remedy or f'is {missing.parent} the model directory of this scorer?'}")
 
 
 def unwrapped(state: State) -> State:
@@ -103,7 +118,9 @@ def load_pretrained(kind: type[Model], directory: Path) -> Model:
     """A transformers model in float32 from safetensors (or, alone, their fp16 copy), with exactly its weights."""
     if not (directory / CONFIG_FILE).is_file():
         raise _not_of_this_scorer(directory / CONFIG_FILE)
+    _require_no_adapter(directory)
     require_unquantised(directory)
+    _require_safetensors(directory)
     variant = common_variant([usable_variants(file.name for file in directory.glob(MODEL_FILES))])
     transformers_logging.disable_progress_bar()
     before = transformers_logging.get_verbosity()
@@ -127,6 +144,16 @@ def load_pretrained(kind: type[Model], directory: Path) -> Model:
     model, report = loaded
     require_complete(report, model, directory)
     return model
+
+
+def _require_safetensors(directory: Path) -> None:
+    if not any(directory.glob(MODEL_FILES)):
+        others = sorted(file.name for kind in ("*.bin", *CHECKPOINTS) for file in directory.glob(kind))
+        found = f" but {others[0]}" if others else ""
+        raise ModelError(
+            f"there is no model.safetensors in {directory}{found}: load the model with transformers and save it with "
+            "save_pretrained, which writes safetensors"
+        )
 
 
 def require_unquantised(directory: Path) -> None:
@@ -156,7 +183,7 @@ def _model_files(directory: Path, variant: str) -> list[Path]:
 
 
 def _read_names(files: Sequence[Path]) -> list[str]:
-    """The names of all weights in these files; ModelError if one is quantised, whatever a configuration says."""
+    """The names of all weights in these files; ModelError if one is of a LoRA, or quantised, whatever a config says."""
     names: list[str] = []
     for file in files:
         # Opened as a file first: safetensors says of a file that may not be read that it is not there.
@@ -166,6 +193,11 @@ def _read_names(files: Sequence[Path]) -> list[str]:
             types = {name: header.get_slice(name).get_dtype() for name in header.keys()}  # noqa: SIM118
         if found := quantised_weight(types):
             raise _quantised(file, found)
+        if found := adapter_weight(types):
+            raise ModelError(
+                f"the weights in {file} have an unmerged LoRA ({found}), and only merged weights are supported: "
+                f"{MERGE_REMEDY}"
+            )
         names += types
     return names
 

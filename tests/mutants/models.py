@@ -191,8 +191,22 @@ BACKBONES = (
     Mutant(
         "a missing weight of a text encoder is random",
         "common/backbones/pipeline_loading.py",
-        'if report["missing_keys"]:',
-        'if not report["missing_keys"]:',
+        'and report["missing_keys"]:',
+        'and not report["missing_keys"]:',
         unit_test("common/backbones/pipeline_loading::a_missing_weight_is_named_and_never_random"),
+    ),
+    Mutant(
+        "an adapter beside a reward's weights is added to them",
+        "reward_servers/scorers/model_directory.py",
+        "if (directory / ADAPTER_CONFIG).exists():",
+        "if not directory.exists():",
+        unit_test("reward_servers/scorers/published_weights::an_adapter_beside_the_weights_is_refused"),
+    ),
+    Mutant(
+        "blocks that the configuration lacks are dropped",
+        "common/backbones/pipeline_loading.py",
+        "if foreign and isinstance(module, diffusers.ModelMixin):",
+        "if not module:",
+        unit_test("learner/tools/diffusers_pipeline::a_block_more_than_the_configuration_has_is_refused"),
     ),
 )

@@ -21,9 +21,18 @@ from common.backbones.files.weight_files import (
     without_weights,
 )
 from common.errors import ModelError, one_line
-from common.weight_names import PLAIN, VARIANTS, common_variant, usable_variants, variant_of
+from common.weight_names import (
+    ADAPTER_BESIDE,
+    ADAPTER_CONFIG,
+    PLAIN,
+    VARIANTS,
+    common_variant,
+    usable_variants,
+    variant_of,
+)
 
 INDEX = "model_index.json"
+CONFIG = "config.json"
 LICENCES = "LICENSE*"
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 WEIGHTED_PARTS = ("transformer", "text_encoder", "vae")
@@ -73,14 +82,15 @@ class PipelineFiles:
 
     def variant_of(self, part: str) -> str | None:
         """The variant of one part's weights: the pipeline's, if the part has it."""
-        found = {variant_of(file.name) for file in self.weight_files(part)}
+        files = self.weight_files(part) or (self.directory / part).glob("*.bin")
+        found = {variant_of(file.name) for file in files}
         return self.variant if self.variant in found else None
 
     def fetch_weights(self) -> None:
         """Download the weights, unless they exist locally.
 
         Raises:
-            ModelError: the hub does not provide them, or a file is missing, truncated or quantised.
+            ModelError: the hub does not provide them, or they cannot be used, see `require_usable_weights`.
         """
         if self.of_hub:
             _fetch(self.path, [f"{part}/{WEIGHT_FILES}" for part in self.parts])
@@ -91,9 +101,18 @@ class PipelineFiles:
                 ]
                 _fetch(self.path, copies, without=())
         for part in self.parts:
-            folder = self.directory / part
-            reason = without_weights(folder) if self._lacks_weights(part) else fault(folder, self._copy)
-            if reason:
+            if self._lacks_weights(part):
+                raise self.broken(without_weights(self.directory / part))
+        self.require_usable_weights()
+
+    def require_usable_weights(self) -> None:
+        """Refuse safetensors that cannot be used as they are.
+
+        Raises:
+            ModelError: a file is missing, truncated or quantised, or has a LoRA or a training wrapper's prefix.
+        """
+        for part in self.parts:
+            if reason := fault(self.directory / part, self._copy):
                 raise self.broken(reason)
 
     @property
@@ -132,7 +151,7 @@ class PipelineFiles:
             ModelError: it is missing or damaged.
         """
         kind = part.rstrip("_0123456789")
-        file = self.directory / part / (f"{kind}_config.json" if kind in ("scheduler", "tokenizer") else "config.json")
+        file = self.directory / part / (f"{kind}_config.json" if kind in ("scheduler", "tokenizer") else CONFIG)
         try:
             return PartConfig(dict(json.loads(file.read_text(encoding="utf-8"))), str(file))
         except (OSError, ValueError, TypeError) as error:
@@ -157,10 +176,7 @@ def find_pipeline(path: Path, family: str, kinds: Sequence[str], only: str | Non
         raise ModelError(f"{path} holds a {files.kind}, but family {family} needs a {' or '.join(kinds)}")
     if files.of_hub:
         _fetch(path, [LICENCES, *(f"{part}/{pattern}" for part in files.parts for pattern in SMALL_FILES)])
-    missing = [part for part in files.parts if not (directory / part).is_dir()]
-    if missing:
-        raise files.broken(f"there is no {', '.join(missing)} in it")
-    _require_unquantised(files)
+    require_parts_alone(files)
     if not files.of_hub:
         files.fetch_weights()
     return files
@@ -175,19 +191,40 @@ def read_index(path: Path, directory: Path, only: str | None = None) -> Pipeline
     try:
         index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
         parts = (only,) if only else tuple(name for name, value in index.items() if name[0] != "_" and _is_part(value))
-        return PipelineFiles(path, directory, index["_class_name"], index, parts)
+        kind = index["_class_name"]
+        if isinstance(kind, str):
+            return PipelineFiles(path, directory, kind, index, parts)
     except OSError as error:
         raise _no_pipeline(path) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"cannot load the pipeline at {path}: {INDEX} is damaged: {error!r}") from error
+    raise ModelError(
+        f"cannot load the pipeline at {path}: its {INDEX} has _class_name = {kind}: only diffusers' own pipelines are "
+        "supported, not the code of a community pipeline: save it as a class of diffusers"
+    )
 
 
-def _require_unquantised(files: PipelineFiles) -> None:
-    """ModelError if a part's configuration says that its weights are quantised."""
+def require_parts_alone(files: PipelineFiles) -> None:
+    """Refuse parts that are not there, or are not what their weights alone say.
+
+    Raises:
+        ModelError: a part has no folder, an adapter beside its weights, or a configuration that says it is quantised.
+    """
+    missing = [part for part in files.parts if not (files.directory / part).is_dir()]
+    if missing:
+        raise files.broken(f"there is no {', '.join(missing)} in it")
     for part in files.parts:
-        if part.startswith(WEIGHTED_PARTS) and (settings := files.config(part).get("quantization_config")):
-            method = settings.get("quant_method") if isinstance(settings, dict) else settings
-            raise files.broken(quantised_reason(part, f"quantization_config.quant_method = {method}"))
+        if (files.directory / part / ADAPTER_CONFIG).exists():
+            raise files.broken(f"its {part} has {ADAPTER_BESIDE}")
+        if part.startswith(WEIGHTED_PARTS) or (files.directory / part / CONFIG).is_file():
+            _require_unquantised(files, part)
+
+
+def _require_unquantised(files: PipelineFiles, part: str) -> None:
+    """ModelError if a part's configuration says that its weights are quantised."""
+    if settings := files.config(part).get("quantization_config"):
+        method = settings.get("quant_method") if isinstance(settings, dict) else settings
+        raise files.broken(quantised_reason(part, f"quantization_config.quant_method = {method}"))
 
 
 def _fetch(path: Path, patterns: Sequence[str], without: Sequence[str] = SECOND_COPIES) -> Path:

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from common import git_lfs
-from common.weight_names import PLAIN, VARIANTS, quantised_weight, variant_of, wrapper_prefix
+from common.weight_names import (
+    MERGE_REMEDY,
+    PLAIN,
+    VARIANTS,
+    adapter_weight,
+    quantised_weight,
+    variant_of,
+    wrapper_prefix,
+)
 
 WEIGHT_FILES = "*.safetensors"
 OWN_NAME = re.compile(r"(diffusion_pytorch_)?model([.-].*)?\.safetensors")
@@ -27,26 +35,35 @@ def read_files(folder: Path, variant: str) -> list[Path]:
 
 
 def fault(folder: Path, variant: str) -> str | None:
-    """The first fault of the weights that are read: a missing shard, a damaged file, a foreign type or a wrapper."""
+    """The first fault of the weights that are read: a missing shard, damage, a foreign type, a LoRA or a wrapper."""
     for index in _indices(folder, variant):
         if reason := _fault_of_index(folder, index):
             return reason
     names: list[str] = []
     for file in read_files(folder, variant):
-        name = f"{folder.name}/{file.name}"
-        if not file.exists():
-            return f"{name} is a link to a file that is not there: download or copy it again"
-        if git_lfs.is_pointer(file):
-            return f"{name} {git_lfs.REMEDY}"
-        header, declared = read_header(file)
-        if file.stat().st_size != declared:
-            return f"{name} is damaged: {file.stat().st_size} bytes, not what its header says"
+        if reason := _fault_of_file(folder, file):
+            return reason
+        header, _ = read_header(file)
         if found := quantised_weight({key: entry["dtype"] for key, entry in header.items()}):
             return quantised_reason(folder.name, f"{file.name}: {found}")
         names += header
+    if found := adapter_weight(names):
+        return unmerged_reason(folder.name, found)
     prefix = wrapper_prefix(names)
     remedy = "save the model that is inside the wrapper, or rename the weights"
     return f"every weight of its {folder.name} has a training wrapper's prefix {prefix}: {remedy}" if prefix else None
+
+
+def _fault_of_file(folder: Path, file: Path) -> str | None:
+    name = f"{folder.name}/{file.name}"
+    if not file.exists():
+        return f"{name} is a link to a file that is not there: download or copy it again"
+    if git_lfs.is_pointer(file):
+        return f"{name} {git_lfs.REMEDY}"
+    _, declared = read_header(file)
+    if file.stat().st_size != declared:
+        return f"{name} is damaged: {file.stat().st_size} bytes, not what its header says"
+    return None
 
 
 def _fault_of_index(folder: Path, index: Path) -> str | None:
@@ -63,6 +80,10 @@ def quantised_reason(part: str, found: str) -> str:
         f"its {part} is quantised ({found}), and only unquantised weights are supported: use the unquantised "
         "pipeline; less memory is needed with backbone.text_encoder_int8, backbone.idle_on_cpu or learner.shard_base"
     )
+
+
+def unmerged_reason(part: str, found: str) -> str:
+    return f"its {part} has an unmerged LoRA ({found}), and only merged weights are supported: {MERGE_REMEDY}"
 
 
 def without_weights(folder: Path) -> str:

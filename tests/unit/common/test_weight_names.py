@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from common.weight_names import common_variant, is_recomputed, quantised_weight, variant_of, wrapper_prefix
+from common.weight_names import (
+    adapter_weight,
+    common_variant,
+    is_recomputed,
+    quantised_weight,
+    variant_of,
+    wrapper_prefix,
+)
 
 
 @pytest.mark.parametrize(
@@ -71,3 +78,21 @@ def test_bookkeeping_is_known_by_its_name_or_from_the_model(
     name: str, buffers: tuple[str, ...], expected: bool
 ) -> None:
     assert is_recomputed(name, buffers) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "of_adapter"),
+    [
+        ("blocks.0.attn.to_q.base_layer.weight", True),
+        ("blocks.0.attn.to_q.lora_A.default.weight", True),
+        ("blocks.0.attn.to_q.lora_magnitude_vector.default.weight", True),
+        ("q_proj.lora_linear_layer.up.weight", True),
+        ("attn1.processor.to_q_lora.down.weight", True),
+        ("lora_unet_blocks_0_attn_to_q.lora_down.weight", True),
+        ("blocks.0.attn.to_q.weight", False),
+        ("blocks.0.adaln_lora.1.weight", False),
+        ("layers.base_layers.0.weight", False),
+    ],
+)
+def test_names_of_an_unmerged_lora_are_known(name: str, of_adapter: bool) -> None:
+    assert adapter_weight(["proj_out.weight", name]) == (name if of_adapter else None)

@@ -251,6 +251,32 @@ def test_a_teacher_of_another_shape_is_refused_early(klein: Path, tmp_path: Path
         load_tiny_klein(klein, teacher=other)
 
 
+@pytest.mark.parametrize(("part", "changed"), [("teacher", None), ("student", None), ("teacher", 1e-5)])
+def test_a_teacher_is_compared_with_the_defaults_of_its_class(
+    klein: Path, tmp_path: Path, part: str, changed: float | None
+) -> None:
+    """Keys that are left out, of either transformer, mean the defaults; `axes_dims_rope` is not the default here."""
+    paths = {name: shutil.copytree(klein, tmp_path / name) for name in ("student", "teacher")}
+    file = paths[part] / "transformer" / "config.json"
+    config = json.loads(file.read_text())
+    del config["eps"], config["out_channels"]
+    file.write_text(json.dumps(config | ({"eps": changed} if changed else {}) | {"decay": 0.9999}))
+    if changed:
+        with pytest.raises(ModelError, match=r"its transformer has eps = 1e-05, the student's 1e-06"):
+            load_tiny_klein(paths["student"], teacher=paths["teacher"])
+        return
+    assert load_tiny_klein(paths["student"], teacher=paths["teacher"]).guidance is Guidance.CLASSIFIER_FREE
+
+
+@pytest.mark.usefixtures("nothing_loads")
+def test_a_teachers_option_that_its_class_does_not_know_is_refused(klein: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(klein, tmp_path / "other")
+    file = other / "transformer" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"qk_norm_eps": 0.1}))
+    with pytest.raises(ModelError, match=r"other: its transformer/config\.json has qk_norm_eps = 0\.1, which Flux2Tr"):
+        load_tiny_klein(klein, teacher=other)
+
+
 def test_targets_default_to_the_familys_own(backbone: Flux2, klein: Path) -> None:
     fresh = load_tiny_klein(klein)
     fresh.adapters.add("s", seed=0, trainable=True)

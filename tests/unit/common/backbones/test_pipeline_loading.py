@@ -210,6 +210,35 @@ def test_a_vae_of_another_model_is_refused(
         family.load(tmp_path)
 
 
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize(
+    ("part", "name", "value"), [("transformer", "rope_scaling", 2.0), ("vae", "scale_factor", 8.0)]
+)
+def test_an_option_that_the_class_does_not_know_is_refused(
+    family: TinyFamily, tmp_path: Path, part: str, name: str, value: float
+) -> None:
+    """diffusers would load the model without it."""
+    family.write(tmp_path)
+    file = family.pipeline_at(tmp_path) / part / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {name: value}))
+    expected = (
+        rf"its {part}/config\.json has {name} = {value}, which \w+ of diffusers [\d.]+ ignores: take the model's own"
+    )
+    with pytest.raises(ModelError, match=expected):
+        family.load(tmp_path)
+    off = {
+        name: None,
+        "later_switch": False,
+        "later_list": [],
+        "_name_or_path": "x",
+        "decay": 0.999,
+        "force_upcast": True,
+    }
+    file.write_text(json.dumps(config | off))
+    family.load(tmp_path)
+
+
 def test_a_variant_is_read_where_one_part_has_nothing_else(tiny_pipeline: Path, tmp_path: Path) -> None:
     path = shutil.copytree(tiny_pipeline, tmp_path / "mixed")
     vae = path / "vae" / "diffusion_pytorch_model.safetensors"

@@ -8,11 +8,22 @@ Shapes: FLUX.2-klein's and FLUX.1's as their files' headers and indices list the
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, Flux2Transformer2DModel, FluxTransformer2DModel, SD3Transformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLFlux2,
+    Flux2Transformer2DModel,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+)
+
+from common.backbones.files.pipeline_files import PipelineFiles
+from common.backbones.pipeline_loading import ignored_option
 
 SD3_MEDIUM = {
     "sample_size": 128,
@@ -60,6 +71,40 @@ KLEIN_9B = KLEIN_4B | {
     "num_attention_heads": 32,
     "joint_attention_dim": 12288,
 }
+FLUX1 = {
+    "patch_size": 1,
+    "in_channels": 64,
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "attention_head_dim": 128,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "pooled_projection_dim": 768,
+    "guidance_embeds": True,
+    "axes_dims_rope": (16, 56, 56),
+}
+KLEIN_DEFAULTS = {
+    "patch_size": 1,
+    "in_channels": 128,
+    "out_channels": None,
+    "attention_head_dim": 128,
+    "timestep_guidance_channels": 256,
+    "mlp_ratio": 3.0,
+    "axes_dims_rope": (32, 32, 32, 32),
+    "rope_theta": 2000,
+    "eps": 1e-6,
+}
+VAE_DEFAULTS = {
+    "act_fn": "silu",
+    "force_upcast": True,
+    "in_channels": 3,
+    "out_channels": 3,
+    "sample_size": 1024,
+    "norm_num_groups": 32,
+    "mid_block_add_attention": True,
+}
+SCALED_VAE = {"scaling_factor": 0.3611, "shift_factor": 0.1159, "latents_mean": None, "latents_std": None}
+FLUX2_VAE = {"latent_channels": 32, "batch_norm_eps": 1e-4, "batch_norm_momentum": 0.1, "patch_size": (2, 2)}
 LARGEST_HEADER = 200_000
 Shapes = dict[str, tuple[int, ...]]
 
@@ -138,3 +183,29 @@ def test_flux1_has_the_published_tensors() -> None:
         "attn.norm_q.weight",
         "attn.norm_k.weight",
     }
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        (SD3Transformer2DModel, SD3_MEDIUM),
+        (SD3Transformer2DModel, SD35_MEDIUM),
+        (SD3Transformer2DModel, SD35_LARGE | {"dual_attention_layers": ()}),
+        (FluxTransformer2DModel, FLUX1),
+        (Flux2Transformer2DModel, KLEIN_4B | KLEIN_DEFAULTS),
+        (Flux2Transformer2DModel, KLEIN_9B | KLEIN_DEFAULTS),
+        (AutoencoderKL, SD3_VAE | VAE_DEFAULTS | SCALED_VAE),
+        (AutoencoderKLFlux2, SD3_VAE | VAE_DEFAULTS | FLUX2_VAE),
+    ],
+)
+def test_no_published_configuration_has_an_option_that_its_class_ignores(
+    tmp_path: Path, kind: type[Any], config: dict[str, Any]
+) -> None:
+    """Of FLUX.2's VAE it has one, `force_upcast`, which changes nothing."""
+    files = PipelineFiles(tmp_path, tmp_path, "", {}, ("part",))
+    (tmp_path / "part").mkdir()
+    saved = config | {"_class_name": kind.__name__, "_diffusers_version": "0.30.0", "_name_or_path": "../checkpoints"}
+    (tmp_path / "part" / "config.json").write_text(json.dumps(saved))
+    assert ignored_option(files, "part", kind) is None
+    (tmp_path / "part" / "config.json").write_text(json.dumps(saved | {"qk_norm_eps": 0.1}))
+    assert "its part/config.json has qk_norm_eps = 0.1" in str(ignored_option(files, "part", kind))

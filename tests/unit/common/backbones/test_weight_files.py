@@ -38,6 +38,46 @@ def test_a_training_wrappers_prefix_is_named(tiny_pipeline: Path, tmp_path: Path
         find_pipeline(path, "sd3", [KIND])
 
 
+@pytest.mark.parametrize(
+    ("part", "module"),
+    [
+        ("transformer", "transformer_blocks.0.attn.to_q"),
+        ("text_encoder", "text_model.encoder.layers.0.self_attn.q_proj"),
+    ],
+)
+@pytest.mark.parametrize("beside", [False, True])
+def test_an_unmerged_lora_is_named(tiny_pipeline: Path, tmp_path: Path, part: str, module: str, beside: bool) -> None:
+    """As `save_pretrained` writes a model of peft, and as scripts write an adapter among the model's own weights."""
+    path = shutil.copytree(tiny_pipeline, tmp_path / "adapted")
+    lora = {f"{module}.lora_{half}.default.weight": torch.ones(2, 2) for half in "AB"}
+
+    def adapted(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        moved = {name.replace(f"{module}.", f"{module}.base_layer."): value for name, value in state.items()}
+        return (state if beside else moved) | lora
+
+    change_weights(path, part, adapted)
+    first = f"{module}.lora_A.default.weight" if beside else f"{module}.base_layer.bias"
+    expected = (
+        rf"its {part} has an unmerged LoRA \({first}\), and only merged weights are supported: merge and unload it"
+    )
+    with pytest.raises(ModelError, match=expected):
+        find_pipeline(path, "sd3", [KIND])
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder", "text_encoder_3", "vae"])
+def test_an_adapter_beside_the_weights_is_named(tiny_pipeline: Path, tmp_path: Path, part: str) -> None:
+    """transformers adds it to the weights, in which it may be already."""
+    path = shutil.copytree(tiny_pipeline, tmp_path / "adapted")
+    (path / part / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    expected = (
+        rf"its {part} has an adapter beside its weights \(adapter_config\.json\), .*: merge it into the weights, if"
+    )
+    settings = Sd3Backbone(path=path)
+    for door in (lambda: load_tiny_backbone(path), lambda: model_sizes(settings, tiny_lora())):
+        with pytest.raises(ModelError, match=expected):
+            door()
+
+
 @pytest.mark.parametrize("part", ["transformer", "text_encoder_3"])
 @pytest.mark.parametrize("method", ["bitsandbytes", "torchao", "gguf"])
 def test_a_quantised_part_is_refused_with_a_remedy(tiny_pipeline: Path, tmp_path: Path, part: str, method: str) -> None:

@@ -156,6 +156,7 @@ def test_a_merge_by_hand(tmp_path: Path) -> None:
     base = tmp_path / "base"
     (base / "transformer").mkdir(parents=True)
     (base / "model_index.json").write_text('{"_class_name": "P", "transformer": ["diffusers", "X"]}')
+    (base / "transformer" / "config.json").write_text("{}")
     (base / "LICENSE").write_text("terms")
     first = {"a.weight": torch.tensor([[1.0, 2.0], [3.0, 4.0]]).bfloat16(), "a.bias": torch.ones(2)}
     save_file(first, base / "transformer" / ONE, metadata={"format": "pt"})
@@ -174,6 +175,18 @@ def test_a_merge_by_hand(tmp_path: Path) -> None:
             write_pipeline({"c.lora_A.weight": torch.ones(1, 2)}, 2.0, base, out)
     assert not (tmp_path / "new").exists()
     assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_a_base_whose_weights_cannot_be_used_as_they_are_is_refused(tiny_pipeline: Path, tmp_path: Path) -> None:
+    """Added to quantised weights, an update would be rounded to them, and lack their scale."""
+    base = shutil.copytree(tiny_pipeline, tmp_path / "base")
+    file = base / "transformer" / "diffusion_pytorch_model.safetensors"
+    state = load_file(file)
+    state["proj_out.weight"] = state["proj_out.weight"].to(torch.float8_e4m3fn)
+    save_file(state, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"its transformer is quantised \(.*proj_out\.weight is F8_E4M3\)"):
+        write_pipeline({}, 1.0, base, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_read_only_base_with_files_of_a_mac_beside_its_weights(

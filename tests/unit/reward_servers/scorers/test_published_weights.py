@@ -255,6 +255,70 @@ def test_a_quantised_weight_is_refused_whatever_the_configuration_says(
         scorer_class.load(changed(clean, tmp_path / "quantised", cast), "cpu")
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_an_unmerged_lora_is_named(scorer_class: type[Scorer], clean: Path, tmp_path: Path, moved: bool) -> None:
+    """As peft saves a model that has one, or written among the model's own weights."""
+    named: list[str] = []
+
+    def adapted(state: State) -> State:
+        name = next(name for name in sorted(state) if state[name].ndim == 2 and name.endswith(".weight"))
+        base = name.removesuffix(".weight")
+        lora = {f"{base}.lora_{half}.default.weight": torch.ones(2, 2) for half in "AB"}
+        named.append(f"{base}.base_layer.weight" if moved else f"{base}.lora_A.default.weight")
+        if moved:
+            return {
+                f"{base}.base_layer.weight" if each == name else each: value for each, value in state.items()
+            } | lora
+        return state | lora
+
+    path = changed(clean, tmp_path / "adapted", adapted)
+    with pytest.raises(
+        ModelError, match=r"have an unmerged LoRA \(.*\), and only merged .*: merge and unload it"
+    ) as error:
+        scorer_class.load(path, "cpu")
+    assert any(f"({name})" in str(error.value) for name in named)
+
+
+def test_an_adapter_beside_the_weights_is_refused(scorer_class: type[Scorer], clean: Path, tmp_path: Path) -> None:
+    """transformers adds it to the weights where peft is installed: a merged model would have it twice."""
+    path = shutil.copytree(clean, tmp_path / "adapted")
+    folders = {file.parent for file in path.rglob("*.safetensors")}
+    for folder in folders:
+        file = folder / "adapter_config.json"
+        file.write_text('{"peft_type": "LORA"}')
+        with pytest.raises(
+            ModelError, match=rf"the model in {folder} has an adapter beside its weights \(adapter_config"
+        ):
+            scorer_class.load(path, "cpu")
+        file.unlink()
+    assert scorer_class.load(path, "cpu").weights_hash == scorer_class.load(clean, "cpu").weights_hash
+
+
+@pytest.mark.parametrize(
+    ("scorer", "part"),
+    [(PickScoreScorer, ""), (ClipScoreScorer, ""), (AestheticScorer, ""), (GenevalScorer, "detector")],
+)
+@pytest.mark.parametrize("other", ["pytorch_model.bin", None])
+def test_a_model_without_safetensors_is_named_with_its_remedy(
+    tmp_path: Path, scorer: type[Scorer], part: str, other: str | None
+) -> None:
+    path = WRITERS[scorer](tmp_path / "old", tmp_path)
+    (path / part / "model.safetensors").rename(path / part / "model")
+    if other:
+        (path / part / other).write_bytes(b"weights")
+    found = r" but pytorch_model\.bin" if other else ""
+    expected = rf"there is no model\.safetensors in {path / part}{found}: load the model with transformers and save it"
+    with pytest.raises(ModelError, match=expected):
+        scorer.load(path, "cpu")
+
+
+def test_a_checkpoint_that_was_not_converted_is_named(tmp_path: Path) -> None:
+    (tmp_path / "HPS_v2.1_compressed.pt").write_bytes(b"weights")
+    expected = r"config\.json is missing: convert HPS_v2\.1_compressed\.pt, which is there, with rtdmd convert"
+    with pytest.raises(ModelError, match=expected):
+        HpsScorer.load(tmp_path, "cpu")
+
+
 @pytest.mark.parametrize("variant", ["", ".fp16"])
 @pytest.mark.parametrize("beside", ["optimizer.safetensors", "adapter_model.safetensors", "model.fp8.safetensors"])
 def test_files_that_are_not_read_do_not_matter(tmp_path: Path, variant: str, beside: str) -> None:

@@ -1,0 +1,238 @@
+"""Pipelines of any class: what a backbone refuses by name is refused here too, and what diffusers reads is read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from common.errors import ModelError
+from common.types import Prompt
+from learner.tools.diffusers_pipeline import PipelinePictures
+from tests.helpers.tiny_pipeline import CLIP_TOKENS, clip_tokenizer
+
+State = dict[str, torch.Tensor]
+CALL = {"num_inference_steps": 2, "height": 16, "width": 16}
+LORA = "up_blocks.0.attentions.0.transformer_blocks.0.attn1"
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def unet_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Stable Diffusion 1.5 of a few kilobytes, without a safety checker."""
+    path = tmp_path_factory.mktemp("pipelines") / "sd15"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tokenizer = clip_tokenizer(path.with_name("vocabulary"))
+        encoder = CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=CLIP_TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(4, 8),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=16,
+            attention_head_dim=2,
+            norm_num_groups=2,
+        )
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(4, 8),
+            norm_num_groups=2,
+        )
+        StableDiffusionPipeline(
+            vae=vae,
+            text_encoder=CLIPTextModel(encoder),
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        ).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def copy(unet_pipeline: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(unet_pipeline, tmp_path / "copy")
+
+
+def load(path: Path) -> PipelinePictures:
+    return PipelinePictures(path, CALL, "cpu", torch.float32)
+
+
+def change(path: Path, part: str, changed: Callable[[State], State]) -> None:
+    (file,) = (path / part).glob("*.safetensors")
+    save_file(changed(load_file(file)), file, metadata={"format": "pt"})
+
+
+def pictures(path: Path) -> np.ndarray:
+    return load(path).pictures(Prompt(0, "red circle"), 0, 1)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_quantised_weights_of_any_part_are_refused(copy: Path, part: str) -> None:
+    def fp8(state: State) -> State:
+        name = min(name for name, value in state.items() if value.ndim == 2)
+        return state | {name: state[name].to(torch.float8_e4m3fn), f"{name}_scale": torch.ones(())}
+
+    change(copy, part, fp8)
+    with pytest.raises(ModelError, match=rf"its {part} is quantised \(.* is F8_E4M3\), and only unquantised weights"):
+        load(copy)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_configuration_of_quantised_weights_is_refused(copy: Path, part: str) -> None:
+    file = copy / part / "config.json"
+    settings = {"quantization_config": {"quant_method": "torchao"}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    with pytest.raises(ModelError, match=rf"its {part} is quantised \(quantization_config\.quant_method = torchao\)"):
+        load(copy)
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("unet", f"{LORA}.processor.to_q_lora.down.weight"),
+        ("unet", f"{LORA}.to_q.lora_A.default.weight"),
+        ("unet", f"{LORA}.to_q.base_layer.weight"),
+        ("text_encoder", "text_model.encoder.layers.0.self_attn.q_proj.lora_linear_layer.up.weight"),
+    ],
+)
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_lora_inside_the_weights_is_named(copy: Path, part: str, name: str, pickled: bool) -> None:
+    """It used to be dropped."""
+    change(copy, part, lambda state: state | {name: torch.ones(2, 2)})
+    if pickled:
+        as_bin(copy, part)
+    shown = rf"[\w.]*{name.removeprefix('text_model.')}"  # transformers reads names of older versions as today's
+    with pytest.raises(ModelError, match=rf"its {part} has an unmerged LoRA \({shown}\), .*: merge and unload it"):
+        load(copy)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_block_more_than_the_configuration_has_is_refused(copy: Path, part: str, pickled: bool) -> None:
+    change(copy, part, lambda state: state | {"mid_block.resnets.9.conv1.weight": torch.ones(2, 2)})
+    if pickled:
+        as_bin(copy, part)
+    with pytest.raises(
+        ModelError, match=rf"of its {part} have 1 weights that the model of its config.json lacks, such"
+    ):
+        load(copy)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_missing_weight_is_named(copy: Path, part: str, pickled: bool) -> None:
+    change(copy, part, lambda state: {name: state[name] for name in sorted(state)[1:]})
+    if pickled:
+        as_bin(copy, part)
+    with pytest.raises(ModelError, match=rf"the files of its {part} lack 1 of its weights, such as "):
+        load(copy)
+
+
+def as_bin(path: Path, part: str, variant: str = "") -> None:
+    """Save a part's weights as older pipelines have them."""
+    (file,) = (path / part).glob("*.safetensors")
+    name = "pytorch_model" if part == "text_encoder" else "diffusion_pytorch_model"
+    torch.save(load_file(file), path / part / f"{name}{variant}.bin")
+    file.unlink()
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_parts_in_bin_files_are_read(unet_pipeline: Path, copy: Path, part: str) -> None:
+    as_bin(copy, part)
+    assert np.array_equal(pictures(copy), pictures(unet_pipeline))
+
+
+def test_a_bin_file_in_half_precision_beside_such_safetensors_is_read(copy: Path, unet_pipeline: Path) -> None:
+    as_bin(copy, "text_encoder", ".fp16")
+    (file,) = (copy / "unet").glob("*.safetensors")
+    file.rename(file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    assert np.array_equal(pictures(copy), pictures(unet_pipeline))
+
+
+def test_names_of_older_versions_and_a_larger_text_model_are_read(unet_pipeline: Path, copy: Path) -> None:
+    """Stable Diffusion 1.5's VAE has the first names of its attention, and text encoders are read from a whole CLIP."""
+    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def renamed(name: str) -> str:
+        for new, old in older.items():
+            name = name.replace(f".{new}.", f".{old}.")
+        return name
+
+    change(copy, "vae", lambda state: {renamed(name): value for name, value in state.items()})
+    clip = {"vision_model.post_layernorm.bias": torch.ones(2), "text_model.embeddings.position_ids": torch.arange(4)}
+    change(copy, "text_encoder", lambda state: state | clip)
+    assert any(".query." in name for name in load_file(copy / "vae" / "diffusion_pytorch_model.safetensors"))
+    assert np.array_equal(pictures(copy), pictures(unet_pipeline))
+
+
+def test_an_adapter_beside_the_weights_is_refused(copy: Path) -> None:
+    (copy / "text_encoder" / "adapter_config.json").write_text("{}")
+    expected = (
+        r"its text_encoder has an adapter beside its weights \(adapter_config\.json\), .*: merge it into the weights"
+    )
+    with pytest.raises(ModelError, match=expected):
+        load(copy)
+
+
+def test_a_part_without_its_folder_is_named(copy: Path) -> None:
+    shutil.rmtree(copy / "unet")
+    with pytest.raises(ModelError, match=r"cannot load the pipeline at .*: there is no unet in it$"):
+        load(copy)
+
+
+def test_a_part_that_the_class_does_not_take_may_be_gone(unet_pipeline: Path, copy: Path) -> None:
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps(index | {"movq": ["diffusers", "VQModel"]}))
+    assert np.array_equal(pictures(copy), pictures(unet_pipeline))
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (
+            ["pipeline", "MyPipe"],
+            r"_class_name = \['pipeline', 'MyPipe'\]: only diffusers' own pipelines are supported",
+        ),
+        ("MyPipe", r"names the class MyPipe, and diffusers \d+\.\d+\.\d+ has no such pipeline: "),
+        ("UNet2DConditionModel", "names the class UNet2DConditionModel"),
+    ],
+)
+def test_a_pipeline_that_diffusers_does_not_have_is_named(copy: Path, kind: object, expected: str) -> None:
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": kind}))
+    with pytest.raises(ModelError, match=expected):
+        load(copy)
+
+
+def test_an_option_that_diffusers_ignores_is_said(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = copy / "unet" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rope_scaling": 2.0, "old_switch": False}))
+    load(copy)
+    (record,) = caplog.records
+    assert record.getMessage().startswith(
+        f"the pipeline at {copy}: its unet/config.json has rope_scaling = 2.0, which "
+    )
