@@ -163,7 +163,7 @@ def require_loaded(files: PipelineFiles, part: str, module: torch.nn.Module) -> 
 
 
 def load_model(files: PipelineFiles, part: str, kind: type[Any], dtype: torch.dtype) -> torch.nn.Module:
-    """Load one model of a pipeline, with exactly the weights of its files: from safetensors, else from its .bin.
+    """Load one model of a pipeline, with exactly the weights of its files.
 
     Raises:
         ModelError: a file is broken, of another model, or lacks a weight that the libraries would make up.
@@ -175,7 +175,7 @@ def load_model(files: PipelineFiles, part: str, kind: type[Any], dtype: torch.dt
                 dtype=dtype,
                 local_files_only=True,
                 variant=files.variant_of(part),
-                use_safetensors=files.has_safetensors(part),
+                use_safetensors=True,
                 output_loading_info=True,
             )
     except Exception as error:  # the libraries raise a different class for each kind of broken directory

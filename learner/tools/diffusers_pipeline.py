@@ -81,7 +81,7 @@ class PipelinePictures:
 
 
 def _load(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
-    """Load a pipeline of any class; refuse what a backbone refuses, except weights in .bin files."""
+    """Load a pipeline of any class; refuse what a backbone refuses."""
     files = read_index(path, path)
     kind = pipeline_kind(files)
     require_parts(files, kind, (*kind._optional_components, *StableDiffusion3.optional_parts))

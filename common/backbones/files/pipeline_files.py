@@ -82,8 +82,7 @@ class PipelineFiles:
 
     def variant_of(self, part: str) -> str | None:
         """The variant of one part's weights: the pipeline's, if the part has it."""
-        files = self.weight_files(part) or (self.directory / part).glob("*.bin")
-        found = {variant_of(file.name) for file in files}
+        found = {variant_of(file.name) for file in self.weight_files(part)}
         return self.variant if self.variant in found else None
 
     def fetch_weights(self) -> None:
@@ -106,12 +105,14 @@ class PipelineFiles:
         self.require_usable_weights()
 
     def require_usable_weights(self) -> None:
-        """Refuse safetensors that cannot be used as they are.
+        """Refuse weights that cannot be used as they are.
 
         Raises:
-            ModelError: a file is missing, truncated or quantised, or has a LoRA or a training wrapper's prefix.
+            ModelError: a file is missing, truncated, quantised or pickled, or has a LoRA or a wrapper's prefix.
         """
         for part in self.parts:
+            if not self.has_safetensors(part) and any((self.directory / part).glob("*.bin")):
+                raise self.broken(without_weights(self.directory / part))
             if reason := fault(self.directory / part, self._copy):
                 raise self.broken(reason)
 
