@@ -82,10 +82,10 @@ class RedisAddress:
         try:
             with self.connect() as client:
                 client.connection_pool.make_connection()
+                if client.get_encoder().decode_responses:
+                    raise ValueError("decode_responses: values here are bytes")
         except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"{setting} {self.shown}: an option in its query is unknown: {one_line(error)}"
-            ) from error
+            raise ConfigError(f"{setting} {self.shown}: its query cannot be used: {one_line(error)}") from error
 
     def require(self, setting: str, remedy: str) -> None:
         """ConfigError naming `setting` unless Redis answers and accepts the credentials."""

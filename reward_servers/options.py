@@ -241,6 +241,7 @@ def _host(text: str) -> str:
 
 
 def _port(text: str) -> int:
+    text = text.strip()
     if not (text.isdecimal() and int(text) <= LAST_PORT):
         raise argparse.ArgumentTypeError(f"{text} is no port: give 1 to {LAST_PORT}, or 0 for a free one")
     return int(text)

@@ -98,8 +98,8 @@ class RewardClientConfig(Section):
     )
     trusted_hosts: tuple[str, ...] = Field(
         (),
-        description="Hosts that get the bearer token although they are known from Redis alone. Hosts of "
-        "rewards.*.url and loopback always get it.",
+        description="Hosts, without port, that get the bearer token although they are known from Redis alone. Hosts "
+        "of rewards.*.url and loopback always get it.",
     )
 
     @field_validator("trusted_hosts")

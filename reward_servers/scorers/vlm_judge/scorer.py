@@ -76,7 +76,7 @@ class VlmJudgeScorer(Scorer):
             refuse_unescapable(launch.model)
             process = VllmProcess(launch, device)
             transport = httpx.HTTPTransport(uds=str(process.socket_file))
-            http = httpx.Client(transport=transport, base_url="http://judge")
+            http = httpx.Client(transport=transport, base_url="http://localhost")
             client = VllmClient(http, f"the vLLM server of {launch.model}", process.died)
         try:
             if launch is not None and process is not None:

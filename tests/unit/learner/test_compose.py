@@ -84,7 +84,7 @@ def test_every_reward_answers_a_control_request_before_the_run() -> None:
     ("query", "expected"),
     [
         ("", r"redis\.url = redis://127\.0\.0\.1:\d+/0: no Redis .*redis\.url: none"),
-        ("?hurry=yes", r"redis\.url = redis://127\.0\.0\.1:\d+/0: an option in its query is unknown: .*'hurry'"),
+        ("?hurry=yes", r"redis\.url = redis://127\.0\.0\.1:\d+/0: its query cannot be used: .*'hurry'"),
     ],
 )
 def test_a_named_redis_is_asked_before_the_run(closed_port: int, query: str, expected: str, tmp_path: Path) -> None:

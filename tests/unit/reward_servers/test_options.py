@@ -40,8 +40,18 @@ def test_a_single_scorer_may_be_described_in_any_order(line: str) -> None:
         ("--scorer hps --redis-url redis://redis:6379/0", "give a URL that they can reach with --advertise-url"),
         ("--scorer hps --redis-url foo", "--redis-url foo: not a URL of Redis; write redis://HOST:PORT/DB"),
         ("--scorer hps --redis-url redis://redis:port/0", "--redis-url redis://redis:port/0: its port is no number"),
-        ("--scorer hps --redis-url redis://h:6379/0?db=x", "--redis-url redis://h:6379/0: an option in its query"),
-        ("--scorer hps --redis-url redis://h:6379/0?hurry=yes", "unknown: .* unexpected keyword argument 'hurry'"),
+        (
+            "--scorer hps --redis-url redis://h:6379/0?db=x",
+            "--redis-url redis://h:6379/0: its query cannot be used: Invalid value for 'db'",
+        ),
+        (
+            "--scorer hps --redis-url redis://h:6379/0?decode_responses=true",
+            "its query cannot be used: decode_responses",
+        ),
+        (
+            "--scorer hps --redis-url redis://h:6379/0?hurry=yes",
+            "its query cannot be used: .* unexpected keyword argument 'hurry'",
+        ),
         ("--scorer hps --host 0.0.0.0", "set REWARD_SERVER_TOKEN"),
         ("--scorer hps --redis-url redis://:pw@shared:1/0", "redis://shared:1/0: .* as 127.0.0.1: give a URL"),
         ("--scorer hps --redis-url redis://shared:1/0 --advertise-url http://localhost:2", "reach it as localhost"),
