@@ -94,12 +94,12 @@ def build_parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--{option}", action=_OfScorer, default=argparse.SUPPRESS, help=explanation)
     parser.add_argument(
         "--host",
-        type=_host,
+        type=_without_brackets,
         default="127.0.0.1",
         help=f"address to listen on; any but loopback needs {REWARD_TOKEN}",
     )
     parser.add_argument(
-        "--port", type=_port, default=8000, help="port to listen on; 0 picks a free one, see --ready-file"
+        "--port", type=int, default=8000, help="port to listen on; 0 picks a free one, see --ready-file"
     )
     parser.add_argument("--device", default="cpu", help="torch device of the models")
     parser.add_argument("--threads", type=_positive, default=1, help="CPU threads of the models")
@@ -153,6 +153,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 def check(options: argparse.Namespace) -> ServerSettings:
     """ConfigError for a command line that cannot be served or is ambiguous."""
     token = reward_token()
+    _check_place(options.host, options.port)
     if not is_loopback(options.host) and token is None:
         message = f"--host {options.host} is reachable from outside: set {REWARD_TOKEN}, or listen on 127.0.0.1"
         raise ConfigError(message)
@@ -231,20 +232,18 @@ def server_url(text: str) -> str:
     return text.rstrip("/")
 
 
-def _host(text: str) -> str:
+def _without_brackets(host: str) -> str:
     """Argparse type: a host to listen on. An IPv6 address may have the brackets that it has in a URL."""
-    host = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+
+def _check_place(host: str, port: int) -> None:
+    """ConfigError for a host or port that nothing can listen on."""
     fault = host_fault(host)
     if fault:
-        raise argparse.ArgumentTypeError(f"{text!r} is {fault}")
-    return host
-
-
-def _port(text: str) -> int:
-    text = text.strip()
-    if not (text.isdecimal() and int(text) <= LAST_PORT):
-        raise argparse.ArgumentTypeError(f"{text} is no port: give 1 to {LAST_PORT}, or 0 for a free one")
-    return int(text)
+        raise ConfigError(f"--host {host}: {fault}")
+    if not 0 <= port <= LAST_PORT:
+        raise ConfigError(f"--port {port}: not a port: give 1 to {LAST_PORT}, or 0 for a free one")
 
 
 def _positive(text: str) -> int:

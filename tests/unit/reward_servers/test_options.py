@@ -52,6 +52,10 @@ def test_a_single_scorer_may_be_described_in_any_order(line: str) -> None:
             "--scorer hps --redis-url redis://h:6379/0?hurry=yes",
             "its query cannot be used: .* unexpected keyword argument 'hurry'",
         ),
+        ("--scorer hps --port 99999", "--port 99999: not a port: give 1 to 65535, or 0 for a free one"),
+        ("--scorer hps --port -1", "--port -1: not a port"),
+        ("--scorer hps --host 127.0.0.1:8000", "--host 127.0.0.1:8000: not a host alone"),
+        ("--scorer hps --host http://127.0.0.1", "--host http://127.0.0.1: not a host alone"),
         ("--scorer hps --host 0.0.0.0", "set REWARD_SERVER_TOKEN"),
         ("--scorer hps --redis-url redis://:pw@shared:1/0", "redis://shared:1/0: .* as 127.0.0.1: give a URL"),
         ("--scorer hps --redis-url redis://shared:1/0 --advertise-url http://localhost:2", "reach it as localhost"),
@@ -85,10 +89,7 @@ def test_what_others_can_reach_and_what_fits_is_taken(line: str) -> None:
         "--deadline-s inf",
         "--deadline-s 0",
         "--advertise-url http://me:pw@h",
-        "--port 99999",
-        "--port -1",
-        "--host 127.0.0.1:8000",
-        "--host http://127.0.0.1",
+        "--port http",
     ],
 )
 def test_a_value_out_of_range_or_half_an_option_is_no_option(option: str) -> None:
