@@ -20,8 +20,9 @@ from typing import Literal, TypeVar, cast
 
 import redis
 
-from common.errors import ConfigError, StoreError
-from common.urls import without_secrets
+from common.credentials import credential
+from common.errors import ConfigError, StoreError, one_line
+from common.urls import redis_url_fault, without_secrets
 
 CALL_TIMEOUT_S = 0.5
 """Redis answers in under a millisecond; a longer wait would cost more than Redis saves."""
@@ -50,7 +51,8 @@ class RedisAddress:
 
     @classmethod
     def from_environment(cls, url: str) -> RedisAddress:
-        return cls(url, os.environ.get(USERNAME), os.environ.get(PASSWORD))
+        """ConfigError, without the value, for credentials that are no text."""
+        return cls(url, _from_environment(USERNAME), _from_environment(PASSWORD))
 
     def __repr__(self) -> str:
         return f"RedisAddress({self.shown!r})"
@@ -62,8 +64,9 @@ class RedisAddress:
 
     def connect(self) -> redis.Redis:
         """Create a client; nothing is sent yet. ValueError when the URL is not valid for Redis."""
+        scheme, separator, rest = self.url.partition("://")
         return redis.Redis.from_url(
-            self.url,
+            scheme.lower() + separator + rest,  # redis knows schemes in small letters alone
             username=self.username,
             password=self.password,
             socket_timeout=CALL_TIMEOUT_S,
@@ -71,13 +74,42 @@ class RedisAddress:
             retry=None,
         )
 
+    def check(self, setting: str) -> None:
+        """ConfigError naming `setting` for a URL that the client of Redis does not take; nothing is sent."""
+        fault = redis_url_fault(self.url)
+        if fault:
+            raise ConfigError(f"{setting} {self.shown}: {fault}")
+        try:
+            with self.connect() as client:
+                client.connection_pool.make_connection()
+                if client.get_encoder().decode_responses:
+                    raise ValueError("decode_responses: values here are bytes")
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{setting} {self.shown}: its query cannot be used: {one_line(error)}") from error
+
     def require(self, setting: str, remedy: str) -> None:
         """ConfigError naming `setting` unless Redis answers and accepts the credentials."""
+        self.check(f"{setting} =")
         try:
             with self.connect() as client:
                 client.ping()
-        except (redis.RedisError, OSError, ValueError) as error:
+        except redis.AuthenticationError as error:
+            raise ConfigError(f"{setting} = {self.shown}: {_refusal(error)}") from error
+        except (redis.RedisError, OSError) as error:
             raise ConfigError(f"{setting} = {self.shown}: no Redis that can be used: {error}; {remedy}") from error
+
+
+def _from_environment(name: str) -> str | None:
+    value = credential(os.environ.get(name))
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{name} is not text in UTF-8: change it") from None
+    return value
+
+
+def _refusal(error: redis.AuthenticationError) -> str:
+    return f"it refuses the user or password ({error}): set {USERNAME} and {PASSWORD} to those of this Redis"
 
 
 class RedisLink:
@@ -112,7 +144,8 @@ class RedisLink:
         except (redis.RedisError, OSError) as error:
             with self._lock:
                 self._away_until = self._clock() + RETRY_AFTER_S
-            self._note(f"Redis at {self._address.shown} is lost ({error}): continuing without it")
+            reason = _refusal(error) if isinstance(error, redis.AuthenticationError) else error
+            self._note(f"Redis at {self._address.shown} is lost ({reason}): continuing without it")
             raise StoreError(f"Redis at {self._address.shown} cannot be used: {error}") from error
         self._note("")
         return result

@@ -5,9 +5,16 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
-SERVER_URL = re.compile(r"https?://[^\s@?#]+")
+SERVER_URL = re.compile(r"https?://[^\s@?#]+", re.IGNORECASE)
+HOST_NAME = re.compile(r"(?:[A-Za-z0-9._-]|[^\x00-\x7f])+")
+LONGEST_LABEL = 63
+"""A name between the dots of a host has at most this many characters."""
+PERCENT_ENCODE = "a user or password must be percent-encoded (/ as %2F, # as %23, ? as %3F)"
+"""Advice for a URL whose password ends its host early. What a library says of such a URL quotes the password."""
+REDIS_URL = re.compile(r"(?:rediss?|unix)://.*", re.IGNORECASE)
+REDIS_SECRETS = ("username", "password", "ssl_password")
 NUMERIC = re.compile(r"[0-9a-fx.]+")
 """Every spelling of an IPv4 address that a resolver reads, and some that it refuses."""
 THIS_MACHINE = ("localhost.localdomain", "ip6-localhost")
@@ -51,12 +58,46 @@ def uses_proxies(url: str) -> bool:
     return not (is_loopback(host) or unspecified or host in THIS_MACHINE or host.endswith(".localhost"))
 
 
+def host_fault(host: str) -> str:
+    """Why a text cannot be a host alone, without quoting it; "" if it can. IPv6 addresses have no brackets here."""
+    known = _address(host) is not None if ":" in host else HOST_NAME.fullmatch(host)
+    if not known:
+        return "not a host alone, such as 192.0.2.2, gpu-7 or ::1"
+    labels = host.removesuffix(".").split(".")
+    if all(0 < len(label) <= LONGEST_LABEL for label in labels):
+        return ""
+    return f"not a host name: each part between its dots has 1 to {LONGEST_LABEL} characters"
+
+
 def server_url_fault(url: str) -> str:
     """Why a text cannot be the base URL of a server, without quoting it; "" if it can."""
     if "@" in url:
         return "a URL with a user or password would be written into files: leave them out"
     if not SERVER_URL.fullmatch(url) or not host_of(url):
         return "not an http(s) URL with a host; write http://HOST:PORT, or http://HOST:PORT/NAME"
+    return _place_fault(url)
+
+
+def redis_url_fault(url: str) -> str:
+    """Why a text cannot be the URL of a Redis, without quoting it; "" if it can. Its path may be a socket (unix)."""
+    if not REDIS_URL.fullmatch(url):
+        return "not a URL of Redis; write redis://HOST:PORT/DB"
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return f"not a URL of Redis; {PERCENT_ENCODE}"
+    if "@" in url and "@" not in parts.netloc and parts.scheme != "unix":
+        return PERCENT_ENCODE
+    if not set(parse_qs(parts.query)).isdisjoint(REDIS_SECRETS):
+        return "a user or password in its query would be shown: set REDIS_USERNAME and REDIS_PASSWORD instead"
+    return _place_fault(url)
+
+
+def _place_fault(url: str) -> str:
+    """Why no server can be at the host and port of a URL; "" if one can."""
+    host = host_of(url)
+    if host and host_fault(host):
+        return f"its host is {host_fault(host)}"
     try:
         port = urlsplit(url).port
     except ValueError:

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redis.connection import parse_url
-
 from common.command import duration, some_time, user_path
 from common.errors import ConfigError
+from common.redis_link import RedisAddress
 from common.rewards.api import DEFAULT_MAX_PIXELS
 from common.rewards.bearer import REWARD_TOKEN, reward_token
-from common.urls import host_of, is_loopback, server_url_fault, without_secrets
+from common.urls import host_fault, host_of, is_loopback, server_url_fault, without_secrets
 from reward_servers.batcher import BatchLimits
 from reward_servers.limits import RequestLimits
 
@@ -23,6 +22,7 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 """A name must match this, because it becomes a part of URLs."""
 RESERVED_NAMES = ("v1", "score", "healthz", "readyz", "metrics", "openapi.json")
 """These names are the first parts of a process's own routes."""
+LAST_PORT = 65_535
 MEBIBYTE = 2**20
 ANY_ADDRESS = ("0.0.0.0", "::")
 """These addresses listen on every interface, but no client can connect to them by this name."""
@@ -93,7 +93,10 @@ def build_parser() -> argparse.ArgumentParser:
     ):
         parser.add_argument(f"--{option}", action=_OfScorer, default=argparse.SUPPRESS, help=explanation)
     parser.add_argument(
-        "--host", default="127.0.0.1", help=f"address to listen on; any but loopback needs {REWARD_TOKEN}"
+        "--host",
+        type=_without_brackets,
+        default="127.0.0.1",
+        help=f"address to listen on; any but loopback needs {REWARD_TOKEN}",
     )
     parser.add_argument(
         "--port", type=int, default=8000, help="port to listen on; 0 picks a free one, see --ready-file"
@@ -115,7 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_limits(parser)
     parser.add_argument("--ready-file", type=user_path, help="write JSON with port and pid to this file when ready")
     parser.add_argument(
-        "--redis-url", help="register in this Redis, so that runs find the server: redis://HOST:PORT/DB"
+        "--redis-url", type=str.strip, help="register in this Redis, so that runs find the server: redis://HOST:PORT/DB"
     )
     parser.add_argument("--advertise-url", type=server_url, help="base URL to register (default: http://HOST:PORT)")
     parser.add_argument("--parent-pid", type=int, help="stop when the process with this id is no longer the parent")
@@ -150,6 +153,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 def check(options: argparse.Namespace) -> ServerSettings:
     """ConfigError for a command line that cannot be served or is ambiguous."""
     token = reward_token()
+    _check_place(options.host, options.port)
     if not is_loopback(options.host) and token is None:
         message = f"--host {options.host} is reachable from outside: set {REWARD_TOKEN}, or listen on 127.0.0.1"
         raise ConfigError(message)
@@ -208,11 +212,9 @@ def _pair(given: Sequence[tuple[str, str]]) -> tuple[ScorerSettings, ...]:
 
 def _check_reachable(redis_url: str, host: str, advertised: str | None) -> None:
     """ConfigError if clients that read this server's address in that Redis could not connect to it."""
+    RedisAddress.from_environment(redis_url).check("--redis-url")
     shown = f"--redis-url {without_secrets(redis_url)}"
-    try:
-        redis_host = parse_url(redis_url).get("host", "localhost")
-    except ValueError as error:
-        raise ConfigError(f"{shown}: {error}") from error
+    redis_host = host_of(redis_url) or "localhost"
     listed = host if advertised is None else host_of(advertised)
     unknown = advertised is None and host in ANY_ADDRESS
     if unknown or (is_loopback(listed) and not is_loopback(redis_host)):
@@ -228,6 +230,20 @@ def server_url(text: str) -> str:
     if fault:
         raise argparse.ArgumentTypeError(f"{without_secrets(text)}: {fault}")
     return text.rstrip("/")
+
+
+def _without_brackets(host: str) -> str:
+    """Argparse type: a host to listen on. An IPv6 address may have the brackets that it has in a URL."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+
+def _check_place(host: str, port: int) -> None:
+    """ConfigError for a host or port that nothing can listen on."""
+    fault = host_fault(host)
+    if fault:
+        raise ConfigError(f"--host {host}: {fault}")
+    if not 0 <= port <= LAST_PORT:
+        raise ConfigError(f"--port {port}: not a port: give 1 to {LAST_PORT}, or 0 for a free one")
 
 
 def _positive(text: str) -> int:

@@ -15,11 +15,17 @@ import httpx
 
 from common import strict_json
 from common.command import exit_status, some_time, user_path
-from common.errors import RewardRejected, RewardUnavailable
+from common.errors import RewardInvalid, RewardRejected, RewardUnavailable, WireError
 from common.rewards.api import ANY_REWARD, MEDIA_TYPE, SCORE_PATH, ScoreRequest, ScoreResponse
 from common.rewards.bearer import REWARD_TOKEN, reward_token
-from common.rewards.http import UNUSABLE_ENVIRONMENT, remedy_of_status, shown_answer, unusable_environment
-from common.urls import uses_proxies
+from common.rewards.http import remedy_of_status, shown_answer
+from common.rewards.proxies import (
+    UNREACHED,
+    UNUSABLE_ENVIRONMENT,
+    trusts_environment,
+    unreachable,
+    unusable_environment,
+)
 from common.visible_text import printable
 from reward_servers.options import USAGE_ERROR, server_url
 from reward_servers.picture_files import MAX_OWN_PIXELS, OWN_FORMATS, open_picture, pixels_HWC
@@ -47,7 +53,7 @@ def _print_scores(options: argparse.Namespace) -> None:
 
 def _client(url: str, headers: dict[str, str], timeout_s: float) -> httpx.Client:
     try:
-        return httpx.Client(headers=headers, timeout=timeout_s, trust_env=uses_proxies(url))
+        return httpx.Client(headers=headers, timeout=timeout_s, trust_env=trusts_environment(url))
     except UNUSABLE_ENVIRONMENT as error:
         raise RewardUnavailable(ANY_REWARD, "refused", f"{url}: {unusable_environment(error)}") from error
 
@@ -68,12 +74,19 @@ def score(http: httpx.Client, url: str, path: Path, prompt: str, metadata: dict[
     try:
         answer = http.post(address, content=ScoreRequest(images_BHWC, [prompt], [metadata]).to_bytes())
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        message = f"{address} does not answer ({error}): is a reward server there, and is it ready?"
+        remedy = "is a reward server there, and is it ready?"
+        if isinstance(error, UNREACHED):
+            remedy = unreachable(url, remedy)
+        message = f"{address} does not answer ({error}): {remedy}"
         raise RewardUnavailable(ANY_REWARD, "refused", message) from error
     if answer.status_code != httpx.codes.OK:
         told = f"{shown_answer(answer.content)}{remedy_of_status(answer.status_code, answer.headers)}"
         raise RewardRejected(ANY_REWARD, "answer", f"{path}: {address} answered {answer.status_code}: {told}")
-    return float(ScoreResponse.from_bytes(answer.content).scores_B[0])
+    try:
+        return float(ScoreResponse.from_bytes(answer.content).scores_B[0])
+    except (WireError, RewardInvalid) as error:
+        told = f"{path}: {address} answered {shown_answer(answer.content)!r}, which is no score ({error})"
+        raise RewardInvalid(ANY_REWARD, "answer", f"{told}: give the --url of a reward server") from error
 
 
 def _one_each(option: str, given: list[Each], count: int) -> list[Each]:

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from common.config.section import Section, problem
 from common.types import OutagePolicy
-from common.urls import server_url_fault
+from common.urls import host_fault, redis_url_fault, server_url_fault
 
 LONGEST_OUTAGE_S = 1500
 LONGEST_REQUEST_S = 1700
@@ -98,9 +98,17 @@ class RewardClientConfig(Section):
     )
     trusted_hosts: tuple[str, ...] = Field(
         (),
-        description="Hosts that get the bearer token although they are known from Redis alone. Hosts of "
-        "rewards.*.url and loopback always get it.",
+        description="Hosts, without port, that get the bearer token although they are known from Redis alone. Hosts "
+        "of rewards.*.url and loopback always get it.",
     )
+
+    @field_validator("trusted_hosts")
+    @classmethod
+    def _hosts_are_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for number, fault in enumerate(map(host_fault, hosts), 1):
+            if fault:
+                raise PydanticCustomError("host", "Entry {number} is {fault}", {"number": number, "fault": fault})
+        return hosts
 
 
 class RedisConfig(Section):
@@ -108,13 +116,25 @@ class RedisConfig(Section):
 
     url: str = Field(
         "embedded",
-        pattern=r"^(embedded|none|rediss?://[^@\s]+)$",
+        pattern=r"^(embedded|none|(?i:rediss?)://\S+)$",
         description="embedded: the run starts its own Redis on loopback. none: no Redis. Or redis://HOST:PORT/DB, "
         "with credentials from REDIS_USERNAME and REDIS_PASSWORD.",
     )
     cached_scores: PositiveInt = Field(
         100_000, description="Images whose scores are cached, at most for a week. One takes about 400 bytes per reward."
     )
+
+    @field_validator("url")
+    @classmethod
+    def _url_has_no_secret(cls, url: str) -> str:
+        if url in ("embedded", "none"):
+            return url
+        fault = redis_url_fault(url)
+        if "@" in url:
+            fault = "A user or password would be written into files: set REDIS_USERNAME and REDIS_PASSWORD instead"
+        if fault:
+            raise PydanticCustomError("redis_url", "{fault}", {"fault": fault})
+        return url
 
 
 def check_rewards(rewards: Sequence[RewardConfig], client: RewardClientConfig, redis: RedisConfig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 
+from common.credentials import credential
 from common.errors import ConfigError
 
 REWARD_TOKEN = "REWARD_SERVER_TOKEN"
@@ -18,13 +19,13 @@ def reward_token() -> str | None:
 
 
 def bearer_token(text: str | None, source: str) -> str | None:
-    """The token without whitespace at its ends, which `$(cat file)` and editors leave; None if nothing is left.
+    """The token as `credential` reads it.
 
     Raises:
         ConfigError: an HTTP header cannot carry it; the message names `source`, without the value.
     """
-    token = (text or "").strip()
-    if not token:
+    token = credential(text)
+    if token is None:
         return None
     if not PRINTABLE.fullmatch(token):
         raise ConfigError(

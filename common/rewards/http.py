@@ -31,11 +31,10 @@ from common.errors import (
 )
 from common.rewards.api import CAUSES, DEADLINE_HEADER, INFO_PATH, MEDIA_TYPE, REQUEST_CAUSES
 from common.rewards.bearer import REWARD_TOKEN, bearer_token
+from common.rewards.proxies import UNUSABLE_ENVIRONMENT, trusts_environment, unreachable, unusable_environment
 from common.urls import is_loopback, uses_proxies, without_secrets
 from common.wire import DEFAULT_MAX_BYTES
 
-UNUSABLE_ENVIRONMENT = (ImportError, ValueError, OSError, httpx.InvalidURL)
-"""Errors of a client that is made with a setting of the environment, see `unusable_environment`."""
 KEEP_ALIVE_SECONDS = 30.0
 """Idle connections are closed earlier than the servers close them, so that none closes just as it is used."""
 IDENTITY_TIMEOUT_S = 2.0
@@ -92,7 +91,7 @@ class RewardHttp:
 
     def __init__(self, token: str | None, trusted_hosts: Collection[str] = ()) -> None:
         self._token = bearer_token(token, REWARD_TOKEN)
-        self._trusted_hosts = frozenset(host.lower() for host in trusted_hosts)
+        self._trusted_hosts = frozenset(httpx.URL(scheme="http", host=host).host.lower() for host in trusted_hosts)
         self._clients: dict[bool, httpx.AsyncClient] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="reward-http", daemon=True)
@@ -172,8 +171,11 @@ class RewardHttp:
                         raise RewardInvalid(name, "answer", message)
                 return response.status_code, response.headers, bytes(content)
         except httpx.ConnectError as error:
-            message = f"{exchange.where}: {error}: is the server running?"
+            message = f"{exchange.where}: {error}: {unreachable(exchange.url, 'is the server running?')}"
             raise RewardUnavailable(name, "refused", message) from error
+        except httpx.ProxyError as error:
+            message = f"{exchange.where}: {error}: {unreachable(exchange.url, 'is the proxy right?')}"
+            raise RewardUnavailable(name, "disconnected", message) from error
         except (httpx.TransportError, httpx.InvalidURL) as error:
             message = f"{exchange.where}: the connection broke: {error!r}"
             raise RewardUnavailable(name, "disconnected", message) from error
@@ -187,7 +189,7 @@ class RewardHttp:
                     headers={"accept-encoding": "identity"},
                     limits=httpx.Limits(keepalive_expiry=KEEP_ALIVE_SECONDS),
                     timeout=None,
-                    trust_env=proxied,
+                    trust_env=trusts_environment(exchange.url),
                     verify=_tls(proxied),
                 )
             except UNUSABLE_ENVIRONMENT as error:
@@ -201,7 +203,7 @@ class RewardHttp:
             headers["content-type"] = MEDIA_TYPE
         if self._token is not None:
             # Parse the URL exactly as httpx sends it: two URL parsers could disagree about the host.
-            host = httpx.URL(exchange.url).host
+            host = httpx.URL(exchange.url).host.lower()
             if host in self._trusted_hosts or is_loopback(host):
                 headers["authorization"] = f"Bearer {self._token}"
         return headers
@@ -221,19 +223,12 @@ def _tls(from_environment: bool) -> ssl.SSLContext:
     return httpx.create_ssl_context(trust_env=from_environment)
 
 
-def unusable_environment(error: Exception) -> str:
-    """The line for a setting of the environment that httpx cannot use: certificates, a SOCKS proxy, or no URL."""
-    reason = " ".join(str(error).split())
-    if isinstance(error, OSError):
-        return f"the certificates of SSL_CERT_FILE or SSL_CERT_DIR cannot be read ({reason}): change or unset it"
-    return f"HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or NO_PROXY cannot be used ({reason}): change or unset it"
-
-
 def _read(exchange: Exchange, content: bytes, read: Callable[[bytes], Answer]) -> Answer:
     try:
         return read(content)
     except WireError as error:
-        raise RewardInvalid(exchange.name, "wire", f"{exchange.where}: {error}") from error
+        message = f"{exchange.where}: {error}: is a reward server there? It answered {shown_answer(content)!r}"
+        raise RewardInvalid(exchange.name, "wire", message) from error
     except RewardError as error:
         raise RewardInvalid(exchange.name, error.cause, f"{exchange.where}: {error}") from error
 
@@ -272,13 +267,16 @@ def shown_answer(content: bytes) -> str:
     text = content[:MAX_PAGE_BYTES].decode(errors="replace").strip()
     if text.startswith("<"):
         text = re.sub(r"<[^>]*>", " ", text)
-    return " ".join("".join(mark if mark.isprintable() else " " for mark in text).split())[:SHOWN_CHARACTERS]
+    shown = " ".join("".join(mark if mark.isprintable() else " " for mark in text).split())[:SHOWN_CHARACTERS]
+    return shown or "an empty answer"
 
 
 def remedy_of_status(status: int, headers: Mapping[str, str]) -> str:
     """The way out, as the end of a sentence, for statuses that a proxy before the server gives; "" for others."""
     if httpx.codes.is_redirect(status):
-        return f": it is at {without_secrets(headers.get('location', ''))}: use that URL"
+        return f": it redirects to {without_secrets(headers.get('location', ''))}: give the server's URL there"
+    if status == httpx.codes.PROXY_AUTHENTICATION_REQUIRED:
+        return ": HTTP_PROXY and HTTPS_PROXY need the proxy's user and password"
     return ": raise the proxy's limit for a request" if status == httpx.codes.REQUEST_ENTITY_TOO_LARGE else ""
 
 

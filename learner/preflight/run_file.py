@@ -38,7 +38,9 @@ REWARD_PLACEHOLDER = "NAME"
 WORD_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 """Tags of a mapping's keys: words, and `<<`, which merges another mapping."""
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-CREDENTIALS = re.compile(r"://[^\s\"]*@")
+CREDENTIALS = re.compile(r"(?<=://)(?:\\.|[^\"\\])*@")
+QUERY = re.compile(r"(://(?:\\.|[^\"\\?])*)\?(?:\\.|[^\"\\])*")
+"""Parts of a URL inside a JSON string that may hold secrets."""
 RUN_FILES = PROJECT_ROOT / "deploy" / "runs"
 """Directory of the run files that come with the project."""
 
@@ -344,6 +346,6 @@ def _nearest(key: Key) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as it would be written in the file, shortened, without the user and password of a URL."""
-    text = CREDENTIALS.sub("://...@", json.dumps(value, default=str))
+    """A value as it would be written in the file, shortened, without the user, password and query of a URL."""
+    text = QUERY.sub(r"\1?...", CREDENTIALS.sub("...@", json.dumps(value, default=str)))
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -293,8 +293,8 @@ def test_a_scorer_of_ones_own_is_found_in_the_working_directory(tmp_path: Path) 
         pytest.param(("--scorer", "hps", "--model", "/no/such/dir"), "is not a directory", marks=pytest.mark.slow),
         (("--scorer", "hps", "--model", "docs"), "config.json is missing"),
         (("--scorer", BRIGHTNESS, "--host", "0.0.0.0"), "set REWARD_SERVER_TOKEN"),
-        (("--scorer", BRIGHTNESS, "--port", "70000"), "port 70000"),
-        (("--scorer", BRIGHTNESS, "--redis-url", "foo"), "--redis-url foo: Redis URL must specify"),
+        (("--scorer", BRIGHTNESS, "--port", "70000"), "--port 70000: not a port: give 1 to 65535, or 0"),
+        (("--scorer", BRIGHTNESS, "--redis-url", "foo"), "--redis-url foo: not a URL of Redis"),
         (("--scorer", "tests.helpers.toy_scorers:UncheckableScorer"), "failed its start-up check (nan)"),
     ],
 )

@@ -19,7 +19,8 @@ from PIL import Image
 
 from common.errors import ModelError, RewardError, RewardInvalid, RewardUnavailable
 from common.rewards.api import ByteArray
-from common.rewards.http import shown_answer
+from common.rewards.http import remedy_of_status, shown_answer
+from common.rewards.proxies import UNREACHED, unreachable
 
 JUDGE = "vlm_judge"
 POLL_SECONDS = 0.2
@@ -130,17 +131,18 @@ class VllmClient:
 
     def _request(self, method: str, path: str, body: object, deadline: float) -> Any:
         """One JSON request; RewardError for every response whose status is not 200."""
-        status, content = self._exchange(method, path, body, deadline)
+        status, headers, content = self._exchange(method, path, body, deadline)
         if status != httpx.codes.OK:
             # 503: the model is still loading. Any other status is about this question.
             kind = RewardUnavailable if status >= httpx.codes.INTERNAL_SERVER_ERROR else RewardInvalid
-            raise kind(JUDGE, "scorer", f"{self._where} answered {path} with {status}: {shown_answer(content)}")
+            told = f"{shown_answer(content)}{remedy_of_status(status, headers)}"
+            raise kind(JUDGE, "scorer", f"{self._where} answered {path} with {status}: {told}")
         try:
             return json.loads(content)
         except ValueError as error:
             raise RewardInvalid(JUDGE, "answer", f"{self._where} answered {path} with no JSON: {error}") from error
 
-    def _exchange(self, method: str, path: str, body: object, deadline: float) -> tuple[int, bytes]:
+    def _exchange(self, method: str, path: str, body: object, deadline: float) -> tuple[int, httpx.Headers, bytes]:
         # httpx limits each read, not their sum: the deadline is checked after every chunk.
         content = bytearray()
         try:
@@ -153,7 +155,7 @@ class VllmClient:
                     if len(content) > MAX_ANSWER_BYTES:
                         message = f"{self._where} answered {path} with more than {MAX_ANSWER_BYTES} bytes"
                         raise RewardInvalid(JUDGE, "answer", message)
-                return response.status_code, bytes(content)
+                return response.status_code, response.headers, bytes(content)
         except httpx.TimeoutException as error:
             message = f"{self._where} did not answer {path} in time: raise timeout_s, or lower the server's --max-batch"
             raise RewardUnavailable(JUDGE, "timeout", message) from error
@@ -161,7 +163,8 @@ class VllmClient:
             # A broken connection is often the first sign that the server is dying: wait a moment for its exit.
             died = self._died(0.0 if isinstance(error, httpx.ConnectError) else DEATH_SECONDS)
             cause = "disconnected" if died is None else "died"
-            message = died or f"{self._where} cannot be reached: {error!r}"
+            remedy = unreachable(str(self._http.base_url), "") if isinstance(error, UNREACHED) else ""
+            message = died or f"{self._where} cannot be reached: {error!r}{remedy and ': '}{remedy}"
             raise RewardUnavailable(JUDGE, cause, message) from error
 
 

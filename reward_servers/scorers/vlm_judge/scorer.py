@@ -28,8 +28,7 @@ import xxhash
 from common.errors import ModelError
 from common.rewards.api import ByteArray, FloatArray, Metadata
 from common.rewards.bearer import bearer_token
-from common.rewards.http import UNUSABLE_ENVIRONMENT, unusable_environment
-from common.urls import uses_proxies
+from common.rewards.proxies import UNUSABLE_ENVIRONMENT, trusts_environment, unusable_environment
 from common.wire import fingerprint
 from reward_servers.scorers.base import Scorer
 from reward_servers.scorers.vlm_judge.client import JUDGE, Answers, VllmClient, data_url
@@ -77,7 +76,7 @@ class VlmJudgeScorer(Scorer):
             refuse_unescapable(launch.model)
             process = VllmProcess(launch, device)
             transport = httpx.HTTPTransport(uds=str(process.socket_file))
-            http = httpx.Client(transport=transport, base_url="http://judge")
+            http = httpx.Client(transport=transport, base_url="http://localhost")
             client = VllmClient(http, f"the vLLM server of {launch.model}", process.died)
         try:
             if launch is not None and process is not None:
@@ -141,7 +140,7 @@ def _http_of_url(url: str) -> httpx.Client:
     try:
         # Clients of OpenAI's API want the same address with /v1 at its end.
         base_url = url.rstrip("/").removesuffix("/v1")
-        return httpx.Client(base_url=base_url, headers=headers, trust_env=uses_proxies(url))
+        return httpx.Client(base_url=base_url, headers=headers, trust_env=trusts_environment(url))
     except UNUSABLE_ENVIRONMENT as error:
         raise ModelError(f"{url}: {unusable_environment(error)}") from error
 

@@ -15,11 +15,21 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from common.errors import ModelError
 from common.project_files import PROJECT_ROOT
-from common.urls import SERVER_URL
+from common.urls import server_url_fault
 
 SETTINGS_FILE = "judge.yaml"
 PROMPT_FIELD = "{prompt}"
@@ -50,12 +60,20 @@ class JudgeSettings(Section):
     """`judge.yaml`: exactly one of `launch` and `url`."""
 
     launch: LaunchSettings | None = Field(None, description="Start vLLM ourselves.")
-    url: str | None = Field(None, pattern=f"^{SERVER_URL.pattern}$", description="A vLLM server that runs already.")
+    url: str | None = Field(None, description="A vLLM server that runs already.")
     rubric: Path = Field(Path("rubric.yaml"), description="Name of each question -> its text; relative to judge.yaml.")
     positive_answer: str = Field("Yes", description='One token. Quote it: a bare yes is "true" in YAML.')
     negative_answer: str = Field("No", description="One token.")
     concurrency: PositiveInt = Field(8, description="Questions asked at the same time; vLLM batches them.")
     timeout_s: PositiveFloat = Field(60.0, description="Seconds all questions of one model call may take together.")
+
+    @field_validator("url")
+    @classmethod
+    def _url_is_a_url(cls, url: str | None) -> str | None:
+        fault = "" if url is None else server_url_fault(url)
+        if fault:
+            raise PydanticCustomError("url", "{fault}", {"fault": fault})
+        return url
 
     @model_validator(mode="after")
     def _one_server(self) -> Self:

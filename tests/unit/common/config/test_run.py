@@ -168,7 +168,19 @@ def test_a_config_is_frozen() -> None:
             {"reward_client": {"timeout_s": 300}},
             "outage_limit_s: 600: with reward_client.attempts = 3 of 300 s a request could take 1800 s",
         ),
-        ({"redis": {"url": "redis://user:secret@host"}}, "redis.url"),
+        ({"redis": {"url": "redis://user:secret@host"}}, '"redis://...@host": a user or password would be written'),
+        ({"redis": {"url": "redis://h:6379/0?password=secret"}}, '"redis://h:6379/0?...": a user or password in its'),
+        ({"redis": {"url": 'redis://user:a" secret#@host'}}, "redis.url"),
+        ({"redis": {"url": "redis://h:http/0"}}, "its port is no number"),
+        ({"rewards": [{"name": "a", "url": "http://h/?token=secret"}]}, '"http://h/?...": neither local nor redis'),
+        (
+            {"reward_client": {"trusted_hosts": ["a", "192.0.2.2:8996"]}},
+            "entry 2 is not a host alone, such as 192.0.2.2",
+        ),
+        ({"reward_client": {"trusted_hosts": ["http://192.0.2.2"]}}, "entry 1 is not a host alone"),
+        ({"reward_client": {"trusted_hosts": ["10.0.0.0/8"]}}, "entry 1 is not a host alone"),
+        ({"reward_client": {"trusted_hosts": ["*.cluster.local"]}}, "entry 1 is not a host alone"),
+        ({"reward_client": {"trusted_hosts": ["[::1]"]}}, "entry 1 is not a host alone"),
         ({"rewards": [{"url": "http://x"}]}, "run.yaml: rewards.0.name: required, but not set"),
         (
             {"rewards": [{"name": "a", "url": "http://x", "wieght": 1}]},
@@ -191,7 +203,9 @@ def test_a_config_is_frozen() -> None:
     ],
 )
 def test_what_cannot_run_is_refused_by_name(sections: dict[str, Any], expected: str) -> None:
-    assert expected in complaint(**sections)
+    told = complaint(**sections)
+    assert expected in told
+    assert "secret" not in told
 
 
 REDIS = {"url": "redis://host:6379/0"}

@@ -104,7 +104,11 @@ LONG = "HTTP/1.1 502 Bad Gateway\r\n"
 @pytest.mark.parametrize(
     ("head", "page", "shown"),
     [
-        (MOVED, "<html>\r\n<h1>301 Moved</h1>\r\n", "301 Moved: it is at https://there/v1/score: use that URL"),
+        (
+            MOVED,
+            "<html>\r\n<h1>301 Moved</h1>\r\n",
+            "301 Moved: it redirects to https://there/v1/score: give the server's URL there",
+        ),
         (LARGE, "<h1>Too Large</h1>", "Too Large: raise the proxy's limit for a request"),
         (LONG, "no upstream <a>\n\x1b[31m\u2028" + 9000 * "x", "no upstream <a> [31m " + 179 * "x"),
     ],

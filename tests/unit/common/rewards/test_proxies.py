@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -15,11 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.errors import RewardUnavailable
+from common.errors import ModelError, RewardUnavailable
 from common.rewards.http import Exchange, RewardHttp, _tls
+from common.rewards.proxies import trusts_environment, unreachable
 from reward_servers import score_images
+from reward_servers.scorers.vlm_judge.client import VllmClient
 from reward_servers.scorers.vlm_judge.scorer import _http_of_url
-from tests.helpers.fake_reward_server import fake_server
+from tests.helpers.fake_reward_server import closed_url, fake_server
 
 PROJECT_ROOT = Path(__file__).resolve().parents[4]
 ELSEWHERE = "http://reward.invalid:8000"
@@ -53,7 +56,7 @@ def proxy() -> Iterator[tuple[str, list[str]]]:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The requests that reach the proxy of the environment."""
-    for name in ("NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy", "http_proxy"):
+    for name in ("NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy", "http_proxy", "HTTPS_PROXY", "https_proxy"):
         monkeypatch.delenv(name, raising=False)
     with proxy() as (url, requests):
         monkeypatch.setenv("HTTP_PROXY", url)
@@ -134,19 +137,126 @@ def test_the_example(asked: list[str], image: str) -> None:
     assert asked == [f"POST {ELSEWHERE}/score HTTP/1.1"]
 
 
-@pytest.mark.parametrize("url", ["socks5://127.0.0.1:1080", "ftp://proxy"])
+NO_URL = "HTTP_PROXY is not the URL of a proxy: write http://HOST:PORT; a user or password must be percent-encoded"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("HTTP_PROXY", "socks5://127.0.0.1:1080", "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used"),
+        ("HTTP_PROXY", "ftp://proxy", NO_URL),
+        ("HTTP_PROXY", "http://jane:s3cr3t/pw@proxy.corp:3128", NO_URL),
+        ("HTTP_PROXY", "jane:s3cr3t#pw@proxy.corp:3128", NO_URL),
+        ("HTTP_PROXY", "http://jane:s3cr3t?pw@proxy.corp:3128", NO_URL),
+        # A password of digits is a port, so the user is a host.
+        ("HTTP_PROXY", "http://jane:12/s3cr3t@proxy.corp:3128", NO_URL),
+        ("HTTP_PROXY", "http://proxy.corp:3128\n", NO_URL),
+        ("HTTP_PROXY", "http://.corp:3128", NO_URL),
+        ("all_proxy", "http://jane:s3cr3t/pw@proxy.corp:3128", NO_URL.replace("HTTP_PROXY", "all_proxy")),
+        ("NO_PROXY", "localhost,[::1]", "NO_PROXY has an entry that cannot be used"),
+    ],
+)
 def test_a_proxy_that_cannot_be_used_is_one_line_and_no_matter_here(
-    asked: list[str], image: str, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    value: str,
+    message: str,
+    asked: list[str],
+    image: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("HTTP_PROXY", url)
+    monkeypatch.setenv(name, value)
     http = RewardHttp(None)
     try:
         with fake_server() as server:
             assert http.get(Exchange("fake", server.url, 5.0), "/v1/info", len) > 0
-        with pytest.raises(RewardUnavailable, match=r"HTTP_PROXY, .* or NO_PROXY cannot be used .* change or unset it"):
+        with pytest.raises(RewardUnavailable, match=message) as run:
             http.get(Exchange("fake", ELSEWHERE, 5.0), "/v1/info", len)
     finally:
         http.close()
+    with pytest.raises(ModelError, match=message) as judge:
+        _http_of_url(ELSEWHERE)
     assert score_images.main(["--url", ELSEWHERE, image, "--prompt", "a"]) == 2
     told = capsys.readouterr().err
-    assert (told.count("\n"), "cannot be used" in told) == (1, True)
+    assert (told.count("\n"), message in told) == (1, True)
+    assert "s3cr3t" not in f"{told}{run.value}{judge.value}"
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    "value", ["proxy.corp:3128", "http://jane:p%2Fw@proxy.corp", "http://jane:p@[w@proxy_1:3128/", "http://[::1]:3128"]
+)
+def test_proxies_that_people_have_are_taken(value: str, asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", value)
+    assert trusts_environment(ELSEWHERE)
+    assert not trusts_environment("http://localhost:8000")
+    assert asked == []
+
+
+def test_no_proxy_of_a_star_makes_every_proxy_irrelevant(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "ftp://proxy")
+    monkeypatch.setenv("NO_PROXY", "localhost, *")
+    assert trusts_environment(ELSEWHERE)
+    assert unreachable(ELSEWHERE, "otherwise") == "otherwise"
+    assert asked == []
+
+
+ADVICE = r"it was tried through the proxy {} of HTTP_PROXY: change or unset HTTP_PROXY, or add reward\.invalid to NO"
+
+
+def test_a_proxy_that_is_gone_is_named_without_its_password(
+    asked: list[str], image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closed_url() as url:
+        monkeypatch.setenv("HTTP_PROXY", url.replace("//", "//jane:s3cr3t@"))
+        advice = ADVICE.format(url)
+        http = RewardHttp(None)
+        try:
+            with pytest.raises(RewardUnavailable, match=advice) as run:
+                http.get(Exchange("fake", ELSEWHERE, 5.0), "/v1/info", len)
+        finally:
+            http.close()
+        client = VllmClient(_http_of_url(ELSEWHERE), "the judge", lambda _: None)
+        with pytest.raises(ModelError, match=advice) as judge:
+            client.connect(0.0)
+        client.close()
+        assert score_images.main(["--url", ELSEWHERE, image, "--prompt", "a"]) == 2
+    told = capsys.readouterr().err
+    assert re.search(advice, told)
+    assert "s3cr3t" not in f"{told}{run.value}{judge.value}"
+    assert asked == []
+
+
+@pytest.mark.parametrize("spared", ["reward.invalid", ".invalid", "reward.invalid:8000", "a, invalid"])
+def test_hosts_that_need_no_proxy_blame_none(spared: str, asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "of HTTP_PROXY" in unreachable(ELSEWHERE, "otherwise")
+    assert unreachable(ELSEWHERE.replace("http", "https"), "otherwise") == "otherwise"
+    monkeypatch.setenv("NO_PROXY", spared)
+    assert unreachable(ELSEWHERE, "otherwise") == "otherwise"
+    assert asked == []
+
+
+def test_the_example_shows_no_password(asked: list[str], image: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://jane:s3cr3t/pw@proxy.corp:3128")
+    command = [sys.executable, str(PROJECT_ROOT / "examples/score_images.py"), ELSEWHERE, "a", image]
+    done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stderr.count("\n"), "HTTP_PROXY" in done.stderr, "s3cr3t" in done.stderr) == (1, True, False)
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("trusted", "url"),
+    [
+        ("Gpu-7", "http://gpu-7:8101"),
+        ("fe80::1", "http://[FE80::1]:8101"),
+        ("FE80::1", "http://[fe80::1]:8101"),
+        ("xn--bcher-kva.de", "http://bücher.de"),
+        ("bücher.de", "http://xn--bcher-kva.de"),
+    ],
+)
+def test_a_trusted_host_gets_the_token_however_it_is_spelt(trusted: str, url: str) -> None:
+    for hosts, expected in (((trusted,), "Bearer sesame"), (("gpu-8",), None)):
+        http = RewardHttp("sesame", hosts)
+        assert http._headers(Exchange("fake", url, 5.0), None).get("authorization") == expected
+        http.close()

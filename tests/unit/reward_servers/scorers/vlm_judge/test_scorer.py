@@ -6,10 +6,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
 from common.errors import ModelError, RewardError, RewardInvalid, RewardUnavailable
+from reward_servers.scorers.vlm_judge.client import VllmClient
 from reward_servers.scorers.vlm_judge.scorer import VlmJudgeScorer, geometric_mean, refuse_unescapable
 from reward_servers.scorers.vlm_judge.settings import JudgeSettings, ask_about, escape, read_rubric
 from tests.helpers.fake_vllm import FakeServer
@@ -139,6 +141,19 @@ def test_a_server_without_our_paths_is_asked_once(server: FakeServer, tmp_path: 
     assert server.asked == ["/v2/v1/models"]
 
 
+def test_a_server_that_redirects_tells_where(tmp_path: Path) -> None:
+    moved = httpx.Response(307, headers={"location": "https://me:secret@there/v1/models?key=secret"})
+    http = httpx.Client(transport=httpx.MockTransport(lambda _: moved), base_url="http://judge")
+    client = VllmClient(http, "the judge", lambda _: None)
+    with pytest.raises(ModelError) as caught:
+        client.connect(0.0)
+    client.close()
+    assert "with 307: an empty answer: it redirects to https://there/v1/models: give the server's URL there" in str(
+        caught.value
+    )
+    assert "secret" not in str(caught.value)
+
+
 def test_a_server_that_is_gone_is_named(tmp_path: Path) -> None:
     with FakeServer() as fake:
         thread = threading.Thread(target=fake.serve_forever, args=(0.01,))
@@ -176,7 +191,10 @@ def test_an_answer_of_several_tokens_is_refused(server: FakeServer, tmp_path: Pa
         ("positive_answer: 'yes'\n", "exactly one of launch .* and url"),
         ("url: http://x\nlaunch: {model: .}\n", "exactly one of launch .* and url"),
         ("url: http://x\npositive_answer: yes\n", "positive_answer: Input should be a valid string"),
-        ("url: file:///x\n", "url: String should match"),
+        ("url: file:///x\n", "url: not an http"),
+        ("url: http://me:secret@h\n", "url: a URL with a user or password"),
+        ("url: http://gpu-7..x:8101\n", "url: its host is not a host name"),
+        ("url: http://gpu-7:99999\n", "url: its port is no number from 1 to 65535"),
         ("url: http://x\nrubrik: x\n", "rubrik: Extra inputs"),
         ("[]", "is not a YAML map"),
         ("a: [", "cannot be read"),
