@@ -44,7 +44,7 @@ def test_a_folder_named_as_a_library_hides_nothing(tmp_path: Path) -> None:
     """A clone of Triton beside the run: libraries try to import `triton`, and find the folder if it is searched."""
     (tmp_path / "triton").mkdir()
     more = "import importlib.util; sys.exit(importlib.util.find_spec('triton') is not None)"
-    command = [sys.executable, "-P", "-c", FIND.format(more=more), "common.backbones.sd3"]
+    command = [sys.executable, "-P", "-c", FIND.format(more=more), "common.urls"]
     done = subprocess.run(command, cwd=tmp_path, env=python_environment(), timeout=120, check=False)
     assert done.returncode == 0
 
