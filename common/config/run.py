@@ -68,6 +68,12 @@ class SamplingConfig(Section):
 class ColdStartConfig(Section):
     """Stage 1: AC-DMD, distilling the teacher into the few-step student."""
 
+    objective: Literal["ambient", "clean"] = Field(
+        "ambient",
+        description="Samples that fake score and student train on. ambient: the sample after a random step, which may "
+        "still be noisy (AC-DMD). clean: the clean prediction at that step (plain DMD, for comparison); it needs "
+        "consistency_weight: 0.",
+    )
     iterations: NonNegativeInt = Field(
         15_000, description="Iterations, each with one fake-score update. 0 starts alignment from the teacher."
     )
@@ -339,6 +345,17 @@ class Config(Section):
         if alignment.iterations > 0 and alignment.reward_gradient_weight > 0 and alignment.matching_weight == 0:
             raise problem(
                 "alignment.matching_weight", "0: with learner.shard_base every rank must always have a gradient"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _cold_start_possible(self) -> Self:
+        cold_start = self.cold_start
+        if cold_start.objective == "clean" and cold_start.consistency_weight > 0:
+            raise problem(
+                "cold_start.consistency_weight",
+                f'{cold_start.consistency_weight:g}, but with objective = "clean" (plain DMD) there is no noise to be '
+                "consistent over: use 0",
             )
         return self
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from common.config.run import Config
+from common.config.run import AlignmentConfig, ColdStartConfig, Config, SamplingConfig
 from common.config.upgrade import upgraded
 from common.errors import CheckpointError, ConfigError
 from common.prompts import prompts_fingerprint
@@ -35,6 +35,7 @@ OF_POLICIES = re.compile(r"[a-z_0-9]+(-\d+\.png|\.json)")
 """Names of the files that `learner/driver/comparison.py` writes into `samples/policies`."""
 LATER = (DECLARED, PROMPTS)
 """Settings of a checkpoint that are compared by functions of their own, and that older ones lack."""
+SECTIONS = {"sampling": SamplingConfig, "cold_start": ColdStartConfig, "alignment": AlignmentConfig}
 PATHS = {"backbone": ("path", "teacher_path"), "cold_start": ("from_checkpoint",)}
 """Settings that say where files are. A run may continue after files were moved: their content is compared instead."""
 
@@ -133,6 +134,15 @@ def _without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def _with_new_settings(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of an earlier version with those that it did not have yet: their defaults are what it did."""
+    completed = dict(saved)
+    for name, section in SECTIONS.items():
+        defaults = section().model_dump(mode="json")
+        completed[name] = {key: defaults[key] for key in now[name]} | saved[name]
+    return completed
+
+
 def _fingerprints(prompts: PromptSets) -> dict[str, str]:
     sets = {Stage.COLD_START: prompts.cold_start, Stage.ALIGNMENT: prompts.alignment}
     return {str(stage): prompts_fingerprint(chosen) for stage, chosen in sets.items()}
@@ -209,7 +219,7 @@ def _verified_start(invocation: Invocation) -> Start:
         # `require_same_prompts` and `require_same_rewards` compare the rest, once it is known.
         settings = continuity(config)
         checkpoint = _opened(own, "remove it to resume from the one before")
-        saved = _without_paths(checkpoint.settings)
+        saved = _with_new_settings(_without_paths(checkpoint.settings), settings)
         settings |= {key: value for key, value in saved.items() if key in LATER}
         replace(checkpoint, settings=saved).require_settings(settings)
         return Start(checkpoint.position, own, settings)

@@ -3,11 +3,14 @@
 The student is rolled to a random step without gradient; its sample there, still noisy, trains the fake score. In every
 k-th iteration another, independently drawn sample trains the student: otherwise the fake score would be evaluated at
 the very points it has just been fitted to.
+
+Plain DMD (arXiv 2405.14867) is the comparison: there both train on the student's clean prediction at the random step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,7 +19,7 @@ from common import seeding
 from common.backbones.base import Conditioning
 from common.config.run import ColdStartConfig, SamplingConfig
 from common.sampling import step_transition
-from common.types import Network, Prompt, steps_between
+from common.types import Network, Prompt, Step, steps_between
 from learner.training.batch_metrics import Totals
 from learner.training.distribution_matching import (
     DrawKey,
@@ -111,19 +114,25 @@ class ColdStartTrainer:
         (index,) = seeding.sample_indices(
             len(self._steps), 1, seed=key.seed, purpose=f"{key.purpose}/step", iteration=key.iteration
         )
-        sample = self._roll_to(index, conditioning, key, with_graph=with_graph)
-        return sample, renoise_samples(sample, self._steps[index].sigma_next, key)
+        steps = self._steps_to(index)
+        sample = self._roll(steps, conditioning, key, with_graph=with_graph)
+        return sample, renoise_samples(sample, steps[-1].sigma_next, key)
 
-    def _roll_to(self, last_step: int, conditioning: Conditioning, key: DrawKey, *, with_graph: bool) -> Tensor:
-        """The student's sample after `last_step`; only that step may keep its graph."""
+    def _steps_to(self, index: int) -> tuple[Step, ...]:
+        """The steps up to this one, which for plain DMD ends at the clean prediction."""
+        *before, last = self._steps[: index + 1]
+        return (*before, last if self._settings.objective == "ambient" else replace(last, sigma_next=0.0))
+
+    def _roll(self, steps: Sequence[Step], conditioning: Conditioning, key: DrawKey, *, with_graph: bool) -> Tensor:
+        """The student's sample after these steps; only the last one may keep its graph."""
         shape = (len(conditioning), *self._backbone.latent_shape)
         latents = key.normal("initial", torch.empty(shape, device=self._backbone.device))
 
         def student(latents_Bchw: Tensor, sigma_B: Tensor) -> Tensor:
             return self._backbone.velocity(Network.STUDENT, latents_Bchw, sigma_B, conditioning)
 
-        for index, step in enumerate(self._steps[: last_step + 1]):
-            with torch.set_grad_enabled(with_graph and index == last_step):
+        for index, step in enumerate(steps):
+            with torch.set_grad_enabled(with_graph and index == len(steps) - 1):
                 transition = step_transition(student, latents, step)
                 latents = transition.sample(key.normal(f"step{index}", latents))
         return latents

@@ -26,15 +26,22 @@ COLD_START = (
     Mutant(
         "the samples of stage 1 count as clean",
         _COLD_START,
-        "renoise_samples(sample, self._steps[index].sigma_next, key)",
+        "renoise_samples(sample, steps[-1].sigma_next, key)",
         "renoise_samples(sample, 0.0, key)",
         unit_test("learner/training/cold_start_by_hand::each_update_has_samples_of_its_own_after_a_random_step"),
     ),
     Mutant(
+        "plain DMD trains on the noisy sample",
+        _COLD_START,
+        "replace(last, sigma_next=0.0)",
+        "last",
+        unit_test("learner/training/cold_start_by_hand::plain_dmd_trains_on_clean_predictions_at_every_step"),
+    ),
+    Mutant(
         "stage 1 always rolls to the last step",
         _COLD_START,
-        "        sample = self._roll_to(index, conditioning",
-        "        index = len(self._steps) - 1\n        sample = self._roll_to(index, conditioning",
+        "        steps = self._steps_to(index)",
+        "        steps = self._steps_to(len(self._steps) - 1)",
         unit_test("learner/training/cold_start_by_hand::each_update_has_samples_of_its_own_after_a_random_step"),
     ),
     Mutant(
@@ -54,7 +61,7 @@ COLD_START = (
     Mutant(
         "every step of the rollout keeps its graph",
         _COLD_START,
-        "with_graph and index == last_step",
+        "with_graph and index == len(steps) - 1",
         "with_graph",
         unit_test("learner/training/cold_start_by_hand::the_gradients_of_both_updates_by_hand"),
     ),

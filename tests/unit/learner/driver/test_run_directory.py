@@ -291,6 +291,17 @@ def test_moved_files_are_the_same_run(tmp_path: Path) -> None:
     assert start_of(moved).position == Position(Stage.ALIGNMENT, 4)
 
 
+def test_a_setting_that_is_newer_than_the_checkpoint_counts_as_its_default(tmp_path: Path) -> None:
+    finished_run(tmp_path)
+    settings = continuity(config(consistency_weight=0))
+    del settings["cold_start"]["objective"]
+    CheckpointStore(tmp_path / "checkpoints").save(Position(Stage.ALIGNMENT, 4), STATE, settings)
+    same = invocation(tmp_path, resume=True, consistency_weight=0)
+    assert start_of(same).position == Position(Stage.ALIGNMENT, 4)
+    with pytest.raises(CheckpointError, match=r"another cold_start\.objective \('ambient', now 'clean'\)"):
+        start_of(invocation(tmp_path, resume=True, objective="clean", consistency_weight=0))
+
+
 def test_other_training_prompts_are_refused_on_resume(tmp_path: Path) -> None:
     finished_run(tmp_path)
     settings = continuity(config(), prompt_sets())

@@ -58,15 +58,17 @@ def conditioning_of(networks: Networks, iteration: int) -> Conditioning:
     return networks.backbone.encode_prompts([PROMPTS[index].text for index in chosen])
 
 
-def rolled(networks: Networks, update: str, iteration: int) -> Tensor:
-    """The student's sample after the drawn step; its graph begins at that step."""
+def rolled(networks: Networks, update: str, iteration: int, *, clean: bool = False) -> Tensor:
+    """The student's sample after the drawn step, or its clean prediction; its graph begins at that step."""
     backbone, key, conditioning = networks.backbone, key_of(update, iteration), conditioning_of(networks, iteration)
     sigmas = backbone.sigmas(4)
     state = key.normal("initial", torch.empty(BATCH, *backbone.latent_shape))
     for step in range(step_of(update, iteration) + 1):
         state = state.detach()
         velocity = backbone.velocity(Network.STUDENT, state, torch.full((BATCH,), sigmas[step]), conditioning)
-        transition = cps_transition(state, velocity, sigmas[step], sigmas[step + 1], SAMPLING.eta)
+        ends_clean = clean and step == step_of(update, iteration)
+        sigma_next = 0.0 if ends_clean else sigmas[step + 1]
+        transition = cps_transition(state, velocity, sigmas[step], sigma_next, SAMPLING.eta)
         state = transition.sample(key.normal(f"step{step}", state))
     return state
 
@@ -122,4 +124,23 @@ def test_the_gradients_of_both_updates_by_hand(tiny_pipeline: Path) -> None:
     key, sample, empty = key_of("student", iteration), rolled(networks, "student", iteration), [""]
     renoised = renoise_samples(sample, sigmas[step_of("student", iteration) + 1], key)
     loss = student_objective(backbone, sample, renoised, conditioning, backbone.encode_prompts(empty), settings, key)
+    assert_gradient(networks.student_optimizer.state(), backbone.adapters.parameters(COLD_START), loss.value)
+
+
+def test_plain_dmd_trains_on_clean_predictions_at_every_step(tiny_pipeline: Path) -> None:
+    """x_t - sigma v at the drawn step, renoised from level 0 on: the update by hand."""
+    settings = SETTINGS.model_copy(update={"objective": "clean", "consistency_weight": 0.0})
+    iteration = next(number for number in range(20) if step_of("student", number) in (1, 2))
+    networks = new_networks(tiny_pipeline, settings)
+    cold_start_trainer(networks, settings).update(iteration)
+
+    backbone, conditioning = networks.backbone, conditioning_of(networks, iteration)
+    matching = MatchingSettings.of(settings, SAMPLING, GUIDANCE, 0.0)
+    key, sample = key_of("fake", iteration), rolled(networks, "fake", iteration, clean=True).detach()
+    loss = fake_score_objective(backbone, renoise_samples(sample, 0.0, key), conditioning, matching, key)
+    assert_gradient(networks.fake_optimizer.state(), backbone.adapters.parameters(FAKE_SCORE), loss.value)
+
+    key, sample = key_of("student", iteration), rolled(networks, "student", iteration, clean=True)
+    renoised, empty = renoise_samples(sample, 0.0, key), backbone.encode_prompts([""])
+    loss = student_objective(backbone, sample, renoised, conditioning, empty, matching, key)
     assert_gradient(networks.student_optimizer.state(), backbone.adapters.parameters(COLD_START), loss.value)
