@@ -57,9 +57,20 @@ def generator_seed(*, seed: int, purpose: str, **keys: int) -> int:
 
 
 def initial_noise_Gchw(
-    seed: int, iteration: int, prompt_index: int, group_size: int, shape_chw: Sequence[int]
+    seed: int,
+    iteration: int,
+    prompt_index: int,
+    group_size: int,
+    shape_chw: Sequence[int],
+    *,
+    shared: bool = False,
 ) -> Tensor:
-    """State 0 of a group, [G, c, h, w]. Sample g depends on g but not on the group's size."""
+    """State 0 of a group, [G, c, h, w]. Sample g depends on g but not on the group's size.
+
+    shared: all have that of sample 0.
+    """
+    if shared:
+        return initial_noise_Gchw(seed, iteration, prompt_index, 1, shape_chw).expand(group_size, *shape_chw)
     return torch.stack(
         [
             normal(shape_chw, seed=seed, purpose="initial", iteration=iteration, prompt=prompt_index, sample=sample)
@@ -94,6 +105,12 @@ def step_noise_Gchw(
 def selected_steps(seed: int, iteration: int, stochastic_steps: int, count: int) -> tuple[int, ...]:
     """The stochastic steps, out of 0 .. stochastic_steps - 1, trained in this iteration, ascending (SubGRPO)."""
     return tuple(sorted(sample_indices(stochastic_steps, count, seed=seed, purpose="selected", iteration=iteration)))
+
+
+def shuffled_group(seed: int, iteration: int, prompt_index: int, group_size: int) -> tuple[int, ...]:
+    """A random order of a group's samples: the control in which advantages say nothing about their samples."""
+    keys = {"iteration": iteration, "prompt": prompt_index}
+    return sample_indices(group_size, group_size, seed=seed, purpose="shuffled_advantages", **keys)
 
 
 def prompt_indices(seed: int, iteration: int, count: int, num_prompts: int) -> tuple[int, ...]:

@@ -144,12 +144,14 @@ class StepPlan:
         eta: stochasticity of coefficient-preserving sampling, in [0, 1].
         selected: the steps on which each sample has its own noise and which enter the policy loss (SubGRPO). On every
             other stochastic step the group shares its noise.
+        same_latent: whether the samples of a group start from one initial noise.
     """
 
     iteration: int
     sigmas: tuple[float, ...]
     eta: float
     selected: tuple[int, ...]
+    same_latent: bool = False
 
     @property
     def num_steps(self) -> int:

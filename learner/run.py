@@ -158,7 +158,8 @@ class Service:
             selected = seeding.selected_steps(seed, iteration, stochastic, config.alignment.selected_steps)
         prompts = self.prompts.alignment
         chosen = seeding.prompt_indices(seed, iteration, config.alignment.prompts_per_iteration, len(prompts))
-        return StepPlan(iteration, self.sigmas, config.sampling.eta, selected), [prompts[i] for i in chosen]
+        plan = StepPlan(iteration, self.sigmas, config.sampling.eta, selected, config.alignment.same_latent)
+        return plan, [prompts[i] for i in chosen]
 
     def _measure(self, policy: str, spec: SamplingSpec, trained: Position | None) -> None:
         """Evaluate a policy for the final comparison, unless that was done; `trained` is None for the teacher."""

@@ -36,7 +36,7 @@ def sample_group(backbone: Backbone, prompt: Prompt, plan: StepPlan, *, seed: in
     """
     conditioning = backbone.encode_prompts([prompt.text]).expand_to(group_size)
     shape = backbone.latent_shape
-    noise = seeding.initial_noise_Gchw(seed, plan.iteration, prompt.index, group_size, shape)
+    noise = seeding.initial_noise_Gchw(seed, plan.iteration, prompt.index, group_size, shape, shared=plan.same_latent)
     latents = to_device(noise, backbone.device)
 
     def student(latents_Gchw: Tensor, sigma_G: Tensor) -> Tensor:

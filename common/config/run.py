@@ -140,6 +140,14 @@ class AlignmentConfig(Section):
         "stochastic steps. none: no policy gradient.",
     )
     selected_steps: PositiveInt = Field(2, description="Stochastic steps m that subgrpo trains per iteration.")
+    same_latent: bool = Field(
+        False, description="The samples of a group start from one initial noise. Published: each has its own."
+    )
+    shuffled_advantages: bool = Field(
+        False,
+        description="Shuffle the advantages within each group: a control for experiments, whose policy gradient is "
+        "noise alone.",
+    )
     clip_low: float = Field(
         1e-5, gt=0, lt=1, description="Width of the ratio's clip below 1. It is tiny because the surrogate is a mean."
     )

@@ -19,12 +19,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from common import seeding
 from common.backbones.base import Conditioning
 from common.backbones.device.transfer import wait_for
 from common.config.run import AlignmentConfig
 from common.flow import Transition, gaussian_log_density, surrogate_log_density
 from common.sampling import step_transition
-from common.types import Network, Prompt, ScoredGroup, StepPlan
+from common.types import Network, Prompt, ScoredGroup, StepPlan, TrajectoryGroup
 from learner.metric_names import LEFT_OUT_GRADIENTS
 from learner.objectives.advantage import renormalised_group_advantages, zero_spread_fraction
 from learner.objectives.loss import Loss, renormalised_weights
@@ -122,6 +123,8 @@ class AlignmentTrainer:
             self._settings.advantage_scale,
             self._settings.advantage_clip,
         )
+        if self._settings.shuffled_advantages:
+            advantages_PG = self._shuffled(advantages_PG, trajectories)
         total = len(trajectories) * size
         rows = range(total)[self._networks.ranks.share(total)]
         # Groups that have a row on this rank, and the index of the first one's first row.
@@ -139,6 +142,14 @@ class AlignmentTrainer:
             old_surrogate_TB=torch.cat([torch.tensor(t.surrogate_TG) for t in mine], dim=1)[:, part].to(device),
             advantages_B=advantages_PG.flatten()[rows.start : rows.stop].to(device),
         )
+
+    def _shuffled(self, advantages_PG: Tensor, trajectories: Sequence[TrajectoryGroup]) -> Tensor:
+        """The advantages in a random order within each group."""
+        orders_PG = [
+            seeding.shuffled_group(self._seed, group.plan.iteration, group.prompt.index, group.group_size)
+            for group in trajectories
+        ]
+        return advantages_PG.gather(1, torch.tensor(orders_PG))
 
     def _fake_score_gradient(self, batch: Batch, totals: Totals) -> None:
         for rows, share, key in self._parts(batch, "fake"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,12 @@ def test_samples_do_not_depend_on_the_groups_size(backbone: StableDiffusion3) ->
     small, large = sample(backbone, group_size=2), sample(backbone, group_size=5)
     assert torch.allclose(small.latents_SGchw, large.latents_SGchw[:, :2], atol=1e-5)
     assert torch.equal(small.latents_SGchw[0], large.latents_SGchw[0, :2])
+
+
+def test_a_group_may_start_from_one_noise(backbone: StableDiffusion3) -> None:
+    same = sample(backbone, plan=replace(PLAN, same_latent=True)).latents_SGchw
+    assert torch.equal(same[0], sample(backbone).latents_SGchw[0, :1].expand(3, *same.shape[2:]))
+    assert (same[1, 0] - same[1, 1]).abs().max() > 0.1  # step 0 is selected
 
 
 @pytest.mark.usefixtures("one_thread")

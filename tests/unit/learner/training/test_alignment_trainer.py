@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from common import seeding
 from common.errors import RewardUnavailable, TrainingError
 from common.flow import cps_transition, gaussian_log_density, surrogate_log_density
 from common.types import Network, Position, Prompt, ScoredGroup, Stage
@@ -226,6 +227,18 @@ def test_every_part_trains_the_student_alone(
     assert ("ratio_mean" in metrics) == (policy_gradient != "none")
     assert ("teacher_distance" in metrics) == (matching_weight > 0)
     assert ("hinge_reward" in metrics) == (reward_gradient_weight > 0)
+
+
+def test_shuffled_advantages_stay_in_their_group(networks: Networks) -> None:
+    groups = scored_groups(networks.backbone, 1, alignment_settings(group_size=8))
+    size, prompts = groups[0].trajectory.group_size, [group.trajectory.prompt.index for group in groups]
+    plain = alignment_trainer(networks)._assemble(groups).advantages_B.view(-1, size)
+    control = alignment_trainer(networks, alignment_settings(shuffled_advantages=True))
+    shuffled = control._assemble(groups).advantages_B.view(-1, size)
+    orders = [seeding.shuffled_group(0, 1, prompt, size) for prompt in prompts]
+    assert any(order != tuple(range(size)) for order in orders)
+    for before, after, order in zip(plain, shuffled, orders, strict=True):
+        assert after.tolist() == [before[place] for place in order]
 
 
 def test_equal_rewards_carry_no_policy_signal(networks: Networks) -> None:
