@@ -1,4 +1,4 @@
-"""Prefixes of metric names that count by cause, as `NAME/reward:cause`.
+"""Prefixes of metric names: counts by cause, as `NAME/reward:cause`, and figures by term, as `NAME/term`.
 
 The learner's process and the driver both write them; the records read them.
 """
@@ -9,3 +9,5 @@ DROPPED_GROUPS = "dropped_groups"
 """Counts groups that were dropped whole."""
 RENORMALISED_GROUPS = "renormalised_groups"
 """Counts groups that were trained without one of the rewards."""
+SIGNAL_NORM, SIGNAL_COSINE, SIGNAL_SHARE = "signal_norm", "signal_cosine", "signal_share"
+"""Of each term of the student's gradient, see `learner/training/term_signals.py`."""

@@ -207,6 +207,11 @@ class AlignmentConfig(Section):
         "of 16 in an iteration; 0.9^16 = 0.185.",
     )
     ema_every: PositiveInt = Field(8, description="Iterations between two updates of the moving average.")
+    signal_every: PositiveInt | None = Field(
+        20,
+        description="Iterations between two measurements of what each term contributes to the student's gradient "
+        '(docs/method.md, "Signals"). One costs a backward pass more per sample. null: never.',
+    )
     max_staleness: NonNegativeInt = Field(
         0, description="Largest age of the samples' policy, in versions behind the learner. 0 is synchronous."
     )

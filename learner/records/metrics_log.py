@@ -12,10 +12,12 @@ from typing import TextIO
 
 from common.types import Collected, Position, Stage, UpdateResult
 from common.whole_files import write_whole
-from learner.metric_names import DROPPED_GROUPS, LEFT_OUT_GRADIENTS, RENORMALISED_GROUPS
+from learner.metric_names import DROPPED_GROUPS, LEFT_OUT_GRADIENTS, RENORMALISED_GROUPS, SIGNAL_NORM
 from learner.records.console import Console
 from learner.records.prometheus import DriverMetrics, LearnerMetrics
 
+FAINT = 0.01
+"""Of the sum of the terms' gradient norms: below this, a term trains next to nothing."""
 BEGINNING = Position(Stage.COLD_START, 0)
 
 
@@ -86,6 +88,7 @@ class Tracker:
             shown["speed/images per second"] = sum(record.images.values()) / record.seconds["step"]
         self._console.update(shown, stage, iteration)
         self._tell_dropped(iteration, record)
+        self._tell_faint_terms(iteration, record)
 
     def evaluation(self, position: Position, policy: str, metrics: dict[str, float], seconds: float) -> None:
         """Record an evaluation of the student after `position.iteration` iterations."""
@@ -129,6 +132,17 @@ class Tracker:
                 f"iteration {iteration} trains without {record.dropped[cause]} of its groups: {record.reasons[cause]} "
                 f"(said once; {self._path.name} counts them as {DROPPED_GROUPS})"
             )
+
+    def _tell_faint_terms(self, iteration: int, record: StepRecord) -> None:
+        """One line for a term of the student's gradient that is switched on and has next to no part in it."""
+        norms = {name: value for name, value in record.metrics.items() if name.startswith(f"{SIGNAL_NORM}/")}
+        for name, norm in norms.items():
+            if norm < FAINT * sum(norms.values()) and name not in self._told:
+                self._told.add(name)
+                self._console.message(
+                    f"iteration {iteration}: the term {name.removeprefix(f'{SIGNAL_NORM}/')} is "
+                    f"{norm / sum(norms.values()):.2%} of the student's gradient: raise its weight, or switch it off"
+                )
 
     def _export(self, stage: str, iteration: int, record: StepRecord) -> None:
         self._driver.iteration.labels(stage=stage).set(iteration + 1)

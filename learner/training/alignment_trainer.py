@@ -13,8 +13,9 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -41,8 +42,11 @@ from learner.training.distribution_matching import (
 )
 from learner.training.networks import Networks
 from learner.training.reward_gradients import ServedRewards
+from learner.training.term_signals import HalfSignals, TermSignals
 
 PURPOSE = "alignment"
+POLICY, MATCHING, REWARD = "policy", "matching", "reward_gradient"
+"""Terms of the student's gradient."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def middle(self) -> int:
+        """The number of these rows that are in the first half of the whole batch."""
+        return min(max(-(-self.total // 2) - self.rows.start, 0), len(self.rows))
 
 
 class AlignmentTrainer:
@@ -160,23 +169,38 @@ class AlignmentTrainer:
             totals.add(loss.metrics, share)
 
     def _update_student(self, batch: Batch, totals: Totals) -> None:
-        trained_steps = () if self._settings.policy_gradient == "none" else batch.plan.selected
-        term_share = 1 / (len(trained_steps) + 1)
+        iteration, ranks = batch.plan.iteration, self._networks.ranks
+        signals = TermSignals(self._networks.student, self._terms) if self._measured(iteration) else None
         with self._networks.student_optimizer.gathering():
-            for rows, share, key in self._parts(batch, "student"):
-                for step in trained_steps:
-                    value, metrics = self._policy_loss(batch, step, rows)
-                    (value * share * term_share).backward()
-                    totals.add(metrics, share / len(trained_steps))
-                value, metrics = self._final_step_loss(batch, rows, key, totals)
-                if value.requires_grad:
-                    (value * share * term_share).backward()
-                totals.add(metrics, share)
-        iteration = batch.plan.iteration
+            for rows, share, key in self._parts(batch, "student", halves=signals is not None):
+                half = signals.on(int(rows.start >= batch.middle)) if signals else None
+                self._student_gradient(batch, rows, share, key, totals, half)
         norm = self._networks.student_optimizer.step(iteration)
         totals.add({"student_gradient_norm": norm}, len(batch) / batch.total)
+        if signals is not None:
+            totals.add(signals.metrics(ranks), len(batch) / batch.total)
         if (iteration + 1) % self._settings.ema_every == 0:
             self._networks.update_average()
+
+    def _student_gradient(
+        self, batch: Batch, rows: slice, share: float, key: DrawKey, totals: Totals, signals: HalfSignals | None
+    ) -> None:
+        """Add the gradient of one part of the batch; of each term apart if `signals` are measured."""
+        trained_steps = () if self._settings.policy_gradient == "none" else batch.plan.selected
+        part = share / (len(trained_steps) + 1)
+        for step in trained_steps:
+            value, metrics = self._policy_loss(batch, step, rows)
+            with nullcontext() if signals is None else signals.of(POLICY):
+                (value * part).backward()
+            totals.add(metrics, share / len(trained_steps))
+        values, metrics = self._final_step_losses(batch, rows, key, totals)
+        totals.add(metrics, share)
+        if signals is None and values:
+            (torch.stack(list(values.values())).sum() * part).backward()
+        elif signals is not None:
+            for place, (term, value) in enumerate(values.items(), start=1):
+                with signals.of(term):
+                    (value * part).backward(retain_graph=place < len(values))
 
     def _policy_loss(self, batch: Batch, step: int, rows: slice) -> tuple[Tensor, Mapping[str, float | Tensor]]:
         """SubGRPO on one selected step; the transition's mean is recomputed with its graph."""
@@ -193,28 +217,46 @@ class AlignmentTrainer:
         )
         return loss.value, {**loss.metrics, "surrogate_gap": gap}
 
-    def _final_step_loss(
+    def _final_step_losses(
         self, batch: Batch, rows: slice, key: DrawKey, totals: Totals
-    ) -> tuple[Tensor, Mapping[str, float | Tensor]]:
-        """Matching and reward back-propagation through the deterministic last step; counts missing gradients."""
+    ) -> tuple[dict[str, Tensor], Mapping[str, float | Tensor]]:
+        """Matching and reward back-propagation through the deterministic last step, by term, with their weights.
+
+        Counts missing gradients.
+        """
         settings = self._settings
         metrics: dict[str, float | Tensor] = {}
         sample = self._transition(batch, batch.plan.num_steps - 1, rows).mean_Bchw
         conditioning = batch.conditioning.rows(rows)
-        value = torch.zeros((), device=self._backbone.device)
+        values = {}
         if settings.matching_weight > 0:
             renoised = renoise_samples(sample, 0.0, key)
             matching = student_objective(
                 self._backbone, sample, renoised, conditioning, self._empty, self._matching, key
             )
-            value = value + settings.matching_weight * matching.value
+            values[MATCHING] = settings.matching_weight * matching.value
             metrics.update(matching.metrics)
         if settings.reward_gradient_weight > 0:
             hinge = self._reward_hinge(sample, batch.prompts[rows], totals)
             if hinge is not None:
-                value = value + settings.reward_gradient_weight * hinge.value
+                values[REWARD] = settings.reward_gradient_weight * hinge.value
                 metrics.update(hinge.metrics)
-        return value, metrics
+        return values, metrics
+
+    @property
+    def _terms(self) -> tuple[str, ...]:
+        """The terms of the student's gradient that are switched on."""
+        settings = self._settings
+        weights = {
+            POLICY: settings.policy_gradient != "none",
+            MATCHING: settings.matching_weight,
+            REWARD: settings.reward_gradient_weight,
+        }
+        return tuple(term for term, weight in weights.items() if weight)
+
+    def _measured(self, iteration: int) -> bool:
+        every = self._settings.signal_every
+        return every is not None and iteration % every == 0
 
     def _reward_hinge(self, sample_Bchw: Tensor, prompts: Sequence[Prompt], totals: Totals) -> Loss | None:
         """The hinge on the differentiable rewards of the decoded samples, with its gradient clipped per sample.
@@ -249,10 +291,15 @@ class AlignmentTrainer:
 
         return step_transition(student, batch.latents_SBchw[step, rows], batch.plan.steps[step])
 
-    def _parts(self, batch: Batch, update: str) -> Iterator[tuple[slice, float, DrawKey]]:
-        """Micro-batches: their rows within this rank's, their share of the whole batch, and the key of their draws."""
-        for start in range(0, len(batch), self._settings.micro_batch):
-            rows = slice(start, min(start + self._settings.micro_batch, len(batch)))
+    def _parts(self, batch: Batch, update: str, *, halves: bool = False) -> Iterator[tuple[slice, float, DrawKey]]:
+        """Micro-batches: their rows within this rank's, their share of the whole batch, and the key of their draws.
+
+        With `halves` none reaches over the middle of the whole batch.
+        """
+        middle = batch.middle if halves else len(batch)
+        starts = [*range(0, middle, self._settings.micro_batch), *range(middle, len(batch), self._settings.micro_batch)]
+        for start, stop in pairwise([*starts, len(batch)]):
+            rows = slice(start, stop)
             key = DrawKey(self._seed, f"{PURPOSE}/{update}", batch.plan.iteration, batch.rows[rows], batch.total)
             yield rows, (rows.stop - rows.start) / batch.total, key
 

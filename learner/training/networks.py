@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from common.backbones.base import Backbone
+from common.backbones.flat_adapter import FlatAdapter
 from common.backbones.lora_targets import adapted_layers, suffixes
 from common.config.run import AlignmentConfig, ColdStartConfig
 from common.errors import CheckpointError
@@ -85,6 +86,11 @@ class Networks:
         self._start_training(ALIGNED, ALIGNED_FAKE_SCORE, settings)
         bank.define(Network.STUDENT, (COLD_START, ALIGNED))
         bank.define(Network.FAKE_SCORE, (FAKE_SCORE, ALIGNED_FAKE_SCORE))
+
+    @property
+    def student(self) -> FlatAdapter:
+        """The student's adapter that trains now."""
+        return self.backbone.adapters.adapter(self.student_adapter)
 
     def _start_training(self, student_adapter: str, fake_adapter: str, settings: StageSettings) -> None:
         """Add the adapters of a stage, and their optimizers and moving average."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from common.backbones.flat_adapter import FlatAdapter
 from common.errors import RankError, one_line
@@ -64,6 +64,19 @@ class Ranks:
             raise
         if self._sum(network, adapter, failed=False):
             raise RankError(f"another rank of the learner failed in its update of the {network}")
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks, on every one of them.
+
+        Raises:
+            RankError: another rank is gone.
+        """
+        if self.count == 1:
+            return tensor
+        summed = tensor.cpu().clone()
+        with lost_ranks_named("a sum over the ranks"):
+            distributed.all_reduce(summed)
+        return summed.to(tensor.device)
 
     def _sum(self, network: str, adapter: FlatAdapter, *, failed: bool) -> bool:
         """Sum the gradients over the ranks; return whether any rank failed. Then nothing is summed."""

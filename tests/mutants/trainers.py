@@ -106,8 +106,8 @@ ALIGNMENT = (
     Mutant(
         "the policy loss takes no share of the final step's part",
         _ALIGNMENT,
-        "term_share = 1 / (len(trained_steps) + 1)",
-        "term_share = 1 / max(len(trained_steps), 1)",
+        "part = share / (len(trained_steps) + 1)",
+        "part = share / max(len(trained_steps), 1)",
         unit_test(
             "learner/training/alignment_trainer::the_policy_gradient_is_minus_advantage_times_surrogate[squared_error]"
         ),
@@ -138,10 +138,17 @@ ALIGNMENT = (
         unit_test("learner/training/alignment_trainer::a_disagreement_is_measured"),
     ),
     Mutant(
+        "a micro-batch reaches over the middle of a measured batch",
+        _ALIGNMENT,
+        "middle = batch.middle if halves else len(batch)",
+        "middle = len(batch)",
+        unit_test("learner/training/term_signals::each_half_has_its_own_rows"),
+    ),
+    Mutant(
         "the hinge pushes the rewards down",
         _ALIGNMENT,
-        "value = value + settings.reward_gradient_weight * hinge.value",
-        "value = value - settings.reward_gradient_weight * hinge.value",
+        "values[REWARD] = settings.reward_gradient_weight * hinge.value",
+        "values[REWARD] = -settings.reward_gradient_weight * hinge.value",
         unit_test("learner/training/alignment_trainer::reward_back_propagation_raises_the_reward"),
     ),
     Mutant(
@@ -177,8 +184,8 @@ ALIGNMENT = (
     Mutant(
         "the final step's matching ascends",
         _ALIGNMENT,
-        "value = value + settings.matching_weight * matching.value",
-        "value = value - settings.matching_weight * matching.value",
+        "values[MATCHING] = settings.matching_weight * matching.value",
+        "values[MATCHING] = -settings.matching_weight * matching.value",
         unit_test("learner/training/alignment_trainer::the_final_steps_matching_gradient_by_hand"),
     ),
     Mutant(
@@ -198,8 +205,8 @@ ALIGNMENT = (
     Mutant(
         "stage 2's student trains on the fake score's own draws",
         _ALIGNMENT,
-        'self._parts(batch, "student")',
-        'self._parts(batch, "fake")',
+        'self._parts(batch, "student", halves',
+        'self._parts(batch, "fake", halves',
         unit_test("learner/training/alignment_trainer::the_final_steps_matching_gradient_by_hand"),
     ),
     Mutant(
@@ -267,8 +274,8 @@ ALIGNMENT = (
     Mutant(
         "stage 2 ignores its share of micro-batches",
         _ALIGNMENT,
-        "                    (value * share * term_share).backward()\n                    totals",
-        "                    (value * term_share).backward()\n                    totals",
+        "part = share / (len(trained_steps) + 1)",
+        "part = 1 / (len(trained_steps) + 1)",
         unit_test(
             "learner/training/alignment_trainer::the_policy_gradient_is_minus_advantage_times_surrogate[squared_error]"
         ),

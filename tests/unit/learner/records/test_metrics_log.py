@@ -71,6 +71,19 @@ def test_the_reason_of_dropped_groups_is_told_once(path: Path, registry: Collect
     assert "trains without" not in shown.getvalue().split(told)[0]
 
 
+def test_a_term_without_a_part_in_the_gradient_is_told_once(path: Path, registry: CollectorRegistry) -> None:
+    shown = io.StringIO()
+    with Console(10, "test", shown) as console:
+        tracker = Tracker(path, console, DriverMetrics.build(registry), LearnerMetrics.build(registry), workers=2)
+        for iteration, policy in enumerate((0.02, 0.005, 0.005)):
+            with tracker.iteration("alignment", iteration) as step:
+                step.record_update(UpdateResult({"signal_norm/policy": policy, "signal_norm/matching": 0.995}, {}))
+        tracker.close()
+    told = "iteration 1: the term policy is 0.50% of the student's gradient: raise its weight, or switch it off"
+    text = " ".join(shown.getvalue().split())
+    assert (text.count(told), text.count("the term")) == (1, 1)
+
+
 def test_one_line_an_iteration_and_an_evaluation(tracker: Tracker, path: Path) -> None:
     run(tracker)
     written = lines(path)
