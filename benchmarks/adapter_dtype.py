@@ -23,7 +23,8 @@ from benchmarks.as_json import add_out, show
 from common.backbones import load_backbone
 from common.backbones.flat_adapter import FlatAdapter
 from common.command import user_path
-from common.config.run import ColdStartConfig, Config
+from common.config.run import Config
+from common.config.stages import ColdStartConfig
 from common.prompts import load_prompts
 from learner.preflight.command_line import parse
 from learner.training.cold_start_trainer import ColdStartTrainer

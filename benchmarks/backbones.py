@@ -32,7 +32,8 @@ from torch import Tensor
 from benchmarks.random_pipelines import MODELS
 from common.backbones import load_backbone, model_sizes
 from common.backbones.base import Backbone
-from common.config.run import AlignmentConfig, ColdStartConfig, Config, SamplingConfig
+from common.config.run import Config
+from common.config.stages import AlignmentConfig, ColdStartConfig, SamplingConfig
 from common.types import PolicyVersion, Prompt, ScoredGroup, StepPlan, TrajectoryGroup
 from common.weights import frozen_weights, publish
 from learner.preflight.forecast import DEVICES, UTILISATION, Device, predict, this_cpu

@@ -26,7 +26,8 @@ from benchmarks.random_pipelines import write_sd35_medium
 from common.backbones import load_backbone
 from common.backbones.base import Backbone
 from common.config.backbones import Sd3Backbone
-from common.config.run import ColdStartConfig, LoraConfig
+from common.config.run import LoraConfig
+from common.config.stages import ColdStartConfig
 from common.types import Network
 from learner.training.networks import Networks, StageSettings
 

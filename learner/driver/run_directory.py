@@ -15,7 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from common.config.run import AlignmentConfig, ColdStartConfig, Config, SamplingConfig
+from common.config.run import Config
+from common.config.stages import AlignmentConfig, ColdStartConfig, SamplingConfig
 from common.config.upgrade import upgraded
 from common.errors import CheckpointError, ConfigError
 from common.prompts import prompts_fingerprint

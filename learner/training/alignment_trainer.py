@@ -23,7 +23,7 @@ from torch import Tensor
 from common import seeding
 from common.backbones.base import Conditioning
 from common.backbones.device.transfer import wait_for
-from common.config.run import AlignmentConfig
+from common.config.stages import AlignmentConfig
 from common.flow import Transition, gaussian_log_density, surrogate_log_density
 from common.sampling import step_transition
 from common.types import Network, Prompt, ScoredGroup, StepPlan, TrajectoryGroup

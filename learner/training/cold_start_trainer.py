@@ -17,7 +17,7 @@ from torch import Tensor
 
 from common import seeding
 from common.backbones.base import Conditioning
-from common.config.run import ColdStartConfig, SamplingConfig
+from common.config.stages import ColdStartConfig, SamplingConfig
 from common.sampling import step_transition
 from common.types import Network, Prompt, Step, steps_between
 from learner.training.batch_metrics import Totals

@@ -18,7 +18,7 @@ from torch import Tensor
 from common import seeding
 from common.backbones.base import Backbone, Conditioning, guided_velocity
 from common.backbones.device.transfer import to_device
-from common.config.run import ColdStartConfig, SamplingConfig
+from common.config.stages import ColdStartConfig, SamplingConfig
 from common.flow import ambient_target, clean_prediction, cps_transition, renoise, sample_renoise_level
 from common.types import Network
 from learner.objectives.ac_dmd import distribution_matching_loss, fake_score_loss

@@ -20,7 +20,7 @@ from torch import Tensor
 from common.backbones.base import Backbone
 from common.backbones.flat_adapter import FlatAdapter
 from common.backbones.lora_targets import adapted_layers, suffixes
-from common.config.run import AlignmentConfig, ColdStartConfig
+from common.config.stages import AlignmentConfig, ColdStartConfig
 from common.errors import CheckpointError
 from common.types import Network
 from learner.training.optimizer import AdapterOptimizer, LearningRate, MovingAverage, OptimizerSettings

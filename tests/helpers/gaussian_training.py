@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from common import seeding
-from common.config.run import AlignmentConfig, ColdStartConfig, SamplingConfig
+from common.config.stages import AlignmentConfig, ColdStartConfig, SamplingConfig
 from common.types import Network, PolicyVersion, Prompt, ScoredGroup, StepPlan, TrajectoryGroup
 from learner.training.alignment_trainer import AlignmentTrainer
 from learner.training.cold_start_trainer import ColdStartTrainer

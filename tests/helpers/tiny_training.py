@@ -11,7 +11,7 @@ from torch.nn import Parameter
 
 from common import seeding
 from common.backbones.base import Backbone
-from common.config.run import AlignmentConfig, ColdStartConfig, SamplingConfig
+from common.config.stages import AlignmentConfig, ColdStartConfig, SamplingConfig
 from common.types import PolicyVersion, Prompt, ScoredGroup, StepPlan, TrajectoryGroup
 from learner.training.alignment_trainer import AlignmentTrainer
 from learner.training.cold_start_trainer import ColdStartTrainer

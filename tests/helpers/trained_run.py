@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from common.backbones.sd3 import StableDiffusion3
-from common.config.run import AlignmentConfig, ColdStartConfig, Config, LoraConfig
+from common.config.run import Config, LoraConfig
+from common.config.stages import AlignmentConfig, ColdStartConfig
 from common.types import Network, Position, Stage
 from learner.checkpoint import CheckpointStore
 from learner.preflight.run_file import dump_config

@@ -8,7 +8,7 @@ import torch
 from benchmarks.count import STEPS, add_student, count, over
 from benchmarks.counting import DEVICE, counted
 from benchmarks.weightless import MODELS
-from common.config.run import ColdStartConfig, SamplingConfig
+from common.config.stages import ColdStartConfig, SamplingConfig
 from common.types import Network
 from learner.training.distribution_matching import (
     DrawKey,

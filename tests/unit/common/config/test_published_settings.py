@@ -25,7 +25,8 @@ from torch import nn
 
 from common import renoise_levels
 from common.backbones.base import Backbone
-from common.config.run import AlignmentConfig, ColdStartConfig, Config
+from common.config.run import Config
+from common.config.stages import AlignmentConfig, ColdStartConfig
 from learner.objectives import consistency
 from learner.preflight.command_line import parse
 from learner.training.optimizer import BETAS, EPSILON

@@ -37,7 +37,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.config.run import AlignmentConfig
+from common.config.stages import AlignmentConfig
 from common.types import Network, ScoredGroup
 from learner.training.networks import ALIGNED, ALIGNED_FAKE_SCORE, COLD_START, FAKE_SCORE, Networks
 from tests.helpers.gaussian_backbone import (

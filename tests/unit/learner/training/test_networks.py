@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from common.backbones.flat_adapter import FlatAdapter
-from common.config.run import AlignmentConfig, ColdStartConfig
+from common.config.stages import AlignmentConfig, ColdStartConfig
 from common.errors import CheckpointError
 from common.types import Network, Position, Stage
 from learner.checkpoint import Checkpoint, CheckpointStore
