@@ -66,17 +66,17 @@ class Ranks:
             raise RankError(f"another rank of the learner failed in its update of the {network}")
 
     def total(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor over all ranks, on every one of them.
+        """The sum of a tensor of the host over all ranks, on every one of them.
 
         Raises:
             RankError: another rank is gone.
         """
         if self.count == 1:
             return tensor
-        summed = tensor.cpu().clone()
+        summed = tensor.clone()
         with lost_ranks_named("a sum over the ranks"):
             distributed.all_reduce(summed)
-        return summed.to(tensor.device)
+        return summed
 
     def _sum(self, network: str, adapter: FlatAdapter, *, failed: bool) -> bool:
         """Sum the gradients over the ranks; return whether any rank failed. Then nothing is summed."""

@@ -29,7 +29,8 @@ class TermSignals:
     def __init__(self, adapter: FlatAdapter, terms: Sequence[str]) -> None:
         """`terms`: the names of all terms, on every rank in the same order."""
         self._adapter = adapter
-        self._halves_n = {(term, half): torch.zeros_like(adapter.gradient_n) for term in terms for half in HALVES}
+        # On the host: six of them would be much memory of a GPU.
+        self._halves_n = {(term, half): torch.zeros(len(adapter.gradient_n)) for term in terms for half in HALVES}
         self._terms = tuple(terms)
 
     def on(self, half: int) -> HalfSignals:
@@ -38,9 +39,9 @@ class TermSignals:
     @contextmanager
     def of(self, term: str, half: int) -> Iterator[None]:
         """Backward passes inside this block are of this term, on half 0 or 1 of the batch."""
-        before_n = self._adapter.gradient_n.clone()
+        change_n = self._adapter.gradient_n.neg()
         yield
-        self._halves_n[term, half] += self._adapter.gradient_n - before_n
+        self._halves_n[term, half] += change_n.add_(self._adapter.gradient_n).cpu()
 
     def metrics(self, ranks: Ranks) -> dict[str, float]:
         """For each term: its gradient's norm, its halves' cosine, and its share of the sum of the terms' signals.
