@@ -38,7 +38,8 @@ def python_environment() -> dict[str, str]:
 def import_own(module: str) -> ModuleType:
     """Import a module that a user names. It may be in the current directory, which is searched if it is nowhere else.
 
-    For other modules that directory is not searched: a folder in it, such as `triton`, may have a library's name.
+    So a folder in that directory which has a library's name, such as `triton`, does no harm to runs whose modules are
+    all ours.
     """
     if find_spec(module.partition(".")[0]) is None:
         sys.path.append(os.getcwd())

@@ -94,13 +94,17 @@ def _checked(where: str, index: int, text: str, metadata: Mapping[str, Any]) -> 
     return Prompt(index=index, text=text, metadata=metadata)
 
 
+OF_SCORES = ("index", "scores")
+"""Keys of `scores.jsonl` that are no metadata of a prompt."""
+
+
 def _unnested(where: str, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
     """Metadata whose own key "metadata" has a mapping, as `scores.jsonl` has it: merged with the other keys."""
     inner = metadata.get(METADATA)
     if not isinstance(inner, Mapping):
         return metadata
-    outer = {key: value for key, value in metadata.items() if key != METADATA}
-    twice = sorted(outer.keys() & inner.keys())
+    outer = {key: value for key, value in metadata.items() if key not in (METADATA, *OF_SCORES)}
+    twice = sorted(key for key in outer.keys() & inner.keys() if outer[key] != inner[key])
     if twice:
         raise PromptError(f'{where} has {twice[0]!r} twice, beside "metadata" and in it: leave one out')
     return outer | dict(inner)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
+import unicodedata
 from urllib.parse import parse_qs, urlsplit
 
 SERVER_URL = re.compile(r"https?://[^\s@?#]+", re.IGNORECASE)
-HOST_NAME = re.compile(r"(?:[A-Za-z0-9._-]|[^\x00-\x7f])+")
+HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
 LONGEST_LABEL = 63
 """A name between the dots of a host has at most this many characters."""
 PERCENT_ENCODE = "a user or password must be percent-encoded (/ as %2F, # as %23, ? as %3F)"
@@ -60,13 +61,18 @@ def uses_proxies(url: str) -> bool:
 
 def host_fault(host: str) -> str:
     """Why a text cannot be a host alone, without quoting it; "" if it can. IPv6 addresses have no brackets here."""
-    known = _address(host) is not None if ":" in host else HOST_NAME.fullmatch(host)
-    if not known:
+    named = HOST_NAME.fullmatch("".join(mark for mark in host if not _is_of_a_word(mark)) or "x")
+    if not (_address(host) is not None if ":" in host else host and named):
         return "not a host alone, such as 192.0.2.2, gpu-7 or ::1"
     labels = host.removesuffix(".").split(".")
     if all(0 < len(label) <= LONGEST_LABEL for label in labels):
         return ""
     return f"not a host name: each part between its dots has 1 to {LONGEST_LABEL} characters"
+
+
+def _is_of_a_word(mark: str) -> bool:
+    """Whether a character beyond ASCII is a letter, a digit or a mark on one, and no dash or space."""
+    return not mark.isascii() and unicodedata.category(mark)[0] in "LMN"
 
 
 def server_url_fault(url: str) -> str:

@@ -51,6 +51,7 @@ class Checkpoint:
     Attributes:
         settings: the settings it was made with, see `learner.driver.run_directory.continuity`.
         base: fingerprint of the frozen model that its state belongs to.
+        parts: fingerprint of the pipeline's other parts; "" if unknown.
         layout: see `LAYOUT`.
     """
 
@@ -59,6 +60,7 @@ class Checkpoint:
     settings: Mapping[str, Any]
     base: str
     layout: int
+    parts: str
     _payload: bytes = field(repr=False)
 
     @staticmethod
@@ -79,7 +81,15 @@ class Checkpoint:
             position, layout = Position(Stage(about["stage"]), about["iteration"]), about.get("layout", 1)
             if not isinstance(position.iteration, int) or not isinstance(layout, int):
                 raise TypeError("its iteration and layout are whole numbers")
-            opened = cls(directory, position, dict(about["settings"]), about.get("base", ""), layout, payload)
+            opened = cls(
+                directory,
+                position,
+                dict(about["settings"]),
+                about.get("base", ""),
+                layout,
+                about.get("parts", ""),
+                payload,
+            )
             digest = about["xxh3"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{directory} is not a checkpoint: {error!r}") from error
@@ -105,12 +115,18 @@ class Checkpoint:
                 f"checkpoint {self.directory} is of a run with another {difference}; use another --run-dir"
             )
 
-    def require_base(self, base: str) -> None:
-        """CheckpointError unless its state belongs to the frozen model with this fingerprint."""
+    def require_base(self, base: str, parts: str = "") -> None:
+        """CheckpointError unless its state belongs to the frozen model and the other parts with these fingerprints."""
         if self.base != base:
             raise CheckpointError(
                 f"checkpoint {self.directory} was trained on another base model than the one at backbone.path: restore "
                 "that model's files, or use another --run-dir"
+            )
+
+        if parts and self.parts and self.parts != parts:
+            raise CheckpointError(
+                f"checkpoint {self.directory} was trained with other text encoders, another VAE or another noise "
+                "schedule than those at backbone.path: restore that pipeline's files, or use another --run-dir"
             )
 
     def state(self) -> dict[str, Tensor]:
@@ -137,11 +153,16 @@ class CheckpointStore:
         return next((run for run in runs if (run / "config.yaml").exists()), runs[-1])
 
     def save(
-        self, position: Position, state: Mapping[str, Tensor], settings: Mapping[str, Any], base: str = ""
+        self,
+        position: Position,
+        state: Mapping[str, Tensor],
+        settings: Mapping[str, Any],
+        base: str = "",
+        parts: str = "",
     ) -> Path:
         """Write one checkpoint atomically: after a crash the previous one is intact.
 
-        `base` is the fingerprint of the frozen model that the state belongs to.
+        `base` and `parts` are the fingerprints of the frozen model and of the pipeline's other parts.
 
         Raises:
             CheckpointError: it cannot be written (a full disk, for example); a partial checkpoint is removed.
@@ -155,6 +176,7 @@ class CheckpointStore:
             "xxh3": xxhash.xxh3_128_hexdigest(payload),
             "settings": settings,
             "base": base,
+            "parts": parts,
             "layout": LAYOUT,
         }
         try:
@@ -168,7 +190,9 @@ class CheckpointStore:
             _sync(self.root)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
-            raise CheckpointError(f"cannot write a checkpoint: {system_error(error, final)}; then --resume") from error
+            raise CheckpointError(
+                f"cannot write a checkpoint: {system_error(error, final)}; continue with --resume"
+            ) from error
         return final
 
     def exists(self, position: Position) -> bool:

@@ -18,7 +18,7 @@ from common.command import exit_status, some_time, user_path
 from common.errors import RewardInvalid, RewardRejected, RewardUnavailable, WireError
 from common.rewards.api import ANY_REWARD, MEDIA_TYPE, SCORE_PATH, ScoreRequest, ScoreResponse
 from common.rewards.bearer import REWARD_TOKEN, reward_token
-from common.rewards.http import remedy_of_status, shown_answer
+from common.rewards.http import error_body, remedy_of_status, shown_answer
 from common.rewards.proxies import (
     UNREACHED,
     UNUSABLE_ENVIRONMENT,
@@ -80,7 +80,9 @@ def score(http: httpx.Client, url: str, path: Path, prompt: str, metadata: dict[
         message = f"{address} does not answer ({error}): {remedy}"
         raise RewardUnavailable(ANY_REWARD, "refused", message) from error
     if answer.status_code != httpx.codes.OK:
-        told = f"{shown_answer(answer.content)}{remedy_of_status(answer.status_code, answer.headers)}"
+        cause, told = error_body(answer.content)
+        if not cause:
+            told += remedy_of_status(answer.status_code, answer.headers)
         raise RewardRejected(ANY_REWARD, "answer", f"{path}: {address} answered {answer.status_code}: {told}")
     try:
         return float(ScoreResponse.from_bytes(answer.content).scores_B[0])

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -57,7 +57,10 @@ class Backbone(Protocol):
     adapters: AdapterBank
 
     def encode_prompts(self, texts: Sequence[str]) -> Conditioning:
-        """Encode prompts; special tokens written in a prompt are plain text. A prompt that is alone is encoded once."""
+        """Encode prompts; special tokens written in a prompt are plain text.
+
+        The tensors of all prompts have the same shape but for the sample's axis, so that prompts can share a pass.
+        """
         ...
 
     def velocity(
@@ -102,6 +105,20 @@ class Backbone(Protocol):
     def save_lora(self, directory: Path, state: dict[str, Tensor], scale: float) -> None:
         """Write an adapter, whose update is `scale` B A, in the family's own format, into an existing directory."""
         ...
+
+
+@runtime_checkable
+class HasParts(Protocol):
+    """What a family may add to `Backbone`: without it a resumed run notices no other text encoder or decoder."""
+
+    def parts_fingerprint(self) -> str:
+        """Hash of all that images depend on beside the transformers: text encoders, decoder, noise schedule."""
+        ...
+
+
+def parts_fingerprint(backbone: Backbone) -> str:
+    """See `HasParts`; "" from a family without it."""
+    return backbone.parts_fingerprint() if isinstance(backbone, HasParts) else ""
 
 
 def guided_velocity(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeVar
@@ -27,6 +28,7 @@ from common.backbones.device.sharding import shard
 from common.backbones.encoding_cache import EncodingCache
 from common.backbones.files.pipeline_files import PipelineFiles, find_pipeline
 from common.backbones.files.sizes import ModelSizes, model_sizes
+from common.backbones.files.tokenizer_files import tokenizer_fingerprint
 from common.backbones.pipeline_loading import (
     load_options,
     load_pipeline,
@@ -275,6 +277,21 @@ class DiffusersBackbone(ABC, Generic[Settings]):
 
     def base_fingerprint(self) -> str:
         return self._base_fingerprint
+
+    @cached_property
+    def _parts_fingerprint(self) -> str:
+        scale = [self._vae.config.get(key) for key in ("scaling_factor", "shift_factor")]
+        hashes = {"sigmas": repr(self.sigmas(8)), "scale": repr(scale)}
+        for name, part in self._pipeline.components.items():
+            if isinstance(part, torch.nn.Module) and name != "transformer":
+                hashes[name] = module_fingerprint(part)
+            elif name.startswith("tokenizer") and part is not None:
+                hashes[name] = tokenizer_fingerprint(self._files.directory / name)
+        return fingerprint(hashes)
+
+    def parts_fingerprint(self) -> str:
+        """Hash of text encoders, tokenizers, VAE and noise schedule; the transformers are in `base_fingerprint`."""
+        return self._parts_fingerprint
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass, with the network of the forward pass."""

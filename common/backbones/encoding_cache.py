@@ -31,10 +31,10 @@ class EncodingCache:
         kept = self._kept.get(text)
         if kept is None:
             made = encode()
-            self._keep(text, Conditioning({name: tensor.cpu() for name, tensor in made.tensors.items()}))
+            self._keep(text, _copied(made, torch.device("cpu")))
             return made
         self._kept.move_to_end(text)
-        return Conditioning({name: to_device(tensor, self._device) for name, tensor in kept.tensors.items()})
+        return _copied(kept, self._device)
 
     def _keep(self, text: str, encoding: Conditioning) -> None:
         self._kept[text] = encoding
@@ -42,6 +42,14 @@ class EncodingCache:
         while self._free < 0:
             _, dropped = self._kept.popitem(last=False)
             self._free += _bytes(dropped)
+
+
+def _copied(encoding: Conditioning, device: torch.device) -> Conditioning:
+    """A copy on a device, so that nobody who has one changes another."""
+    tensors = encoding.tensors.items()
+    if device.type == "cpu":
+        return Conditioning({name: tensor.to(device, copy=True).contiguous() for name, tensor in tensors})
+    return Conditioning({name: to_device(tensor, device) for name, tensor in tensors})
 
 
 def _bytes(encoding: Conditioning) -> int:

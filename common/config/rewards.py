@@ -116,7 +116,6 @@ class RedisConfig(Section):
 
     url: str = Field(
         "embedded",
-        pattern=r"^(embedded|none|(?i:rediss?)://\S+)$",
         description="embedded: the run starts its own Redis on loopback. none: no Redis. Or redis://HOST:PORT/DB, "
         "with credentials from REDIS_USERNAME and REDIS_PASSWORD.",
     )

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
+from common.urls import host_fault, redis_url_fault
+
 RENAMED: dict[tuple[str, ...], tuple[str, ...]] = {
     (stage, key): (f"{stage}.{key}_student", f"{stage}.{key}_fake")
     for stage in ("cold_start", "alignment")
@@ -25,6 +27,7 @@ def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
     have changed, so whoever loads weights takes the layers from them.
     """
     values = deepcopy(dict(saved))
+    _drop_unusable(values)
     cold_start, alignment = values.get("cold_start", {}), values.get("alignment", {})
     if "weight_decay" not in alignment:
         return values
@@ -41,3 +44,12 @@ def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
         # Teacher, student and fake score had one guidance input.
         backbone["student_guidance"] = backbone["guidance_scale"]
     return values
+
+
+def _drop_unusable(values: Mapping[str, Any]) -> None:
+    """Take out what was accepted and is refused today: hosts that match none, and the query of a Redis URL."""
+    client, redis = values.get("reward_client", {}), values.get("redis", {})
+    if isinstance(client.get("trusted_hosts"), list):
+        client["trusted_hosts"] = [host for host in client["trusted_hosts"] if not host_fault(str(host))]
+    if isinstance(redis.get("url"), str) and redis_url_fault(redis["url"]):
+        redis["url"] = redis["url"].partition("?")[0]

@@ -43,7 +43,7 @@ DEADLINE_SHARE = 0.95
 """Fraction of our deadline that is sent to the server, so that it times out before we do."""
 CLOSE_TIMEOUT_S = 5.0
 MAX_PAGE_BYTES, SHOWN_CHARACTERS = 4_000, 200
-"""Of an answer that is none of ours, what is read and what is shown."""
+"""At most so much of another program's answer is read and shown."""
 OVERLOADED = 429
 SERVER_ERRORS = 500
 REJECTIONS = (400, 413, 415, 422)
@@ -91,7 +91,7 @@ class RewardHttp:
 
     def __init__(self, token: str | None, trusted_hosts: Collection[str] = ()) -> None:
         self._token = bearer_token(token, REWARD_TOKEN)
-        self._trusted_hosts = frozenset(httpx.URL(scheme="http", host=host).host.lower() for host in trusted_hosts)
+        self._trusted_hosts = frozenset(map(_as_httpx_has_it, trusted_hosts))
         self._clients: dict[bool, httpx.AsyncClient] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="reward-http", daemon=True)
@@ -223,6 +223,14 @@ def _tls(from_environment: bool) -> ssl.SSLContext:
     return httpx.create_ssl_context(trust_env=from_environment)
 
 
+def _as_httpx_has_it(host: str) -> str:
+    """A host as it stands in a URL of httpx; one that httpx refuses can be in none."""
+    try:
+        return httpx.URL(scheme="http", host=host).host.lower()
+    except (httpx.InvalidURL, ValueError):
+        return host.lower()
+
+
 def _read(exchange: Exchange, content: bytes, read: Callable[[bytes], Answer]) -> Answer:
     try:
         return read(content)
@@ -239,10 +247,11 @@ def _error_of_status(exchange: Exchange, status: int, headers: Mapping[str, str]
     The request is at fault only if a reward server says so. Anything else, such as another program's page at that
     address or a rejected token, is a failure of this server: another one may answer.
     """
-    cause, detail = _error_body(content)
+    cause, detail = error_body(content)
+    remedy = REMEDY_OF_CAUSE.get(cause, "") if cause else remedy_of_status(status, headers)
     if cause not in CAUSES:
         cause = DEFAULT_CAUSE_OF_STATUS.get(status, "answer")
-    remedy = REMEDY_OF_CAUSE.get(cause) or remedy_of_status(status, headers)
+        remedy = remedy or REMEDY_OF_CAUSE.get(cause, "")
     message = f"{exchange.where} answered {status} ({cause}): {detail}{remedy}"
     if status == OVERLOADED:
         return RewardOverloaded(exchange.name, cause, message, _retry_after(headers))
@@ -254,7 +263,8 @@ def _error_of_status(exchange: Exchange, status: int, headers: Mapping[str, str]
     return RewardUnavailable(exchange.name, cause, message)
 
 
-def _error_body(content: bytes) -> tuple[str, str]:
+def error_body(content: bytes) -> tuple[str, str]:
+    """Cause and message of a reward server's error; of another program's answer "" and its beginning."""
     try:
         body = json.loads(content)
         return str(body["error"]), str(body["message"])
@@ -263,10 +273,10 @@ def _error_body(content: bytes) -> tuple[str, str]:
 
 
 def shown_answer(content: bytes) -> str:
-    """The begin of an answer that is none of ours, as one line; of a page, such as a proxy's, without its tags."""
+    """The beginning of another program's answer as one line; of a page, such as a proxy's, without its tags."""
     text = content[:MAX_PAGE_BYTES].decode(errors="replace").strip()
     if text.startswith("<"):
-        text = re.sub(r"<[^>]*>", " ", text)
+        text = re.sub(r"<(style|script)\b.*?</\1>|<[^>]*>", " ", text, flags=re.DOTALL | re.IGNORECASE)
     shown = " ".join("".join(mark if mark.isprintable() else " " for mark in text).split())[:SHOWN_CHARACTERS]
     return shown or "an empty answer"
 

@@ -34,7 +34,9 @@ def trusts_environment(url: str) -> bool:
         return False
     for kind, address in _proxies().items():
         if _is_no_proxy(address):
-            raise _ProxyError(f"{_variable(kind)} is not the URL of a proxy: write http://HOST:PORT; {PERCENT_ENCODE}")
+            raise _ProxyError(
+                f"{_variable(kind)} is not the URL of a proxy: write http://HOST:PORT without spaces; {PERCENT_ENCODE}"
+            )
     return True
 
 
@@ -54,7 +56,7 @@ def unreachable(url: str, otherwise: str) -> str:
     """What to do about a connection that fails: about the proxy if requests to the URL use one, else `otherwise`."""
     proxies, parts = _proxies(), urlsplit(url)
     kind = parts.scheme if parts.scheme in proxies else "all"
-    if kind not in proxies or not uses_proxies(url) or proxy_bypass(parts.netloc):
+    if kind not in proxies or not uses_proxies(url) or proxy_bypass(parts.netloc) or _is_excepted(host_of(url)):
         return otherwise
     variable, shown = _variable(kind), without_secrets(proxies[kind])
     return (
@@ -70,6 +72,12 @@ def _proxies() -> dict[str, str]:
         return {}
     found = {kind: settings[kind] for kind in KINDS if settings.get(kind)}
     return {kind: address if "://" in address else f"http://{address}" for kind, address in found.items()}
+
+
+def _is_excepted(host: str) -> bool:
+    """Whether NO_PROXY has a host in a way that httpx knows and Python does not: as a URL, or IPv6 without brackets."""
+    entries = [entry.strip() for entry in getproxies().get("no", "").split(",")]
+    return host in entries or host in [host_of(entry) for entry in entries if "://" in entry]
 
 
 def _is_no_proxy(address: str) -> bool:

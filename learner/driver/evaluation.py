@@ -19,9 +19,9 @@ from learner.driver.worker_pool import Call, WorkerPool
 from learner.records.pictures import save_png
 
 PROMPTS_PER_CALL = 4
-"""A worker evaluates up to so many prompts per call: few enough to balance the load, many enough to hide the overhead.
+"""Most prompts that a worker evaluates per call: few enough to balance the load, many enough to hide the overhead.
 
-It samples those of a call together.
+It samples the prompts of a call together.
 """
 
 

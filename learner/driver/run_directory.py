@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,14 +31,16 @@ from learner.records.metrics_log import BEGINNING, cut_metrics, logged_until
 
 DECLARED, PROMPTS = "reward_servers", "prompt_fingerprints"
 WRITTEN, WRITTEN_FOLDERS = ("metrics.jsonl", "summary.json", "report.html"), ("samples", "lora")
-"""What a run writes besides config.yaml and checkpoints."""
-OF_POLICIES = re.compile(r"[a-z_0-9]+(-\d+\.png|\.json)")
+"""Files, and folders of files, that a run writes besides config.yaml and checkpoints."""
+OF_POLICIES = re.compile(r"(teacher_\d+|cold_start|rtdmd)(-\d+\.png|\.json)")
 """Names of the files that `learner/driver/comparison.py` writes into `samples/policies`."""
 LATER = (DECLARED, PROMPTS)
 """Settings of a checkpoint that are compared by functions of their own, and that older ones lack."""
 SECTIONS = {"sampling": SamplingConfig, "cold_start": ColdStartConfig, "alignment": AlignmentConfig}
-PATHS = {"backbone": ("path", "teacher_path"), "cold_start": ("from_checkpoint",)}
-"""Settings that say where files are. A run may continue after files were moved: their content is compared instead."""
+PATHS = {"backbone": ("path", "teacher_path"), "prompts": ("train", "cold_start", "evaluation")}
+"""Settings that say where files are. Their content is compared instead, so that files may move. A checkpoint of an
+earlier version has no hashes of all of them: there the paths are compared.
+"""
 
 
 @dataclass(frozen=True)
@@ -103,14 +105,15 @@ def continuity(
 ) -> dict[str, Any]:
     """The settings that a checkpoint depends on: with other settings the continued run would not be the same run.
 
-    The model's files are compared by their hash, see `Checkpoint.require_base`.
+    The model's content is compared by hashes, see `Checkpoint.require_base`.
 
     Args:
         prompts: those that the run trains on; with them, their fingerprints are settings.
         infos: the identities that the reward servers declared, once they are known.
     """
     whole = config.model_dump(mode="json")
-    kept = _without_paths({key: whole[key] for key in ("backbone", "lora", "sampling", "cold_start", "alignment")})
+    kept = {key: whole[key] for key in ("backbone", "lora", "sampling", "cold_start", "alignment")}
+    kept["backbone"] = {key: value for key, value in kept["backbone"].items() if key not in PATHS["backbone"]}
     free = set()
     if config.alignment.learning_rate_schedule == "constant":
         free.add("iterations")  # other schedules' rates depend on the number of iterations
@@ -126,22 +129,20 @@ def continuity(
     return kept
 
 
-def _without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without `PATHS`, and without the section `prompts` of earlier versions, which has nothing else."""
-    kept = {name: section for name, section in settings.items() if name != "prompts"}
-    for name, paths in PATHS.items():
-        if name in kept:
-            kept[name] = {key: value for key, value in kept[name].items() if key not in paths}
-    return kept
+def _as_of(saved: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """The settings of a run as the version that wrote `saved` would have kept them.
 
-
-def _with_new_settings(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of an earlier version with those that it did not have yet: their defaults are what it did."""
-    completed = dict(saved)
+    They have its paths, and no setting that it did not have yet, if that has its default: which is what it did.
+    """
+    whole, settings = config.model_dump(mode="json"), continuity(config)
     for name, section in SECTIONS.items():
-        defaults = section().model_dump(mode="json")
-        completed[name] = {key: defaults[key] for key in now[name]} | saved[name]
-    return completed
+        defaults, then = section().model_dump(mode="json"), saved.get(name, {})
+        settings[name] = {k: value for k, value in settings[name].items() if k in then or value != defaults[k]}
+    for name, keys in PATHS.items():
+        paths = {key: whole[name].get(key) for key in keys if key in saved.get(name, {})}
+        if paths:
+            settings[name] = settings.get(name, {}) | paths
+    return settings | {key: saved[key] for key in LATER if key in saved}
 
 
 def _fingerprints(prompts: PromptSets) -> dict[str, str]:
@@ -218,11 +219,9 @@ def _verified_start(invocation: Invocation) -> Start:
         _require_free(run_dir)
     if own is not None:
         # `require_same_prompts` and `require_same_rewards` compare the rest, once it is known.
-        settings = continuity(config)
         checkpoint = _opened(own, "remove it to resume from the one before")
-        saved = _with_new_settings(_without_paths(checkpoint.settings), settings)
-        settings |= {key: value for key, value in saved.items() if key in LATER}
-        replace(checkpoint, settings=saved).require_settings(settings)
+        settings = _as_of(checkpoint.settings, config)
+        checkpoint.require_settings(settings)
         return Start(checkpoint.position, own, settings)
     if invocation.resume:
         _require_none_lost(run_dir)

@@ -25,6 +25,8 @@ class Loss:
         if self.value.ndim != 0:
             raise ValueError(f"a loss is a scalar, got shape {list(self.value.shape)}")
         for name, metric in self.metrics.items():
+            if isinstance(metric, Tensor) and metric.ndim != 0:
+                raise ValueError(f"metric {name} has shape {list(metric.shape)}: a metric is a scalar")
             if isinstance(metric, Tensor) and metric.requires_grad:
                 raise ValueError(f"metric {name} still holds its graph: detach it")
 

@@ -32,12 +32,14 @@ from common.config.section import Section
 from common.config.upgrade import RENAMED, upgraded
 from common.errors import ConfigError, one_line
 from common.project_files import PROJECT_ROOT
+from common.urls import without_secrets
 
 Key = tuple[str, ...]
 REWARD_PLACEHOLDER = "NAME"
 WORD_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 """Tags of a mapping's keys: words, and `<<`, which merges another mapping."""
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+SHELL_VARIABLE = re.compile(r"\$\{?[A-Za-z_]")
 CREDENTIALS = re.compile(r"(?<=://)(?:\\.|[^\"\\])*@")
 QUERY = re.compile(r"(://(?:\\.|[^\"\\?])*)\?(?:\\.|[^\"\\])*")
 """Parts of a URL inside a JSON string that may hold secrets."""
@@ -231,12 +233,19 @@ class Draft:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise ConfigError(f"{origin}: {dotted} = {text!a} has bytes that are not UTF-8: rename it") from error
+            raise ConfigError(f"{origin}: {dotted} = {_shown(text)} has bytes that are not UTF-8: rename it") from error
         kinds = kinds_of(key)
         if not text and Path in kinds:  # a variable that is not set; `Path` would take the current directory
             raise ConfigError(f"{origin}: {dotted} is empty: name a path")
         if kinds & {str, Path} and CONTROL.search(text):
-            raise ConfigError(f"{origin}: {dotted} = {text!a} has a control character, such as a line end: remove it")
+            raise ConfigError(
+                f"{origin}: {dotted} = {_shown(text)} has a control character, such as a line end: remove it"
+            )
+        if Path in kinds and SHELL_VARIABLE.search(text) and not Path(text).exists():
+            raise ConfigError(
+                f"{origin}: {dotted} = {_shown(text)}: variables are not expanded here: write the whole path, or let "
+                f"the shell expand it as --{dotted} {text}"
+            )
 
     def _lay_value(self, parent: dict[str, Any], name: str, value: Any, key: Key, origin: str) -> None:
         current = parent.get(name)
@@ -279,9 +288,8 @@ class Draft:
             return f"{self._origin_within(key)}: {dotted}: unknown key{self._suggestion(key)}"
         if kind == "missing":
             return f"{self._default_origin}: {dotted}: required, but not set"
-        return (
-            f"{self._origin(key)}: {dotted} = {_shown(detail['input'])}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
-        )
+        fault = "input should be true or false" if kind.startswith("bool_") else detail["msg"]
+        return f"{self._origin(key)}: {dotted} = {_shown_at(key, detail['input'])}: {fault[0].lower()}{fault[1:]}"
 
     def _named(self, location: tuple[int | str, ...]) -> Key:
         """A pydantic location with list positions replaced by the names of the entries, if they have one."""
@@ -343,6 +351,12 @@ def _nearest(key: Key) -> str:
         return f"; did you mean {'.'.join((*key[:-1], close[0]))}?"
     elsewhere = [".".join(other) for other in known if other[-1] == key[-1]]
     return f"; did you mean {' or '.join(elsewhere)}?" if elsewhere else ""
+
+
+def _shown_at(key: Key, value: Any) -> str:
+    """As `_shown`; of a URL without its scheme only the key says that there may be secrets in it."""
+    mistyped = key[-1] == "url" and isinstance(value, str) and "://" not in value
+    return _shown(without_secrets(value) if mistyped else value)
 
 
 def _shown(value: Any) -> str:

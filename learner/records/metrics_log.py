@@ -68,7 +68,7 @@ class Tracker:
         self._learner = learner
         self._expected_workers = workers
         self._workers: set[str] = set()
-        self._told: set[str] = set()
+        self._named: set[str] = set()
         self._file: TextIO = path.open("a", encoding="utf-8")
 
     def close(self) -> None:
@@ -87,8 +87,8 @@ class Tracker:
         if record.images:
             shown["speed/images per second"] = sum(record.images.values()) / record.seconds["step"]
         self._console.update(shown, stage, iteration)
-        self._tell_dropped(iteration, record)
-        self._tell_faint_terms(iteration, record)
+        self._name_dropped(iteration, record)
+        self._name_faint_terms(iteration, record)
 
     def evaluation(self, position: Position, policy: str, metrics: dict[str, float], seconds: float) -> None:
         """Record an evaluation of the student after `position.iteration` iterations."""
@@ -124,21 +124,21 @@ class Tracker:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
-    def _tell_dropped(self, iteration: int, record: StepRecord) -> None:
+    def _name_dropped(self, iteration: int, record: StepRecord) -> None:
         """One line for the first groups that are dropped for a reason; after that they are only counted."""
-        for cause in record.reasons.keys() - self._told:
-            self._told.add(cause)
+        for cause in record.reasons.keys() - self._named:
+            self._named.add(cause)
             self._console.message(
-                f"iteration {iteration} trains without {record.dropped[cause]} of its groups: {record.reasons[cause]} "
-                f"(said once; {self._path.name} counts them as {DROPPED_GROUPS})"
+                f"{record.dropped[cause]} groups of iteration {iteration} were dropped: {record.reasons[cause]} "
+                f"(this line comes once; {self._path.name} counts them as {DROPPED_GROUPS})"
             )
 
-    def _tell_faint_terms(self, iteration: int, record: StepRecord) -> None:
+    def _name_faint_terms(self, iteration: int, record: StepRecord) -> None:
         """One line for a term of the student's gradient that is switched on and has next to no part in it."""
         norms = {name: value for name, value in record.metrics.items() if name.startswith(f"{SIGNAL_NORM}/")}
         for name, norm in norms.items():
-            if norm < FAINT * sum(norms.values()) and name not in self._told:
-                self._told.add(name)
+            if norm < FAINT * sum(norms.values()) and name not in self._named:
+                self._named.add(name)
                 self._console.message(
                     f"iteration {iteration}: the term {name.removeprefix(f'{SIGNAL_NORM}/')} is "
                     f"{norm / sum(norms.values()):.2%} of the student's gradient: raise its weight, or switch it off"

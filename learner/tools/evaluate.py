@@ -30,7 +30,7 @@ from common.prompts import load_prompts
 from common.rewards.api import ServerInfo
 from common.torch_device import require_device
 from common.types import ByteArray, Prompt
-from common.whole_files import write_whole
+from common.whole_files import whole_files
 from learner.records.pictures import captioned_grid
 from learner.tools.diffusers_pipeline import PipelinePictures
 from learner.tools.options import add_sampling_options, at_least_one, tool_status
@@ -71,13 +71,12 @@ def evaluate(arguments: argparse.Namespace) -> Path:
         subject = _pipeline(arguments) if run is None else _policy(run, arguments)
         shown: list[tuple[str, ByteArray]] = []
         scored = list(_scored(prompts, subject, rewards, out / PARTIAL_SCORES, shown, arguments.grid_prompts))
-    # From here on the folder has this evaluation; until then it keeps an earlier one.
-    (out / PARTIAL_SCORES).replace(out / "scores.jsonl")
-    captioned_grid(shown).save(out / "grid.png")
-    path = out / "evaluation.md"
     counts = f"{len(prompts)} prompts of {arguments.prompts.name}, {arguments.images_per_prompt} images each"
-    write_whole(path, _document(subject, counts, scored, infos).encode())
-    return path
+    with whole_files(out) as folder:  # until its end `out` keeps an earlier evaluation
+        captioned_grid(shown).save(folder / "grid.png")
+        (folder / "evaluation.md").write_text(_document(subject, counts, scored, infos), encoding="utf-8")
+        (out / PARTIAL_SCORES).replace(folder / "scores.jsonl")
+    return out / "evaluation.md"
 
 
 def _scored(

@@ -18,6 +18,7 @@ import argparse
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors import safe_open
@@ -58,10 +59,11 @@ def write_pipeline(state: Mapping[str, Tensor], scale: float, base: Path, direct
     """
     if not (base / INDEX).is_file():
         raise ModelError(f"no pipeline at {base}: a local diffusers directory is needed, name it with --base")
-    files = read_index(base, base, TRANSFORMER)
-    require_parts_alone(files)
-    files.require_usable_weights()
-    weights = files.weight_files(TRANSFORMER)
+    files = read_index(base, base)
+    weights = files.weight_files(TRANSFORMER)  # of the variant that training reads, which all parts decide
+    checked = replace(files, parts=(TRANSFORMER,))
+    require_parts_alone(checked)
+    checked.require_usable_weights()
     with _removed_on_failure(directory):
         for file in sorted([base / INDEX, *base.glob(LICENCES)]):
             _copy(file, directory / file.name)

@@ -19,6 +19,7 @@ from ray.exceptions import RayError
 from torch import Tensor
 
 from common.backbones import load_backbone
+from common.backbones.base import parts_fingerprint
 from common.config.run import Config
 from common.rewards.access import RewardAccess
 from common.types import Guidance, Position, Prompt, ScoredGroup, Stage
@@ -136,7 +137,9 @@ class LearnerRank:
     def save(self, run_dir: Path, position: Position, settings: dict[str, Any]) -> Path:
         """Write a checkpoint. One rank only: all have the same state."""
         store = CheckpointStore.of_run(run_dir)
-        return store.save(position, self._networks.state(), settings, self.base_fingerprint())
+        return store.save(
+            position, self._networks.state(), settings, self.base_fingerprint(), parts_fingerprint(self._backbone)
+        )
 
     def restore(self, directory: Path, settings: dict[str, Any] | None) -> Position:
         """Continue from a checkpoint; the learner must still be in stage 1.
@@ -147,7 +150,7 @@ class LearnerRank:
         checkpoint = Checkpoint.open(directory)
         if settings is not None:
             checkpoint.require_settings(settings)
-        checkpoint.require_base(self.base_fingerprint())
+        checkpoint.require_base(self.base_fingerprint(), parts_fingerprint(self._backbone))
         position = checkpoint.position
         if position.stage is Stage.ALIGNMENT:
             self.begin_alignment()

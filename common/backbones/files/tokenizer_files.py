@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+
+import xxhash
 
 from common.backbones.files.pipeline_files import PipelineFiles
+from common.wire import fingerprint
 
 CHAT_TEMPLATE = "chat_template.jinja"
 CLIP_POSITIONS = 77
@@ -36,3 +40,10 @@ def require_chat_template(files: PipelineFiles) -> None:
             f"there is no tokenizer/{CHAT_TEMPLATE} in it, nor a chat_template in tokenizer_config.json, and a "
             f"{files.kind} puts prompts into one: copy it from the published model"
         )
+
+
+def tokenizer_fingerprint(folder: Path) -> str:
+    """Hash of a tokenizer's files."""
+    return fingerprint(
+        {path.name: xxhash.xxh3_128_hexdigest(path.read_bytes()) for path in folder.iterdir() if path.is_file()}
+    )

@@ -27,6 +27,8 @@ POLL_SECONDS = 0.2
 HELLO_TIMEOUT_S = 60.0
 DEATH_SECONDS = 5.0
 MAX_ANSWER_BYTES = 2**22
+PASSING = (httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_EARLY, httpx.codes.TOO_MANY_REQUESTS)
+"""Statuses that say to ask again."""
 TOKEN_PREFIX = "token_id:"
 IMPOSSIBLE = -9999.0
 """vLLM writes this for the logarithm of zero."""
@@ -133,8 +135,10 @@ class VllmClient:
         """One JSON request; RewardError for every response whose status is not 200."""
         status, headers, content = self._exchange(method, path, body, deadline)
         if status != httpx.codes.OK:
-            # 503: the model is still loading. Any other status is about this question.
-            kind = RewardUnavailable if status >= httpx.codes.INTERNAL_SERVER_ERROR else RewardInvalid
+            # 503: the model is still loading. Other statuses that do not pass are about this question.
+            kind = (
+                RewardUnavailable if status in PASSING or status >= httpx.codes.INTERNAL_SERVER_ERROR else RewardInvalid
+            )
             told = f"{shown_answer(content)}{remedy_of_status(status, headers)}"
             raise kind(JUDGE, "scorer", f"{self._where} answered {path} with {status}: {told}")
         try:

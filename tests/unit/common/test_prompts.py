@@ -36,8 +36,10 @@ def test_jsonl_carries_metadata(tmp_path: Path) -> None:
 
 def test_metadata_may_be_nested(tmp_path: Path) -> None:
     """As in the scores that `rtdmd evaluate` writes."""
-    path = write(tmp_path, '{"prompt": "a", "index": 3, "metadata": {"tag": "colors"}}', "a.jsonl")
-    assert load_prompts(path) == [Prompt(0, "a", {"index": 3, "tag": "colors"})]
+    line = (
+        '{"prompt": "a", "index": 3, "n": 1, "metadata": {"tag": "colors", "n": 1, "index": 7}, "scores": {"hps": [1]}}'
+    )
+    assert load_prompts(write(tmp_path, line, "a.jsonl")) == [Prompt(0, "a", {"n": 1, "tag": "colors", "index": 7})]
     path = write(tmp_path, '{"prompt": "a", "tag": "x", "metadata": {"tag": "y"}}', "b.jsonl")
     with pytest.raises(PromptError, match="line 1 has 'tag' twice"):
         load_prompts(path)

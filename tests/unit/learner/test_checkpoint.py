@@ -269,3 +269,12 @@ def test_the_run_of_a_checkpoint_is_found_through_links(tmp_path: Path) -> None:
     here = write(tmp_path / "other" / "checkpoints")
     (tmp_path / "newest").symlink_to(here)
     assert CheckpointStore.run_of(tmp_path / "newest") == tmp_path / "other"
+
+
+def test_another_text_encoder_or_decoder_is_refused(tmp_path: Path) -> None:
+    directory = CheckpointStore(tmp_path).save(HERE, STATE, SETTINGS, base="base", parts="encoders")
+    Checkpoint.open(directory).require_base("base", "encoders")
+    with pytest.raises(CheckpointError, match="was trained with other text encoders, another VAE or another noise"):
+        Checkpoint.open(directory).require_base("base", "others")
+    for unknown in (write(tmp_path), directory):  # of an earlier version; a family that does not tell
+        Checkpoint.open(unknown).require_base(Checkpoint.open(unknown).base)

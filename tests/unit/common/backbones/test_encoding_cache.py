@@ -42,3 +42,14 @@ def test_an_encoding_larger_than_the_room_is_made_each_time() -> None:
     encode = Encoder(kept_bytes=7)
     assert encode("a") == encode("a") == [1, 0.5]
     assert encode.encoded == ["a", "a"]
+
+
+def test_a_change_of_an_encoding_changes_no_other() -> None:
+    cache, made = EncodingCache(CPU), Conditioning({"tokens": torch.ones(1, 2)})
+    for _ in range(3):
+        encoding = cache.get("a", lambda: made)
+        assert encoding.tensors["tokens"].tolist() == [[1, 1]]
+        if encoding is not made:
+            encoding.tensors["tokens"].zero_()
+    made.tensors["tokens"].zero_()
+    assert cache.get("a", lambda: made).tensors["tokens"].tolist() == [[1, 1]]

@@ -316,3 +316,24 @@ def test_bookkeeping_passes_and_foreign_weights_of_the_transformer_are_refused(
     save_file(load_file(file) | {"foreign.weight": torch.ones(2)}, file, metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"its transformer have 1 weights that the model of .* lacks, such as foreign"):
         family.load(tmp_path)
+
+
+def test_the_parts_beside_the_transformer_have_a_hash_of_their_own(tiny_pipeline: Path, tmp_path: Path) -> None:
+    """A resumed run compares it: the hash of the base, which LoRAs carry, knows the transformers alone."""
+    before = load_tiny_backbone(tiny_pipeline)
+    assert load_tiny_backbone(tiny_pipeline).parts_fingerprint() == before.parts_fingerprint()
+    found = {before.parts_fingerprint()}
+    for part in ("vae", "text_encoder", "scheduler", "tokenizer"):
+        copy = shutil.copytree(tiny_pipeline, tmp_path / part)
+        if part == "scheduler":
+            config = json.loads((copy / part / "scheduler_config.json").read_text())
+            (copy / part / "scheduler_config.json").write_text(json.dumps(config | {"shift": config["shift"] + 1}))
+        elif part == "tokenizer":
+            (copy / part / "notes.txt").write_text("another")
+        else:
+            (file,) = (copy / part).glob("*.safetensors")
+            save_file({name: value + 1 for name, value in load_file(file).items()}, file, metadata={"format": "pt"})
+        changed = load_tiny_backbone(copy)
+        assert changed.base_fingerprint() == before.base_fingerprint()
+        found.add(changed.parts_fingerprint())
+    assert len(found) == 5

@@ -169,6 +169,8 @@ def test_a_config_is_frozen() -> None:
             "outage_limit_s: 600: with reward_client.attempts = 3 of 300 s a request could take 1800 s",
         ),
         ({"redis": {"url": "redis://user:secret@host"}}, '"redis://...@host": a user or password would be written'),
+        ({"redis": {"url": "user:secret@h:6379/0"}}, '"h:6379/0": a user or password would be written'),
+        ({"redis": {"url": "h:6379/0?password=secret"}}, '"h:6379/0": not a URL of Redis'),
         ({"redis": {"url": "redis://h:6379/0?password=secret"}}, '"redis://h:6379/0?...": a user or password in its'),
         ({"redis": {"url": 'redis://user:a" secret#@host'}}, "redis.url"),
         ({"redis": {"url": "redis://h:http/0"}}, "its port is no number"),

@@ -6,7 +6,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -44,6 +44,8 @@ def raw_server(behave: Callable[[socket.socket, threading.Event], None]) -> Iter
             yield f"http://127.0.0.1:{listener.getsockname()[1]}", hung_up
         finally:
             stop.set()
+            with suppress(OSError):  # if no client came, the thread still waits for one
+                socket.create_connection(listener.getsockname()).close()
             thread.join()
 
 
@@ -89,7 +91,7 @@ def test_whatever_a_server_does_the_deadline_ends_it_and_closes_the_connection(
     body = bytes(2**25 if behave is swallow_slowly else 1)
     with raw_server(behave) as (url, hung_up):
         with pytest.raises(RewardUnavailable) as caught:
-            http.post(Exchange("fake", url, timeout_s=0.3), SCORE_PATH, body, bytes)
+            http.post(Exchange("fake", url, timeout_s=1.0), SCORE_PATH, body, bytes)
         # A status line of slashes is no HTTP: refused before it is late.
         assert caught.value.cause in ("timeout", "disconnected")
         assert hung_up.wait(30)

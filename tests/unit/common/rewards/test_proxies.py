@@ -137,7 +137,9 @@ def test_the_example(asked: list[str], image: str) -> None:
     assert asked == [f"POST {ELSEWHERE}/score HTTP/1.1"]
 
 
-NO_URL = "HTTP_PROXY is not the URL of a proxy: write http://HOST:PORT; a user or password must be percent-encoded"
+NO_URL = (
+    "HTTP_PROXY is not the URL of a proxy: write http://HOST:PORT without spaces; a user or password must be percent"
+)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from common.config.run import Config
 from common.errors import CheckpointError, ConfigError
 from common.rewards.api import ServerInfo
 from common.types import Position, Prompt, PromptSets, Stage
-from learner.checkpoint import CheckpointStore
+from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.driver.run_directory import (
     Start,
     begin,
@@ -103,12 +103,12 @@ def test_a_run_that_starts_anew_removes_its_own_records_alone(tmp_path: Path) ->
         begin(invocation(tmp_path), start)
     policies = tmp_path / "samples" / "policies"
     policies.mkdir(parents=True)
-    for name in ("teacher_28.json", "teacher_28-00.png", "cold_start-100.png", "my_notes.png", "notes.txt"):
+    for name in ("teacher_28.json", "teacher_28-00.png", "cold_start-100.png", "my_notes.png", "my_scores.json"):
         (policies / name).write_text("")
     asked = invocation(tmp_path, resume=True)
     with claimed(asked) as (_, start):
         begin(asked, start)
-    assert sorted(path.name for path in policies.iterdir()) == ["my_notes.png", "notes.txt"]
+    assert sorted(path.name for path in policies.iterdir()) == ["my_notes.png", "my_scores.json"]
 
 
 def test_what_a_failed_start_leaves_does_not_count(tmp_path: Path) -> None:
@@ -277,18 +277,34 @@ def prompt_sets(train: str = "a cat", evaluation: str = "a dog") -> PromptSets:
     return PromptSets(cold_start=trained, alignment=trained, evaluation=[Prompt(0, evaluation)])
 
 
-def test_moved_files_are_the_same_run(tmp_path: Path) -> None:
-    """The content of prompts and models is compared, not their place: also with a checkpoint of an earlier version."""
-    finished_run(tmp_path)
+def moved(run_dir: Path) -> Invocation:
+    """The run resumed with every file at another path."""
     sections = config().model_dump(mode="json")
     sections["backbone"]["path"] = "/moved/model"
     sections["prompts"] |= {"train": "/moved/a.txt", "evaluation": "/moved/c.txt"}
-    moved = Invocation(Config.model_validate(sections), tmp_path, dry_run=False, resume=True)
-    assert start_of(moved).position == Position(Stage.ALIGNMENT, 3)
+    return Invocation(Config.model_validate(sections), run_dir, dry_run=False, resume=True)
+
+
+def test_moved_files_are_the_same_run(tmp_path: Path) -> None:
+    """The content of prompts and models is compared, not their paths."""
+    checkpoint = finished_run(tmp_path)
+    start = start_of(moved(tmp_path))
+    assert start.position == Position(Stage.ALIGNMENT, 3)
+    Checkpoint.open(checkpoint).require_settings(start.settings or {})  # as the learner does
+
+
+def test_a_run_of_an_earlier_version_resumes_where_its_files_are(tmp_path: Path) -> None:
+    """It has no hashes of all of them, so their paths are compared."""
+    finished_run(tmp_path)
     earlier = config().model_dump(mode="json")
-    settings = continuity(config()) | {"prompts": earlier["prompts"], "backbone": earlier["backbone"]}
-    CheckpointStore(tmp_path / "checkpoints").save(Position(Stage.ALIGNMENT, 4), STATE, settings)
-    assert start_of(moved).position == Position(Stage.ALIGNMENT, 4)
+    settings = continuity(config()) | {key: earlier[key] for key in ("prompts", "backbone")}
+    del settings["cold_start"]["objective"]
+    checkpoint = CheckpointStore(tmp_path / "checkpoints").save(Position(Stage.ALIGNMENT, 4), STATE, settings)
+    start = start_of(invocation(tmp_path, resume=True))
+    assert start.position == Position(Stage.ALIGNMENT, 4)
+    Checkpoint.open(checkpoint).require_settings(start.settings or {})
+    with pytest.raises(CheckpointError, match=r"another backbone\.path \('model', now '/moved/model'\)"):
+        start_of(moved(tmp_path))
 
 
 def test_a_setting_that_is_newer_than_the_checkpoint_counts_as_its_default(tmp_path: Path) -> None:
@@ -298,7 +314,7 @@ def test_a_setting_that_is_newer_than_the_checkpoint_counts_as_its_default(tmp_p
     CheckpointStore(tmp_path / "checkpoints").save(Position(Stage.ALIGNMENT, 4), STATE, settings)
     same = invocation(tmp_path, resume=True, consistency_weight=0)
     assert start_of(same).position == Position(Stage.ALIGNMENT, 4)
-    with pytest.raises(CheckpointError, match=r"another cold_start\.objective \('ambient', now 'clean'\)"):
+    with pytest.raises(CheckpointError, match=r"another cold_start\.objective \(None, now 'clean'\)"):
         start_of(invocation(tmp_path, resume=True, objective="clean", consistency_weight=0))
 
 

@@ -199,8 +199,8 @@ def test_an_empty_path_is_refused_in_every_layer(run_file: str) -> None:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("caf\udce9", r"prompts\.train = 'caf\\udce9' has bytes that are not UTF-8: rename it"),
-        ("train.txt\r", r"prompts\.train = 'train\.txt\\r' has a control character, such as a line end: remove it"),
+        ("caf\udce9", r"prompts\.train = \"caf\\udce9\" has bytes that are not UTF-8: rename it"),
+        ("train.txt\r", r"prompts\.train = \"train\.txt\\r\" has a control character, such as a line end: remove it"),
     ],
 )
 def test_what_is_no_text_is_named_in_every_layer(run_file: str, text: str, fault: str) -> None:
@@ -211,6 +211,30 @@ def test_what_is_no_text_is_named_in_every_layer(run_file: str, text: str, fault
     Path(run_file).write_text(json.dumps(content))  # JSON is YAML
     with pytest.raises(ConfigError, match=rf"^{run_file}: {fault}$"):
         parse(["--config", run_file], {})
+
+
+@pytest.mark.parametrize("end", ["\n", "\udce9"])
+def test_no_text_that_is_refused_shows_a_secret(run_file: str, end: str) -> None:
+    with pytest.raises(ConfigError, match=r"redis\.url = ") as caught:
+        parse(["--config", run_file], {"RTDMD_REDIS__URL": f"redis://:secret@h:6379/0{end}"})
+    assert "secret" not in str(caught.value)
+
+
+def test_a_variable_in_a_path_is_not_expanded_and_said_to_be(run_file: str, tmp_path: Path) -> None:
+    for text in ("$SCRATCH/model", "${SCRATCH}/model"):
+        with pytest.raises(
+            ConfigError, match=r"backbone\.path = .*: variables are not expanded here: write the whole path"
+        ):
+            parse(["--config", run_file, "--backbone.path", text], {"SCRATCH": str(tmp_path)})
+    (tmp_path / "$HOME").mkdir()
+    kept = parse(["--config", run_file, "--backbone.path", str(tmp_path / "$HOME")], {})
+    assert kept.config.backbone.path == tmp_path / "$HOME"
+
+
+def test_a_switch_is_true_or_false(run_file: str) -> None:
+    for text in ("0", "1", "maybe"):
+        with pytest.raises(ConfigError, match=f"evaluation.teacher = .*{text}.*: input should be true or false"):
+            parse(["--config", run_file], {"RTDMD_EVALUATION__TEACHER": text})
 
 
 def test_null_is_no_path_and_a_list_is_a_list_of_servers(run_file: str) -> None:
