@@ -255,8 +255,9 @@ class AlignmentTrainer:
         return tuple(term for term, weight in weights.items() if weight)
 
     def _measured(self, iteration: int) -> bool:
+        """Whether the terms' signals are measured. Ranks of a sharded base cannot: their passes would differ."""
         every = self._settings.signal_every
-        return every is not None and iteration % every == 0
+        return every is not None and iteration % every == 0 and not self._networks.ranks.sharded
 
     def _reward_hinge(self, sample_Bchw: Tensor, prompts: Sequence[Prompt], totals: Totals) -> Loss | None:
         """The hinge on the differentiable rewards of the decoded samples, with its gradient clipped per sample.
