@@ -164,7 +164,8 @@ class AlignmentConfig(Section):
     signal_every: PositiveInt | None = Field(
         20,
         description="Iterations between two measurements of what each term contributes to the student's gradient "
-        '(docs/method.md, "Signals"). One costs a backward pass more per sample. null: never, as with learner.shard_base.',
+        '(docs/method.md, "Signals"). One costs a backward pass more per sample. null: never. Not measured with '
+        "learner.shard_base.",
     )
     max_staleness: NonNegativeInt = Field(
         0, description="Largest age of the samples' policy, in versions behind the learner. 0 is synchronous."
