@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ABOUT, STATE = "checkpoint.json", "state.safetensors"
+FOLDER = "checkpoints"
 LAYOUT = 2
 """Version of a state's content and of the training that continues from it.
 
@@ -144,13 +145,14 @@ class CheckpointStore:
 
     @classmethod
     def of_run(cls, run_dir: Path) -> Self:
-        return cls(run_dir / "checkpoints")
+        return cls(run_dir / FOLDER)
 
     @staticmethod
-    def run_of(checkpoint: Path) -> Path:
-        """The run directory that contains a checkpoint; the checkpoint, or its folder, may be a link."""
-        runs = [path.parents[1] for path in (Path(os.path.abspath(checkpoint)), checkpoint.resolve())]
-        return next((run for run in runs if (run / "config.yaml").exists()), runs[-1])
+    def run_of(checkpoint: Path) -> Path | None:
+        """The run directory that contains a checkpoint, or None; the checkpoint, or its folder, may be a link."""
+        paths = (Path(os.path.abspath(checkpoint)), checkpoint.resolve())
+        runs = [path.parents[1] for path in paths if path.parent.name == FOLDER]
+        return next((run for run in runs if (run / "config.yaml").exists()), None)
 
     def save(
         self,

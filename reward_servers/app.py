@@ -147,9 +147,10 @@ class ServerApp:
     async def _no_such_route(self, request: Request, error: Exception) -> Response:
         """404 and 405, with the routes that exist."""
         assert isinstance(error, HTTPException)
-        prefixes = ", ".join(one.prefix + SCORE_PATH for one in self._served)
+        bases = " and ".join(f"http://HOST:PORT{one.prefix}" for one in self._served)
         message = (
-            f"{request.method} {request.url.path}: no such route; scores are at {prefixes}, all else at {OPENAPI_PATH}"
+            f"{request.method} {request.url.path}: no such route; the URL of a reward here is {bases}, and all routes "
+            f"are at {OPENAPI_PATH}"
         )
         return _json({"error": "not_found", "message": message}, error.status_code, error.headers)
 

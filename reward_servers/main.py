@@ -24,11 +24,12 @@ from common.command import exit_status
 from common.errors import ConfigError, ModelError, RewardError
 from common.project_files import import_own
 from common.rewards.api import GradientRequest, ServerInfo
+from common.whole_files import write_whole
 from reward_servers.app import Served, ServerApp
 from reward_servers.batcher import Batcher, Device
 from reward_servers.metrics import ServerMetrics
 from reward_servers.options import USAGE_ERROR, ScorerSettings, ServerSettings, build_parser, check, check_names
-from reward_servers.process import bind, follow_parent, serve_http, write_atomically
+from reward_servers.process import bind, follow_parent, serve_http
 from reward_servers.registration import registered
 from reward_servers.scorers import BUILT_IN_SCORERS, MOVED_SCORERS
 from reward_servers.scorers.base import Scorer
@@ -113,7 +114,7 @@ async def serve(settings: ServerSettings, scorers: Mapping[str, Scorer], listene
 async def open_for_requests(settings: ServerSettings, port: int, served: Sequence[Served]) -> AsyncIterator[None]:
     """Context that lasts while requests are taken: entered when every scorer is ready, left when the drain begins."""
     if settings.ready_file is not None:
-        write_atomically(settings.ready_file, json.dumps({"port": port, "pid": os.getpid()}))
+        write_whole(settings.ready_file, json.dumps({"port": port, "pid": os.getpid()}).encode())
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     base = settings.advertise_url or f"http://{host}:{port}"
     addresses = {one.info.scorer: base + one.prefix for one in served}

@@ -8,7 +8,6 @@ import signal
 import socket
 import time
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from pathlib import Path
 
 import uvicorn
 from starlette.applications import Starlette
@@ -86,12 +85,6 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self._open.aclose()
         await super().shutdown(sockets)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def follow_parent(parent_pid: int) -> None:

@@ -53,6 +53,11 @@ class TrainedRun:
         """
         names_checkpoint = Checkpoint.is_at(path)
         directory = CheckpointStore.run_of(path) if names_checkpoint else path
+        if directory is None:
+            raise ConfigError(
+                f"{path} is a checkpoint without its run: copy the run's config.yaml too, to RUN/config.yaml beside "
+                f"RUN/checkpoints/{path.name}"
+            )
         if not (directory / "config.yaml").is_file():
             raise ConfigError(f"{path} is not the directory of a run or of its checkpoint: no {directory}/config.yaml")
         config = with_found_paths(load_saved_config(directory / "config.yaml"))

@@ -213,7 +213,10 @@ def require_parts_alone(files: PipelineFiles) -> None:
     """
     missing = [part for part in files.parts if not (files.directory / part).is_dir()]
     if missing:
-        raise files.broken(f"there is no {', '.join(missing)} in it")
+        raise files.broken(
+            f"there is no {', '.join(missing)} in it: download it, or set parts that the model can do without to "
+            f"[null, null] in {INDEX}"
+        )
     for part in files.parts:
         if (files.directory / part / ADAPTER_CONFIG).exists():
             raise files.broken(f"its {part} has {ADAPTER_BESIDE}")

@@ -271,6 +271,12 @@ def test_the_run_of_a_checkpoint_is_found_through_links(tmp_path: Path) -> None:
     assert CheckpointStore.run_of(tmp_path / "newest") == tmp_path / "other"
 
 
+def test_a_checkpoint_in_another_folder_of_a_run_is_not_of_that_run(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("")
+    assert CheckpointStore.run_of(write(tmp_path / "copied")) is None
+    assert CheckpointStore.run_of(write(tmp_path / "checkpoints")) == tmp_path
+
+
 def test_another_text_encoder_or_decoder_is_refused(tmp_path: Path) -> None:
     directory = CheckpointStore(tmp_path).save(HERE, STATE, SETTINGS, base="base", parts="encoders")
     Checkpoint.open(directory).require_base("base", "encoders")

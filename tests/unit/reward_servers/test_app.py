@@ -79,7 +79,7 @@ def test_several_scorers_have_routes_of_their_own() -> None:
         assert (await client.get(READY_PATH)).json()["probe_scores"] == {"b": 0.5, "r": 0.5}
         lost = await client.post(SCORE_PATH, content=body())
         assert reason(lost) == (404, "not_found")
-        assert "/b/v1/score, /r/v1/score" in lost.json()["message"]
+        assert "the URL of a reward here is http://HOST:PORT/b and http://HOST:PORT/r," in lost.json()["message"]
         metrics = (await client.get(METRICS_PATH)).text
         assert metrics.count("# TYPE reward_server_score histogram") == 1
         assert 'reward_server_score_bucket{le="255.0",scorer="r"} 1.0' in metrics

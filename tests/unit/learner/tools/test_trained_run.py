@@ -144,6 +144,14 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         TrainedRun.open(tmp_path)
 
 
+def test_a_checkpoint_that_was_copied_alone_is_named(moved: Path, tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(TrainedRun.open(moved).checkpoint or moved, tmp_path / "student")
+    with pytest.raises(
+        ConfigError, match=rf"{checkpoint} is a checkpoint without its run: copy the run's config\.yaml"
+    ):
+        TrainedRun.open(checkpoint)
+
+
 def test_a_damaged_lora_is_refused(moved: Path) -> None:
     shutil.rmtree(moved / "checkpoints")
     (moved / "lora" / "about.json").write_text(json.dumps([]))
