@@ -125,4 +125,4 @@ def test_a_score_that_cannot_be_had_is_an_error_not_a_zero(finished: Run, tmp_pa
     failed = command("evaluate", *options, *scorer, "--out", tmp_path / "out", status=1)
     assert "error: reward mischief" in failed.stderr
     assert not (tmp_path / "out" / "evaluation.md").exists()
-    assert len((tmp_path / "out" / "scores.jsonl").read_text().splitlines()) == 1
+    assert len((tmp_path / "out" / "scores.partial.jsonl").read_text().splitlines()) == 1
