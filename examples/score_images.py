@@ -1,7 +1,6 @@
 """Score picture files with nothing but httpx: python score_images.py URL PROMPT IMAGE...
 
-The server reads the files (PNG or JPEG) as its own command does, so this client needs no picture library. Each file is
-a request of its own: `{"image_base64": ..., "prompt": ...}`. URL/openapi.json describes the faster route for arrays.
+The server reads PNG and JPEG, so this needs no picture library. URL/openapi.json has the faster route for arrays.
 """
 
 import base64
@@ -22,9 +21,10 @@ try:
     client = httpx.Client(headers=headers, timeout=31, trust_env=not local)
 except (ImportError, OSError, ValueError, httpx.InvalidURL):  # the message may quote a proxy's password
     sys.exit("HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY or SSL_CERT_FILE cannot be used: change or unset it")
-for path in paths:
-    content = base64.b64encode(Path(path).read_bytes()).decode()
-    answer = client.post(f"{url}/score", json={"image_base64": content, "prompt": prompt})
-    if answer.is_error:
-        sys.exit(f"{path}: status {answer.status_code} {answer.text}")
-    print(answer.json()["score"])
+with client:
+    for path in paths:
+        content = base64.b64encode(Path(path).read_bytes()).decode()
+        answer = client.post(f"{url}/score", json={"image_base64": content, "prompt": prompt})
+        if answer.is_error:
+            sys.exit(f"{path}: status {answer.status_code} {answer.text}")
+        print(answer.json()["score"])
