@@ -31,6 +31,7 @@ from learner.preflight.run_file import Draft, Key, Knob, kinds_of, knobs, parse_
 DEFAULT_RUN_FILE = Path("deploy/runs/shapes.yaml")
 ENVIRONMENT_PREFIX = "RTDMD_"
 KEY_SEPARATOR = "__"
+QUOTED = re.compile(r"([\"']).*\1", re.DOTALL)
 OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?=|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?=|=(tcp|udp|sctp)://")
 """Variables of a Service; one named rtdmd-a--b has "__" in them."""
 QUICK_BLOCK = "quick"
@@ -176,6 +177,11 @@ def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[Key, str, st
     for variable in sorted(environ):
         name = variable.removeprefix(ENVIRONMENT_PREFIX)
         if name != variable and KEY_SEPARATOR in name and not OF_KUBERNETES.search(f"{name}={environ[variable]}"):
+            if QUOTED.fullmatch(environ[variable]):
+                raise ConfigError(
+                    f"environment variable {variable}: its value has quotes around it, which are a part of it (docker "
+                    "--env-file keeps them): remove them"
+                )
             key = tuple(name.lower().split(KEY_SEPARATOR))
             yield key, environ[variable], f"environment variable {variable}"
 

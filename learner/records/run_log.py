@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from common.console_stream import LOG
+from common.errors import one_line
 
 FORMAT = "%(asctime)s %(name)s %(levelname)s %(message)s"
 LOGGERS = (LOG.name, "ray")
@@ -20,7 +21,10 @@ class _LogFile(logging.FileHandler):
 
 @contextmanager
 def run_log(path: Path) -> Iterator[None]:
-    """Append our log and that of Ray's driver to a file, and keep both from the console, until the block ends."""
+    """Append our log and that of Ray's driver to a file, and keep both from the console, until the block ends.
+
+    An error that ends the block is its last line: the console may be gone by then, with its terminal.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter(FORMAT))
@@ -31,6 +35,9 @@ def run_log(path: Path) -> Iterator[None]:
         logger.setLevel(logging.INFO)
     try:
         yield
+    except BaseException as error:
+        LOG.warning("the run ends: %s", one_line(error))
+        raise
     finally:
         for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
             logger.handlers, logger.propagate = handlers, propagate

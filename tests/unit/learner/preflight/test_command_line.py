@@ -231,6 +231,12 @@ def test_a_variable_in_a_path_is_not_expanded_and_said_to_be(run_file: str, tmp_
     assert kept.config.backbone.path == tmp_path / "$HOME"
 
 
+def test_quotes_around_the_value_of_a_variable_are_named(run_file: str) -> None:
+    for name, value in (("RTDMD_RUN__SEED", '"3"'), ("RTDMD_BACKBONE__PATH", "'a/model'")):
+        with pytest.raises(ConfigError, match=f"^environment variable {name}: its value has quotes around it"):
+            parse(["--config", run_file], {name: value})
+
+
 def test_a_switch_is_true_or_false(run_file: str) -> None:
     for text in ("0", "1", "maybe"):
         with pytest.raises(ConfigError, match=f"evaluation.teacher = .*{text}.*: input should be true or false"):

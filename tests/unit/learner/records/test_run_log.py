@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import RunStopped
 from learner.records.run_log import run_log
 
 
@@ -28,3 +29,13 @@ def test_the_log_gets_what_the_console_does_not(tmp_path: Path, capsys: pytest.C
     text = path.read_text()
     assert [text.count(part) for part in ("instance 0.", "instance 1.", "a warning", "is lost")] == [1, 1, 2, 2]
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "line"), [(RunStopped("interrupted"), "interrupted"), (KeyboardInterrupt(), "Keybo")]
+)
+def test_the_last_line_says_why_a_run_ended(tmp_path: Path, error: BaseException, line: str) -> None:
+    """The terminal that would show it may have been closed."""
+    with pytest.raises(type(error)), run_log(tmp_path / "run.log"):
+        raise error
+    assert f"WARNING the run ends: {line}" in (tmp_path / "run.log").read_text().splitlines()[-1]
