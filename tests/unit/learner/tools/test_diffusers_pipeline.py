@@ -181,7 +181,7 @@ def test_an_adapter_beside_the_weights_is_refused(copy: Path) -> None:
 
 def test_a_part_without_its_folder_is_named(copy: Path) -> None:
     shutil.rmtree(copy / "unet")
-    with pytest.raises(ModelError, match=r"cannot load the pipeline at .*: there is no unet in it$"):
+    with pytest.raises(ModelError, match=r"cannot load the pipeline at .*: there is no unet in it: download it"):
         load(copy)
 
 
