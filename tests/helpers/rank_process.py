@@ -65,7 +65,8 @@ def train(pipeline: Path, out: Path, index: int, count: int, base: str, fault: s
     trainer = cold_start_trainer(networks, settings)
     totals: list[Totals] = [trainer.update(iteration) for iteration in range(2)]
     # Micro-batches of other sizes on one rank and on two.
-    groups = {"group_size": 3, "prompts_per_iteration": 3} if base == "whole" else {"group_size": 4}
+    whole = {"group_size": 3, "prompts_per_iteration": 3}
+    groups = whole if base == "whole" else {"group_size": 4, "signal_every": None}  # a sharded base measures none
     alignment = alignment_settings(micro_batch=2, **groups)
     networks.begin_alignment(StageSettings.of(alignment))
     served = Faulty(fault) if fault and index == 1 else None

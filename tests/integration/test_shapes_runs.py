@@ -17,6 +17,7 @@ SHORT = {
     "--cold_start.iterations": "3",
     "--cold_start.student_every": "2",
     "--alignment.iterations": "2",
+    "--alignment.signal_every": "null",
     "--evaluation.every": "2",
     "--evaluation.prompts": "4",
     "--evaluation.teacher_steps": "6",
