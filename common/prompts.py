@@ -112,12 +112,14 @@ def _unnested(where: str, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _check_metadata(where: str, metadata: Mapping[str, Any]) -> None:
     """PromptError unless it can be written as JSON, as evaluations do, and sent to a reward server."""
-    try:
-        json.dumps(metadata, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise PromptError(
-            f"{where} has metadata that JSON cannot represent: {error}; make it text or a number"
-        ) from error
+    for key, value in metadata.items():
+        try:
+            json.dumps({key: value}, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise PromptError(
+                f"{where} has metadata that JSON cannot represent, {key!r}: {error}; leave it out, or make it text or "
+                "a number"
+            ) from error
     try:
         unpack(pack({"metadata": metadata}))
     except WireError as error:

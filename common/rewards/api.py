@@ -59,7 +59,9 @@ MAX_PROMPT_BYTES = 2**15
 
 This is far more than any text encoder reads. Runs refuse longer prompts as well.
 """
-SURROGATE_REMEDY = "it was cut inside a character, or is not UTF-8; write it anew"
+SURROGATE_REMEDY = (
+    "it was cut inside a character, or is not UTF-8: write it anew, or set LC_ALL=C.UTF-8 if a shell gave it"
+)
 """Programs that count in UTF-16 cut texts inside a character; Python keeps bytes of other encodings as such halves."""
 QUOTED_CHARACTERS = 40
 """An error that refuses a text quotes this many of its characters."""

@@ -68,12 +68,12 @@ def test_integers_of_64_bits_are_those_of_jsonl(tmp_path: Path) -> None:
     [
         ({"text": "a"}, 'row 2 has no "prompt" text; its columns are prompt, text'),
         ({"prompt": " "}, 'row 2 has no "prompt" text'),
-        ({"prompt": "a", "when": datetime.date(2026, 1, 1)}, "row 2 has metadata that JSON cannot represent"),
-        ({"prompt": "a", "share": float("nan")}, "row 2 has metadata that JSON cannot represent"),
+        ({"prompt": "a", "when": datetime.date(2026, 1, 1)}, "row 2 has metadata that JSON cannot represent, 'when': "),
+        ({"prompt": "a", "share": float("nan")}, "row 2 has metadata that JSON cannot represent, 'share': "),
         ({"prompt": "a", "metadata": "{"}, 'row 2: its "metadata" is text, but not JSON'),
         ({"prompt": "a", "metadata": "[1]"}, 'row 2: its "metadata" is JSON, but no object: [1]'),
-        ({"prompt": "a", "data": b"x"}, "row 2 has metadata that JSON cannot represent"),
-        ({"prompt": "a", "price": decimal.Decimal("1.5")}, "row 2 has metadata that JSON cannot represent"),
+        ({"prompt": "a", "data": b"x"}, "row 2 has metadata that JSON cannot represent, 'data': "),
+        ({"prompt": "a", "price": decimal.Decimal("1.5")}, "row 2 has metadata that JSON cannot represent, 'price': "),
         ({"prompt": "a\0b"}, "row 2 has the control character U+0000"),
         (
             {"prompt": "a", "metadata": '{"tag": "\\ud83c"}'},
