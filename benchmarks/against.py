@@ -16,15 +16,14 @@ import os
 import statistics
 import subprocess
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from benchmarks.as_json import add_out, show
+from benchmarks.idle_threads import busy_processes
 from common import WAIT_POLICY
 
 HERE = Path(__file__).resolve().parents[1]
-BUSY = "while True: pass"
 CHILD = """
 import json, time, learner, torch
 from common.backbones import load_backbone
@@ -66,10 +65,7 @@ def main() -> int:
     arguments = parser.parse_args()
     checkouts = {"here": HERE, "other": arguments.other.resolve()}
     seconds: dict[str, list[float]] = {name: [] for name in checkouts}
-    with ExitStack() as stack:
-        for _ in range(arguments.busy):
-            busy = stack.enter_context(subprocess.Popen([sys.executable, "-c", BUSY]))
-            stack.callback(busy.kill)
+    with busy_processes(arguments.busy):
         for _ in range(arguments.rounds):
             for name, checkout in checkouts.items():
                 seconds[name] += measured(checkout, arguments.iterations)

@@ -14,7 +14,8 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 from common import WAIT_POLICY
 
@@ -57,6 +58,16 @@ def measured(way: str, iterations: int) -> list[float]:
     return seconds
 
 
+@contextmanager
+def busy_processes(number: int) -> Iterator[None]:
+    """So many processes compute until the block ends."""
+    with ExitStack() as stack:
+        for _ in range(number):
+            busy = stack.enter_context(subprocess.Popen([sys.executable, "-c", BUSY]))
+            stack.callback(busy.kill)
+        yield
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.idle_threads", description=__doc__.splitlines()[0])
     parser.add_argument("--busy", type=int, default=1, help="processes that compute beside it")
@@ -64,10 +75,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
     found: dict[str, list[float]] = {way: [] for way in WAYS}
-    with ExitStack() as stack:
-        for _ in range(arguments.busy):
-            busy = stack.enter_context(subprocess.Popen([sys.executable, "-c", BUSY]))
-            stack.callback(busy.kill)
+    with busy_processes(arguments.busy):
         for _ in range(arguments.rounds):
             for way in WAYS:
                 found[way] += measured(way, arguments.iterations)

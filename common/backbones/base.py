@@ -109,7 +109,7 @@ class Backbone(Protocol):
 
 @runtime_checkable
 class HasParts(Protocol):
-    """What a family may add to `Backbone`: without it a resumed run notices no other text encoder or decoder."""
+    """An optional part of a family. With it a resumed run refuses another text encoder, decoder or noise schedule."""
 
     def parts_fingerprint(self) -> str:
         """Hash of all that images depend on beside the transformers: text encoders, decoder, noise schedule."""

@@ -53,7 +53,7 @@ def unusable_environment(error: Exception) -> str:
 
 
 def unreachable(url: str, otherwise: str) -> str:
-    """What to do about a connection that fails: about the proxy if requests to the URL use one, else `otherwise`."""
+    """The remedy for a failed connection: one for the proxy if requests to the URL use one, else `otherwise`."""
     proxies, parts = _proxies(), urlsplit(url)
     kind = parts.scheme if parts.scheme in proxies else "all"
     if kind not in proxies or not uses_proxies(url) or proxy_bypass(parts.netloc) or _is_excepted(host_of(url)):

@@ -1,4 +1,4 @@
-"""How much of the student's gradient each term contributes, and how much of that is signal.
+"""Measures each term's part in the student's gradient, and tells signal from noise.
 
     gradient of a term = gradient on the batch's first half + gradient on its second half
 

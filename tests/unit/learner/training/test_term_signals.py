@@ -1,4 +1,4 @@
-"""What the terms contribute to the student's gradient: by hand, and that measuring changes no gradient."""
+"""The terms' parts in the student's gradient: values by hand. Measuring changes no gradient."""
 
 from __future__ import annotations
 
