@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,10 +169,9 @@ class Service:
         self.health_check()
         started, settings = time.perf_counter(), self.config.evaluation
         weights = None if trained is None else self.publisher.publish(EVALUATION_VERSION, averaged=True)
-        prompts = self.prompts.evaluation[: settings.final_prompts]
         evaluation = evaluate(
             self.pool,
-            prompts,
+            self._final_prompts(),
             spec,
             settings.final_images_per_prompt,
             weights,
@@ -185,16 +184,20 @@ class Service:
 
     def _basis(self, spec: SamplingSpec, trained: Position | None) -> dict[str, Any]:
         """Everything that a policy's numbers depend on and that a resumed run might have changed."""
-        settings = self.config.evaluation
+        prompts = self._final_prompts()
         return {
             "spec": repr(spec),
             "trained": None if trained is None else trained.directory,
-            "prompts": min(settings.final_prompts, len(self.prompts.evaluation)),
-            "prompts_fingerprint": prompts_fingerprint(self.prompts.evaluation[: settings.final_prompts]),
-            "images_per_prompt": settings.final_images_per_prompt,
+            "prompts": len(prompts),
+            "prompts_fingerprint": prompts_fingerprint(prompts),
+            "images_per_prompt": self.config.evaluation.final_images_per_prompt,
             "seed": self.config.run.seed,
             "rewards": [reward.name for reward in self.config.rewards],
         }
+
+    def _final_prompts(self) -> Sequence[Prompt]:
+        settings = self.config.evaluation
+        return self.prompts.evaluation[settings.final_from :][: settings.final_prompts]
 
     def _require_measured(self, policy: str, spec: SamplingSpec, trained: Position) -> None:
         """CheckpointError if the policy was not evaluated: after more training the student can no longer be."""

@@ -103,6 +103,11 @@ class EvaluationConfig(Section):
     teacher_steps: PositiveInt = Field(28, description="Euler steps of the many-step teacher.")
     teacher_guidance: float = Field(7.0, ge=1, description="Guidance scale of the many-step teacher.")
     grid_prompts: PositiveInt = Field(8, description="Prompts of the sample grids and of the report's gallery.")
+    final_from: NonNegativeInt = Field(
+        0,
+        description="Place of the final table's first prompt in the file, from 0. Beyond `prompts`, the table has "
+        "prompts of its own, on which nothing was tuned.",
+    )
     final_prompts: PositiveInt = Field(256, description="Prompts of the final table, the same for all policies.")
     final_images_per_prompt: int = Field(2, ge=2, description="Images per prompt of the final table.")
 

@@ -1,7 +1,7 @@
 """Results of a run's final comparison: each policy is evaluated once and kept. A resumed run evaluates a policy again
 only if something that its result depends on has changed.
 
-    samples/policies/teacher_28.json      metrics, their dependencies, and prompt and scores of each gallery image
+    samples/policies/teacher_28.json      metrics, their dependencies, scores of all images, and the gallery's images
     samples/policies/teacher_28-00.png    the gallery's images
 
 `summary.json` and `samples/gallery.json` are built from these files at the end.
@@ -17,6 +17,8 @@ from typing import Any
 from common.whole_files import write_whole
 from learner.driver.evaluation import Evaluation
 from learner.records.pictures import save_png
+
+SCORE_DIGITS = 6
 
 
 class PolicyRecords:
@@ -47,8 +49,20 @@ class PolicyRecords:
             save_png(item.images_GHWC[0], self._samples / image)
             scores = {reward: float(values[0]) for reward, values in item.rewards_G.items()}
             gallery.append({"prompt": item.prompt.text, "image": image, "scores": scores})
-        record = {"basis": basis, "metrics": evaluation.metrics, "seconds": seconds, "gallery": gallery}
-        write_whole(self._file(policy), json.dumps(record, indent=1).encode())
+        # For paired comparisons: prompts without some reward keep their place.
+        scores_P = [
+            {reward: [round(float(v), SCORE_DIGITS) for v in values] for reward, values in item.rewards_G.items()}
+            for item in evaluation.prompts
+        ]
+        record = {
+            "basis": basis,
+            "metrics": evaluation.metrics,
+            "seconds": seconds,
+            "gallery": gallery,
+            "diversity": [round(item.diversity, SCORE_DIGITS) for item in evaluation.prompts],
+            "scores": scores_P,
+        }
+        write_whole(self._file(policy), json.dumps(record).encode())
 
     def first_picture(self, policy: str) -> Path:
         """The first image of the policy in the gallery."""

@@ -22,7 +22,7 @@ ROUNDING = 1e-6
 
 
 def check_enough_prompts(config: Config, prompts: PromptSets) -> None:
-    """ConfigError when there are fewer prompts than a batch needs: a batch never repeats a prompt."""
+    """ConfigError when there are fewer prompts than a batch, which repeats none, or the final table needs."""
     files = config.prompts
     for key, needed, path, available in (
         ("cold_start.batch_size", config.cold_start.batch_size, files.cold_start or files.train, prompts.cold_start),
@@ -30,6 +30,12 @@ def check_enough_prompts(config: Config, prompts: PromptSets) -> None:
     ):
         if needed > len(available):
             raise ConfigError(f"{key} = {needed}, but {path} has only {len(available)} prompts")
+    first, count = config.evaluation.final_from, len(prompts.evaluation)
+    if first >= count:
+        raise ConfigError(
+            f"evaluation.final_from = {first}, but {files.evaluation} has only {count} prompts: the final table would "
+            "be empty"
+        )
 
 
 def check_requests(config: Config, prompts: PromptSets) -> None:

@@ -42,6 +42,14 @@ def test_a_policy_is_kept_and_found_again(tmp_path: Path) -> None:
     ]
 
 
+def test_a_record_has_the_scores_of_every_image_for_paired_comparisons(tmp_path: Path) -> None:
+    records = PolicyRecords(tmp_path, gallery_prompts=1)
+    records.add("rtdmd", BASIS, evaluation(100), seconds=2.0)
+    record = json.loads((tmp_path / "samples/policies/rtdmd.json").read_text())
+    assert record["scores"] == [{"gold": [100.0, 101.0]}, {"gold": [110.0, 111.0]}, {"gold": [120.0, 121.0]}]
+    assert record["diversity"] == [1.0, 1.0, 1.0]
+
+
 @pytest.mark.parametrize("change", [{"seed": 1}, {"prompts": 4}, {"rewards": ["gold", "hps"]}, {"spec": "x"}])
 def test_a_policy_measured_on_another_basis_counts_as_unmeasured(tmp_path: Path, change: dict[str, object]) -> None:
     records = PolicyRecords(tmp_path, gallery_prompts=2)

@@ -1,0 +1,94 @@
+"""The claims, and the arms that are compared for each: run file and options.
+
+An arm's options are complete: it does not change when the demo's settings do. `{seed}` and `{runs}` are filled in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+Options = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+        options: run-file options, as on the command line.
+        start: the arm whose cold start this one begins from; None: it makes its own.
+    """
+
+    options: Options
+    start: str | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Arms that are compared with each other.
+
+    Attributes:
+        statement: what the paper or we say.
+        reference: the arm that the others' differences are taken from.
+        policy: the policy of the final table that is compared, `cold_start` or `rtdmd`.
+        common: options of every arm; an arm's own win.
+        preparing: arms that only make a start for the others.
+    """
+
+    statement: str
+    config: str
+    reference: str
+    policy: str
+    common: Options
+    arms: Mapping[str, Arm]
+    preparing: Mapping[str, Arm] = field(default_factory=dict)
+
+
+FINAL_TABLE: Options = {
+    "evaluation.final_from": 256,
+    "evaluation.final_prompts": 256,
+    "evaluation.final_images_per_prompt": 2,
+    "evaluation.teacher": False,
+    "checkpoint.every": 50,
+    "learner.threads": 1,
+}
+"""Tables use prompts on which nothing was tuned."""
+
+COLD_START: Options = {
+    "cold_start.batch_size": 16,
+    "cold_start.student_every": 1,
+    "cold_start.learning_rate_student": 1e-3,
+    "cold_start.learning_rate_fake": 1e-3,
+    "cold_start.learning_rate_schedule": "linear",
+    "cold_start.gradient_clip_student": 0.01,
+    "cold_start.gradient_clip_fake": 0.01,
+    "cold_start.ema_decay": 0.9,
+}
+AMBIENT: Options = {"cold_start.objective": "ambient", "cold_start.consistency_weight": 0.01}
+AMBIENT |= {"cold_start.consistency_fraction": 0.25}
+CLEAN: Options = {"cold_start.objective": "clean", "cold_start.consistency_weight": 0.0}
+
+
+def _cold_start(objective: Options, iterations: int, every: int, **others: object) -> Arm:
+    length = {"cold_start.iterations": iterations, "evaluation.cold_start_every": every}
+    return Arm({**objective, **length, **{f"cold_start.{name}": value for name, value in others.items()}})
+
+
+CLAIMS: dict[str, Claim] = {
+    "A": Claim(
+        statement="AC-DMD distils better than plain DMD",
+        config="deploy/runs/shapes.yaml",
+        reference="plain",
+        policy="cold_start",
+        common=FINAL_TABLE | COLD_START | {"alignment.iterations": 0, "evaluation.prompts": 128},
+        arms={
+            "plain": _cold_start(CLEAN, 600, 150),
+            "ac_dmd": _cold_start(AMBIENT, 600, 150),
+            "ac_dmd_batch_64": _cold_start(AMBIENT, 150, 50, batch_size=64),
+            "ac_dmd_two_fake_updates": _cold_start(AMBIENT, 900, 150, student_every=2),
+            "plain_1450": _cold_start(CLEAN, 1450, 150),
+            "ac_dmd_1450": _cold_start(AMBIENT, 1450, 150),
+        },
+    ),
+}

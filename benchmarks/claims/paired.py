@@ -1,0 +1,52 @@
+"""Means over seeds, and paired differences between two arms: the same prompts, noise and seeds in both."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Result = Mapping[str, Any]
+"""What `running.run_arm` keeps of a run."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference and its standard error."""
+
+    mean: float
+    error: float
+
+    @property
+    def errors(self) -> float:
+        """The difference in standard errors."""
+        return self.mean / self.error if self.error > 0 else 0.0
+
+
+def scores_of(result: Result, policy: str, metric: str) -> list[float]:
+    """One value per prompt of the final table: the mean over its images."""
+    record = result["policies"][policy]
+    if metric == "diversity":
+        return list(record["diversity"])
+    return [statistics.fmean(item[metric]) for item in record["scores"]]
+
+
+def difference(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> Difference:
+    """Mean of `ours - theirs`; each holds one list of prompts per seed, in the same order.
+
+    The standard error is the larger of two: that of the mean over all prompts, and that of the mean over the seeds'
+    means, which also has the chance in the training. A single seed has the first alone.
+    """
+    seeds = [[a - b for a, b in zip(one, other, strict=True)] for one, other in zip(ours, theirs, strict=True)]
+    means = [statistics.fmean(values) for values in seeds]
+    within = [statistics.variance(values) / len(values) for values in seeds]
+    over_prompts = sum(within) ** 0.5 / len(seeds)
+    over_seeds = statistics.stdev(means) / len(means) ** 0.5 if len(means) > 1 else 0.0
+    return Difference(statistics.fmean(means), max(over_prompts, over_seeds))
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Mean and, of several seeds, their standard deviation."""
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{spread}"

@@ -1,0 +1,79 @@
+"""Markdown tables of a claim's results."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from benchmarks.claims.arms import Claim
+from benchmarks.claims.paired import Result, difference, mean_and_spread, scores_of
+
+Results = Mapping[str, Mapping[int, Result]]
+"""arm -> seed -> result."""
+
+
+def tables(claim: Claim, results: Results) -> str:
+    """The final policies, the periodic evaluations, and the paired differences from the reference arm."""
+    return "\n".join([final_table(results), curve_table(results), difference_table(claim, results)])
+
+
+def final_table(results: Results) -> str:
+    """Mean and standard deviation over the seeds, at the start of stage 2 and at the end."""
+    metrics = _metrics(results)
+    lines = _header(["arm", "policy", "seeds", *metrics, "CPU min"])
+    for arm, seeds in results.items():
+        for policy in next(iter(seeds.values()))["policies"]:
+            cells = [
+                mean_and_spread([statistics.fmean(scores_of(result, policy, metric)) for result in seeds.values()])
+                for metric in metrics
+            ]
+            minutes = statistics.fmean(result["cpu_seconds"] for result in seeds.values()) / 60
+            lines.append(_row([arm, policy, " ".join(map(str, seeds)), *cells, f"{minutes:.1f}"]))
+    return "\n".join(lines) + "\n"
+
+
+def curve_table(results: Results) -> str:
+    """Means over the seeds of the periodic evaluations."""
+    metrics = _metrics(results)
+    lines = _header(["arm", "stage", "iteration", *metrics])
+    for arm, seeds in results.items():
+        points: dict[tuple[str, int], list[Mapping[str, float]]] = {}
+        for result in seeds.values():
+            for event in result["curve"]:
+                points.setdefault((event["stage"], event["iteration"]), []).append(event["metrics"])
+        for (stage, iteration), found in points.items():
+            cells = [mean_and_spread([values[metric] for values in found]) for metric in metrics]
+            lines.append(_row([arm, stage, str(iteration), *cells]))
+    return "\n".join(lines) + "\n"
+
+
+def difference_table(claim: Claim, results: Results) -> str:
+    """Paired differences from the reference arm over the seeds that both have; ± is one standard error."""
+    metrics = _metrics(results)
+    reference = results.get(claim.reference, {})
+    lines = _header([f"minus {claim.reference}", "seeds", *metrics])
+    for arm, seeds in results.items():
+        common = [seed for seed in seeds if seed in reference]
+        if arm == claim.reference or not common:
+            continue
+        cells = []
+        for metric in metrics:
+            found = difference(
+                *([scores_of(runs[seed], claim.policy, metric) for seed in common] for runs in (seeds, reference))
+            )
+            cells.append(f"{found.mean:+.3f} ± {found.error:.3f} ({found.errors:+.1f})")
+        lines.append(_row([arm, " ".join(map(str, common)), *cells]))
+    return "\n".join(lines) + "\n"
+
+
+def _metrics(results: Results) -> list[str]:
+    result = next(iter(next(iter(results.values())).values()))
+    return list(next(iter(result["policies"].values()))["metrics"])
+
+
+def _header(columns: Sequence[str]) -> list[str]:
+    return [_row(columns), "|---" * len(columns) + "|"]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,22 @@
+"""Checks before a run that the run file alone cannot decide."""
+
+from __future__ import annotations
+
+import pytest
+
+from common.errors import ConfigError
+from common.types import Prompt, PromptSets
+from learner.preflight.checks import check_enough_prompts
+from learner.preflight.command_line import parse
+
+
+def prompt_sets(evaluation: int) -> PromptSets:
+    train = [Prompt(place, f"prompt {place}") for place in range(100)]
+    return PromptSets(train, train, train[:evaluation])
+
+
+def test_the_final_table_needs_a_prompt() -> None:
+    config = parse(["--evaluation.final_from", "32"], {}).config
+    check_enough_prompts(config, prompt_sets(33))
+    with pytest.raises(ConfigError, match=r"evaluation\.final_from = 32, but .*evaluation\.txt has only 32 prompts"):
+        check_enough_prompts(config, prompt_sets(32))
