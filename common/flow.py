@@ -142,6 +142,11 @@ def cps_transition(
     return Transition(mean_Bchw, next_level * math.sin(angle))
 
 
+def velocity_coefficient(sigma: float, sigma_next: float, eta: float) -> float:
+    """Derivative of a transition's mean with respect to the velocity; negative for eta in [0, 1] and sigma' < sigma."""
+    return sigma_next * math.cos(eta * math.pi / 2) * (1 - sigma) - (1 - sigma_next) * sigma
+
+
 def surrogate_log_density(mean_Bchw: Tensor, next_sample_Bchw: Tensor) -> Tensor:
     """-mean_chw (x' - mean)^2, shape [B].
 

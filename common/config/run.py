@@ -7,6 +7,7 @@ Every section is frozen and refuses unknown keys. `learner.preflight.run_file` r
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Self
@@ -167,7 +168,7 @@ class Config(Section):
         if cold_start.iterations > 0 and cold_start.from_checkpoint is None:
             sizes["cold_start.batch_size"] = cold_start.batch_size
         if alignment.iterations > 0:
-            sizes["alignment.group_size"] = alignment.group_size
+            sizes["alignment.group_size"] = math.ceil(alignment.train_fraction * alignment.group_size)
         return sizes
 
     @model_validator(mode="after")
@@ -194,6 +195,11 @@ class Config(Section):
             raise problem(
                 "cold_start.consistency_fraction",
                 f"{cold_start.consistency_fraction:g}, which gives ranks unequal work: learner.shard_base needs 1",
+            )
+        if alignment.iterations > 0 and alignment.train_fraction < 1:
+            raise problem(
+                "alignment.train_fraction",
+                f"{alignment.train_fraction:g}, which gives ranks unequal work: learner.shard_base needs 1",
             )
         if alignment.iterations > 0 and alignment.reward_gradient_weight > 0 and alignment.matching_weight == 0:
             raise problem(

@@ -97,6 +97,18 @@ class AlignmentConfig(Section):
     same_latent: bool = Field(
         False, description="The samples of a group start from one initial noise. Published: each has its own."
     )
+    train_fraction: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Fraction of the samples that both networks train on: those with the largest |advantage| of the "
+        "batch. Below 1 an update is cheaper and loses the least of the policy gradient.",
+    )
+    step_weights: Literal["equal", "balanced"] = Field(
+        "equal",
+        description="Weights of the steps in the policy loss. equal: as published; the size of a step's gradient then "
+        "depends on its noise level. balanced: divided by that size, with a mean of 1.",
+    )
     shuffled_advantages: bool = Field(
         False,
         description="Shuffle the advantages within each group: a control for experiments, whose policy gradient is "

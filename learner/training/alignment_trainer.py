@@ -14,24 +14,20 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from common import seeding
-from common.backbones.base import Conditioning
 from common.backbones.device.transfer import wait_for
 from common.config.stages import AlignmentConfig
-from common.flow import Transition, gaussian_log_density, surrogate_log_density
-from common.sampling import step_transition
-from common.types import Network, Prompt, ScoredGroup, StepPlan, TrajectoryGroup
-from learner.metric_names import LEFT_OUT_GRADIENTS
+from common.types import Prompt, ScoredGroup, TrajectoryGroup
+from learner.metric_names import EFFECTIVE_SAMPLES, LEFT_OUT_GRADIENTS
 from learner.objectives.advantage import renormalised_group_advantages, zero_spread_fraction
 from learner.objectives.loss import Loss, renormalised_weights
 from learner.objectives.reward_gradient import attach_gradient, clip_sample_norms, reward_hinge_loss
-from learner.objectives.subgrpo import subgrpo_loss
+from learner.training.alignment_batch import Batch, assemble
 from learner.training.batch_metrics import Totals
 from learner.training.distribution_matching import (
     DrawKey,
@@ -41,38 +37,13 @@ from learner.training.distribution_matching import (
     student_objective,
 )
 from learner.training.networks import Networks
+from learner.training.policy_gradient import policy_loss
 from learner.training.reward_gradients import ServedRewards
 from learner.training.term_signals import HalfSignals, TermSignals
 
 PURPOSE = "alignment"
 POLICY, MATCHING, REWARD = "policy", "matching", "reward_gradient"
 """Terms of the student's gradient."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """This rank's rows of a batch of groups, flattened: row b of the batch is sample b % G of group b // G.
-
-    Attributes:
-        rows: the indices of these rows, out of `total`.
-    """
-
-    rows: range
-    total: int
-    plan: StepPlan
-    prompts: list[Prompt]
-    conditioning: Conditioning
-    latents_SBchw: Tensor
-    old_surrogate_TB: Tensor
-    advantages_B: Tensor
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def middle(self) -> int:
-        """The number of these rows that are in the first half of the whole batch."""
-        return min(max(-(-self.total // 2) - self.rows.start, 0), len(self.rows))
 
 
 class AlignmentTrainer:
@@ -117,6 +88,8 @@ class AlignmentTrainer:
             norm = self._networks.fake_optimizer.step(batch.plan.iteration)
         # The groups are the same on every rank.
         totals.add(reward_metrics(groups) | {"fake_gradient_norm": norm}, len(batch) / batch.total)
+        if self._settings.policy_gradient != "none":
+            totals.add({EFFECTIVE_SAMPLES: batch.effective_samples}, len(batch) / batch.total)
         with self._timed("student"):
             self._update_student(batch, totals)
         self._seconds["student"] -= self._seconds["reward_gradient"]
@@ -125,7 +98,6 @@ class AlignmentTrainer:
 
     def _assemble(self, groups: Sequence[ScoredGroup]) -> Batch:
         trajectories = [group.trajectory for group in groups]
-        size = trajectories[0].group_size
         advantages_PG = renormalised_group_advantages(
             [{name: torch.as_tensor(values) for name, values in group.rewards_G.items()} for group in groups],
             self._reward_weights,
@@ -134,23 +106,8 @@ class AlignmentTrainer:
         )
         if self._settings.shuffled_advantages:
             advantages_PG = self._shuffled(advantages_PG, trajectories)
-        total = len(trajectories) * size
-        rows = range(total)[self._networks.ranks.share(total)]
-        # Groups that have a row on this rank, and the index of the first one's first row.
-        mine = trajectories[rows.start // size : (rows.stop - 1) // size + 1]
-        begin = rows.start // size * size
-        part = slice(rows.start - begin, rows.stop - begin)
-        device = self._backbone.device
-        return Batch(
-            rows=rows,
-            total=total,
-            plan=trajectories[0].plan,
-            prompts=[trajectory.prompt for trajectory in mine for _ in range(size)][part],
-            conditioning=self._backbone.encode_prompts([t.prompt.text for t in mine]).repeat(size).rows(part),
-            latents_SBchw=torch.cat([torch.tensor(t.latents_SGchw) for t in mine], dim=1)[:, part].to(device),
-            old_surrogate_TB=torch.cat([torch.tensor(t.surrogate_TG) for t in mine], dim=1)[:, part].to(device),
-            advantages_B=advantages_PG.flatten()[rows.start : rows.stop].to(device),
-        )
+        fraction = self._settings.train_fraction
+        return assemble(trajectories, advantages_PG, fraction, self._networks.ranks, self._backbone)
 
     def _shuffled(self, advantages_PG: Tensor, trajectories: Sequence[TrajectoryGroup]) -> Tensor:
         """The advantages in a random order within each group."""
@@ -189,7 +146,7 @@ class AlignmentTrainer:
         trained_steps = () if self._settings.policy_gradient == "none" else batch.plan.selected
         part = share / (len(trained_steps) + 1)
         for step in trained_steps:
-            value, metrics = self._policy_loss(batch, step, rows)
+            value, metrics = policy_loss(self._backbone, self._settings, batch, step, rows)
             with nullcontext() if signals is None else signals.of(POLICY):
                 (value * part).backward()
             totals.add(metrics, share / len(trained_steps))
@@ -202,21 +159,6 @@ class AlignmentTrainer:
                 with signals.of(term):
                     (value * part).backward(retain_graph=place < len(values))
 
-    def _policy_loss(self, batch: Batch, step: int, rows: slice) -> tuple[Tensor, Mapping[str, float | Tensor]]:
-        """SubGRPO on one selected step; the transition's mean is recomputed with its graph."""
-        transition = self._transition(batch, step, rows)
-        next_sample = batch.latents_SBchw[step + 1, rows]
-        surrogate_B = surrogate_log_density(transition.mean_Bchw, next_sample)
-        rollout_B = batch.old_surrogate_TB[step, rows]
-        gap = (surrogate_B.detach() - rollout_B).abs().max()
-        if self._settings.surrogate == "gaussian":
-            surrogate_B = gaussian_log_density(transition.mean_Bchw, transition.std, next_sample)
-        old_B = rollout_B if self._settings.old_surrogate == "rollout" else surrogate_B.detach()
-        loss = subgrpo_loss(
-            surrogate_B, old_B, batch.advantages_B[rows], self._settings.clip_low, self._settings.clip_high
-        )
-        return loss.value, {**loss.metrics, "surrogate_gap": gap}
-
     def _final_step_losses(
         self, batch: Batch, rows: slice, key: DrawKey, totals: Totals
     ) -> tuple[dict[str, Tensor], Mapping[str, float | Tensor]]:
@@ -226,7 +168,7 @@ class AlignmentTrainer:
         """
         settings = self._settings
         metrics: dict[str, float | Tensor] = {}
-        sample = self._transition(batch, batch.plan.num_steps - 1, rows).mean_Bchw
+        sample = batch.transition(self._backbone, batch.plan.num_steps - 1, rows).mean_Bchw
         conditioning = batch.conditioning.rows(rows)
         values = {}
         if settings.matching_weight > 0:
@@ -282,15 +224,6 @@ class AlignmentTrainer:
         clipped_Bchw = clip_sample_norms(gradients_Bchw, self._settings.reward_gradient_clip)
         fixed_B = hinge.value.detach().expand(len(prompts))
         return Loss(attach_gradient(fixed_B, clipped_Bchw, sample_Bchw).mean(), hinge.metrics)
-
-    def _transition(self, batch: Batch, step: int, rows: slice) -> Transition:
-        """The student's transition at a step of the rollout, with its graph."""
-        conditioning = batch.conditioning.rows(rows)
-
-        def student(latents_Bchw: Tensor, sigma_B: Tensor) -> Tensor:
-            return self._backbone.velocity(Network.STUDENT, latents_Bchw, sigma_B, conditioning)
-
-        return step_transition(student, batch.latents_SBchw[step, rows], batch.plan.steps[step])
 
     def _parts(self, batch: Batch, update: str, *, halves: bool = False) -> Iterator[tuple[slice, float, DrawKey]]:
         """Micro-batches: their rows within this rank's, their share of the whole batch, and the key of their draws.

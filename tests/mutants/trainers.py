@@ -7,6 +7,8 @@ from tests.mutants.mutant import Mutant, unit_test
 _SAMPLING = "common/sampling.py"
 _COLD_START = "learner/training/cold_start_trainer.py"
 _ALIGNMENT = "learner/training/alignment_trainer.py"
+_BATCH = "learner/training/alignment_batch.py"
+_POLICY = "learner/training/policy_gradient.py"
 
 COLD_START = (
     Mutant(
@@ -123,18 +125,18 @@ ALIGNMENT = (
     ),
     Mutant(
         "the policy loss does not use the advantages",
-        _ALIGNMENT,
+        _POLICY,
         "surrogate_B, old_B, batch.advantages_B[rows],",
-        "surrogate_B, old_B, torch.ones_like(old_B),",
+        "surrogate_B, old_B, old_B * 0 + 1,",
         unit_test(
             "learner/training/alignment_trainer::the_policy_gradient_is_minus_advantage_times_surrogate[squared_error]"
         ),
     ),
     Mutant(
         "the policy loss never uses the rollout's surrogate",
-        _ALIGNMENT,
-        'if self._settings.old_surrogate == "rollout" else',
-        'if self._settings.old_surrogate == "none" else',
+        _POLICY,
+        'if settings.old_surrogate == "rollout" else',
+        'if settings.old_surrogate == "none" else',
         unit_test("learner/training/alignment_trainer::a_disagreement_is_measured"),
     ),
     Mutant(
@@ -198,8 +200,8 @@ ALIGNMENT = (
     Mutant(
         "matching is of the step before the last",
         _ALIGNMENT,
-        "self._transition(batch, batch.plan.num_steps - 1, rows)",
-        "self._transition(batch, batch.plan.num_steps - 2, rows)",
+        "batch.transition(self._backbone, batch.plan.num_steps - 1, rows)",
+        "batch.transition(self._backbone, batch.plan.num_steps - 2, rows)",
         unit_test("learner/training/alignment_trainer::the_final_steps_matching_gradient_by_hand"),
     ),
     Mutant(
@@ -211,18 +213,18 @@ ALIGNMENT = (
     ),
     Mutant(
         "the exact density is never used",
-        _ALIGNMENT,
-        'if self._settings.surrogate == "gaussian":',
-        'if self._settings.surrogate == "none":',
+        _POLICY,
+        'if settings.surrogate == "gaussian":',
+        'if settings.surrogate == "none":',
         unit_test(
             "learner/training/alignment_trainer::the_policy_gradient_is_minus_advantage_times_surrogate[gaussian]"
         ),
     ),
     Mutant(
         "advantages go to the wrong samples",
-        _ALIGNMENT,
-        "advantages_PG.flatten()",
-        "advantages_PG.T.flatten()",
+        _BATCH,
+        "advantages_B=advantages_PG.flatten()",
+        "advantages_B=advantages_PG.T.flatten()",
         unit_test(
             "learner/training/alignment_trainer::the_policy_gradient_is_minus_advantage_times_surrogate[squared_error]"
         ),
@@ -237,10 +239,24 @@ ALIGNMENT = (
         ),
     ),
     Mutant(
+        "the smallest advantages are kept",
+        _BATCH,
+        "descending=True",
+        "descending=False",
+        unit_test("learner/training/alignment_batch::the_largest_advantages_are_kept_in_their_order"),
+    ),
+    Mutant(
+        "the balanced weights grow with the noise",
+        _POLICY,
+        "inverse_sizes.append(1 / (size * std if",
+        "inverse_sizes.append((size * std if",
+        unit_test("learner/training/alignment_batch::balanced_weights_give_every_step_the_same_gradient"),
+    ),
+    Mutant(
         "the clip widths are swapped",
-        _ALIGNMENT,
-        "self._settings.clip_low, self._settings.clip_high",
-        "self._settings.clip_high, self._settings.clip_low",
+        _POLICY,
+        "settings.clip_low, settings.clip_high",
+        "settings.clip_high, settings.clip_low",
         unit_test("learner/training/alignment_trainer::each_clip_width_is_on_its_own_side"),
     ),
     Mutant(
@@ -259,16 +275,16 @@ ALIGNMENT = (
     ),
     Mutant(
         "prompts go to the wrong samples",
-        _ALIGNMENT,
-        ".repeat(size).rows(part)",
-        ".repeat(size).rows(torch.arange(total - 1, -1, -1))",
+        _BATCH,
+        ".rows(order.to(device))",
+        ".rows(order.flip(0).to(device))",
         unit_test("learner/training/alignment_trainer::learner_and_sampler_agree"),
     ),
     Mutant(
         "every step is given the first level",
-        _ALIGNMENT,
-        "batch.latents_SBchw[step, rows], batch.plan.steps[step])",
-        "batch.latents_SBchw[step, rows], batch.plan.steps[0])",
+        _BATCH,
+        "self.latents_SBchw[step, rows], self.plan.steps[step])",
+        "self.latents_SBchw[step, rows], self.plan.steps[0])",
         unit_test("learner/training/alignment_trainer::learner_and_sampler_agree"),
     ),
     Mutant(

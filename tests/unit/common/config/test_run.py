@@ -135,6 +135,14 @@ def test_a_config_is_frozen() -> None:
             "alignment.matching_weight: 0: with learner.shard_base every rank must always have a gradient",
         ),
         (
+            {"learner": {"shard_base": True, "ranks": 2}, "alignment": {"train_fraction": 0.5}},
+            "alignment.train_fraction: 0.5, which gives ranks unequal work: learner.shard_base needs 1",
+        ),
+        (
+            {"learner": {"ranks": 9}, "alignment": {"train_fraction": 0.5}},
+            "learner.ranks: 9, more than alignment.group_size = 8: use fewer ranks",
+        ),
+        (
             {"learner": {"shard_base": True, "ranks": 2}, "cold_start": {"consistency_fraction": 0.5}},
             "cold_start.consistency_fraction: 0.5, which gives ranks unequal work",
         ),

@@ -1,0 +1,106 @@
+"""The samples of one alignment update: this rank's rows of the scored groups, flattened."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common.backbones.base import Backbone, Conditioning
+from common.flow import Transition
+from common.sampling import step_transition
+from common.types import FloatArray, Network, Prompt, StepPlan, TrajectoryGroup
+from learner.training.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This rank's rows of a batch. The batch's rows are the trained samples of all groups, in their order.
+
+    Attributes:
+        rows: the indices of these rows, out of `total`.
+        middle: the number of these rows that are in the first half of the batch's groups.
+        effective_samples: of the whole batch, see `effective_samples`.
+    """
+
+    rows: range
+    total: int
+    middle: int
+    effective_samples: float
+    plan: StepPlan
+    prompts: list[Prompt]
+    conditioning: Conditioning
+    latents_SBchw: Tensor
+    old_surrogate_TB: Tensor
+    advantages_B: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def transition(self, backbone: Backbone, step: int, rows: slice) -> Transition:
+        """The student's transition at a step of the rollout, with its graph."""
+        conditioning = self.conditioning.rows(rows)
+
+        def student(latents_Bchw: Tensor, sigma_B: Tensor) -> Tensor:
+            return backbone.velocity(Network.STUDENT, latents_Bchw, sigma_B, conditioning)
+
+        return step_transition(student, self.latents_SBchw[step, rows], self.plan.steps[step])
+
+
+def assemble(
+    groups: Sequence[TrajectoryGroup], advantages_PG: Tensor, fraction: float, ranks: Ranks, backbone: Backbone
+) -> Batch:
+    """This rank's rows of these groups' samples; of a `fraction` below 1 those with the largest |advantage|."""
+    size = groups[0].group_size
+    kept = largest(advantages_PG.flatten(), fraction)
+    rows = range(len(kept))[ranks.share(len(kept))]
+    mine = kept[rows.start : rows.stop]
+    # The groups that have a row on this rank, with the places of these rows in them.
+    numbers = sorted({row // size for row in mine})
+    chosen = [(groups[number], [row % size for row in mine if row // size == number]) for number in numbers]
+    order = torch.tensor([place for place, (_, inside) in enumerate(chosen) for _ in inside])
+    device = backbone.device
+    return Batch(
+        rows=rows,
+        total=len(kept),
+        middle=_in_first_half(rows, mine, size, len(groups), len(kept)),
+        effective_samples=effective_samples(advantages_PG.flatten()[kept]),
+        plan=groups[0].plan,
+        prompts=[group.prompt for group, inside in chosen for _ in inside],
+        conditioning=backbone.encode_prompts([group.prompt.text for group, _ in chosen]).rows(order.to(device)),
+        latents_SBchw=_columns([(group.latents_SGchw, inside) for group, inside in chosen]).to(device),
+        old_surrogate_TB=_columns([(group.surrogate_TG, inside) for group, inside in chosen]).to(device),
+        advantages_B=advantages_PG.flatten()[mine].to(device),
+    )
+
+
+def largest(advantages_B: Tensor, fraction: float) -> list[int]:
+    """The rows with the largest |advantage|, a `fraction` of all rounded up, in order; of equal ones the first."""
+    if fraction == 1:
+        return list(range(len(advantages_B)))
+    count = math.ceil(fraction * len(advantages_B) - 1e-9)  # minus a rounding error, so that a tenth of 10 rows is 1
+    return sorted(torch.sort(advantages_B.abs(), descending=True, stable=True).indices[:count].tolist())
+
+
+def effective_samples(advantages_B: Tensor) -> float:
+    """(sum |A|)^2 / sum A^2: the number of samples with one |A| whose mean would have the same relative variance."""
+    squares = float(advantages_B.square().sum())
+    return float(advantages_B.abs().sum()) ** 2 / squares if squares > 0 else 0.0
+
+
+def _columns(parts: Sequence[tuple[FloatArray, Sequence[int]]]) -> Tensor:
+    """Some columns of each array, side by side."""
+    return torch.cat([torch.tensor(values[:, inside]) for values, inside in parts], dim=1)
+
+
+def _in_first_half(rows: range, mine: Sequence[int], size: int, groups: int, total: int) -> int:
+    """Number of this rank's rows in the first half of the groups: whole groups, whose samples share noise.
+
+    A single group is halved by its samples.
+    """
+    if groups == 1:
+        return min(max(-(-total // 2) - rows.start, 0), len(rows))
+    return sum(row // size < -(-groups // 2) for row in mine)
