@@ -75,6 +75,38 @@ def _cold_start(objective: Options, iterations: int, every: int, **others: objec
     return Arm({**objective, **length, **{f"cold_start.{name}": value for name, value in others.items()}})
 
 
+POLICY_ALONE: Options = {
+    "alignment.prompts_per_iteration": 12,
+    "alignment.group_size": 16,
+    "alignment.iterations": 40,
+    "alignment.train_fraction": 0.5,
+    "alignment.matching_weight": 0.0,
+    "alignment.reward_gradient_weight": 0.0,
+    "alignment.consistency_weight": 0.0,
+    "alignment.learning_rate_student": 1e-3,
+    "alignment.learning_rate_schedule": "linear",
+    "alignment.weight_decay_student": 0.0,
+    "alignment.lora_init_std": "null",
+    "alignment.ema_decay": 0.8,
+    "alignment.ema_every": 1,
+    "alignment.signal_every": 10,
+    "alignment.micro_batch": 32,
+    "evaluation.every": 20,
+    "evaluation.prompts": 128,
+}
+DETECTOR_ALONE: Options = {
+    f"rewards.{name}.{key}": value
+    for name in ("hps", "pickscore")
+    for key, value in (("weight", 0), ("differentiable", False), ("evaluation_only", True))
+}
+"""The only trained reward has no gradient; hps, pickscore and gold are held out."""
+
+
+def _policy(policy_gradient: str, **others: object) -> Arm:
+    chosen = {"policy_gradient": policy_gradient, **others}
+    return Arm({f"alignment.{name}": value for name, value in chosen.items()})
+
+
 CLAIMS: dict[str, Claim] = {
     "A": Claim(
         statement="AC-DMD distils better than plain DMD",
@@ -89,6 +121,19 @@ CLAIMS: dict[str, Claim] = {
             "ac_dmd_two_fake_updates": _cold_start(AMBIENT, 900, 150, student_every=2),
             "plain_1450": _cold_start(CLEAN, 1450, 150),
             "ac_dmd_1450": _cold_start(AMBIENT, 1450, 150),
+        },
+    ),
+    "B": Claim(
+        statement="SubGRPO trains better than all-step GRPO (from the teacher in four steps, no cold start)",
+        config="deploy/runs/shapes.yaml",
+        reference="grpo",
+        policy="rtdmd",
+        common={**FINAL_TABLE, **POLICY_ALONE, **DETECTOR_ALONE, "cold_start.iterations": 0},
+        arms={
+            "grpo": _policy("grpo"),
+            "subgrpo_2": _policy("subgrpo", selected_steps=2),
+            "subgrpo_1": _policy("subgrpo", selected_steps=1),
+            "shuffled": _policy("subgrpo", selected_steps=2, shuffled_advantages=True),
         },
     ),
 }

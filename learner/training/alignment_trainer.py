@@ -78,21 +78,14 @@ class AlignmentTrainer:
         """
         self._seconds.clear()
         totals = Totals()
-        # Inside the block, so that the other ranks are notified of any failure.
-        with self._networks.fake_optimizer.gathering():
-            with self._timed("prepare"):
-                batch = self._assemble(groups)
-            with self._timed("fake_score"):
-                self._fake_score_gradient(batch, totals)
-        with self._timed("fake_score"):  # the step waits for the passes
-            norm = self._networks.fake_optimizer.step(batch.plan.iteration)
+        batch = None
+        if self._settings.matching_weight > 0:  # else nothing needs the fake score
+            batch = self._update_fake_score(groups, totals)
+        batch = self._update_student(groups, batch, totals)
         # The groups are the same on every rank.
-        totals.add(reward_metrics(groups) | {"fake_gradient_norm": norm}, len(batch) / batch.total)
+        totals.add(reward_metrics(groups), len(batch) / batch.total)
         if self._settings.policy_gradient != "none":
             totals.add({EFFECTIVE_SAMPLES: batch.effective_samples}, len(batch) / batch.total)
-        with self._timed("student"):
-            self._update_student(batch, totals)
-        self._seconds["student"] -= self._seconds["reward_gradient"]
         totals.read()
         return totals, dict(self._seconds)
 
@@ -107,7 +100,8 @@ class AlignmentTrainer:
         if self._settings.shuffled_advantages:
             advantages_PG = self._shuffled(advantages_PG, trajectories)
         fraction = self._settings.train_fraction
-        return assemble(trajectories, advantages_PG, fraction, self._networks.ranks, self._backbone)
+        with self._timed("prepare"):
+            return assemble(trajectories, advantages_PG, fraction, self._networks.ranks, self._backbone)
 
     def _shuffled(self, advantages_PG: Tensor, trajectories: Sequence[TrajectoryGroup]) -> Tensor:
         """The advantages in a random order within each group."""
@@ -117,6 +111,17 @@ class AlignmentTrainer:
         ]
         return advantages_PG.gather(1, torch.tensor(orders_PG))
 
+    def _update_fake_score(self, groups: Sequence[ScoredGroup], totals: Totals) -> Batch:
+        # Inside the block, so that the other ranks are notified of any failure.
+        with self._networks.fake_optimizer.gathering():
+            batch = self._assemble(groups)
+            with self._timed("fake_score"):
+                self._fake_score_gradient(batch, totals)
+        with self._timed("fake_score"):  # the step waits for the passes
+            norm = self._networks.fake_optimizer.step(batch.plan.iteration)
+        totals.add({"fake_gradient_norm": norm}, len(batch) / batch.total)
+        return batch
+
     def _fake_score_gradient(self, batch: Batch, totals: Totals) -> None:
         for rows, share, key in self._parts(batch, "fake"):
             renoised = renoise_samples(batch.latents_SBchw[-1, rows], 0.0, key)
@@ -125,19 +130,25 @@ class AlignmentTrainer:
             (loss.value * share).backward()
             totals.add(loss.metrics, share)
 
-    def _update_student(self, batch: Batch, totals: Totals) -> None:
-        iteration, ranks = batch.plan.iteration, self._networks.ranks
-        signals = TermSignals(self._networks.student, self._terms) if self._measured(iteration) else None
+    def _update_student(self, groups: Sequence[ScoredGroup], batch: Batch | None, totals: Totals) -> Batch:
+        """Assemble the batch if the fake score has not, and take the student's step on it."""
         with self._networks.student_optimizer.gathering():
-            for rows, share, key in self._parts(batch, "student", halves=signals is not None):
-                half = signals.on(int(rows.start >= batch.middle)) if signals else None
-                self._student_gradient(batch, rows, share, key, totals, half)
-        norm = self._networks.student_optimizer.step(iteration)
-        totals.add({"student_gradient_norm": norm}, len(batch) / batch.total)
+            batch = self._assemble(groups) if batch is None else batch
+            iteration, share_of_rank = batch.plan.iteration, len(batch) / batch.total
+            signals = TermSignals(self._networks.student, self._terms) if self._measured(iteration) else None
+            with self._timed("student"):
+                for rows, share, key in self._parts(batch, "student", halves=signals is not None):
+                    half = signals.on(int(rows.start >= batch.middle)) if signals else None
+                    self._student_gradient(batch, rows, share, key, totals, half)
+        with self._timed("student"):  # the step waits for the passes
+            norm = self._networks.student_optimizer.step(iteration)
+        self._seconds["student"] -= self._seconds["reward_gradient"]
+        totals.add({"student_gradient_norm": norm}, share_of_rank)
         if signals is not None:
-            totals.add(signals.metrics(ranks), len(batch) / batch.total)
+            totals.add(signals.metrics(self._networks.ranks), share_of_rank)
         if (iteration + 1) % self._settings.ema_every == 0:
             self._networks.update_average()
+        return batch
 
     def _student_gradient(
         self, batch: Batch, rows: slice, share: float, key: DrawKey, totals: Totals, signals: HalfSignals | None
@@ -167,6 +178,8 @@ class AlignmentTrainer:
         Counts missing gradients.
         """
         settings = self._settings
+        if not (settings.matching_weight > 0 or settings.reward_gradient_weight > 0):
+            return {}, {}
         metrics: dict[str, float | Tensor] = {}
         sample = batch.transition(self._backbone, batch.plan.num_steps - 1, rows).mean_Bchw
         conditioning = batch.conditioning.rows(rows)
