@@ -140,9 +140,7 @@ def test_a_base_beside_the_runs_is_found_from_anywhere(
     assert velocity(loaded(moved)).isfinite().all()
     (models / "sd3").unlink()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(
-        ModelError, match=r"models/sd3 is neither here, .* name its directory with --base DIR"
-    ):
+    with pytest.raises(ModelError, match=r"models/sd3 is neither here, .* name its directory with --base DIR"):
         loaded(moved)
 
 
