@@ -20,7 +20,7 @@ def tables(claim: Claim, results: Results) -> str:
         difference_table(claim, results),
         teacher_table(claim, results),
     ]
-    return "\n".join(filter(None, [final_table(results), curve_table(results), *differences]))
+    return "\n".join(filter(None, parts))
 
 
 def final_table(results: Results) -> str:
