@@ -75,12 +75,20 @@ class AdapterBank:
             WeightUpdateError: a weight fits no linear layer, or has another shape; nothing has changed then.
             ModelError: one of the layers takes no adapter; nothing has changed then.
         """
+        self._bind(name, self.fitting_ranks(name, state, network), trainable, network)
+        self.load(name, state)
+
+    def fitting_ranks(self, name: str, state: Mapping[str, Tensor], network: str = "student") -> dict[str, int]:
+        """Layer -> rank of an adapter with these weights, which the base of `network` has the layers for.
+
+        Raises:
+            WeightUpdateError: a weight fits no linear layer, or has another shape; `name` stands for the adapter.
+        """
         layers = _linear_layers(self._bases[network])
         ranks = {path: _rank(name, path, layers, state) for path in adapted_layers(state)}
         if not ranks:
             raise WeightUpdateError(f"adapter {name!r} has no weights: expected LAYER.lora_A.weight and .lora_B.weight")
-        self._bind(name, ranks, trainable, network)
-        self.load(name, state)
+        return ranks
 
     def _bind(self, name: str, ranks: Mapping[str, int], trainable: bool, network: str) -> None:
         """Add an adapter of zeros to these layers."""

@@ -75,6 +75,19 @@ def parse_forecast(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[Con
     return _configured(arguments, overrides, environ), arguments.device
 
 
+def parse_with(
+    parser: argparse.ArgumentParser, argv: Sequence[str], environ: Mapping[str, str]
+) -> tuple[Config, argparse.Namespace]:
+    """The run of another command that takes a run file and overrides; `parser` is from `run_file_parser`.
+
+    Raises:
+        ConfigError: see `parse`.
+    """
+    _require_text(argv)
+    arguments, overrides = parser.parse_known_args(argv)
+    return _configured(arguments, overrides, environ), arguments
+
+
 def _configured(arguments: argparse.Namespace, overrides: Sequence[str], environ: Mapping[str, str]) -> Config:
     run_file = read_run_file(found_path(arguments.config))
     quick = run_file.pop(QUICK_BLOCK, None)
@@ -102,7 +115,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _train_parser() -> argparse.ArgumentParser:
-    parser = _parser(
+    parser = run_file_parser(
         "rtdmd train",
         "[--run-dir DIR] [--quick] [--dry-run] [--resume]",
         "Distil a text-to-image model into a few-step student, then align it with rewards.",
@@ -119,7 +132,7 @@ def _train_parser() -> argparse.ArgumentParser:
 
 
 def _forecast_parser() -> argparse.ArgumentParser:
-    parser = _parser(
+    parser = run_file_parser(
         "rtdmd forecast",
         "[--device DEVICE] [--quick]",
         "Print the placement, memory and seconds that a run will need, estimated from the sizes of its model.",
@@ -132,7 +145,8 @@ def _forecast_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _parser(program: str, options: str, description: str) -> argparse.ArgumentParser:
+def run_file_parser(program: str, options: str, description: str) -> argparse.ArgumentParser:
+    """A parser with `--config` and `--quick`, whose help lists every option of a run."""
     parser = _Parser(
         prog=program,
         usage=f"{program} [--config FILE] [--section.key VALUE ...] {options}",
