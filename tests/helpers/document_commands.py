@@ -24,7 +24,11 @@ INLINE = re.compile(r"`([^`\n]+)`")
 STARTS = re.compile(r"(rtdmd|make) |rtdmd$|python3? (-m [a-z]|\S+\.py)|\.\.\. -")
 SUBMITTED = re.compile(r"\S*\s*ray job submit .* -- (?=python )")
 OPERATORS = ("&&", "|", ">", ";")
-WITHOUT_OPTIONS = ("benchmarks.ocr_reading", "learner.preflight.configuration_page")
+WITHOUT_OPTIONS = (
+    "benchmarks.ocr_reading",
+    "learner.preflight.configuration_page",
+    "learner.preflight.preset_tables",
+)
 """Modules without a parser."""
 NOT_OURS = ("pip", "venv", "http.server")
 TARGET = re.compile(r"^([a-z-]+):", re.MULTILINE)
