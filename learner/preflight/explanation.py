@@ -21,7 +21,6 @@ from typing import Any
 from common.config.run import Config
 from common.config.section import Section
 from common.project_files import PROJECT_ROOT
-from common.urls import without_secrets
 from learner.preflight.command_line import parse
 from learner.preflight.published import BACK_PROPAGATED, NOTES, SHARED, TRAINED, Model, Value, flat, model_of
 from learner.preflight.run_file import RUN_FILES
@@ -159,7 +158,7 @@ def shown(value: Value) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, str):
-        text = without_secrets(value) if "://" in value else value
+        text = value
     elif isinstance(value, dict):
         text = ", ".join(f"{name} {weight:g}" for name, weight in value.items()) or "none"
     elif isinstance(value, list):

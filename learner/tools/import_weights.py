@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -182,21 +182,31 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[Config, argparse.Namespace]:
+    """The run file with its overrides, and the command's own options with `sources`.
+
+    Raises:
+        ConfigError: the command line or the run file is not valid.
+    """
+    # Sources come before all options: argparse would take the value of an override for another one.
+    count = next((number for number, word in enumerate(argv) if word.startswith("-")), len(argv))
+    config, arguments = parse_with(_parser(), argv[count:], environ)
+    if not count:
+        raise ConfigError("name a LoRA to import: rtdmd import SOURCE --config RUN_FILE --out DIR")
+    arguments.sources = list(argv[:count])
+    return config, arguments
+
+
 def main(argv: Sequence[str]) -> int:
     """Return the exit status as in `learner.tools.options.tool_status`."""
-    # Before argparse: it would take the value of an override for a source.
-    count = next((number for number, word in enumerate(argv) if word.startswith("-")), len(argv))
-    sources, rest = argv[:count], argv[count:]
     parsed: list[tuple[Config, argparse.Namespace]] = []
-    status = exit_status(lambda: parsed.append(parse_with(_parser(), rest, os.environ)))
+    status = exit_status(lambda: parsed.append(parse(argv, os.environ)))
     if not parsed:
         return status
     config, arguments = parsed[0]
 
     def report() -> None:
-        if not sources:
-            raise ConfigError("name a LoRA to import: rtdmd import SOURCE --config RUN_FILE --out DIR")
-        for line in import_weights(config, sources, arguments.fake_score, arguments.out, arguments.alpha):
+        for line in import_weights(config, arguments.sources, arguments.fake_score, arguments.out, arguments.alpha):
             print(line, flush=True)
 
     return tool_status(report, arguments.out)

@@ -28,7 +28,7 @@ from torch import Tensor
 from common import git_lfs
 from common.backbones.lora_targets import adapted_layers
 from common.errors import ConfigError, ModelError, one_line
-from common.weight_names import ADAPTER_CONFIG
+from common.weight_names import ADAPTER_CONFIG, WRAPPERS
 from learner.training.lora_file import LORA_PREFIX
 
 State = dict[str, Tensor]
@@ -37,7 +37,7 @@ Convert = Callable[[Mapping[str, Tensor]], State]
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 NAME = re.compile(r"(?P<layer>.+)\.lora_(?P<part>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
-PREFIX = re.compile(r"^(?:module\.|_orig_mod\.|base_model\.model\.|transformer\.)+")
+PREFIX = re.compile(f"^(?:{'|'.join(map(re.escape, (*WRAPPERS, 'base_model.model.', LORA_PREFIX)))})+")
 """Prefixes of training wrappers, of peft and of diffusers before a layer's path."""
 FOREIGN = ("diffusion_model.",)
 """Prefixes of programs that name the layers in their own way, though they end as peft's do."""

@@ -18,6 +18,7 @@ import pytest
 from common.errors import ConfigError
 from learner.commands import COMMANDS, _loaded
 from learner.preflight import command_line
+from learner.tools import import_weights
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 INLINE = re.compile(r"`([^`\n]+)`")
@@ -129,7 +130,9 @@ def _check_rtdmd(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
     name, *rest = words
     if name not in COMMANDS:
         raise ValueError(f"rtdmd has no command {name}")
-    if name in ("train", "forecast"):
+    if name == "import":
+        import_weights.parse(rest, {})
+    elif name in ("train", "forecast"):
         _check_train(name, rest)
     else:
         _watch(monkeypatch)

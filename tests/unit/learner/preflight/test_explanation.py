@@ -45,10 +45,10 @@ def test_a_changed_value_is_yours_and_the_published_one_is_named() -> None:
 
 
 def test_the_table_is_chosen_by_the_model_and_not_by_the_name_of_a_file(tmp_path: Path) -> None:
-    text = (RUNS / "rtdmd_sd3m.yaml").read_text().replace("stabilityai/stable-diffusion-3-medium-diffusers", "{}")
+    text = (RUNS / "rtdmd_sd3m.yaml").read_text().replace("stabilityai/stable-diffusion-3-medium-diffusers", "MODEL")
     mine, other = tmp_path / "mine.yaml", tmp_path / "other.yaml"
-    mine.write_text(text.format("/models/stable-diffusion-3.5-medium"))
-    other.write_text(text.format("somebody/fine-tuned"))
+    mine.write_text(text.replace("MODEL", "/models/stable-diffusion-3.5-medium"))
+    other.write_text(text.replace("MODEL", "somebody/fine-tuned"))
     run = config(str(mine))
     assert model_of(run) is MODELS[1]
     found = standings(run)
@@ -91,9 +91,8 @@ def test_options_of_a_stage_that_does_not_run_are_left_out(name: str, absent: st
 
 def test_the_command_explains_and_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["--config", str(RUNS / "shapes.yaml"), "--run-dir", str(tmp_path / "run"), "--explain"]
-    assert main([*line, "--redis.url", "redis://me:secret@host:6379/0"]) == 0
+    assert main(line) == 0
     printed = capsys.readouterr().out
     assert "zoo/weights/pipeline is no published model" in printed
-    assert "secret" not in printed
     assert printed.splitlines()[-1].endswith(" yours")
     assert not (tmp_path / "run").exists()

@@ -20,14 +20,18 @@ from common.backbones.lora_targets import binds
 from common.config.run import Config
 from common.errors import ModelError
 from common.policies import SamplingSpec
+from common.rewards.access import RewardAccess
 from common.types import Network, Position, Prompt, Stage
 from learner.checkpoint import Checkpoint
-from learner.driver.run_directory import claimed
+from learner.driver.run_directory import claimed, continuity
 from learner.preflight.command_line import Invocation
 from learner.preflight.run_file import dump_config, load_saved_config
+from learner.tools.export import main as export
+from learner.tools.generate import main as generate
 from learner.tools.import_weights import main
 from learner.tools.lora_sources import find_lora
 from learner.tools.trained_run import TrainedRun
+from learner.training.learner_rank import LearnerRank
 from learner.training.networks import ALIGNED, COLD_START, FAKE_SCORE, Networks, StageSettings
 from rollout_workers.sampler import EVALUATION, sample_for_evaluation
 from tests.helpers.tiny_families import FAMILIES, STEPS, TinyFamily
@@ -269,6 +273,46 @@ def test_its_state_is_loaded_as_any_checkpoint_and_goes_on_into_stage_2(sd3: Pat
     bank = networks.backbone.adapters
     assert bank.stack(Network.STUDENT) == (COLD_START, ALIGNED)
     assert all(torch.equal(value, state[f"average/{key}"]) for key, value in bank.state(COLD_START).items())
+
+
+@pytest.mark.parametrize("resumed", [True, False])
+def test_the_learner_trains_either_stage_from_it(sd3: Path, tmp_path: Path, resumed: bool) -> None:
+    """Stage 1 as a resumed run, whose settings are compared; stage 2 as another run, which takes the weights alone."""
+    source = write_authors(peft_transformer(FAMILIES[0], sd3, seed=1), tmp_path / "checkpoint-15000")
+    assert imported([source], run_file(sd3), tmp_path / "run") == 0
+    config, checkpoint = load_saved_config(tmp_path / "run/config.yaml"), tmp_path / "run/checkpoints/cold_start-000000"
+    settings = continuity(config) if resumed else None
+    small = config.cold_start.model_copy(update={"batch_size": 2, "student_every": 1})
+    config = config.model_copy(update={"cold_start": small})
+    access = RewardAccess((), {}, config.reward_client, token=None, redis=None, cached_scores=1)
+    rank = LearnerRank(config, [Prompt(0, "red circle"), Prompt(1, "two dots")], access, "cpu", None)
+    assert rank.restore(checkpoint, settings) == Position(Stage.COLD_START, 0)
+    bank, before = rank._networks.backbone.adapters, Checkpoint.open(checkpoint).state()
+    own = {key: before[f"adapter/{COLD_START}/{key}"] for key in bank.state(COLD_START)}
+    assert all(torch.equal(value, own[key]) for key, value in bank.state(COLD_START).items())
+    if resumed:
+        rank.cold_start(0)
+        assert any(not torch.equal(value, own[key]) for key, value in bank.state(COLD_START).items())
+    else:
+        rank.begin_alignment()
+        assert bank.stack(Network.STUDENT) == (COLD_START, ALIGNED)
+        assert all(torch.equal(value, own[key]) for key, value in bank.state(COLD_START).items())
+
+
+def test_pictures_and_exports_are_made_of_it(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["--run", str(run), "--policy", "cold_start", "--out", str(tmp_path / "out")]
+    assert generate([*line, "--prompt", "red circle", "--device", "cpu"]) == 0
+    assert (tmp_path / "out/0000-00.png").is_file()
+    assert export([*line, "--format", "lora"]) == 0
+    source = load_file(run.parent / "checkpoint-15000/transformer/adapter_model.safetensors")
+    exported = load_file(tmp_path / "out/pytorch_lora_weights.safetensors")
+    key = "transformer_blocks.1.attn.to_v.lora_{}"
+    update = 2 * source[f"{key.format('B')}.default.weight"] @ source[f"{key.format('A')}.default.weight"]
+    a, b = (exported[f"transformer.{key.format(part)}.weight"] for part in "AB")
+    assert torch.allclose(b @ a, update, atol=1e-6)
+    capsys.readouterr()
+    assert generate(["--run", str(run), "--prompt", "x", "--out", str(tmp_path / "out"), "--device", "cpu"]) != 0
+    assert "use --policy cold_start" in capsys.readouterr().err
 
 
 # ── what is refused, and what is said ────────────────────────────────────────────────────────────────────────────────
