@@ -49,22 +49,31 @@ class AdapterBank:
         self._active = ActiveNetwork()
 
     def add(
-        self, name: str, *, seed: int, trainable: bool, network: str = "student", init_std: float | None = None
+        self,
+        name: str,
+        *,
+        seed: int,
+        trainable: bool,
+        network: str = "student",
+        init_std: float | None = None,
+        rank: int | None = None,
     ) -> None:
         """Add a float32 adapter to the base of `network`. It has no effect yet, because its B is zero.
 
-        A is Gaussian with standard deviation `init_std` (None: 1 / rank), a function of `seed` and the name.
+        A is Gaussian with standard deviation `init_std` (None: 1 / rank), a function of `seed` and the name. `rank` is
+        the bank's by default.
 
         Raises:
             ModelError: one of the targets binds to no linear layer, or to one that takes no adapter; nothing has
                 changed then.
         """
-        self._bind(name, dict.fromkeys(self._bound_layers(self._bases[network]), self._rank), trainable, network)
+        rank = rank or self._rank
+        self._bind(name, dict.fromkeys(self._bound_layers(self._bases[network]), rank), trainable, network)
         with torch.no_grad():
             for key, parameter in self.parameters(name).items():
                 if ".lora_A." in key:
                     noise = seeding.normal(parameter.shape, seed=seed, purpose=f"lora/{name}/{key}")
-                    parameter.copy_(noise / self._rank if init_std is None else noise * init_std)
+                    parameter.copy_(noise / rank if init_std is None else noise * init_std)
 
     def attach(
         self, name: str, state: Mapping[str, Tensor], *, trainable: bool = False, network: str = "student"

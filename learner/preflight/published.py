@@ -69,6 +69,7 @@ SHARED: Mapping[str, Value] = MappingProxyType(
         "alignment.gradient_clip_student": 1.0,
         "alignment.gradient_clip_fake": 1.0,
         "alignment.lora_init_std": 1.0,
+        "alignment.lora_rank": None,
         "alignment.ema_decay": 0.185,
         "alignment.ema_every": 8,
         "alignment.max_staleness": 0,
@@ -82,6 +83,7 @@ NOTES: Mapping[str, str] = MappingProxyType(
     {
         "lora.targets": "the projections of the joint attention; FLUX.2 also both of the single-stream blocks",
         "cold_start.lora_init_std": "1 / rank",
+        "alignment.lora_rank": "lora.rank",
         "alignment.ema_decay": "0.9, applied 16 times in an iteration: 0.9^16",
         TRAINED: "GenEval by parts: a failed position counts differently here, see docs/method.md",
         "alignment.old_surrogate": "ours: the learner evaluates it, see docs/method.md",
