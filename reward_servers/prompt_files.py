@@ -87,6 +87,8 @@ def write_prompts(options: argparse.Namespace) -> Iterator[str]:
 
 def _source(file: str, name_in_folder: str) -> Path:
     """The local file that FILE means; one of the hub is downloaded."""
+    if not file:  # a variable that is not set; `Path` would take the current directory
+        raise PromptError("FILE is empty: name a prompt file")
     if not file.startswith(HUB):
         path = user_path(file)
         return path / name_in_folder if path.is_dir() else path

@@ -42,6 +42,8 @@ PREFIX = re.compile(f"^(?:{'|'.join(map(re.escape, (*WRAPPERS, 'base_model.model
 FOREIGN = ("diffusion_model.",)
 """Prefixes of programs that name the layers in their own way, though they end as peft's do."""
 ALPHA, DORA = ".alpha", "dora_scale"
+CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq")
+"""Initialisations of peft that subtract from the base what the adapter starts with."""
 METADATA = "lora_adapter_metadata"
 """diffusers writes rank and alpha as JSON into this entry of a file's metadata."""
 
@@ -91,6 +93,11 @@ class Scaling:
         for key, plain in (("use_dora", False), ("bias", "none"), ("modules_to_save", None), ("fan_in_fan_out", False)):
             if settings.get(key) not in (plain, None):
                 raise ModelError(f"{where} has {key} = {settings[key]}: only a plain LoRA can be imported")
+        if str(settings.get("init_lora_weights")).lower().startswith(CHANGES_THE_BASE):
+            raise ModelError(
+                f"{where} has init_lora_weights = {settings['init_lora_weights']}: its base was changed as well: "
+                "convert it to a plain LoRA with peft"
+            )
         if settings.get("peft_type", "LORA") != "LORA":
             raise ModelError(f"{where} is of a {settings['peft_type']}: only a plain LoRA can be imported")
         try:
@@ -130,6 +137,8 @@ def read_lora(file: Path, convert: Convert, alpha: float | None = None) -> Forei
     alphas = {PREFIX.sub("", name.removesuffix(ALPHA)): value for name, value in tensors.items() if _is_alpha(name)}
     weights = {name: value for name, value in tensors.items() if not _is_alpha(name)}
     if not all(_layer_name(name) and not name.startswith(FOREIGN) for name in weights):
+        if alpha is not None:
+            raise ConfigError(f"--alpha {alpha:g}: {file} is converted by diffusers, with its scale: leave it out")
         weights, alphas = _converted(file, tensors, convert), {}
     state = _renamed(file, weights)
     scales = _scales(file, state, settings, _of_metadata(file, metadata), alphas, alpha)

@@ -24,6 +24,8 @@ def find_lora(source: str) -> Path:
     Raises:
         ModelError: there is none, the hub does not give it, or there are several and none is the obvious one.
     """
+    if not source:  # a variable that is not set; `Path` would take the current directory
+        raise ModelError("the name of a LoRA is empty: name a directory, a file, or ORGANISATION/NAME of the hub")
     path = Path(source).expanduser()
     if not path.exists():
         path = _of_hub(source)

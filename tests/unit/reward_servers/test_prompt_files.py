@@ -117,6 +117,7 @@ def test_one_text_with_two_tasks_is_no_duplicate(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["pickscore", ""], "FILE is empty: name a prompt file"),
         (["pickscore", "missing.txt"], r"missing\.txt: no such prompt file"),
         (["pickscore", "empty_line.txt"], r"empty_line\.txt: line 2 is empty: remove it"),
         (["pickscore", "good.txt", "--evaluation"], "--evaluation belongs to geneval"),

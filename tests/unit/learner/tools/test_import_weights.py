@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,16 +188,20 @@ def test_two_stacked_adapters_are_merged_without_loss(family: TinyFamily, direct
     assert (drawn_by_us(backbone) - theirs).abs().max() <= 1e-4
 
 
-def test_an_import_of_our_own_rank_and_scale_is_bit_for_bit(sd3: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_import_of_our_own_rank_and_scale_is_bit_for_bit(sd3: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    """The authors' adapters are bfloat16, which float32 holds exactly."""
     pipeline = peft_transformer(FAMILIES[0], sd3, seed=1, rank=4, alpha=8)
+    pipeline.transformer.to(dtype)
     source = write_authors(pipeline, tmp_path / "theirs", rank=4, alpha=8)
     assert imported([source], run_file(sd3), tmp_path / "run") == 0
     state = Checkpoint.open(tmp_path / "run/checkpoints/cold_start-000000").state()
     tensors = load_file(source / "transformer/adapter_model.safetensors")
     for key, value in tensors.items():
         name = key.replace(".default.", ".")
-        assert torch.equal(state[f"adapter/{COLD_START}/{name}"], value)
-        assert torch.equal(state[f"average/{name}"], value)
+        assert value.dtype == dtype
+        assert torch.equal(state[f"adapter/{COLD_START}/{name}"], value.float())
+        assert torch.equal(state[f"average/{name}"], value.float())
         assert not state[f"adapter/{FAKE_SCORE}/{name}"].any() or ".lora_A." in name
 
 
@@ -414,7 +419,10 @@ def test_alphas_in_the_file_and_the_scales_of_patterns_are_read(sd3: Path, tmp_p
             assert torch.allclose(found[f"average/{layer}.lora_B.weight"][:, :2], own * (scale / 2))
 
 
-@pytest.mark.parametrize(("key", "value"), [("use_dora", True), ("bias", "all"), ("peft_type", "LOHA"), ("r", 3)])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("use_dora", True), ("bias", "all"), ("peft_type", "LOHA"), ("r", 3), ("init_lora_weights", "pissa_niter_4")],
+)
 def test_settings_of_more_than_a_plain_lora_are_refused(
     key: str, value: object, sd3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -422,7 +430,7 @@ def test_settings_of_more_than_a_plain_lora_are_refused(
     path = source / "transformer/adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     message = refused([source], run_file(sd3), tmp_path, capsys)
-    assert "only a plain LoRA can be imported" in message or "says rank 3 of" in message
+    assert re.search("only a plain LoRA can be imported|says rank 3 of|its base was changed as well", message)
 
 
 class Dangerous:
@@ -452,6 +460,8 @@ def test_sources_are_found_or_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"has no LoRA in it: expected one of adapter_model\.safetensors"):
         find_lora(str(tmp_path / "empty"))
+    with pytest.raises(ModelError, match="is empty: name a directory"):
+        find_lora("")
     with pytest.raises(ModelError, match="there is no nothing-here: name a directory, a file, or ORGANISATION/NAME"):
         find_lora("nothing-here")
 
