@@ -33,10 +33,9 @@ from learner.tools.import_weights import main
 from learner.tools.lora_sources import find_lora
 from learner.tools.trained_run import TrainedRun
 from learner.training.learner_rank import LearnerRank
-from learner.training.networks import ALIGNED, COLD_START, FAKE_SCORE, Networks, StageSettings
+from learner.training.networks import ALIGNED, COLD_START, FAKE_SCORE
 from rollout_workers.sampler import EVALUATION, sample_for_evaluation
 from tests.helpers.tiny_families import FAMILIES, STEPS, TinyFamily
-from tests.helpers.tiny_pipeline import TARGETS
 from tests.helpers.trained_run import tiny_config
 
 PROMPT = Prompt(4, "red circle")
@@ -245,11 +244,6 @@ def run(sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path / "run"
 
 
-def networks_of(run: Path) -> Networks:
-    config = load_saved_config(run / "config.yaml")
-    return Networks(FAMILIES[0].load(config.backbone.path.parent), StageSettings.of(config.cold_start), seed=0)
-
-
 def test_another_run_starts_its_stage_2_from_it(run: Path, tmp_path: Path) -> None:
     saved = load_saved_config(run / "config.yaml")
     checkpoint = run / "checkpoints/cold_start-000000"
@@ -265,19 +259,6 @@ def test_the_imported_run_itself_trains_stage_1_from_the_first_iteration(run: Pa
     config = load_saved_config(run / "config.yaml")
     with claimed(Invocation(config, run, dry_run=False, resume=True)) as (_, start):
         assert (start.position, start.resumes) == (Position(Stage.COLD_START, 0), True)
-
-
-def test_its_state_is_loaded_as_any_checkpoint_and_goes_on_into_stage_2(sd3: Path, tmp_path: Path) -> None:
-    source = write_authors(peft_transformer(FAMILIES[0], sd3, seed=1), tmp_path / "checkpoint-15000")
-    config = run_file(sd3, rank=2, alpha=4, targets=TARGETS)
-    assert imported([source], config, tmp_path / "run") == 0
-    networks = networks_of(tmp_path / "run")
-    state = Checkpoint.open(tmp_path / "run/checkpoints/cold_start-000000").state()
-    networks.load(state)
-    networks.begin_alignment(StageSettings.of(load_saved_config(tmp_path / "run/config.yaml").alignment))
-    bank = networks.backbone.adapters
-    assert bank.stack(Network.STUDENT) == (COLD_START, ALIGNED)
-    assert all(torch.equal(value, state[f"average/{key}"]) for key, value in bank.state(COLD_START).items())
 
 
 @pytest.mark.parametrize("resumed", [True, False])
