@@ -213,6 +213,13 @@ NETWORKS = (
         unit_test("learner/training/networks::stage_twos_adapters_are_fresh_and_of_its_own_size"),
     ),
     Mutant(
+        "alignment.lora_rank has no effect",
+        _NETWORKS,
+        "rank=settings.rank,\n",
+        "rank=None,\n",
+        unit_test("learner/training/networks::stage_two_may_train_another_rank_at_the_same_scale"),
+    ),
+    Mutant(
         "no gradient is clipped",
         _OPTIMIZER,
         "            clip_grads_with_norm_(self._weights, self._settings.gradient_clip, norm)\n",
