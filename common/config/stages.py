@@ -165,6 +165,11 @@ class AlignmentConfig(Section):
         description="Standard deviation of the fresh adapters' A (B is zero); null: 1 / lora.rank. AdamW moves B by "
         "the learning rate whatever its gradient, so a learning rate belongs to one value of this.",
     )
+    lora_rank: PositiveInt | None = Field(
+        None,
+        description="Rank of the fresh adapters, at the scale lora.alpha / lora.rank; null: lora.rank. A start from "
+        "two stacked adapters of rank 32 has lora.rank 64; published stage 2 trains a rank of 32.",
+    )
     ema_decay: float = Field(
         0.185,
         ge=0,

@@ -40,12 +40,14 @@ class StageSettings:
         student, fake: settings of the two optimizers.
         ema_decay: decay of the student's moving average, per update of the average.
         init_std: standard deviation of the fresh adapters' A; None means 1 / rank.
+        rank: rank of the fresh adapters; None means `lora.rank`.
     """
 
     student: OptimizerSettings
     fake: OptimizerSettings
     ema_decay: float
     init_std: float | None
+    rank: int | None = None
 
     @classmethod
     def of(cls, stage: ColdStartConfig | AlignmentConfig) -> StageSettings:
@@ -62,6 +64,7 @@ class StageSettings:
             ),
             stage.ema_decay,
             stage.lora_init_std,
+            stage.lora_rank if isinstance(stage, AlignmentConfig) else None,
         )
 
 
@@ -96,7 +99,14 @@ class Networks:
         """Add the adapters of a stage, and their optimizers and moving average."""
         bank = self.backbone.adapters
         for name, network in ((student_adapter, Network.STUDENT), (fake_adapter, Network.FAKE_SCORE)):
-            bank.add(name, seed=self._seed, trainable=True, network=network, init_std=settings.init_std)
+            bank.add(
+                name,
+                seed=self._seed,
+                trainable=True,
+                network=network,
+                init_std=settings.init_std,
+                rank=settings.rank,
+            )
         self.student_adapter = student_adapter
         student, fake = bank.adapter(student_adapter), bank.adapter(fake_adapter)
         self.student_optimizer = AdapterOptimizer("student", student, settings.student, self.ranks)

@@ -51,8 +51,16 @@ class GaussianAdapters:
         self.widths: dict[str, float | None] = {}
 
     def add(
-        self, name: str, *, seed: int, trainable: bool, network: str = "student", init_std: float | None = None
+        self,
+        name: str,
+        *,
+        seed: int,
+        trainable: bool,
+        network: str = "student",
+        init_std: float | None = None,
+        rank: int | None = None,
     ) -> None:
+        assert rank is None, "these adapters have no rank"
         shapes = STUDENT_SHAPES if network == Network.STUDENT else FAKE_SHAPES
         self._adapters[name] = FlatAdapter(name, shapes, trainable=trainable)
         self.widths[name] = init_std

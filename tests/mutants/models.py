@@ -149,8 +149,8 @@ BACKBONES = (
     Mutant(
         "a fresh A has the variance 1 / rank, not the deviation",
         _ADAPTERS,
-        "noise / self._rank if",
-        "noise / self._rank**0.5 if",
+        "noise / rank if",
+        "noise / rank**0.5 if",
         unit_test("learner/training/networks::stage_twos_adapters_are_fresh_and_of_its_own_size"),
     ),
     Mutant(
