@@ -51,6 +51,8 @@ SHARED: Mapping[str, Value] = MappingProxyType(
         "alignment.policy_gradient": "subgrpo",
         "alignment.selected_steps": 2,
         "alignment.same_latent": False,
+        "alignment.train_fraction": 1.0,
+        "alignment.step_weights": "equal",
         "alignment.shuffled_advantages": False,
         "alignment.clip_low": 1e-5,
         "alignment.clip_high": 1e-5,
