@@ -10,6 +10,9 @@ state x_t, with the target v* of the state's own denoising (`common.flow.ambient
     L_p = (beta / G) sum over the group of A (e_ref - e)            log-odds that the group is ordered rightly
     loss = mean over the groups of -log sigmoid(L_p) / beta + weight * mean (v - v_ref)^2
 
+While the models are further apart than a bound, a sample with A (e_ref - e) > 0, which already has the right sign, does
+not train.
+
 **Ascent**: the reward's gradient at x_t is the difference of the two clean predictions, so a clean prediction x0 of the
 student follows
 
@@ -53,25 +56,38 @@ def preference_log_odds(
     return torch.zeros(groups, device=gains_B.device).index_add(0, groups_B, gains_B.float())
 
 
-def preference_loss(error_B: Tensor, advantages_B: Tensor, log_odds_B: Tensor) -> Loss:
+def preference_loss(
+    error_B: Tensor, reference_error_B: Tensor, advantages_B: Tensor, log_odds_B: Tensor, *, too_far: bool
+) -> Loss:
     """A loss with the gradient of mean_P -log sigmoid(L_p) / beta: mean_B sigmoid(-L) A e, the sigmoid constant.
 
     Args:
         error_B: e, with its graph.
         log_odds_B: L_p of each sample's whole group.
+        too_far: whether the models are further apart than the bound.
 
     Metrics: preference_loss, -log sigmoid(L_p) as a mean over samples; log 2 = 0.693 before anything is learned.
+    surrogate_held, the fraction of samples that the bound takes out.
     """
-    require_shapes(1, error_B=error_B, advantages_B=advantages_B, log_odds_B=log_odds_B)
-    odds_B = upcast(log_odds_B).detach()
-    value = (torch.sigmoid(-odds_B) * upcast(advantages_B).detach() * upcast(error_B)).mean()
-    return Loss(value, {"preference_loss": softplus(-odds_B).mean()})
+    require_shapes(
+        1,
+        error_B=error_B,
+        reference_error_B=reference_error_B,
+        advantages_B=advantages_B,
+        log_odds_B=log_odds_B,
+    )
+    odds_B, advantages_B = upcast(log_odds_B).detach(), upcast(advantages_B).detach()
+    right_B = advantages_B * (upcast(reference_error_B) - upcast(error_B)).detach() > 0
+    held_B = right_B & too_far
+    weight_B = (torch.sigmoid(-odds_B) * advantages_B).masked_fill(held_B, 0.0)
+    metrics = {"preference_loss": softplus(-odds_B).mean(), "surrogate_held": held_B.float().mean()}
+    return Loss((weight_B * upcast(error_B)).mean(), metrics)
 
 
 def reference_penalty(velocity_Bchw: Tensor, reference_Bchw: Tensor) -> Loss:
     """mean (v - v_ref)^2, which keeps the surrogate near its reference.
 
-    Metrics: surrogate_distance, the same.
+    Metrics: surrogate_distance, the same value.
     """
     require_shapes(4, velocity_Bchw=velocity_Bchw, reference_Bchw=reference_Bchw)
     value = (upcast(velocity_Bchw) - upcast(reference_Bchw).detach()).square().mean()

@@ -41,6 +41,8 @@ BETA = 10.0
 """Scale of the preference's log-odds; published for OCR and HPS (1 for GenEval and ImageReward)."""
 REFERENCE_WEIGHT = 1e-3
 """Weight of the penalty that keeps the surrogate near the teacher, as published."""
+LARGEST_DISTANCE = 0.05
+"""Bound of the mean (v - v_ref)^2, as in the released configuration."""
 LOWEST_LEVEL = 0.3
 """A state is renoised at least to this level; published for OCR (0.25 to 0.4 for others)."""
 
@@ -74,8 +76,8 @@ class SurrogateReward:
     def learn(self, batch: Batch, parts: Sequence[Part], totals: Totals) -> None:
         """One step of the surrogate on the batch's groups.
 
-        A group's log-odds need all its samples, which may be in several micro-batches and on several ranks. So its
-        errors are measured first, without gradient.
+        A group's log-odds need all its samples, which may be in several micro-batches and on several ranks. So the
+        errors, and the distance from the reference, are measured first, without gradient.
 
         Raises:
             TrainingError, RankError: the gradient is not finite, or another rank failed; the surrogate is unchanged.
@@ -83,15 +85,17 @@ class SurrogateReward:
         step = learned_step(self._seed, batch.plan)
         weight = (step + 1) / batch.plan.num_steps
         judged: list[_Judged] = []
-        log_odds_P = self._networks.ranks.total_of(
-            "the surrogate's groups", batch.groups, lambda: self._log_odds(batch, step, parts, judged)
+        measured = self._networks.ranks.total_of(
+            "the surrogate's groups", batch.groups + 1, lambda: self._measured(batch, step, parts, judged)
         )
+        log_odds_P, too_far = measured[:-1], bool(measured[-1] > LARGEST_DISTANCE)
         optimizer = self._networks.surrogate_optimizer
         with optimizer.gathering():
             for (rows, share, _), seen in zip(parts, judged, strict=True):
                 velocity = self._velocity(Network.SURROGATE_REWARD, seen)
                 log_odds_B = log_odds_P[batch.group_of_B[rows]].to(velocity.device)
-                preference = preference_loss(seen.errors(velocity), batch.advantages_B[rows], log_odds_B)
+                errors = seen.errors(velocity), seen.errors(seen.reference_Bchw)
+                preference = preference_loss(*errors, batch.advantages_B[rows], log_odds_B, too_far=too_far)
                 penalty = reference_penalty(velocity, seen.reference_Bchw)
                 (weight * share * (preference.value + REFERENCE_WEIGHT * penalty.value)).backward()
                 totals.add({**preference.metrics, **penalty.metrics}, share)
@@ -113,14 +117,19 @@ class SurrogateReward:
         return loss.value, loss.metrics
 
     @torch.no_grad()
-    def _log_odds(self, batch: Batch, step: int, parts: Sequence[Part], judged: list[_Judged]) -> Tensor:
-        """This rank's part of every group's log-odds, on the host; fills `judged` with its micro-batches."""
-        log_odds_P = torch.zeros(batch.groups)
-        for rows, _, key in parts:
+    def _measured(self, batch: Batch, step: int, parts: Sequence[Part], judged: list[_Judged]) -> Tensor:
+        """This rank's part of every group's log-odds and of the distance, [P + 1] on the host.
+
+        Fills `judged` with its micro-batches.
+        """
+        log_odds_P, distance = torch.zeros(batch.groups), torch.zeros(())
+        for rows, share, key in parts:
             groups_B = batch.group_of_B[rows]
             seen = self._judged(batch, step, rows, replace(key, rows=groups_B.tolist()))
             judged.append(seen)
-            errors = [seen.errors(v) for v in (self._velocity(Network.SURROGATE_REWARD, seen), seen.reference_Bchw)]
+            velocity = self._velocity(Network.SURROGATE_REWARD, seen)
+            distance += share * reference_penalty(velocity, seen.reference_Bchw).value.cpu()
+            errors = [seen.errors(v) for v in (velocity, seen.reference_Bchw)]
             log_odds_P += preference_log_odds(
                 errors[0].cpu(),
                 errors[1].cpu(),
@@ -129,7 +138,7 @@ class SurrogateReward:
                 batch.groups,
                 BETA / self._settings.group_size,
             )
-        return log_odds_P
+        return torch.cat([log_odds_P, distance[None]])
 
     def _judged(self, batch: Batch, step: int, rows: slice, key: DrawKey) -> _Judged:
         """The states after a step, renoised by this key."""
