@@ -9,8 +9,6 @@ _COLD_START = "learner/training/cold_start_trainer.py"
 _ALIGNMENT = "learner/training/alignment_trainer.py"
 _BATCH = "learner/training/alignment_batch.py"
 _POLICY = "learner/training/policy_gradient.py"
-_NFT = "learner/training/diffusion_nft.py"
-_SURROGATE = "learner/training/surrogate_reward.py"
 
 COLD_START = (
     Mutant(
@@ -325,73 +323,6 @@ ALIGNMENT = (
         "config.backbone.guidance_scale, config.alignment.consistency_weight",
         "config.backbone.guidance_scale, config.cold_start.consistency_weight",
         unit_test("learner/training/learner_rank::each_stage_has_its_own_consistency_weight[0.5-0.0]"),
-    ),
-    Mutant(
-        "DiffusionNFT pushes good samples away",
-        _NFT,
-        "            batch.advantages_B[rows],",
-        "            -batch.advantages_B[rows],",
-        unit_test("learner/training/rivals::it_raises_a_reward_without_gradient[nft]"),
-    ),
-    Mutant(
-        "DiffusionNFT trains on the samples before the final step",
-        _NFT,
-        "batch.latents_SBchw[-1, rows]",
-        "batch.latents_SBchw[-2, rows]",
-        unit_test("learner/training/rivals::the_nft_gradient_by_hand"),
-    ),
-    Mutant(
-        "DiffusionNFT noises to the level after the step",
-        _NFT,
-        "batch.plan.steps[step].sigma\n",
-        "batch.plan.steps[step].sigma_next\n",
-        unit_test("learner/training/rivals::the_nft_gradient_by_hand"),
-    ),
-    Mutant(
-        "the surrogate learns to prefer the worse samples",
-        _SURROGATE,
-        "preference_loss(*errors, batch.advantages_B[rows],",
-        "preference_loss(*errors, -batch.advantages_B[rows],",
-        unit_test(
-            "learner/training/alignment_trainer_gaussian::the_surrogate_reward_learns_the_direction_of_the_reward"
-        ),
-    ),
-    Mutant(
-        "the student descends the surrogate reward",
-        _SURROGATE,
-        "for v in (surrogate, judged.reference_Bchw)]",
-        "for v in (judged.reference_Bchw, surrogate)]",
-        unit_test("learner/training/rivals::it_raises_a_reward_without_gradient[surrogate_reward]"),
-    ),
-    Mutant(
-        "each sample of a group is judged at its own noise",
-        _SURROGATE,
-        "replace(key, rows=groups_B.tolist())",
-        "key",
-        unit_test(
-            "learner/training/alignment_trainer_gaussian::the_surrogate_reward_learns_the_direction_of_the_reward"
-        ),
-    ),
-    Mutant(
-        "every micro-batch of the surrogate counts as the whole batch",
-        _SURROGATE,
-        "(weight * share * (preference",
-        "(weight * (preference",
-        unit_test("learner/training/rivals::the_micro_batch_changes_no_result[1-surrogate_reward]"),
-    ),
-    Mutant(
-        "checkpoints lack the surrogate reward",
-        "learner/training/networks.py",
-        "surrogate = (SURROGATE_REWARD,) if self._surrogate_optimizer else ()",
-        "surrogate: tuple[str, ...] = ()",
-        unit_test("learner/training/rivals::a_restored_run_goes_on_bit_by_bit[surrogate_reward]"),
-    ),
-    Mutant(
-        "checkpoints lack the surrogate reward's moments",
-        "learner/training/networks.py",
-        'self._surrogate_optimizer.load(_part(state, "optimizer/surrogate"))',
-        "pass",
-        unit_test("learner/training/rivals::a_restored_run_goes_on_bit_by_bit[surrogate_reward]"),
     ),
     Mutant(
         "alignment samples the cold start's prompts",

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -192,6 +193,36 @@ def test_the_surrogate_starts_as_the_teacher_and_learns_to_order_a_group(tiny_pi
     losses = [trainer.update(groups)[0].values()["preference_loss"] for _ in range(4)]
     assert losses[0] == pytest.approx(math.log(2), rel=1e-5)
     assert losses == sorted(losses, reverse=True)
+
+
+def test_the_samples_of_a_group_are_compared_at_one_level_and_noise(
+    tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if a micro-batch cuts the group. Two samples then differ by what is left of them alone."""
+    settings = alignment_settings(policy_gradient="surrogate_reward", micro_batch=2, **ALONE)
+    networks = aligned_networks(tiny_pipeline, policy_gradient="surrogate_reward")
+    groups, backbone, seen = scored_groups(networks.backbone, 0, settings), networks.backbone, []
+    plain = backbone.velocity
+
+    def recorded(network: Network, latents: Tensor, sigma_B: Tensor, *rest: Any) -> Tensor:
+        if network is Network.SURROGATE_REWARD and not torch.is_grad_enabled():
+            seen.append((latents, sigma_B))
+        return plain(network, latents, sigma_B, *rest)
+
+    monkeypatch.setattr(backbone, "velocity", recorded)
+    trainer = alignment_trainer(networks, settings)
+    trainer.update(groups)
+    # Three micro-batches of the learning, before those of the student's ascent.
+    latents, levels = (torch.cat(part) for part in zip(*seen[:3], strict=True))
+    step = learned_step(0, groups[0].trajectory.plan)
+    start = groups[0].trajectory.plan.sigmas[step + 1]
+    for place, group in enumerate(groups):
+        rows = slice(3 * place, 3 * place + 3)
+        assert len(set(levels[rows].tolist())) == 1
+        left = (1 - levels[rows][0]) / (1 - start)
+        states = torch.tensor(group.trajectory.latents_SGchw[step + 1])
+        torch.testing.assert_close(latents[rows] - latents[rows][:1], left * (states - states[:1]))
+    assert levels[0] != levels[3]
 
 
 def test_only_this_option_has_a_surrogate_in_its_checkpoints(tiny_pipeline: Path) -> None:
