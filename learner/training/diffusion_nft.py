@@ -25,7 +25,7 @@ from learner.training.alignment_batch import Batch
 from learner.training.distribution_matching import DrawKey
 
 BETA = 1.0
-"""Published for GenEval. With one optimizer step per batch every value gives the same gradient."""
+"""Published (0.1 for OCR). With one optimizer step per batch every value gives the same gradient."""
 
 
 class DiffusionNft:
