@@ -208,8 +208,8 @@ NETWORKS = (
     Mutant(
         "stage 2's fresh adapters start at 1 / rank",
         _NETWORKS,
-        "init_std=settings.init_std)",
-        "init_std=None)",
+        "network=network, init_std=settings.init_std)",
+        "network=network, init_std=None)",
         unit_test("learner/training/networks::stage_twos_adapters_are_fresh_and_of_its_own_size"),
     ),
     Mutant(
