@@ -11,6 +11,13 @@ _SURROGATE_LOSS = "learner/objectives/surrogate_reward.py"
 
 RIVALS = (
     Mutant(
+        "FLUX.1's surrogate gets the student's guidance input",
+        "common/backbones/flux1.py",
+        "network in (Network.TEACHER, Network.SURROGATE_REWARD)",
+        "network is Network.TEACHER",
+        unit_test("common/backbones/families::a_fresh_surrogate_reward_is_the_teacher[flux1]"),
+    ),
+    Mutant(
         "DiffusionNFT pushes good samples away",
         _NFT,
         "            batch.advantages_B[rows],",
