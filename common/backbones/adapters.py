@@ -153,6 +153,10 @@ class AdapterBank:
                     change = "trains, but was declared frozen" if parameter.requires_grad else "no longer trains"
                     raise ModelError(f"{path} {change}: leave requires_grad to AdapterBank.add and freeze")
 
+    def share_base(self, network: str, other: str) -> None:
+        """Add a network on the base of another one; give it adapters with `define`."""
+        self._bases[network] = self._bases[other]
+
     def define(self, network: str, stack: Sequence[str]) -> None:
         """Define a network's adapters; an empty stack is the bare base.
 

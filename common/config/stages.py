@@ -88,12 +88,18 @@ class AlignmentConfig(Section):
     group_size: int = Field(
         16, ge=2, description="Samples G per prompt. An advantage compares a sample with its group."
     )
-    policy_gradient: Literal["subgrpo", "grpo", "none"] = Field(
+    policy_gradient: Literal["subgrpo", "grpo", "nft", "surrogate_reward", "none"] = Field(
         "subgrpo",
-        description="subgrpo: train selected steps; on the others the group shares its noise. grpo: train all "
-        "stochastic steps. none: no policy gradient.",
+        description="How rewards train the student without a gradient of theirs. subgrpo: train selected steps; on the "
+        "others the group shares its noise. grpo: train all stochastic steps. nft: DiffusionNFT, on renoised final "
+        "samples. surrogate_reward: TDM-R1, an adapter learns the rewards and the student climbs what it has learned. "
+        'none: no policy gradient. nft and surrogate_reward are for comparison (docs/method.md, "Rivals").',
     )
-    selected_steps: PositiveInt = Field(2, description="Stochastic steps m that subgrpo trains per iteration.")
+    selected_steps: PositiveInt = Field(
+        2,
+        description="Steps m trained per iteration: of the stochastic ones with subgrpo, of all with nft and "
+        "surrogate_reward.",
+    )
     same_latent: bool = Field(
         False, description="The samples of a group start from one initial noise. Published: each has its own."
     )
