@@ -153,6 +153,8 @@ CLAIMS: dict[str, Claim] = {
         arms={
             "plain": _cold_start(CLEAN, 600, 150),
             "ac_dmd": _cold_start(AMBIENT, 600, 150),
+            "plain_150": _cold_start(CLEAN, 150, 50),
+            "plain_300": _cold_start(CLEAN, 300, 50),
             "ac_dmd_batch_64": _cold_start(AMBIENT, 150, 50, batch_size=64),
             "ac_dmd_two_fake_updates": _cold_start(AMBIENT, 900, 150, student_every=2),
             "plain_1450": _cold_start(CLEAN, 1450, 150),
