@@ -1,0 +1,148 @@
+"""Renderer of the text world: one word in one of three fonts, which the caption leaves open.
+
+The fonts are inside two packages, so every machine draws the same letters: Aileron of Pillow, and OpenCV's upright and
+slanted faces (OpenCV 5 draws Rubik for the names of its former Hershey fonts). Every letter has a cell of `PITCH`
+pixels, and the word is centred. The picture may move it by `JITTER_X` and `JITTER_Y` pixels.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from zoo.text.captions import PLACES, Request, sample_request
+from zoo.world.scenes import BACKGROUNDS, CANVAS, COLOUR_JITTER, COLOURS
+
+SUPERSAMPLING = 4
+PITCH = 12
+"""Width of a letter's cell, in pixels: five letters leave two pixels on each side."""
+LETTER_HEIGHT = 16
+"""Height of a letter's cell, in pixels."""
+ROW_CENTRES = dict(zip(PLACES, (13, 32, 51), strict=True))
+"""Each place maps to the y of the letters' middle, in pixels."""
+JITTER_X, JITTER_Y = 1.0, 3.0
+
+Array = npt.NDArray[np.float32]
+_WIDE, _HIGH = PITCH * SUPERSAMPLING, LETTER_HEIGHT * SUPERSAMPLING
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a caption leaves open: the font, and the offset of the word in pixels."""
+
+    font: str
+    dx: float
+    dy: float
+
+
+def _aileron(letter: str) -> npt.NDArray[np.uint8]:
+    """A letter of Pillow's own font, a little bolder than drawn there."""
+    image = Image.new("L", (_WIDE, _HIGH), 0)
+    font = ImageFont.load_default(16 * SUPERSAMPLING)
+    draw, stroke = ImageDraw.Draw(image), 2
+    left, top, right, bottom = draw.textbbox((0, 0), letter, font=font, stroke_width=stroke)
+    corner = ((_WIDE - (right - left)) / 2 - left, (_HIGH - (bottom - top)) / 2 - top)
+    draw.text(corner, letter, fill=255, font=font, stroke_width=stroke)
+    return np.asarray(image, np.uint8)
+
+
+def _opencv(letter: str, face: int) -> npt.NDArray[np.uint8]:
+    image = np.zeros((_HIGH, _WIDE), np.uint8)
+    scale, thickness = 0.55 * SUPERSAMPLING, 6
+    (width, height), _ = cv2.getTextSize(letter, face, scale, thickness)
+    corner = ((_WIDE - width) // 2, (_HIGH + height) // 2)
+    cv2.putText(image, letter, corner, face, scale, 255, thickness, cv2.LINE_AA)
+    return image
+
+
+FONTS: dict[str, Callable[[str], npt.NDArray[np.uint8]]] = {
+    "aileron": _aileron,
+    "upright": lambda letter: _opencv(letter, cv2.FONT_HERSHEY_DUPLEX),
+    "slanted": lambda letter: _opencv(letter, cv2.FONT_HERSHEY_SCRIPT_COMPLEX),
+}
+"""Each draws a letter, uint8 [64, 48], into the middle of a cell that is enlarged by `SUPERSAMPLING`."""
+
+
+@cache
+def _glyph(font: str, letter: str) -> npt.NDArray[np.uint8]:
+    return FONTS[font](letter)
+
+
+def sample_layout(rng: np.random.Generator) -> Layout:
+    font = str(rng.choice(list(FONTS)))
+    return Layout(font, float(rng.uniform(-JITTER_X, JITTER_X)), float(rng.uniform(-JITTER_Y, JITTER_Y)))
+
+
+def letter_centres(word: str, place: str, layout: Layout) -> list[tuple[float, float]]:
+    """Middle (x, y) of each letter's cell, in pixels from the top left corner."""
+    left = (CANVAS - PITCH * len(word)) / 2 + layout.dx
+    return [(left + PITCH * (index + 0.5), ROW_CENTRES[place] + layout.dy) for index in range(len(word))]
+
+
+def letter_cover(letter: str, font: str, x: float, y: float) -> Array:
+    """Fraction of each pixel that a letter with its middle at (x, y) covers, float32 [H, W] in [0, 1]."""
+    side = CANVAS * SUPERSAMPLING
+    left, top = round(x * SUPERSAMPLING - _WIDE / 2), round(y * SUPERSAMPLING - _HIGH / 2)
+    canvas = np.zeros((side, side), np.uint8)
+    glyph = _glyph(font, letter)[max(0, -top) : max(0, side - top), max(0, -left) : max(0, side - left)]
+    row, column = max(0, top), max(0, left)
+    canvas[row : row + glyph.shape[0], column : column + glyph.shape[1]] = glyph
+    return _shrink(canvas)
+
+
+def _shrink(canvas: npt.NDArray[np.uint8]) -> Array:
+    smaller = cv2.resize(canvas, (CANVAS, CANVAS), interpolation=cv2.INTER_AREA)
+    return np.asarray(smaller, np.float32) / np.float32(255)
+
+
+def word_cover(word: str, place: str, layout: Layout) -> Array:
+    """Coverage of all letters, float32 [H, W] in [0, 1]; cells do not overlap."""
+    side = CANVAS * SUPERSAMPLING
+    canvas = np.zeros((side, side), np.uint8)
+    centres = letter_centres(word, place, layout)
+    left = round(centres[0][0] * SUPERSAMPLING - _WIDE / 2)
+    top = round(centres[0][1] * SUPERSAMPLING - _HIGH / 2)
+    for index, letter in enumerate(word):
+        column = left + index * _WIDE
+        canvas[top : top + _HIGH, column : column + _WIDE] = _glyph(layout.font, letter)
+    return _shrink(canvas)
+
+
+def render(request: Request, rng: np.random.Generator) -> Array:
+    """Draw what a caption asks for, float32 [H, W, 3] in [0, 1]; `rng` draws layout, grey level and colour jitter."""
+    cover = word_cover(request.word, request.place, sample_layout(rng))[..., None]
+    level = np.float32(rng.uniform(*BACKGROUNDS[request.background]))
+    return level * (1 - cover) + paint(request.colour, rng) * cover
+
+
+def paint(colour: str, rng: np.random.Generator) -> Array:
+    """A colour with a small jitter, float32 [3] in [0, 1]."""
+    exact = np.asarray(COLOURS[colour], np.float32) / np.float32(255)
+    return np.clip(exact + rng.uniform(-COLOUR_JITTER, COLOUR_JITTER, 3).astype(np.float32), 0, 1)
+
+
+def render_requests(requests: Sequence[Request], seed: int) -> npt.NDArray[np.uint8]:
+    """Draw requests as uint8 [B, H, W, 3]; the result depends only on the requests and `seed`."""
+    rng = np.random.default_rng(seed)
+    return np.stack([np.round(render(request, rng) * 255).astype(np.uint8) for request in requests])
+
+
+def render_pages(count: int, seed: int) -> npt.NDArray[np.uint8]:
+    """Pictures for an autoencoder, uint8 [B, H, W, 3]: half have one word, half have one in each place."""
+    words, rng = random.Random(f"pages {seed}"), np.random.default_rng([seed, 1])
+    pages = []
+    for index in range(count):
+        requests = [sample_request(words)] if index % 2 else [replace(sample_request(words), place=at) for at in PLACES]
+        page = np.full((CANVAS, CANVAS, 3), rng.uniform(*BACKGROUNDS[requests[0].background]), np.float32)
+        for request in requests:
+            cover = word_cover(request.word, request.place, sample_layout(rng))[..., None]
+            page = page * (1 - cover) + paint(request.colour, rng) * cover
+        pages.append(np.round(page * 255).astype(np.uint8))
+    return np.stack(pages)
