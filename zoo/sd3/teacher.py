@@ -26,6 +26,7 @@ SHIFT = 3.0
 PATCH = 4
 """Latent pixels per side of a token: 16 tokens per image; a smaller patch would cost four times as much."""
 WIDTH = 160
+LAYERS = 5
 HEAD = 32
 SCENES = 40_000
 STEPS = 8_500
@@ -41,17 +42,19 @@ class Lessons:
     text_length: int
 
 
-def new_transformer(channels: int = LATENT_CHANNELS, patch: int = PATCH) -> SD3Transformer2DModel:
+def new_transformer(
+    channels: int = LATENT_CHANNELS, patch: int = PATCH, width: int = WIDTH, layers: int = LAYERS
+) -> SD3Transformer2DModel:
     return SD3Transformer2DModel(
         sample_size=CANVAS // 4,
         patch_size=patch,
         in_channels=channels,
         out_channels=channels,
-        num_layers=5,
+        num_layers=layers,
         attention_head_dim=HEAD,
-        num_attention_heads=WIDTH // HEAD,
+        num_attention_heads=width // HEAD,
         joint_attention_dim=T5_WIDTH,
-        caption_projection_dim=WIDTH,
+        caption_projection_dim=width,
         pooled_projection_dim=2 * CLIP_WIDTH,
         pos_embed_max_size=CANVAS // 4 // patch,
         qk_norm="rms_norm",

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 
 from reward_servers.scorers.ocr import OcrScorer
 from zoo.measuring import GUIDANCE, generate, to_pixels
-from zoo.sd3.autoencoder import encode_images, new_autoencoder, train_autoencoder
+from zoo.sd3.autoencoder import latent_means, new_autoencoder, train_autoencoder
 from zoo.sd3.pipeline import save_pipeline
 from zoo.sd3.teacher import Lessons, new_pipeline, new_transformer, train_transformer
 from zoo.sd3.text_encoders import TextEncoders
@@ -29,17 +29,25 @@ LATENT_CHANNELS = 8
 LATENT_NOISE = 0.4
 PATCH = 2
 """Latent pixels per side of a token: 64 tokens per image. A letter covers about four tokens."""
+WIDTH, LAYERS = 128, 4
+"""Smaller than the shapes world's transformer, because it has four times as many tokens."""
 PAGES, AUTOENCODER_STEPS = 8_000, 1_200
-PICTURES, STEPS, BATCH = 24_000, 3_500, 32
+PICTURES, STEPS, BATCH = 20_000, 2_600, 32
 MEASURED_PROMPTS = 256
 SEED = 12_345
 
 
 def train_text_autoencoder(shapes_vae: Path, seed: int, steps: int = AUTOENCODER_STEPS) -> AutoencoderKL:
-    """Train on pages, from the shapes world's weights where the shapes of the tensors agree."""
-    return train_autoencoder(
+    """Train on pages, from the shapes world's weights where the shapes of the tensors agree.
+
+    Pictures of one word have less contrast than pages. The scaling factor gives their latents the standard deviation 1.
+    """
+    model = train_autoencoder(
         seed, lambda: begin_with(shapes_vae), steps, lambda number: render_pages(PAGES, number), LATENT_NOISE
     )
+    spread = latent_means(model, render_requests(sample_requests(1000, seed), seed)).std().item()
+    model.register_to_config(scaling_factor=round(1 / spread, 3))
+    return model
 
 
 def begin_with(shapes_vae: Path) -> AutoencoderKL:
@@ -53,7 +61,7 @@ def begin_with(shapes_vae: Path) -> AutoencoderKL:
 
 
 def new_text_pipeline(vae: AutoencoderKL, text: TextEncoders) -> StableDiffusion3Pipeline:
-    return new_pipeline(new_transformer(LATENT_CHANNELS, PATCH), vae, text)
+    return new_pipeline(new_transformer(LATENT_CHANNELS, PATCH, WIDTH, LAYERS), vae, text)
 
 
 def lessons(seed: int, count: int = PICTURES) -> Lessons:
@@ -100,4 +108,4 @@ def measure_text(directory: Path, count: int = MEASURED_PROMPTS) -> dict[str, fl
 def reconstruct(vae: AutoencoderKL, images_BHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Encode and decode uint8 images, in parts that fit in memory."""
     parts = np.array_split(images_BHWC, max(1, len(images_BHWC) // 64))
-    return np.concatenate([to_pixels(vae.decode(encode_images(vae, part)).sample) for part in parts])
+    return np.concatenate([to_pixels(vae.decode(latent_means(vae, part)).sample) for part in parts])

@@ -36,7 +36,7 @@ from zoo.world.corruptions import (
 from zoo.world.scenes import CANVAS, Thing
 
 STEPS, BATCH, LEARNING_RATE = 1200, 48, 3e-3
-WIDER = 1.3
+WIDER = 1.5
 """The word's offset is drawn from a range this much wider than the generator's."""
 FOREIGN = "BFGIJMPQVWYZ0123456789"
 """Signs that are none of the world's letters."""

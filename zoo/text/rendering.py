@@ -2,7 +2,7 @@
 
 The fonts are inside two packages, so every machine draws the same letters: Aileron of Pillow, and OpenCV's upright and
 slanted faces (OpenCV 5 draws Rubik for the names of its former Hershey fonts). Every letter has a cell of `PITCH`
-pixels, and the word is centred. The picture may move it by `JITTER_X` and `JITTER_Y` pixels.
+pixels, and every word starts at the left. The picture may move it by `JITTER_X` and `JITTER_Y` pixels.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from zoo.world.scenes import BACKGROUNDS, CANVAS, COLOUR_JITTER, COLOURS
 
 SUPERSAMPLING = 4
 PITCH = 12
-"""Width of a letter's cell, in pixels: five letters leave two pixels on each side."""
+"""Width of a letter's cell, in pixels."""
+LEFT = 2
+"""Left edge of the first cell, in pixels: five letters leave as much on the right."""
 LETTER_HEIGHT = 16
 """Height of a letter's cell, in pixels."""
-ROW_CENTRES = dict(zip(PLACES, (13, 32, 51), strict=True))
+ROW_CENTRES = dict(zip(PLACES, (16, 32, 48), strict=True))
 """Each place maps to the y of the letters' middle, in pixels."""
-JITTER_X, JITTER_Y = 1.0, 3.0
+JITTER_X, JITTER_Y = 0.5, 1.5
 
 Array = npt.NDArray[np.float32]
 _WIDE, _HIGH = PITCH * SUPERSAMPLING, LETTER_HEIGHT * SUPERSAMPLING
@@ -82,7 +84,7 @@ def sample_layout(rng: np.random.Generator) -> Layout:
 
 def letter_centres(word: str, place: str, layout: Layout) -> list[tuple[float, float]]:
     """Middle (x, y) of each letter's cell, in pixels from the top left corner."""
-    left = (CANVAS - PITCH * len(word)) / 2 + layout.dx
+    left = LEFT + layout.dx
     return [(left + PITCH * (index + 0.5), ROW_CENTRES[place] + layout.dy) for index in range(len(word))]
 
 
@@ -119,13 +121,15 @@ def render(request: Request, rng: np.random.Generator) -> Array:
     """Draw what a caption asks for, float32 [H, W, 3] in [0, 1]; `rng` draws layout, grey level and colour jitter."""
     cover = word_cover(request.word, request.place, sample_layout(rng))[..., None]
     level = np.float32(rng.uniform(*BACKGROUNDS[request.background]))
-    return level * (1 - cover) + paint(request.colour, rng) * cover
+    image: Array = level * (1 - cover) + paint(request.colour, rng) * cover
+    return image
 
 
 def paint(colour: str, rng: np.random.Generator) -> Array:
     """A colour with a small jitter, float32 [3] in [0, 1]."""
     exact = np.asarray(COLOURS[colour], np.float32) / np.float32(255)
-    return np.clip(exact + rng.uniform(-COLOUR_JITTER, COLOUR_JITTER, 3).astype(np.float32), 0, 1)
+    jittered: Array = np.clip(exact + rng.uniform(-COLOUR_JITTER, COLOUR_JITTER, 3).astype(np.float32), 0, 1)
+    return jittered
 
 
 def render_requests(requests: Sequence[Request], seed: int) -> npt.NDArray[np.uint8]:

@@ -1,8 +1,7 @@
 """Text encoders of the text world, of the same form as the shapes world's: trained to read captions, then frozen.
 
-T5 must know at every letter which one it is, where it stands in the picture, and the word's colour, background and
-place. CLIP reads from left to right, so its letters know only themselves and their index; its pooled outputs must know
-the whole caption.
+T5 must know at every letter which one it is, its index, and the word's colour, background and place. CLIP reads from
+left to right, so its letters know only themselves and their index; its pooled outputs must know the whole caption.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ from zoo.text.captions import LETTERS, LONGEST, PLACES, Request, parse_caption, 
 from zoo.text.tokenizers import MAX_PIECES, MAX_TOKENS, text_clip_tokenizer, text_t5_tokenizer
 from zoo.world.scenes import BACKGROUNDS, COLOURS
 
-STEPS = 600
-HALF_CELLS = 2 * LONGEST - 1
-"""A centred word's letters stand at multiples of half a cell."""
+STEPS = 250
+LETTER_FACTS = {"letter": len(LETTERS), "index": LONGEST}
+"""Each fact of a letter maps to its number of answers."""
 WORD_FACTS = {"colour": len(COLOURS), "background": len(BACKGROUNDS), "place": len(PLACES)}
 """Each fact of a caption maps to its number of answers."""
 
@@ -39,8 +38,8 @@ def train_text_encoders(seed: int, steps: int = STEPS) -> tuple[TextEncoders, fl
     encoders = new_text_encoders(text_clip_tokenizer(), text_t5_tokenizer())
     readers = nn.ModuleList(
         [
-            FactReader(2 * CLIP_WIDTH, {"letter": len(LETTERS), "index": LONGEST}),
-            FactReader(T5_WIDTH, {"letter": len(LETTERS), "column": HALF_CELLS, **WORD_FACTS}),
+            FactReader(2 * CLIP_WIDTH, LETTER_FACTS),
+            FactReader(T5_WIDTH, {**LETTER_FACTS, **WORD_FACTS}),
             FactReader(2 * CLIP_WIDTH, {**WORD_FACTS, **{f"slot {k}": len(LETTERS) + 1 for k in range(LONGEST)}}),
         ]
     )
@@ -87,11 +86,9 @@ def letter_facts(requests: Sequence[Request]) -> tuple[dict[str, Tensor], Tensor
     words = caption_facts(requests)
     rows = torch.tensor([row for row, request in enumerate(requests) for _ in request.word])
     index = torch.tensor([index for request in requests for index in range(len(request.word))])
-    lengths = torch.tensor([len(request.word) for request in requests])[rows]
     facts = {fact: words[fact][rows] for fact in WORD_FACTS}
     facts["letter"] = torch.tensor([LETTERS.index(letter) for request in requests for letter in request.word])
-    facts["index"], facts["column"] = index, LONGEST - lengths + 2 * index
-    return facts, rows, index
+    return {**facts, "index": index}, rows, index
 
 
 def caption_facts(requests: Sequence[Request]) -> dict[str, Tensor]:
