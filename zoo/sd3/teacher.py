@@ -110,7 +110,11 @@ def train_transformer(
     batch: int = BATCH,
     keep: Callable[[int, SD3Transformer2DModel], None] | None = None,
 ) -> None:
-    """Flow matching on pictures; leaves the averaged weights in the pipeline. `keep` is `train_averaged`'s."""
+    """Flow matching on pictures, from the weights that the pipeline has; leaves the averaged weights in it.
+
+    `keep` is `train_averaged`'s.
+    """
+    pipeline.transformer.requires_grad_(True)
     latents = encode_images(pipeline.vae, lessons.images_NHWC).half()
     captions = encode_captions(pipeline, lessons.captions, lessons.text_length)
     empty = encode_captions(pipeline, [""], lessons.text_length)

@@ -32,7 +32,9 @@ PATCH = 2
 WIDTH, LAYERS = 128, 4
 """Smaller than the shapes world's transformer, because it has four times as many tokens."""
 PAGES, AUTOENCODER_STEPS = 8_000, 1_200
-PICTURES, STEPS, BATCH = 20_000, 2_600, 32
+PICTURES, BATCH = 12_000, 32
+COURSE = ((0.25, 1_000), (1.0, 1_000))
+"""The teacher first learns the letters from words near the left edge, then words anywhere: freedom and steps."""
 MEASURED_PROMPTS = 256
 SEED = 12_345
 
@@ -64,10 +66,11 @@ def new_text_pipeline(vae: AutoencoderKL, text: TextEncoders) -> StableDiffusion
     return new_pipeline(new_transformer(LATENT_CHANNELS, PATCH, WIDTH, LAYERS), vae, text)
 
 
-def lessons(seed: int, count: int = PICTURES) -> Lessons:
-    """Pictures of training words with their captions."""
+def lessons(seed: int, freedom: float, count: int = PICTURES) -> Lessons:
+    """Pictures of training words with their captions; `freedom` is that of their layouts."""
     requests = sample_requests(count, seed + 10)
-    return Lessons(render_requests(requests, seed + 10), [request.caption for request in requests], MAX_PIECES)
+    images = render_requests(requests, seed + 10, freedom)
+    return Lessons(images, [request.caption for request in requests], MAX_PIECES)
 
 
 def build_text(out_dir: Path, seed: int = 0) -> dict[str, float]:
@@ -79,7 +82,8 @@ def build_text(out_dir: Path, seed: int = 0) -> dict[str, float]:
     text, facts_right = train_text_encoders(seed)
     torch.manual_seed(seed)
     pipeline = new_text_pipeline(autoencoder, text)
-    train_transformer(pipeline, lessons(seed), STEPS, BATCH)
+    for freedom, steps in COURSE:
+        train_transformer(pipeline, lessons(seed, freedom), steps, BATCH)
     save_pipeline(pipeline, out_dir)
     return {"facts_read_right": facts_right, **measure_text(out_dir)}
 

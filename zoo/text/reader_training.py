@@ -15,16 +15,7 @@ from torch.nn import functional as F
 from zoo.checker.parsing import to_pixels
 from zoo.text.captions import LETTERS, LONGEST, PLACES, Request, sample_request, sample_requests
 from zoo.text.reader import BACKGROUND_NAMES, COLOUR_NAMES, NOTHING, UNREADABLE, Reader, ReaderNet, ReaderOutput
-from zoo.text.rendering import (
-    FONTS,
-    JITTER_X,
-    JITTER_Y,
-    Layout,
-    letter_centres,
-    letter_cover,
-    paint,
-    render_requests,
-)
+from zoo.text.rendering import Layout, letter_centres, letter_cover, paint, render_requests, sample_layout
 from zoo.world.corruptions import (
     BROKEN_IMAGES,
     BROKEN_THINGS,
@@ -35,9 +26,7 @@ from zoo.world.corruptions import (
 )
 from zoo.world.scenes import CANVAS, Thing
 
-STEPS, BATCH, LEARNING_RATE = 1200, 48, 3e-3
-WIDER = 1.5
-"""The word's offset is drawn from a range this much wider than the generator's."""
+STEPS, BATCH, LEARNING_RATE = 900, 48, 3e-3
 FOREIGN = "BFGIJMPQVWYZ0123456789"
 """Signs that are none of the world's letters."""
 LETTER_KINDS = ("blurred", "ghosted", "erased", "faded", "colour_blend", "letter_blend", "foreign")
@@ -65,8 +54,7 @@ class Example:
 
 def draw_example(request: Request, kind: str | None, rng: np.random.Generator, background: str = "") -> Example:
     """Draw a request, with damage of one of `KINDS` if given, on another `background` if given."""
-    offsets = WIDER * rng.uniform(-JITTER_X, JITTER_X), WIDER * rng.uniform(-JITTER_Y, JITTER_Y)
-    layout = Layout(str(rng.choice(list(FONTS))), float(offsets[0]), float(offsets[1]))
+    layout = sample_layout(len(request.word), rng)
     layers = letter_layers(request, layout, rng)
     slots = [LETTERS.index(letter) for letter in request.word]
     if kind in LETTER_KINDS:

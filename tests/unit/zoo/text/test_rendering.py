@@ -13,8 +13,8 @@ from reward_servers.scorers.ocr import OcrScorer
 from zoo.text.captions import PLACES, Request, sample_requests
 from zoo.text.rendering import (
     FONTS,
-    JITTER_X,
     JITTER_Y,
+    MARGIN,
     PITCH,
     ROW_CENTRES,
     Layout,
@@ -22,31 +22,46 @@ from zoo.text.rendering import (
     letter_cover,
     render_pages,
     render_requests,
+    sample_layout,
     word_cover,
 )
 
-STILL = Layout("aileron", 0.0, 0.0)
 
-
-def test_letters_stand_side_by_side_from_the_left() -> None:
-    assert letter_centres("CAT", "at the top", STILL) == [(8.0, 16.0), (20.0, 16.0), (32.0, 16.0)]
-    assert letter_centres("CATER", "in the middle", STILL)[-1] == (56.0, 32.0)
-    assert letter_centres("CAT", "at the top", Layout("aileron", 0.5, -1.5))[0] == (8.5, 14.5)
+def test_letters_stand_side_by_side_from_the_left_edge_of_the_word() -> None:
+    layout = Layout("aileron", 2.0, 0.0)
+    assert letter_centres("CAT", "at the top", layout) == [(8.0, 14.0), (20.0, 14.0), (32.0, 14.0)]
+    assert letter_centres("CATER", "in the middle", layout)[-1] == (56.0, 32.0)
+    assert letter_centres("CAT", "at the bottom", Layout("aileron", 20.5, -6.0))[0] == (26.5, 44.0)
 
 
 @pytest.mark.parametrize("font", list(FONTS))
 @pytest.mark.parametrize("place", PLACES)
-def test_a_word_is_the_sum_of_its_letters_and_stays_inside(font: str, place: str) -> None:
-    for dx, dy in ((-JITTER_X, -JITTER_Y), (JITTER_X, JITTER_Y)):
-        layout = Layout(font, dx, dy)
-        whole = word_cover("XOKAD", place, layout)
-        centres = letter_centres("XOKAD", place, layout)
-        parts = [letter_cover(sign, font, x, y) for sign, (x, y) in zip("XOKAD", centres, strict=True)]
+@pytest.mark.parametrize("word", ["CAT", "XOKAD"])
+def test_a_word_is_the_sum_of_its_letters_and_stays_inside(font: str, place: str, word: str) -> None:
+    last = CANVAS - PITCH * len(word) - MARGIN
+    for layout in (Layout(font, MARGIN, -JITTER_Y), Layout(font, last, JITTER_Y)):
+        whole = word_cover(word, place, layout)
+        centres = letter_centres(word, place, layout)
+        parts = [letter_cover(sign, font, x, y) for sign, (x, y) in zip(word, centres, strict=True)]
         np.testing.assert_allclose(whole, np.sum(parts, axis=0), atol=1 / 255)
         assert whole[[0, -1]].max() == 0
         rows = np.nonzero(whole.max(1) > 0.5)[0]
-        assert abs(rows.mean() - (ROW_CENTRES[place] + dy)) < 2
+        assert abs(rows.mean() - (ROW_CENTRES[place] + layout.dy)) < 2
         assert whole.shape == (CANVAS, CANVAS)
+
+
+def test_layouts_fill_the_room_there_is_and_freedom_limits_them() -> None:
+    rng = np.random.default_rng(0)
+    for letters in (3, 4, 5):
+        free = [sample_layout(letters, rng) for _ in range(400)]
+        room = CANVAS - PITCH * letters - 2 * MARGIN
+        assert {layout.font for layout in free} == set(FONTS)
+        assert MARGIN <= min(layout.left for layout in free) < MARGIN + 0.05 * room
+        assert MARGIN + 0.95 * room < max(layout.left for layout in free) <= MARGIN + room
+        assert 0.9 * JITTER_Y < max(abs(layout.dy) for layout in free) <= JITTER_Y
+        near = [sample_layout(letters, rng, freedom=0.25) for _ in range(400)]
+        assert max(layout.left for layout in near) <= MARGIN + 0.25 * room
+        assert max(abs(layout.dy) for layout in near) <= 0.25 * JITTER_Y
 
 
 @pytest.mark.parametrize("font", list(FONTS))
