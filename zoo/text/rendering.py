@@ -2,10 +2,10 @@
 
 The fonts are inside two packages, so every machine draws the same letters: Aileron of Pillow, and OpenCV's upright and
 slanted faces (OpenCV 5 draws Rubik for the names of its former Hershey fonts). Every letter has a cell of `PITCH`
-pixels. The caption names one of three rows; the word is anywhere in the row, up to `JITTER_Y` pixels off its middle.
+pixels. The caption names one of three rows. The word is anywhere in the row, in steps of `STEP_X` and `STEP_Y` pixels,
+with a small jitter on top.
 
-This freedom decides how hard few steps are: with words at the left and 1.5 pixels up or down, 4 steps drew them as well
-as 28.
+The steps decide how hard few denoising steps are: with words at the left of the row's middle, 4 drew them as well as 28.
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ from zoo.world.scenes import BACKGROUNDS, CANVAS, COLOUR_JITTER, COLOURS
 SUPERSAMPLING = 4
 PITCH = 12
 """Width of a letter's cell, in pixels."""
-MARGIN = 0.5
-"""Smallest distance of a cell from the left or right edge of the image, in pixels."""
+LEFT = 2
+"""Left edge of a word that is not moved, in pixels; five letters leave as much on the right."""
 LETTER_HEIGHT = 16
 """Height of a letter's cell, in pixels."""
-ROW_CENTRES = dict(zip(PLACES, (14, 32, 50), strict=True))
+ROW_CENTRES = dict(zip(PLACES, (16, 32, 48), strict=True))
 """Each place maps to the y of the letters' middle, in pixels."""
-JITTER_Y = 6.0
+STEP_X, STEP_Y = 8, 4
+"""A word is moved right by a multiple of `STEP_X` as far as there is room, and by -1, 0 or 1 times `STEP_Y` down."""
+JITTER_X, JITTER_Y = 0.5, 1.5
+"""Largest further offset, in pixels."""
 
 Array = npt.NDArray[np.float32]
 _WIDE, _HIGH = PITCH * SUPERSAMPLING, LETTER_HEIGHT * SUPERSAMPLING
@@ -80,11 +83,12 @@ def _glyph(font: str, letter: str) -> npt.NDArray[np.uint8]:
     return FONTS[font](letter)
 
 
-def sample_layout(letters: int, rng: np.random.Generator, freedom: float = 1.0) -> Layout:
-    """Draw the layout of a word; with little `freedom` it is near the left edge and the middle of its row."""
-    room = CANVAS - PITCH * letters - 2 * MARGIN
-    left = MARGIN + freedom * rng.uniform(0, room)
-    return Layout(str(rng.choice(list(FONTS))), left, freedom * rng.uniform(-JITTER_Y, JITTER_Y))
+def sample_layout(letters: int, rng: np.random.Generator, moved: bool = True) -> Layout:
+    """Draw the layout of a word; one that is not `moved` is at the left of the row's middle, but for the jitter."""
+    room = CANVAS - 2 * LEFT - PITCH * letters
+    right, down = (rng.integers(room // STEP_X + 1), rng.integers(-1, 2)) if moved else (0, 0)
+    left = LEFT + STEP_X * right + rng.uniform(-JITTER_X, JITTER_X)
+    return Layout(str(rng.choice(list(FONTS))), float(left), float(STEP_Y * down + rng.uniform(-JITTER_Y, JITTER_Y)))
 
 
 def letter_centres(word: str, place: str, layout: Layout) -> list[tuple[float, float]]:
@@ -121,9 +125,9 @@ def word_cover(word: str, place: str, layout: Layout) -> Array:
     return _shrink(canvas)
 
 
-def render(request: Request, rng: np.random.Generator, freedom: float = 1.0) -> Array:
+def render(request: Request, rng: np.random.Generator, moved: bool = True) -> Array:
     """Draw what a caption asks for, float32 [H, W, 3] in [0, 1]; `rng` draws layout, grey level and colour jitter."""
-    layout = sample_layout(len(request.word), rng, freedom)
+    layout = sample_layout(len(request.word), rng, moved)
     cover = word_cover(request.word, request.place, layout)[..., None]
     level = np.float32(rng.uniform(*BACKGROUNDS[request.background]))
     image: Array = level * (1 - cover) + paint(request.colour, rng) * cover
@@ -137,10 +141,10 @@ def paint(colour: str, rng: np.random.Generator) -> Array:
     return jittered
 
 
-def render_requests(requests: Sequence[Request], seed: int, freedom: float = 1.0) -> npt.NDArray[np.uint8]:
+def render_requests(requests: Sequence[Request], seed: int, moved: bool = True) -> npt.NDArray[np.uint8]:
     """Draw requests as uint8 [B, H, W, 3]; the result depends only on the arguments."""
     rng = np.random.default_rng(seed)
-    return np.stack([np.round(render(request, rng, freedom) * 255).astype(np.uint8) for request in requests])
+    return np.stack([np.round(render(request, rng, moved) * 255).astype(np.uint8) for request in requests])
 
 
 def render_pages(count: int, seed: int) -> npt.NDArray[np.uint8]:

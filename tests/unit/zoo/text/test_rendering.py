@@ -13,10 +13,13 @@ from reward_servers.scorers.ocr import OcrScorer
 from zoo.text.captions import PLACES, Request, sample_requests
 from zoo.text.rendering import (
     FONTS,
+    JITTER_X,
     JITTER_Y,
-    MARGIN,
+    LEFT,
     PITCH,
     ROW_CENTRES,
+    STEP_X,
+    STEP_Y,
     Layout,
     letter_centres,
     letter_cover,
@@ -29,17 +32,17 @@ from zoo.text.rendering import (
 
 def test_letters_stand_side_by_side_from_the_left_edge_of_the_word() -> None:
     layout = Layout("aileron", 2.0, 0.0)
-    assert letter_centres("CAT", "at the top", layout) == [(8.0, 14.0), (20.0, 14.0), (32.0, 14.0)]
+    assert letter_centres("CAT", "at the top", layout) == [(8.0, 16.0), (20.0, 16.0), (32.0, 16.0)]
     assert letter_centres("CATER", "in the middle", layout)[-1] == (56.0, 32.0)
-    assert letter_centres("CAT", "at the bottom", Layout("aileron", 20.5, -6.0))[0] == (26.5, 44.0)
+    assert letter_centres("CAT", "at the bottom", Layout("aileron", 20.5, -6.0))[0] == (26.5, 42.0)
 
 
 @pytest.mark.parametrize("font", list(FONTS))
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("word", ["CAT", "XOKAD"])
 def test_a_word_is_the_sum_of_its_letters_and_stays_inside(font: str, place: str, word: str) -> None:
-    last = CANVAS - PITCH * len(word) - MARGIN
-    for layout in (Layout(font, MARGIN, -JITTER_Y), Layout(font, last, JITTER_Y)):
+    last, down = CANVAS - LEFT - PITCH * len(word) + JITTER_X, STEP_Y + JITTER_Y
+    for layout in (Layout(font, LEFT - JITTER_X, -down), Layout(font, last, down)):
         whole = word_cover(word, place, layout)
         centres = letter_centres(word, place, layout)
         parts = [letter_cover(sign, font, x, y) for sign, (x, y) in zip(word, centres, strict=True)]
@@ -50,18 +53,16 @@ def test_a_word_is_the_sum_of_its_letters_and_stays_inside(font: str, place: str
         assert whole.shape == (CANVAS, CANVAS)
 
 
-def test_layouts_fill_the_room_there_is_and_freedom_limits_them() -> None:
+@pytest.mark.parametrize(("letters", "steps"), [(3, 4), (4, 2), (5, 1)])
+def test_words_are_moved_as_far_as_there_is_room(letters: int, steps: int) -> None:
     rng = np.random.default_rng(0)
-    for letters in (3, 4, 5):
-        free = [sample_layout(letters, rng) for _ in range(400)]
-        room = CANVAS - PITCH * letters - 2 * MARGIN
-        assert {layout.font for layout in free} == set(FONTS)
-        assert MARGIN <= min(layout.left for layout in free) < MARGIN + 0.05 * room
-        assert MARGIN + 0.95 * room < max(layout.left for layout in free) <= MARGIN + room
-        assert 0.9 * JITTER_Y < max(abs(layout.dy) for layout in free) <= JITTER_Y
-        near = [sample_layout(letters, rng, freedom=0.25) for _ in range(400)]
-        assert max(layout.left for layout in near) <= MARGIN + 0.25 * room
-        assert max(abs(layout.dy) for layout in near) <= 0.25 * JITTER_Y
+    moved = [sample_layout(letters, rng) for _ in range(300)]
+    assert {layout.font for layout in moved} == set(FONTS)
+    assert {round((layout.left - LEFT) / STEP_X) for layout in moved} == set(range(steps))
+    assert {round(layout.dy / STEP_Y) for layout in moved} == {-1, 0, 1}
+    still = [sample_layout(letters, rng, moved=False) for _ in range(300)]
+    assert max(abs(layout.left - LEFT) for layout in still) <= JITTER_X
+    assert max(abs(layout.dy) for layout in still) <= JITTER_Y
 
 
 @pytest.mark.parametrize("font", list(FONTS))

@@ -58,7 +58,7 @@ def test_the_autoencoder_starts_from_the_shapes_world() -> None:
 
 
 def test_lessons_have_training_words_only() -> None:
-    made = lessons(seed=0, freedom=1.0, count=50)
+    made = lessons(seed=0, moved=True, count=50)
     assert made.images_NHWC.shape == (50, 64, 64, 3)
     assert made.text_length == MAX_PIECES
     words = {caption.split('"')[1] for caption in made.captions}
