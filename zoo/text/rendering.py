@@ -5,7 +5,7 @@ slanted faces (OpenCV 5 draws Rubik for the names of its former Hershey fonts). 
 pixels. The caption names one of three rows. The word is anywhere in the row, in steps of `STEP_X` and `STEP_Y` pixels,
 with a small jitter on top.
 
-The steps decide how hard few denoising steps are: with words at the left of the row's middle, 4 drew them as well as 28.
+They decide how hard few denoising steps are: with words that were not moved, 4 drew them as well as 28.
 """
 
 from __future__ import annotations
