@@ -33,8 +33,8 @@ WIDTH, LAYERS = 128, 4
 """Smaller than the shapes world's transformer, because it has four times as many tokens."""
 PAGES, AUTOENCODER_STEPS = 8_000, 1_200
 PICTURES, BATCH = 8_000, 32
-COURSE = ((False, 1_000), (True, 600))
-"""The teacher first learns the letters from words that are not moved, then words anywhere: steps of each."""
+COURSE = ((False, 1_000), (True, 600), (True, 800))
+"""The teacher first learns the letters from words that are not moved, then words anywhere: steps of each part."""
 MEASURED_PROMPTS = 256
 SEED = 12_345
 
