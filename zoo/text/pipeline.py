@@ -90,7 +90,7 @@ def build_text(out_dir: Path, seed: int = 0) -> dict[str, float]:
 
 def measure_text(directory: Path, count: int = MEASURED_PROMPTS) -> dict[str, float]:
     """OCR reward and gold of held-out words: renders, their reconstructions, and samples of the saved pipeline."""
-    pipeline = StableDiffusion3Pipeline.from_pretrained(directory, torch_dtype=torch.float32)
+    pipeline = StableDiffusion3Pipeline.from_pretrained(directory, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     requests = sample_requests(count, SEED, held_out=True)
     captions, renders = [request.caption for request in requests], render_requests(requests, SEED)

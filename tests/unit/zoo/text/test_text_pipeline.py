@@ -29,7 +29,7 @@ CAPTIONS = [request.caption for request in REQUESTS]
 
 @pytest.fixture(scope="module")
 def pipeline() -> StableDiffusion3Pipeline:
-    loaded = StableDiffusion3Pipeline.from_pretrained(ZOO / "text", torch_dtype=torch.float32)
+    loaded = StableDiffusion3Pipeline.from_pretrained(ZOO / "text", dtype=torch.float32)
     loaded.set_progress_bar_config(disable=True)
     return loaded
 
@@ -52,7 +52,7 @@ def test_28_guided_steps_draw_words_that_were_never_seen(pipeline: StableDiffusi
 def test_the_autoencoder_starts_from_the_shapes_world() -> None:
     torch.manual_seed(0)
     model = begin_with(ZOO / "pipeline" / "vae")
-    shapes = StableDiffusion3Pipeline.from_pretrained(ZOO / "pipeline", torch_dtype=torch.float32).vae
+    shapes = StableDiffusion3Pipeline.from_pretrained(ZOO / "pipeline", dtype=torch.float32).vae
     assert torch.equal(model.encoder.conv_in.weight, shapes.encoder.conv_in.weight)
     assert model.decoder.conv_in.weight.shape[1] == LATENT_CHANNELS
 
