@@ -316,7 +316,11 @@ def test_a_dumped_config_loads_back_equal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "rewards"),
-    [("shapes", ["hps", "pickscore", "detector", "gold"]), ("shapes_judge", ["hps", "judge", "gold"])],
+    [
+        ("shapes", ["hps", "pickscore", "detector", "gold"]),
+        ("shapes_judge", ["hps", "judge", "gold"]),
+        ("text", ["ocr", "gold"]),
+    ],
 )
 def test_a_shipped_run_file_is_valid_with_and_without_its_quick_block(name: str, rewards: list[str]) -> None:
     path = REPOSITORY / f"deploy/runs/{name}.yaml"
