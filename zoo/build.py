@@ -2,9 +2,11 @@
 
     python -m zoo.build [--out DIR] [--only pipeline]
 
-Some parts are built only by name. The second family's pipelines (`--only flux2`, most of another hour), a teacher that was
-trained a third as long (`--only early_pipeline`, a quarter of an hour) and the text world's pipeline (`--only text`, most
-of another hour) need `checker` and `pipeline` beside them; the last one needs `text_reader` as well.
+Some parts are built only by name, with `checker` and `pipeline` beside them:
+
+- `flux2`: the second family's pipelines, most of another hour
+- `early_pipeline`: a teacher that was trained a third as long, a quarter of an hour
+- `text_reader` and then `text`: the text world, most of another hour
 
 Two parts are built at a time, each in a process with one thread: at these sizes two threads on one model gain far less.
 Each part's figures are written to `figures.json` beside its weights. Training is deterministic on one machine. Another

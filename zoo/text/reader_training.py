@@ -26,7 +26,7 @@ from zoo.world.corruptions import (
 )
 from zoo.world.scenes import CANVAS, Thing
 
-STEPS, BATCH, LEARNING_RATE = 600, 48, 3e-3
+STEPS, BATCH, LEARNING_RATE = 2_000, 48, 3e-3
 FOREIGN = "BFGIJMPQVWYZ0123456789"
 """Signs that are none of the world's letters."""
 LETTER_KINDS = ("blurred", "ghosted", "erased", "faded", "colour_blend", "letter_blend", "foreign")
