@@ -42,6 +42,8 @@ class TrainedRun:
     directory: Path
     config: Config
     checkpoint: Path | None
+    names_base: bool = False
+    """Whether the base's path was given anew, and not by the run."""
 
     @classmethod
     def open(cls, path: Path, base: Path | None = None) -> Self:
@@ -64,7 +66,8 @@ class TrainedRun:
         config = with_found_paths(load_saved_config(directory / "config.yaml"), directory.absolute().parents)
         if base is not None:
             config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"path": base})})
-        return cls(directory, config, path if names_checkpoint else CheckpointStore.of_run(directory).latest())
+        checkpoint = path if names_checkpoint else CheckpointStore.of_run(directory).latest()
+        return cls(directory, config, checkpoint, base is not None)
 
     @property
     def title(self) -> str:
@@ -100,7 +103,7 @@ class TrainedRun:
         try:
             return load_backbone(self.config.backbone, self.config.lora, device)
         except ModelError as error:
-            if path.exists():
+            if path.exists() or self.names_base:
                 raise
             raise ModelError(
                 f"the run's base model {path} is neither here, nor in a folder above {self.directory}, nor on the hub: "
