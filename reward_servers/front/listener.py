@@ -88,16 +88,25 @@ async def drain(table: Connections, hurry: asyncio.Event) -> None:
 
 
 class _Signals:
-    """The first stop signal sets `stop` and bounds the rest of the process, the second one sets `hurry`."""
+    """The first stop signal sets `stop` and bounds the rest of the process, the second one sets `hurry`.
+
+    The handlers stay until the process ends, since a drained stop is a success: no later signal may make it a failure.
+    """
 
     def __init__(self) -> None:
         self.stop, self.hurry = asyncio.Event(), asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         for number in STOP_SIGNALS:
-            asyncio.get_running_loop().add_signal_handler(number, self._caught)
+            signal.signal(number, self._caught)
 
-    def _caught(self) -> None:
+    def _caught(self, number: int, frame: object) -> None:  # noqa: ARG002
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._noted)
+
+    def _noted(self) -> None:
         if self.stop.is_set():
             self.hurry.set()
+            return
         self.stop.set()
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, END_SECONDS)
