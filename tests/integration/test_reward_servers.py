@@ -113,7 +113,7 @@ def test_gradients_over_http_are_in_process_autograd(client: RewardClient, model
         assert np.abs(gradients).max() > 1e-4
 
 
-@pytest.mark.parametrize("prompt", ["x" * 10_000, "<|endoftext|> <|startoftext|>", "\x00\u202e🙂", ""])
+@pytest.mark.parametrize("prompt", ["x" * 8_000, "<|endoftext|> <|startoftext|>", "\x00\u202e🙂", ""])
 def test_strange_prompts_are_scored(client: RewardClient, prompt: str) -> None:
     scores = client.score(random_images(1), [prompt])
     assert all(np.isfinite(values).all() for values in scores.values())
