@@ -20,7 +20,7 @@ HANG_UP = 499
 """Status that is counted, not sent, when the client is gone before its answer."""
 
 
-class Consumer(Protocol):
+class Consumer:
     """Takes a request whose head was accepted, and calls `Exchange.finish` once."""
 
     waits_for_body: bool
