@@ -97,7 +97,7 @@ class Connection(asyncio.Protocol):
         return True
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002
-        self._deaf = True
+        self._deaf, self._reading = True, None
         self._table.leave(self)
         self._drop_queue(HANG_UP)
         self._release()
@@ -282,6 +282,8 @@ class Connection(asyncio.Protocol):
 
     def _break_off(self, answer: Answer) -> None:
         """Answer the request whose bytes arrive, or would, and read no more."""
+        if self._ending:
+            return
         exchange, self._reading, self._deaf = self._reading, None, True
         if exchange is not None and exchange.head_done and exchange not in self._queue:
             self._close()  # it is answered already
