@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common.errors import WireError
 from common.rewards.api import (
     DEADLINE_HEADER,
     MAX_PROMPT_BYTES,
@@ -312,6 +313,31 @@ def test_a_stuck_model_is_not_ready_until_its_call_ends() -> None:
         assert (await client.get(READY_PATH)).status_code == 200
 
     drive(scenario, scorers={"r": scorer}, clock=lambda: now[0])
+
+
+def test_a_stuck_reader_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, gate = threading.Event(), threading.Event()
+
+    def stuck(*arguments: object) -> ScoreRequest:
+        entered.set()
+        assert gate.wait(TIMEOUT)
+        raise WireError("no message")
+
+    monkeypatch.setattr(ScoreRequest, "from_bytes", stuck)
+    monkeypatch.setattr(ScoreDoor, "at_once", 0)
+    now = [0.0]
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        held = asyncio.create_task(client.post(SCORE_PATH, content=body()))
+        await asyncio.to_thread(entered.wait, TIMEOUT)
+        now[0] = LIMITS.deadline_s + 1
+        answer = await client.get(READY_PATH)
+        assert (reason(answer), "a reader has been running for 31 s" in answer.text) == ((503, "deadline"), True)
+        gate.set()
+        assert reason(await held) == (400, "wire")
+        assert (await client.get(READY_PATH)).status_code == 200
+
+    drive(scenario, clock=lambda: now[0])
 
 
 def test_bytes_are_held_until_the_thread_that_reads_them_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
