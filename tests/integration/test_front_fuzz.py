@@ -80,6 +80,12 @@ async def send(service: ServerApp, table: Connections, stream: Stream) -> bytes:
     return bytes(transport.written)
 
 
+def at_rest(service: ServerApp) -> bool:
+    """Whether nothing waits and nothing is held."""
+    exposed = service._metrics.exposition().decode()
+    return all(f'reward_server_queue_{what}{{scorer="brightness"}} 0.0' in exposed for what in ("images", "bytes"))
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_every_stream_is_answered_or_ended(seed: int) -> None:
     statuses: Counter[int] = Counter()
@@ -102,10 +108,11 @@ def test_every_stream_is_answered_or_ended(seed: int) -> None:
             assert resident_kib() <= 2 * before
             (status, _, _), *rest = answers(await send(service, table, Stream((request(body=SCORE),), leaves=False)))
             assert (status, rest, len(table)) == (200, [], 0)
-            exposed = service._metrics.exposition().decode()
-            assert 'reward_server_queue_images{scorer="brightness"} 0.0' in exposed
-            assert 'reward_server_queue_bytes{scorer="brightness"} 0.0' in exposed
+            # A reader thread may still end the work of a client that is gone.
+            async with asyncio.timeout(STREAM_SECONDS):
+                while not at_rest(service):
+                    await asyncio.sleep(0.01)
 
     asyncio.run(run())
     assert statuses.total() > PER_SEED / 2
-    assert {200, 400, 404, 422, 431} <= set(statuses) | {431}
+    assert {200, 400, 404, 415, 422} <= set(statuses)
