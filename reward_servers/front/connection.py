@@ -14,12 +14,13 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable
+from typing import cast
 
 import httptools
 
 from reward_servers.front.answers import CONTINUE, FAILED, Answer, error_answer, head
 from reward_servers.front.connections import Connections
-from reward_servers.front.exchange import HANG_UP, KEPT_FIELDS, TRANSFER, Consumer, Exchange, Service
+from reward_servers.front.exchange import HANG_UP, KEPT_FIELDS, LENGTH, TRANSFER, Consumer, Exchange, Service
 
 MAX_PIPELINED = 64
 """A client may send this many requests ahead of their answers; with one more the connection ends."""
@@ -53,6 +54,8 @@ class Connection(asyncio.Protocol):
         # The request whose bytes are arriving; its answer may be written already.
         self._reading: Exchange | None = None
         self._held: list[Consumer] = []
+        # Bytes of its body that go past the parser, and bytes that became no part of a request yet.
+        self._left = 0
         self._stray_bytes = 0
         self._trusted = False
         # No further bytes are parsed; a last answer was written; the client has closed its side.
@@ -67,8 +70,8 @@ class Connection(asyncio.Protocol):
     # What the transport calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports have no base class.
+        self._transport = transport = cast(asyncio.Transport, transport)
         transport.set_write_buffer_limits(high=SEPARATE_BODY, low=0)
         self._set_due()
         self._table.enter(self)
@@ -77,6 +80,10 @@ class Connection(asyncio.Protocol):
         if self._deaf:
             return
         self._table.active(self)
+        if self._left:
+            data = self._read_past_parser(data)
+            if not data or self._deaf:
+                return
         self._stray_bytes += len(data)
         try:
             self._parser.feed_data(data)
@@ -86,6 +93,7 @@ class Connection(asyncio.Protocol):
             self._break_off(error_answer(400, "wire", f"{NO_HTTP}: {error}"))
         if self._stray_bytes > self._limits.head_bytes and not self._deaf:
             self._break_off(self._too_long())
+        self._left = self._bytes_left()
 
     def eof_received(self) -> bool:
         """Whether the transport stays open: only for answers that need no scorer."""
@@ -124,11 +132,13 @@ class Connection(asyncio.Protocol):
     def on_url(self, url: bytes) -> None:
         if (exchange := self._reading) is not None:
             exchange.target += url
+            exchange.head_bytes += len(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         exchange = self._reading
         if exchange is None or exchange.head_done:
             return
+        exchange.head_bytes += len(name) + len(value)
         name = name.lower()
         if name in KEPT_FIELDS:
             exchange.fields.setdefault(name, value)
@@ -160,6 +170,8 @@ class Connection(asyncio.Protocol):
         self._stray_bytes = 0
         self._moved += len(body)
         exchange = self._reading
+        if exchange is not None:
+            exchange.body_bytes += len(body)
         if exchange is None or exchange.answer is not None or (consumer := exchange.consumer) is None:
             return
         consumer.body(body)
@@ -220,6 +232,24 @@ class Connection(asyncio.Protocol):
             self._break_off(TOO_SLOW)
         else:
             self.abort()
+
+    def _bytes_left(self) -> int:
+        """Bytes of a long body of declared length that are due: the parser would only copy them."""
+        exchange = self._reading
+        if exchange is None or not exchange.head_done or self._deaf or TRANSFER in exchange.fields:
+            return 0
+        left = int(exchange.fields.get(LENGTH, b"0")) - exchange.body_bytes
+        return left if left > SEPARATE_BODY else 0
+
+    def _read_past_parser(self, data: bytes) -> bytes:
+        """Read a body; return what follows it, which a parser that has seen nothing before reads."""
+        piece = data[: self._left]
+        self._left -= len(piece)
+        self.on_body(piece)
+        if self._left == 0:
+            self._parser = httptools.HttpRequestParser(self)
+            self.on_message_complete()
+        return data[len(piece) :]
 
     def _run(self, exchange: Exchange) -> None:
         consumer = exchange.consumer
@@ -308,6 +338,8 @@ class Connection(asyncio.Protocol):
     def _protocol_fault(self, exchange: Exchange, version: str) -> Answer | None:
         if len(self._queue) > MAX_PIPELINED:
             fault = CROWDED
+        elif exchange.head_bytes > self._limits.head_bytes:
+            fault = self._too_long()
         elif version not in VERSIONS:
             fault = NO_VERSION
         elif version == "1.1" and exchange.hosts != 1:
@@ -366,4 +398,4 @@ NO_ANSWER = Answer(HANG_UP, b"", b"")
 
 
 def _has_body(exchange: Exchange) -> bool:
-    return exchange.fields.get(b"content-length", b"0") != b"0" or TRANSFER in exchange.fields
+    return exchange.fields.get(LENGTH, b"0") != b"0" or TRANSFER in exchange.fields

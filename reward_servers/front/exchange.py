@@ -52,7 +52,18 @@ class Exchange:
     """A request from its first byte to the last byte of its answer."""
 
     __slots__ = (
-        *("_flush", "_trust", "target", "method", "fields", "hosts", "keep_alive", "head_done"),
+        *(
+            "_flush",
+            "_trust",
+            "target",
+            "method",
+            "fields",
+            "hosts",
+            "head_bytes",
+            "body_bytes",
+            "keep_alive",
+            "head_done",
+        ),
         *("consumer", "answer", "started", "complete", "handed"),
     )
 
@@ -63,6 +74,8 @@ class Exchange:
         self.method = b""
         self.fields: dict[bytes, bytes] = {}
         self.hosts = 0
+        self.head_bytes = 0
+        self.body_bytes = 0
         self.keep_alive = False
         self.head_done = False
         self.consumer: Consumer | None = None

@@ -63,10 +63,30 @@ def test_what_never_becomes_a_request_is_cut_off(start: bytes, filling: bytes) -
     drive(scenario, SHORT)
 
 
-def test_a_head_that_is_too_long_is_told_so() -> None:
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        (b"GET / HTTP/1.1\r\nx: ", b""),
+        (b"GET / HTTP/1.1\r\nhost: x\r\nx: ", b"\r\n\r\n"),
+        (b"GET /", b" HTTP/1.1\r\n\r\n"),
+    ],
+    ids=["it goes on", "whole in one read", "its target"],
+)
+def test_a_head_that_is_too_long_is_told_so(start: bytes, end: bytes) -> None:
     async def scenario(client: RawClient, service: CountingService) -> None:
-        answered = await client.ask(b"GET / HTTP/1.1\r\nx: " + b"y" * (LIMITS.head_bytes + 1))
+        answered = await client.ask(start + b"y" * (LIMITS.head_bytes + 1) + end)
         assert (answered.status, answered.json["error"], answered.closes) == (431, "too_large", True)
+
+    drive(scenario)
+
+
+@pytest.mark.parametrize("size", [2**16, 2**17 + 1, 2**20])
+def test_a_long_body_is_read_to_its_last_byte_and_no_further(size: int) -> None:
+    async def scenario(client: RawClient, service: CountingService) -> None:
+        content = bytes(range(256)) * (size // 256) + b"z" * (size % 256)
+        await client.send(request("/a", content) + GET + request("/early", content) + request("/b", content) + GET)
+        assert [(await client.answer()).body for _ in range(5)] == [b"%d" % size, b"0", b"later", b"%d" % size, b"0"]
+        assert [bytes(one.content) for one in service.taken] == [content, b"", content, b""]
 
     drive(scenario)
 
