@@ -14,7 +14,7 @@ from typing import Any
 from common.errors import ConfigError
 from reward_servers.front.connections import Connections
 from reward_servers.front.exchange import Service
-from reward_servers.front.listener import loop_factory, serve
+from reward_servers.front.listener import STOP_SIGNALS, loop_factory, serve
 
 ORPHAN_SECONDS = 10
 """An orphan that has not ended so long after its stop signal is killed by its own watcher."""
@@ -26,8 +26,7 @@ def bind(host: str, port: int) -> socket.socket:
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     # Connections inherit this option. asyncio sets it only on sockets that name their protocol. Without it the body of
-    # a
-    # response waits for the client's acknowledgement of the head, which a client delays by 40 ms.
+    # a response waits for the client's acknowledgement of the head, which a client delays by 40 ms.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         listener.bind((host, port))
@@ -50,9 +49,12 @@ async def serve_http(
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    """Run `main` in an event loop: uvloop's where it is installed."""
+    """Run `main` in an event loop, uvloop's where it is installed. The process ends after it."""
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(main)
+        # Python gives handlers of its own back to the system while it ends: a second signal would make a failure of it.
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def follow_parent(parent_pid: int) -> None:

@@ -88,10 +88,7 @@ async def drain(table: Connections, hurry: asyncio.Event) -> None:
 
 
 class _Signals:
-    """The first stop signal sets `stop` and bounds the rest of the process, the second one sets `hurry`.
-
-    The handlers stay until the process ends, since a drained stop is a success: no later signal may make it a failure.
-    """
+    """The first stop signal sets `stop` and bounds the rest of the process, the second one sets `hurry`."""
 
     def __init__(self) -> None:
         self.stop, self.hurry = asyncio.Event(), asyncio.Event()
