@@ -8,7 +8,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
 from reward_servers.front.connection import Connection
 from reward_servers.front.connections import Connections
@@ -17,6 +17,8 @@ from reward_servers.front.exchange import Service
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 DRAIN_SECONDS = 4.0
 """After a stop signal, accepted requests have this long to be answered; the client asks another server the rest."""
+LEAVE_SECONDS = 1.0
+"""New connections are accepted until `while_open` has been left, for at most this long: a registry may not answer."""
 END_SECONDS = 5
 """The kernel ends a process this long after its stop signal, whatever runs in it."""
 ACCEPTED_AT_ONCE = 16
@@ -38,13 +40,18 @@ async def serve(
     signals = _Signals()
     accepting = asyncio.create_task(accept(service, listener, table))
     sweeping = asyncio.create_task(table.sweep())
+    stack = AsyncExitStack()
+    await stack.enter_async_context(while_open)
     try:
-        async with while_open:
-            await signals.stop.wait()
+        await signals.stop.wait()
     finally:
+        until = asyncio.get_running_loop().time() + DRAIN_SECONDS
+        leaving = asyncio.create_task(stack.aclose())
+        await asyncio.wait({leaving}, timeout=LEAVE_SECONDS)
         accepting.cancel()
         listener.close()
-        await drain(table, signals.hurry)
+        await drain(table, signals.hurry, until)
+        await leaving
         sweeping.cancel()
 
 
@@ -73,12 +80,13 @@ async def accept(service: Service, listener: socket.socket, table: Connections) 
             await asyncio.gather(*opening, return_exceptions=True)
 
 
-async def drain(table: Connections, hurry: asyncio.Event) -> None:
-    """Close idle connections, let the others be answered, and end what is left after DRAIN_SECONDS or a `hurry`."""
+async def drain(table: Connections, hurry: asyncio.Event, until: float) -> None:
+    """Close idle connections, let the others be answered, and end what is left at `until` or a `hurry`."""
+    left_s = until - asyncio.get_running_loop().time()
     for member in table.each():
         member.drain()
     quiet, hurried = asyncio.create_task(table.quiet()), asyncio.create_task(hurry.wait())
-    await asyncio.wait({quiet, hurried}, timeout=DRAIN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({quiet, hurried}, timeout=max(0.0, left_s), return_when=asyncio.FIRST_COMPLETED)
     for task in (quiet, hurried):
         task.cancel()
     for member in table.each():
