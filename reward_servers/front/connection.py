@@ -27,7 +27,12 @@ MAX_PIPELINED = 64
 SEPARATE_BODY = 2**16
 """A longer body is not copied behind its head."""
 VERSIONS = ("1.0", "1.1")
-CROWDED = error_answer(429, "overloaded", f"more than {MAX_PIPELINED} requests wait on this connection: use several")
+CROWDED = error_answer(
+    429,
+    "overloaded",
+    f"more than {MAX_PIPELINED} requests wait on this connection: use several",
+    {"retry-after": "1"},
+)
 TOO_SLOW = error_answer(408, "request", "the body came at less than 64 KiB per second: send it faster")
 NO_HTTP = "the request is not valid HTTP/1.1"
 NO_HOST = error_answer(400, "wire", f"{NO_HTTP}: it needs one host header")
@@ -191,6 +196,10 @@ class Connection(asyncio.Protocol):
     @property
     def busy(self) -> bool:
         return bool(self._queue) or self._output_full or (self._reading is not None and self._reading.head_done)
+
+    @property
+    def works(self) -> bool:
+        return any(exchange.complete for exchange in self._queue)
 
     def flush(self) -> None:
         """Write the answers that are due, and begin the request after them."""

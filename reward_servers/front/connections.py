@@ -1,8 +1,9 @@
 """The connections of a process: how many there are, which is closed for a newcomer, and which are too slow.
 
 A connection is a stranger until one of its requests was allowed to use a scorer. When all places are taken, a newcomer
-takes the place of the stranger that has been silent for longest, or else of the idlest connection without a request.
-If every connection has a request in work, newcomers wait in the system's queue until one is answered.
+takes the place of the stranger that has been silent for longest, or else of the idlest connection without a request,
+or else of the one that has not sent of its request for longest. If every connection has a whole request in work,
+newcomers wait in the system's queue until one is answered.
 """
 
 from __future__ import annotations
@@ -48,6 +49,11 @@ class Member(Protocol):
     @property
     def busy(self) -> bool:
         """Whether a request is being read, computed or answered."""
+        ...
+
+    @property
+    def works(self) -> bool:
+        """Whether a whole request has been read and is not answered."""
         ...
 
     def abort(self) -> None: ...
@@ -130,4 +136,6 @@ class Connections:
         for member in self._strangers:
             if member is not newcomer:
                 return member
-        return next((member for member in self._known if not member.busy), None)
+        unbusy = (member for member in self._known if not member.busy)
+        slow = (member for member in self._known if not member.works and member is not newcomer)
+        return next(unbusy, None) or next(slow, None)

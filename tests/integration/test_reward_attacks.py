@@ -67,10 +67,16 @@ def closed(connection: socket.socket) -> bool:
 
 @pytest.mark.parametrize(
     "sends",
-    [b"", request("/healthz", method="GET"), b"GET / HTT", request(length=2**28)],
-    ids=["nothing", "a page each", "half a head", "a body of 256 MiB without a token"],
+    [
+        b"",
+        request("/healthz", method="GET"),
+        b"GET / HTT",
+        request(length=2**28),
+        request(length=2**28, fields=[f"authorization: Bearer {TOKEN}"]),
+    ],
+    ids=["nothing", "a page each", "half a head", "a body of 256 MiB without a token", "a body of 256 MiB with it"],
 )
-def test_more_idle_strangers_than_there_are_places_hinder_nobody(sends: bytes, tmp_path: Path) -> None:
+def test_more_idle_connections_than_there_are_places_hinder_nobody(sends: bytes, tmp_path: Path) -> None:
     with attacked(tmp_path) as (port, honest), ExitStack() as stack:
         opened = strangers(stack, port, MAX_CONNECTIONS + 20, sends)
         assert honest.post(SCORE_PATH, content=SMALL).status_code == 200

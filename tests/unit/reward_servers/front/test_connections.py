@@ -16,6 +16,7 @@ GET = request("/page", method="GET")
 class Member:
     def __init__(self) -> None:
         self.busy = False
+        self.works = False
         self.aborted = False
         self.swept: list[tuple[float, float]] = []
 
@@ -58,17 +59,29 @@ def test_without_another_stranger_the_idlest_known_connection_makes_room() -> No
     assert [one.aborted for one in (*known, newcomer)] == [False, False, True, False]
 
 
+def test_without_an_idle_connection_the_one_that_sends_slowest_makes_room() -> None:
+    table = Connections(ConnectionLimits(most=3))
+    known = entered(table, 3)
+    for member in known:
+        table.trust(member)
+        member.busy = True
+    known[0].works = True
+    table.active(known[1])
+    (newcomer,) = entered(table, 1)
+    assert [one.aborted for one in (*known, newcomer)] == [False, False, True, False]
+
+
 def test_a_newcomer_waits_while_every_connection_works() -> None:
     async def run() -> None:
         table = Connections(ConnectionLimits(most=2))
         known = entered(table, 2)
         for member in known:
             table.trust(member)
-            member.busy = True
+            member.busy = member.works = True
         waiting = asyncio.create_task(table.room())
         await asyncio.sleep(0)
         assert not waiting.done()
-        known[0].busy = False
+        known[0].busy = known[0].works = False
         table.at_rest()
         async with asyncio.timeout(TIMEOUT):
             await waiting
