@@ -21,24 +21,13 @@ import httptools
 from reward_servers.front.answers import CONTINUE, FAILED, Answer, error_answer, head
 from reward_servers.front.connections import Connections
 from reward_servers.front.exchange import HANG_UP, KEPT_FIELDS, LENGTH, TRANSFER, Consumer, Exchange, Service
+from reward_servers.front.faults import CROWDED, MAX_PIPELINED, NO_HTTP, fault_of_head, too_long
 
-MAX_PIPELINED = 64
-"""A client may send this many requests ahead of their answers; with one more the connection ends."""
 SEPARATE_BODY = 2**16
-"""A longer body is not copied behind its head."""
-VERSIONS = ("1.0", "1.1")
-CROWDED = error_answer(
-    429,
-    "overloaded",
-    f"more than {MAX_PIPELINED} requests wait on this connection: use several",
-    {"retry-after": "1"},
-)
+"""A longer body is not copied: neither an answer's behind its head, nor a request's by the parser."""
+NO_ANSWER = Answer(HANG_UP, b"", b"")
+"""Stands where an answer would be, so that a late one is ignored."""
 TOO_SLOW = error_answer(408, "request", "the body came at less than 64 KiB per second: send it faster")
-NO_HTTP = "the request is not valid HTTP/1.1"
-NO_HOST = error_answer(400, "wire", f"{NO_HTTP}: it needs one host header")
-NO_VERSION = error_answer(400, "wire", f"{NO_HTTP}: speak HTTP/1.1")
-NO_UPGRADE = error_answer(400, "wire", "upgrade and CONNECT are not supported with a body: send plain HTTP/1.1")
-NO_CODING = error_answer(415, "encoding", "a transfer-encoding other than chunked is not supported: send it plain")
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +86,7 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._break_off(error_answer(400, "wire", f"{NO_HTTP}: {error}"))
         if self._stray_bytes > self._limits.head_bytes and not self._deaf:
-            self._break_off(self._too_long())
+            self._break_off(too_long(self._limits.head_bytes))
         self._left = self._bytes_left()
 
     def eof_received(self) -> bool:
@@ -162,7 +151,7 @@ class Connection(asyncio.Protocol):
         self._queue.append(exchange)
         self._stray_bytes = 0
         self._set_due()
-        opened = self._protocol_fault(exchange, version) or self._open(exchange)
+        opened = self._fault(exchange, version) or self._open(exchange)
         if isinstance(opened, Answer):
             exchange.answer = opened
             # A client that waits for leave to send its body may send it or not: what follows could not be told apart.
@@ -272,6 +261,13 @@ class Connection(asyncio.Protocol):
             exchange.handed = True
             self._guard(exchange, consumer.complete)
 
+    def _fault(self, exchange: Exchange, version: str) -> Answer | None:
+        fault = CROWDED if len(self._queue) > MAX_PIPELINED else None
+        fault = fault or fault_of_head(exchange, version, self._parser.should_upgrade(), self._limits.head_bytes)
+        if fault is not None:
+            exchange.keep_alive = False
+        return fault
+
     def _open(self, exchange: Exchange) -> Consumer | Answer:
         try:
             return self._service.open(exchange)
@@ -314,7 +310,8 @@ class Connection(asyncio.Protocol):
         if self._client_closed:
             self._close()
             return
-        self._due = self._loop.time() + (self._limits.linger_s if exchange.complete else self._limits.head_s)
+        if not self._output_full:
+            self._due = self._loop.time() + (self._limits.linger_s if exchange.complete else self._limits.head_s)
         self._deaf = self._ending = True
         self._transport.write_eof()
         self._table.at_rest()
@@ -343,27 +340,6 @@ class Connection(asyncio.Protocol):
         self._transport.close()
         if not self._output_full:
             self._due = self._loop.time() + self._limits.linger_s
-
-    def _protocol_fault(self, exchange: Exchange, version: str) -> Answer | None:
-        if len(self._queue) > MAX_PIPELINED:
-            fault = CROWDED
-        elif exchange.head_bytes > self._limits.head_bytes:
-            fault = self._too_long()
-        elif version not in VERSIONS:
-            fault = NO_VERSION
-        elif version == "1.1" and exchange.hosts != 1:
-            fault = NO_HOST
-        elif self._parser.should_upgrade() and _has_body(exchange):
-            fault = NO_UPGRADE
-        elif exchange.fields.get(TRANSFER, b"chunked").lower() != b"chunked":
-            fault = NO_CODING
-        else:
-            return None
-        exchange.keep_alive = False
-        return fault
-
-    def _too_long(self) -> Answer:
-        return error_answer(431, "too_large", f"the head of a request has at most {self._limits.head_bytes} bytes")
 
     def _trust(self) -> None:
         if not self._trusted:
@@ -400,11 +376,3 @@ class Connection(asyncio.Protocol):
         held, self._held = self._held, []
         for consumer in held:
             consumer.sent()
-
-
-NO_ANSWER = Answer(HANG_UP, b"", b"")
-"""Stands where an answer would be, so that a late one is ignored."""
-
-
-def _has_body(exchange: Exchange) -> bool:
-    return exchange.fields.get(LENGTH, b"0") != b"0" or TRANSFER in exchange.fields

@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 
 from reward_servers.front.answers import answer
-from reward_servers.front.connection import MAX_PIPELINED
 from reward_servers.front.connections import ConnectionLimits
+from reward_servers.front.faults import MAX_PIPELINED
 from tests.helpers.counting_service import CountingService
 from tests.helpers.raw_http import RawClient, connected, request
 from tests.helpers.serving_app import listening
