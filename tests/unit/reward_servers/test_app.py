@@ -155,6 +155,18 @@ def test_work_past_its_deadline_never_runs() -> None:
     assert [len(call) for call in scorer.calls] == [1, 3]
 
 
+def test_a_body_that_does_not_come_whole_within_its_deadline_is_late() -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        async with connected(client.base_url.port) as raw:
+            late = await raw.ask(request(body=body()[:-1], length=len(body()), fields=[f"{DEADLINE_HEADER}: 0.05"]))
+            assert (late.status, late.json["error"]) == (504, "deadline")
+            # What is missing of it is dropped, and the connection is used again.
+            assert (await raw.ask(body()[-1:], request(body=body()))).status == 200
+        assert 'queue_bytes{scorer="brightness"} 0.0' in (await client.get(METRICS_PATH)).text
+
+    drive(scenario)
+
+
 def test_a_client_cannot_ask_for_more_than_the_servers_own_deadline() -> None:
     scorer = RecordingScorer()
     scorer.gate.clear()

@@ -124,6 +124,22 @@ def test_who_does_not_go_on_is_closed(whole: bytes, begun: bytes) -> None:
     drive(scenario, SHORT)
 
 
+def test_a_head_that_drips_is_cut_off_as_if_it_stood_still() -> None:
+    async def scenario(client: RawClient, service: CountingService) -> None:
+        async def drip() -> None:
+            await client.send(b"GET /")
+            while True:
+                await client.send(b"a")
+                await asyncio.sleep(0.005)
+
+        dripping = asyncio.create_task(drip())
+        assert await client.rest() == b""
+        dripping.cancel()
+        await asyncio.gather(dripping, return_exceptions=True)
+
+    drive(scenario, SHORT)
+
+
 def test_who_showed_a_token_may_be_idle_for_longer() -> None:
     async def scenario(client: RawClient, service: CountingService) -> None:
         await client.ask(request("/trusted"))
