@@ -33,6 +33,7 @@ from learner.training.networks import Networks, StageSettings
 
 SIDE = 128
 WAYS = ("shared", "copies")
+NETWORKS = (Network.TEACHER, Network.STUDENT, Network.FAKE_SCORE)
 
 
 def main() -> None:
@@ -54,13 +55,13 @@ def main() -> None:
 
 def _measure(pipeline: Path, way: str) -> None:
     settings = Sd3Backbone(path=pipeline, height=SIDE, width=SIDE, max_sequence_length=77)
-    held = [_loaded(settings) for _ in range(1 if way == "shared" else len(Network))]
+    held = [_loaded(settings) for _ in range(1 if way == "shared" else len(NETWORKS))]
     for copy in held[1:]:
         # What three models would share as well.
         copy._pipeline, copy._vae = held[0]._pipeline, held[0]._vae  # type: ignore[attr-defined]
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    for network, backbone in zip(Network, held * len(Network), strict=False):
+    for network, backbone in zip(NETWORKS, held * len(NETWORKS), strict=False):
         latents = torch.randn(1, *backbone.latent_shape)
         conditioning = backbone.encode_prompts(["red circle"])
         with torch.set_grad_enabled(network != Network.TEACHER):

@@ -22,8 +22,10 @@ NOT_CONVERTED = (ValueError, OverflowError, TypeError, NotImplementedError)
 """Errors of pyarrow for a value that is no text in UTF-8, a date beyond Python's, or of a type that Python lacks."""
 
 
-def read_parquet(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def read_parquet(path: Path, text_column: str | None = None) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Position in the file, text and metadata of every row; a row whose prompt is null or blank is an error.
+
+    With `text_column`, the text is in that column, and no other is read: some files have pictures beside it.
 
     Raises:
         PromptError: pyarrow is not installed, the file is missing or not parquet, or a row is not a prompt.
@@ -38,11 +40,14 @@ def read_parquet(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
         ) from error
     try:
         # partitioning=None: a folder name such as "tag=colors/" in the path must not become a column.
-        table = parquet.read_table(path, partitioning=None)
+        columns = None if text_column is None else [text_column]
+        if text_column is not None and text_column not in (names := parquet.read_schema(path).names):
+            raise PromptError(f'{path} has no column "{text_column}"; its columns are {", ".join(names)}')
+        table = parquet.read_table(path, partitioning=None, columns=columns)
     except (OSError, ValueError, arrow.ArrowException) as error:
         raise PromptError(f"{path}: not a parquet file that can be read: {one_line(error)}") from error
     for number, row in enumerate(_rows(path, table), start=1):
-        text, metadata = _prompt(f"{path}: row {number}", row)
+        text, metadata = _prompt(f"{path}: row {number}", row, text_column or PROMPT)
         yield f"row {number}", text, metadata
 
 
@@ -64,10 +69,10 @@ def _unreadable(table: Any) -> Iterator[tuple[int, Exception]]:
             yield number + 1, error
 
 
-def _prompt(where: str, row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    text = row.pop(PROMPT, None)
+def _prompt(where: str, row: dict[str, Any], column: str) -> tuple[str, dict[str, Any]]:
+    text = row.pop(column, None)
     if not isinstance(text, str) or not trimmed(text):
-        raise PromptError(f'{where} has no "{PROMPT}" text; its columns are {", ".join([PROMPT, *row])}')
+        raise PromptError(f'{where} has no "{column}" text; its columns are {", ".join([column, *row])}')
     metadata = _without_nulls(row)
     extra = metadata.get(METADATA)
     if isinstance(extra, str):

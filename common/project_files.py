@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,23 +47,27 @@ def import_own(module: str) -> ModuleType:
     return import_module(module)
 
 
-def found_path(path: Path) -> Path:
-    """A relative path from the working directory, or else from the project; unchanged if it is in neither."""
-    return PROJECT_ROOT / path if not path.exists() and (PROJECT_ROOT / path).exists() else path
+def found_path(path: Path, beside: Sequence[Path] = ()) -> Path:
+    """A relative path from the working directory, else from the project, else from one of the folders `beside`.
+
+    Unchanged if it is in none of them.
+    """
+    places = [path, *(root / path for root in (PROJECT_ROOT, *beside))]
+    return next((place for place in places if place.exists()), path)
 
 
-def with_found_paths(section: AnySection) -> AnySection:
+def with_found_paths(section: AnySection, beside: Sequence[Path] = ()) -> AnySection:
     """The section with `found_path` applied to every path in it."""
-    found = {name: _found(value) for name, value in section}
+    found = {name: _found(value, beside) for name, value in section}
     changed = {name: value for name, value in found.items() if value != vars(section)[name]}
     return section.model_copy(update=changed) if changed else section
 
 
-def _found(value: object) -> object:
+def _found(value: object, beside: Sequence[Path]) -> object:
     if isinstance(value, Path):
-        return found_path(value)
+        return found_path(value, beside)
     if isinstance(value, Section):
-        return with_found_paths(value)
+        return with_found_paths(value, beside)
     if isinstance(value, tuple):
-        return tuple(_found(entry) for entry in value)
+        return tuple(_found(entry, beside) for entry in value)
     return value

@@ -20,7 +20,7 @@ import xxhash
 
 from common import git_lfs, strict_json
 from common.errors import PromptError, RewardRejected, WireError
-from common.parquet_prompts import METADATA, read_parquet
+from common.parquet_prompts import METADATA, PROMPT, read_parquet
 from common.rewards.api import check_texts
 from common.types import Prompt
 from common.visible_text import trimmed
@@ -41,8 +41,10 @@ OTHER_FILES = {"{\\rtf": "RTF", "<!doctype": "an HTML page", "<html": "an HTML p
 """The beginnings, in lower case, of text files that are no lists of prompts; no prompt begins so."""
 
 
-def load_prompts(path: Path) -> list[Prompt]:
+def load_prompts(path: Path, text_key: str | None = None) -> list[Prompt]:
     """Load all prompts of a file, in order; `Prompt.index` counts them. Blank lines are skipped.
+
+    With `text_key`, that key of a .jsonl line or column of a .parquet file has the text, and there is no metadata.
 
     Raises:
         PromptError: the file is missing, empty, binary, of another kind, or has a line that is not a prompt.
@@ -50,7 +52,7 @@ def load_prompts(path: Path) -> list[Prompt]:
     if "\0" in str(path):
         raise PromptError(f"{str(path)!r}: a path cannot have a NUL character: name the prompt file")
     prompts: list[Prompt] = []
-    for where, text, metadata in _records(path):
+    for where, text, metadata in _records(path, text_key):
         prompts.append(_checked(f"{path}: {where}", len(prompts), text, metadata))
     if not prompts:
         raise PromptError(f"{path}: no prompts in it; write one on each line")
@@ -126,17 +128,17 @@ def _check_metadata(where: str, metadata: Mapping[str, Any]) -> None:
         raise PromptError(f"{where} has metadata that cannot be sent to a reward server: {error}") from error
 
 
-def _records(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def _records(path: Path, text_key: str | None) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Position in the file, text and metadata of every prompt."""
     if os.path.isdir(path):
         raise PromptError(f"{path}: it is a directory: name a prompt file in it")
     if os.path.isfile(path) and os.access(path, os.R_OK) and git_lfs.is_pointer(path):
         raise PromptError(f"{path} {git_lfs.REMEDY}")
     if path.suffix.lower() == ".parquet":
-        yield from read_parquet(path)
+        yield from read_parquet(path, text_key)
         return
     for number, line in _lines(path):
-        text, metadata = _parse_line(path, number, line)
+        text, metadata = _parse_line(path, number, line, text_key)
         yield f"line {number}", text, metadata
 
 
@@ -179,7 +181,7 @@ def _decoded(path: Path, number: int, raw: bytes) -> Iterator[tuple[int, str]]:
         yield number, text
 
 
-def _parse_line(path: Path, number: int, line: str) -> tuple[str, dict[str, Any]]:
+def _parse_line(path: Path, number: int, line: str, text_key: str | None) -> tuple[str, dict[str, Any]]:
     """Text and metadata of one line."""
     # In .jsonl only a bare carriage return ends lines: the others are text within quotes.
     for mark in OTHER_LINE_ENDS if path.suffix.lower() == ".txt" else "\r":
@@ -195,10 +197,11 @@ def _parse_line(path: Path, number: int, line: str) -> tuple[str, dict[str, Any]
         record = strict_json.parse(line)
     except ValueError as error:
         raise PromptError(f"{path}: line {number} is not JSON: {error}") from error
-    text = record.pop("prompt", None) if isinstance(record, dict) else None
+    key = text_key or PROMPT
+    text = record.pop(key, None) if isinstance(record, dict) else None
     if not isinstance(text, str) or not trimmed(text):
-        raise PromptError(f'{path}: line {number} has no "prompt" text; a line is {{"prompt": "a red circle", ...}}')
-    return text, record
+        raise PromptError(f'{path}: line {number} has no "{key}" text; a line is {{"{key}": "a red circle", ...}}')
+    return text, record if text_key is None else {}
 
 
 def _require_plain_text(path: Path, number: int, line: str) -> None:

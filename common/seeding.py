@@ -107,6 +107,11 @@ def selected_steps(seed: int, iteration: int, stochastic_steps: int, count: int)
     return tuple(sorted(sample_indices(stochastic_steps, count, seed=seed, purpose="selected", iteration=iteration)))
 
 
+def trained_steps(seed: int, iteration: int, steps: int, count: int) -> tuple[int, ...]:
+    """The steps, out of all of a rollout, at whose levels the student trains, ascending (DiffusionNFT, TDM-R1)."""
+    return tuple(sorted(sample_indices(steps, count, seed=seed, purpose="trained_steps", iteration=iteration)))
+
+
 def shuffled_group(seed: int, iteration: int, prompt_index: int, group_size: int) -> tuple[int, ...]:
     """A random order of a group's samples: the control in which advantages say nothing about their samples."""
     keys = {"iteration": iteration, "prompt": prompt_index}

@@ -37,11 +37,16 @@ ByteArray = npt.NDArray[np.uint8]
 
 
 class Network(StrEnum):
-    """The networks of RTDMD. STUDENT generates, TEACHER is the target, FAKE_SCORE tracks the student's distribution."""
+    """The networks of RTDMD. STUDENT generates, TEACHER is the target, FAKE_SCORE tracks the student's distribution.
+
+    SURROGATE_REWARD is the teacher with an adapter that learns rewards; only `learner/training/surrogate_reward.py` has
+    it.
+    """
 
     TEACHER = "teacher"
     STUDENT = "student"
     FAKE_SCORE = "fake_score"
+    SURROGATE_REWARD = "surrogate_reward"
 
 
 class Guidance(StrEnum):

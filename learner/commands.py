@@ -19,6 +19,11 @@ COMMANDS = {
     "generate": ("learner.tools.generate:main", "draw images with a finished run"),
     "evaluate": ("learner.tools.evaluate:main", "score a finished run, or any diffusers pipeline, on a prompt file"),
     "export": ("learner.tools.export:main", "export the student as a LoRA, a pipeline or a file for ComfyUI"),
+    "import": ("learner.tools.import_weights:main", "turn a LoRA, or released RTDMD adapters, into the start of a run"),
+    "prompts": (
+        "reward_servers.prompt_files:main",
+        "make the prompt files that the run files of published models read",
+    ),
     "report": ("learner.records.report:main", "rewrite the report of a run"),
     "serve": ("reward_servers.main:main", "serve a reward over HTTP (also `python -m reward_servers`)"),
     "score": ("reward_servers.score_images:main", "score image files with a running reward server"),

@@ -24,6 +24,7 @@ if __name__ == "__main__":
 
 from common.command import exit_status
 from learner.preflight.command_line import parse, parse_forecast
+from learner.preflight.explanation import explanation
 from learner.preflight.ray_environment import prepare
 
 
@@ -35,6 +36,9 @@ def main(argv: Sequence[str]) -> int:
 
     def train() -> None:
         invocation = parse(argv, os.environ)
+        if invocation.explain:
+            print(explanation(invocation.config))
+            return
         prepare(os.environ)  # before Ray is imported
         from learner.compose import run
 

@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import numpy as np
 
@@ -72,9 +73,19 @@ def load_scorers(settings: ServerSettings) -> dict[str, Scorer]:
     check_names(names)
     for one in settings.scorers:
         if one.model is not None and not one.model.is_dir():
-            raise ModelError(f"--model {one.model} is not a directory")
+            raise ModelError(f"--model {one.model} is not a directory{remedy(one.model)}")
     loading = zip(names, kinds, settings.scorers, strict=True)
     return {name: _load(kind, one, settings.device) for name, kind, one in loading}
+
+
+def remedy(model: Path) -> str:
+    """How to get a model directory from what was named instead."""
+    if not model.is_file():
+        return ""
+    return (
+        ", but a file: name the folder that it is in, or make a model directory from a published checkpoint with "
+        "`python -m reward_servers.convert` (docs/rewards.md)"
+    )
 
 
 async def serve(settings: ServerSettings, scorers: Mapping[str, Scorer], listener: socket.socket) -> None:

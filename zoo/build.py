@@ -2,8 +2,11 @@
 
     python -m zoo.build [--out DIR] [--only pipeline]
 
-The second family's pipelines are a separate part, built only by name (`--only flux2`): they take most of another hour
-and need `checker` and `pipeline` beside them, because their autoencoder starts from the pipeline's.
+Some parts are built only by name, with `checker` and `pipeline` beside them:
+
+- `flux2`: the second family's pipelines, most of another hour
+- `early_pipeline`: a teacher that was trained a third as long, a quarter of an hour
+- `text_reader` and then `text`: the text world, most of another hour
 
 Two parts are built at a time, each in a process with one thread: at these sizes two threads on one model gain far less.
 Each part's figures are written to `figures.json` beside its weights. Training is deterministic on one machine. Another
@@ -29,12 +32,28 @@ from zoo.detector.training import build_detector
 from zoo.flux2.pipeline import build_flux2
 from zoo.judge.training import build_judge
 from zoo.preference.training import build_hps, build_pickscore
-from zoo.sd3.pipeline import build_pipeline
+from zoo.sd3.pipeline import build_early_pipeline, build_pipeline
+from zoo.text.prompts import write_text_prompts
 from zoo.world.prompts import write_prompts
 
 WEIGHTS = Path(__file__).parent / "weights"
 FIGURES = "figures.json"
 AT_ONCE = 2
+
+
+def build_text(out_dir: Path) -> dict[str, float]:
+    """The import is deferred because the text world needs the packages of the `ocr` extra."""
+    from zoo.text import pipeline
+
+    return pipeline.build_text(out_dir)
+
+
+def build_text_reader(out_dir: Path) -> dict[str, float]:
+    """The import is deferred because the text world needs the packages of the `ocr` extra."""
+    from zoo.text import reader_training
+
+    return reader_training.build_text_reader(out_dir)
+
 
 PARTS: dict[str, Callable[[Path], dict[str, float]]] = {
     # In the order of their start: the longest first, together with the checker, which measures the pipeline's gold.
@@ -45,7 +64,12 @@ PARTS: dict[str, Callable[[Path], dict[str, float]]] = {
     "hps": build_hps,
     "detector": build_detector,
 }
-BY_NAME_ONLY: dict[str, Callable[[Path], dict[str, float]]] = {"flux2": build_flux2}
+BY_NAME_ONLY: dict[str, Callable[[Path], dict[str, float]]] = {
+    "early_pipeline": build_early_pipeline,
+    "flux2": build_flux2,
+    "text_reader": build_text_reader,
+    "text": build_text,
+}
 
 
 def main() -> None:
@@ -54,6 +78,7 @@ def main() -> None:
     parser.add_argument("--only", choices=[*PARTS, *BY_NAME_ONLY], help="build one part alone, in this process")
     arguments = parser.parse_args()
     write_prompts(Path(__file__).parent / "prompts")
+    write_text_prompts(Path(__file__).parent / "prompts")
     started = time.monotonic()
     if arguments.only:
         _build_part(arguments.only, arguments.out / arguments.only)

@@ -33,8 +33,17 @@ class Rates:
     ema_decay: float = 0.998
 
 
-def train_averaged(model: Model, loss_of_batch: Callable[[], Tensor], steps: int, rates: Rates) -> Model:
-    """Minimise the loss of random batches; return a copy of the model with the moving average of its weights."""
+def train_averaged(
+    model: Model,
+    loss_of_batch: Callable[[], Tensor],
+    steps: int,
+    rates: Rates,
+    keep: Callable[[int, Model], None] | None = None,
+) -> Model:
+    """Minimise the loss of random batches; return a copy of the model with the moving average of its weights.
+
+    `keep` gets that copy at every 250th step, for example to save it.
+    """
     average = copy.deepcopy(model)
     optimizers = new_optimizers(model, rates)
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor(steps)) for optimizer in optimizers]
@@ -54,6 +63,8 @@ def train_averaged(model: Model, loss_of_batch: Callable[[], Tensor], steps: int
         running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
         if step % 250 == 0:
             print(f"{type(model).__name__} {step} loss {running:.4f} {time.monotonic() - started:.0f} s", flush=True)
+            if keep is not None:
+                keep(step, average)
     return average.eval().requires_grad_(False)
 
 

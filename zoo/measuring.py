@@ -52,6 +52,7 @@ def generate(
     steps: int,
     guidance: float,
     seed: int = 7,
+    text_length: int = MAX_PHRASES,
     **options: Any,
 ) -> npt.NDArray[np.uint8]:
     """Images uint8 [B, H, W, 3] from diffusers' own sampling loop; `options` are the family's extra call arguments."""
@@ -65,7 +66,7 @@ def generate(
             sigmas=[(steps - step) / steps for step in range(steps)],
             guidance_scale=guidance,
             generator=generator,
-            max_sequence_length=MAX_PHRASES,
+            max_sequence_length=text_length,
             output_type="np",
             **options,
         )

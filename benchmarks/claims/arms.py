@@ -102,6 +102,42 @@ DETECTOR_ALONE: Options = {
 """The only trained reward has no gradient; hps, pickscore and gold are held out."""
 
 
+HYBRID: Options = {
+    "alignment.prompts_per_iteration": 12,
+    "alignment.group_size": 16,
+    "alignment.train_fraction": 0.5,
+    "alignment.matching_weight": 0.03,
+    "alignment.reward_gradient_weight": 0.4,
+    "alignment.reward_gradient_clip": 0.02,
+    "alignment.learning_rate_student": 5e-4,
+    "alignment.learning_rate_fake": 1e-3,
+    "alignment.learning_rate_schedule": "linear",
+    "alignment.weight_decay_student": 0.0,
+    "alignment.lora_init_std": "null",
+    "alignment.ema_decay": 0.8,
+    "alignment.ema_every": 1,
+    "alignment.signal_every": 10,
+    "alignment.micro_batch": 32,
+    "cold_start.consistency_fraction": 0.25,
+    "evaluation.every": 20,
+    "evaluation.prompts": 128,
+}
+"""Weights that give the three terms signals of the same size, measured at such a student."""
+NO_MATCHING: Options = {"alignment.matching_weight": 0.0, "alignment.consistency_weight": 0.0}
+NO_BACK_PROPAGATION: Options = {"alignment.reward_gradient_weight": 0.0}
+NO_POLICY: Options = {"alignment.policy_gradient": "none"}
+EARLY_START = _cold_start(AMBIENT, 300, 150)
+"""A student of the early teacher, with room."""
+
+
+def _aligned(*changes: Options) -> Arm:
+    """An arm that starts from the student of the early teacher."""
+    merged = dict(EARLY_START.options)
+    for change in changes:
+        merged |= change
+    return Arm(merged, start="start")
+
+
 def _policy(policy_gradient: str, **others: object) -> Arm:
     chosen = {"policy_gradient": policy_gradient, **others}
     return Arm({f"alignment.{name}": value for name, value in chosen.items()})
@@ -117,6 +153,8 @@ CLAIMS: dict[str, Claim] = {
         arms={
             "plain": _cold_start(CLEAN, 600, 150),
             "ac_dmd": _cold_start(AMBIENT, 600, 150),
+            "plain_150": _cold_start(CLEAN, 150, 50),
+            "plain_300": _cold_start(CLEAN, 300, 50),
             "ac_dmd_batch_64": _cold_start(AMBIENT, 150, 50, batch_size=64),
             "ac_dmd_two_fake_updates": _cold_start(AMBIENT, 900, 150, student_every=2),
             "plain_1450": _cold_start(CLEAN, 1450, 150),
@@ -135,5 +173,29 @@ CLAIMS: dict[str, Claim] = {
             "subgrpo_1": _policy("subgrpo", selected_steps=1),
             "shuffled": _policy("subgrpo", selected_steps=2, shuffled_advantages=True),
         },
+    ),
+    "C": Claim(
+        statement="All three terms train better than any of them alone",
+        config="deploy/runs/shapes_early.yaml",
+        reference="all",
+        policy="rtdmd",
+        common={**FINAL_TABLE, **COLD_START, **HYBRID, "alignment.iterations": 40},
+        arms={
+            "all": _aligned(),
+            "policy": _aligned(NO_MATCHING, NO_BACK_PROPAGATION),
+            "back_propagation": _aligned(NO_MATCHING, NO_POLICY),
+            "matching": _aligned(NO_BACK_PROPAGATION, NO_POLICY),
+            "policy_and_matching": _aligned(NO_BACK_PROPAGATION),
+        },
+        preparing={"start": Arm({**EARLY_START.options, "alignment.iterations": 0})},
+    ),
+    "D": Claim(
+        statement="Four aligned steps beat the teacher's 28",
+        config="deploy/runs/shapes_early.yaml",
+        reference="all",
+        policy="rtdmd",
+        common={**FINAL_TABLE, **COLD_START, **HYBRID, "alignment.iterations": 100, "evaluation.teacher": True},
+        arms={"all": _aligned()},
+        preparing={"start": Arm({**EARLY_START.options, "alignment.iterations": 0, "evaluation.teacher": False})},
     ),
 }

@@ -54,7 +54,7 @@ def run_arm(claim: str, name: str, seed: int, places: Places) -> dict[str, Any]:
         options["cold_start.from_checkpoint"] = _cold_start_of(claim, arm.start, seed, places)
     run_dir = places.run(claim, name, seed)
     seconds = _run(CLAIMS[claim].config, options, run_dir)
-    result = {"claim": claim, "arm": name, "seed": seed, "cpu_seconds": seconds, **_read(run_dir, arm, options)}
+    result = {"claim": claim, "arm": name, "seed": seed, "cpu_seconds": seconds, **_read(run_dir, options)}
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_whole(kept, (json.dumps(result) + "\n").encode())
     return result
@@ -141,12 +141,14 @@ def _processor_time() -> Iterator[_Used]:
         used.stop()
 
 
-def _read(run_dir: Path, arm: Arm, options: dict[str, object]) -> dict[str, Any]:
+def _read(run_dir: Path, options: dict[str, object]) -> dict[str, Any]:
     """What is kept of a finished run: settings, periodic evaluations, signals, and the final table's scores."""
     summary = json.loads((run_dir / "summary.json").read_text())
     events = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     policies = {}
-    for policy in ("cold_start", "rtdmd") if arm.start or options.get("alignment.iterations") else ("cold_start",):
+    for policy in summary["policies"]:
+        if policy == "rtdmd" and options["alignment.iterations"] == 0:
+            continue  # it is the cold start again
         record = json.loads((run_dir / "samples/policies" / f"{policy}.json").read_text())
         policies[policy] = {key: record[key] for key in ("metrics", "diversity", "scores")}
     return {

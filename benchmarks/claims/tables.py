@@ -14,7 +14,13 @@ Results = Mapping[str, Mapping[int, Result]]
 
 def tables(claim: Claim, results: Results) -> str:
     """The final policies, the periodic evaluations, and the paired differences from the reference arm."""
-    return "\n".join([final_table(results), curve_table(results), difference_table(claim, results)])
+    parts = [
+        final_table(results),
+        curve_table(results),
+        difference_table(claim, results),
+        teacher_table(claim, results),
+    ]
+    return "\n".join(filter(None, parts))
 
 
 def final_table(results: Results) -> str:
@@ -64,6 +70,24 @@ def difference_table(claim: Claim, results: Results) -> str:
             cells.append(f"{found.mean:+.3f} ± {found.error:.3f} ({found.errors:+.1f})")
         lines.append(_row([arm, " ".join(map(str, common)), *cells]))
     return "\n".join(lines) + "\n"
+
+
+def teacher_table(claim: Claim, results: Results) -> str:
+    """Paired differences of each arm's policy from the many-step teacher; "" if no run has evaluated it."""
+    metrics = _metrics(results)
+    lines = _header(["minus the teacher", "seeds", *metrics])
+    for arm, seeds in results.items():
+        teacher = next(iter(next(iter(seeds.values()))["policies"]))
+        if not teacher.startswith("teacher"):
+            continue
+        cells = []
+        for metric in metrics:
+            found = difference(
+                *([scores_of(run, policy, metric) for run in seeds.values()] for policy in (claim.policy, teacher))
+            )
+            cells.append(f"{found.mean:+.3f} ± {found.error:.3f} ({found.errors:+.1f})")
+        lines.append(_row([arm, " ".join(map(str, seeds)), *cells]))
+    return "\n".join(lines) + "\n" if len(lines) > 2 else ""
 
 
 def _metrics(results: Results) -> list[str]:

@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -65,6 +66,12 @@ ARMS = {
 }
 
 
+class Gradients(Protocol):
+    """Gives the gradient of a batch."""
+
+    def gradient(self, arm: Arm, seed: int, iteration: int) -> Tensor: ...
+
+
 class Student:
     """A fixed student, the scorer, and the gradients of batches."""
 
@@ -106,7 +113,7 @@ class Student:
         return TrajectoryGroup(prompt, plan, PolicyVersion(0, "fixed"), states, surrogates), torch.tensor(rewards_G)
 
 
-def measured(student: Student, reference_n: Tensor, arm: Arm, batches: Iterator[int], seed: int) -> dict[str, float]:
+def measured(student: Gradients, reference_n: Tensor, arm: Arm, batches: Iterator[int], seed: int) -> dict[str, float]:
     """The component of the arm's gradients along the reference."""
     started = time.process_time()
     direction_n = reference_n / reference_n.norm()

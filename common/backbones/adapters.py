@@ -49,22 +49,31 @@ class AdapterBank:
         self._active = ActiveNetwork()
 
     def add(
-        self, name: str, *, seed: int, trainable: bool, network: str = "student", init_std: float | None = None
+        self,
+        name: str,
+        *,
+        seed: int,
+        trainable: bool,
+        network: str = "student",
+        init_std: float | None = None,
+        rank: int | None = None,
     ) -> None:
         """Add a float32 adapter to the base of `network`. It has no effect yet, because its B is zero.
 
-        A is Gaussian with standard deviation `init_std` (None: 1 / rank), a function of `seed` and the name.
+        A is Gaussian with standard deviation `init_std` (None: 1 / rank), a function of `seed` and the name. `rank` is
+        the bank's by default.
 
         Raises:
             ModelError: one of the targets binds to no linear layer, or to one that takes no adapter; nothing has
                 changed then.
         """
-        self._bind(name, dict.fromkeys(self._bound_layers(self._bases[network]), self._rank), trainable, network)
+        rank = rank or self._rank
+        self._bind(name, dict.fromkeys(self._bound_layers(self._bases[network]), rank), trainable, network)
         with torch.no_grad():
             for key, parameter in self.parameters(name).items():
                 if ".lora_A." in key:
                     noise = seeding.normal(parameter.shape, seed=seed, purpose=f"lora/{name}/{key}")
-                    parameter.copy_(noise / self._rank if init_std is None else noise * init_std)
+                    parameter.copy_(noise / rank if init_std is None else noise * init_std)
 
     def attach(
         self, name: str, state: Mapping[str, Tensor], *, trainable: bool = False, network: str = "student"
@@ -75,12 +84,20 @@ class AdapterBank:
             WeightUpdateError: a weight fits no linear layer, or has another shape; nothing has changed then.
             ModelError: one of the layers takes no adapter; nothing has changed then.
         """
+        self._bind(name, self.fitting_ranks(name, state, network), trainable, network)
+        self.load(name, state)
+
+    def fitting_ranks(self, name: str, state: Mapping[str, Tensor], network: str = "student") -> dict[str, int]:
+        """Layer -> rank of an adapter with these weights, which the base of `network` has the layers for.
+
+        Raises:
+            WeightUpdateError: a weight fits no linear layer, or has another shape; `name` stands for the adapter.
+        """
         layers = _linear_layers(self._bases[network])
         ranks = {path: _rank(name, path, layers, state) for path in adapted_layers(state)}
         if not ranks:
             raise WeightUpdateError(f"adapter {name!r} has no weights: expected LAYER.lora_A.weight and .lora_B.weight")
-        self._bind(name, ranks, trainable, network)
-        self.load(name, state)
+        return ranks
 
     def _bind(self, name: str, ranks: Mapping[str, int], trainable: bool, network: str) -> None:
         """Add an adapter of zeros to these layers."""
@@ -135,6 +152,10 @@ class AdapterBank:
                 if parameter.requires_grad != (id(parameter) in declared):
                     change = "trains, but was declared frozen" if parameter.requires_grad else "no longer trains"
                     raise ModelError(f"{path} {change}: leave requires_grad to AdapterBank.add and freeze")
+
+    def share_base(self, network: str, other: str) -> None:
+        """Add a network on the base of another one; give it adapters with `define`."""
+        self._bases[network] = self._bases[other]
 
     def define(self, network: str, stack: Sequence[str]) -> None:
         """Define a network's adapters; an empty stack is the bare base.

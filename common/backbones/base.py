@@ -74,7 +74,7 @@ class Backbone(Protocol):
         """v = eps - x0 as float32 [B, c, h, w], with the graph of the network's trainable adapters.
 
         `guidance_input` is for families with Guidance.INPUT. None means the network's own value: the run's
-        `guidance_scale` for the teacher, `student_guidance` for student and fake score.
+        `guidance_scale` for the teacher and the surrogate reward, `student_guidance` for student and fake score.
         """
         ...
 

@@ -322,6 +322,11 @@ class DiffusersBackbone(ABC, Generic[Settings]):
             directory, transformer_lora_layers=state, transformer_lora_adapter_metadata=metadata
         )
 
+    def converted_lora(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Another program's LoRA with diffusers' names, converted by the pipeline's class, which raises as it likes."""
+        converted: dict[str, Tensor] = self._pipeline.lora_state_dict(dict(tensors))
+        return converted
+
     def _load_pipeline(self) -> DiffusionPipeline:
         kind = self._files.kind
         pipeline = load_pipeline(self._files, self.kinds[kind], self._dtype, self.own_parts.get(kind, ()))

@@ -55,7 +55,8 @@ class Flux1(DiffusersBackbone[Flux1Backbone]):
 
     def _own_guidance(self, network: Network) -> float:
         settings = self._settings
-        return settings.guidance_scale if network is Network.TEACHER else settings.student_guidance
+        as_teacher = network in (Network.TEACHER, Network.SURROGATE_REWARD)
+        return settings.guidance_scale if as_teacher else settings.student_guidance
 
     def _predict(
         self,

@@ -128,7 +128,8 @@ class Flux2(DiffusersBackbone[Flux2Backbone]):
 
     def _own_guidance(self, network: Network) -> float:
         settings = self._settings
-        return settings.guidance_scale if network is Network.TEACHER else settings.student_guidance
+        as_teacher = network in (Network.TEACHER, Network.SURROGATE_REWARD)
+        return settings.guidance_scale if as_teacher else settings.student_guidance
 
     def _predict(
         self,

@@ -254,6 +254,31 @@ class Config(Section):
         return self
 
     def _check_policy_gradient(self) -> None:
+        if self.alignment.policy_gradient in ("nft", "surrogate_reward"):
+            self._check_rival(self.alignment.policy_gradient)
+        else:
+            self._check_transition_policy()
+
+    def _check_rival(self, rival: str) -> None:
+        """Refuse what would have no effect, and groups without differences."""
+        alignment, steps = self.alignment, self.sampling.steps
+        if alignment.selected_steps > steps:
+            raise problem(
+                "alignment.selected_steps", f"{alignment.selected_steps}, more than sampling.steps = {steps}: use fewer"
+            )
+        if self.sampling.eta == 0 and alignment.same_latent:
+            raise problem("alignment.same_latent", "true, with sampling.eta = 0: all samples of a group are equal")
+        for name, value, only in (
+            ("step_weights", alignment.step_weights, "equal"),
+            ("surrogate", alignment.surrogate, "squared_error"),
+            ("old_surrogate", alignment.old_surrogate, "learner"),
+        ):
+            if value != only:
+                raise problem(
+                    f"alignment.{name}", f"{value}, but policy_gradient: {rival} has no transition density: use {only}"
+                )
+
+    def _check_transition_policy(self) -> None:
         if self.alignment.surrogate == "gaussian" and self.alignment.old_surrogate == "rollout":
             raise problem(
                 "alignment.old_surrogate",

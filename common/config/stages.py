@@ -88,12 +88,18 @@ class AlignmentConfig(Section):
     group_size: int = Field(
         16, ge=2, description="Samples G per prompt. An advantage compares a sample with its group."
     )
-    policy_gradient: Literal["subgrpo", "grpo", "none"] = Field(
+    policy_gradient: Literal["subgrpo", "grpo", "nft", "surrogate_reward", "none"] = Field(
         "subgrpo",
-        description="subgrpo: train selected steps; on the others the group shares its noise. grpo: train all "
-        "stochastic steps. none: no policy gradient.",
+        description="How rewards train the student without a gradient of theirs. subgrpo: train selected steps; on the "
+        "others the group shares its noise. grpo: train all stochastic steps. nft: DiffusionNFT, on renoised final "
+        "samples. surrogate_reward: TDM-R1, an adapter learns the rewards and the student climbs what it has learned. "
+        'none: no policy gradient. nft and surrogate_reward are for comparison (docs/method.md, "Rivals").',
     )
-    selected_steps: PositiveInt = Field(2, description="Stochastic steps m that subgrpo trains per iteration.")
+    selected_steps: PositiveInt = Field(
+        2,
+        description="Steps m trained per iteration: of the stochastic ones with subgrpo, of all with nft and "
+        "surrogate_reward.",
+    )
     same_latent: bool = Field(
         False, description="The samples of a group start from one initial noise. Published: each has its own."
     )
@@ -164,6 +170,11 @@ class AlignmentConfig(Section):
         gt=0,
         description="Standard deviation of the fresh adapters' A (B is zero); null: 1 / lora.rank. AdamW moves B by "
         "the learning rate whatever its gradient, so a learning rate belongs to one value of this.",
+    )
+    lora_rank: PositiveInt | None = Field(
+        None,
+        description="Rank of the fresh adapters, at the scale lora.alpha / lora.rank; null: lora.rank. A start from "
+        "two stacked adapters of rank 32 has lora.rank 64; published stage 2 trains a rank of 32.",
     )
     ema_decay: float = Field(
         0.185,

@@ -1,6 +1,6 @@
 """Command lines of `rtdmd train` and `rtdmd forecast`: run file < environment < options, and help for every option.
 
-    rtdmd train [--config FILE] [--section.key VALUE ...] [--run-dir DIR] [--quick] [--dry-run] [--resume]
+    rtdmd train [--config FILE] [--section.key VALUE ...] [--run-dir DIR] [--quick] [--explain] [--dry-run] [--resume]
 
 A run file may carry a `quick:` block, a partial configuration that `--quick` applies on top of the rest of the file.
 Environment variables are RTDMD_SECTION__KEY. A reward is addressed by name: `--rewards.hps.weight 0.5`.
@@ -46,6 +46,7 @@ class Invocation:
     run_dir: Path
     dry_run: bool
     resume: bool
+    explain: bool = False
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Invocation:
@@ -62,7 +63,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Invocation:
     arguments, overrides = _train_parser().parse_known_args(argv)
     config = _configured(arguments, overrides, environ)
     run_dir = arguments.run_dir or Path("runs") / config.run.name
-    return Invocation(config, run_dir, arguments.dry_run, arguments.resume)
+    return Invocation(config, run_dir, arguments.dry_run, arguments.resume, arguments.explain)
 
 
 def parse_forecast(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[Config, str]:
@@ -73,6 +74,19 @@ def parse_forecast(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[Con
     """
     arguments, overrides = _forecast_parser().parse_known_args(argv)
     return _configured(arguments, overrides, environ), arguments.device
+
+
+def parse_with(
+    parser: argparse.ArgumentParser, argv: Sequence[str], environ: Mapping[str, str]
+) -> tuple[Config, argparse.Namespace]:
+    """The run of another command that takes a run file and overrides; `parser` is from `run_file_parser`.
+
+    Raises:
+        ConfigError: see `parse`.
+    """
+    _require_text(argv)
+    arguments, overrides = parser.parse_known_args(argv)
+    return _configured(arguments, overrides, environ), arguments
 
 
 def _configured(arguments: argparse.Namespace, overrides: Sequence[str], environ: Mapping[str, str]) -> Config:
@@ -102,9 +116,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _train_parser() -> argparse.ArgumentParser:
-    parser = _parser(
+    parser = run_file_parser(
         "rtdmd train",
-        "[--run-dir DIR] [--quick] [--dry-run] [--resume]",
+        "[--run-dir DIR] [--quick] [--explain] [--dry-run] [--resume]",
         "Distil a text-to-image model into a few-step student, then align it with rewards.",
     )
     parser.add_argument("--run-dir", type=user_path, metavar="DIR", help="where the run writes (default runs/NAME)")
@@ -114,12 +128,15 @@ def _train_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume", action="store_true", help="continue from the newest checkpoint of the run directory"
     )
+    parser.add_argument(
+        "--explain", action="store_true", help="say which values are published, vetted here or yours, and stop"
+    )
     parser.add_argument("--plan", nargs="?", action=_Renamed, help=argparse.SUPPRESS)
     return parser
 
 
 def _forecast_parser() -> argparse.ArgumentParser:
-    parser = _parser(
+    parser = run_file_parser(
         "rtdmd forecast",
         "[--device DEVICE] [--quick]",
         "Print the placement, memory and seconds that a run will need, estimated from the sizes of its model.",
@@ -132,7 +149,8 @@ def _forecast_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _parser(program: str, options: str, description: str) -> argparse.ArgumentParser:
+def run_file_parser(program: str, options: str, description: str) -> argparse.ArgumentParser:
+    """A parser with `--config` and `--quick`, whose help lists every option of a run."""
     parser = _Parser(
         prog=program,
         usage=f"{program} [--config FILE] [--section.key VALUE ...] {options}",
@@ -204,7 +222,7 @@ def _from_options(words: Sequence[str]) -> Iterator[tuple[Key, str, str]]:
 
 
 def _option_suggestion(option: str) -> str:
-    flags = ["--config", "--run-dir", "--quick", "--dry-run", "--resume"]
+    flags = ["--config", "--run-dir", "--quick", "--explain", "--dry-run", "--resume"]
     by_leaf = [f"--{knob.dotted}" for knob in knobs() if knob.key[-1] == option.removeprefix("--")]
     close = by_leaf or difflib.get_close_matches(option, flags, n=1)
     return f"; did you mean {' or '.join(close)}?" if close else ""

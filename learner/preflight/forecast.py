@@ -96,7 +96,9 @@ def predict(config: Config, sizes: ModelSizes, device: Device) -> Prediction:
     # Student and fake score each train an adapter; stage 2 keeps the two of the cold start as well, frozen.
     frozen = 2 if config.alignment.iterations > 0 else 0
     learner = PROCESS_GIB[kind] + _frozen_gib(config, sizes, config.learner.shard_base)
-    learner += adapter * (frozen + 2 * TRAINED_COPIES) + _activations_gib(config, sizes)
+    # The surrogate reward has no average.
+    surrogate = TRAINED_COPIES - 1 if _learns_surrogate(config) else 0
+    learner += adapter * (frozen + 2 * TRAINED_COPIES + surrogate) + _activations_gib(config, sizes)
     one_sample = sizes.tokens * sizes.width * BLOCK_ACTIVATIONS * number / GIB
     worker = PROCESS_GIB[kind] + _frozen_gib(config, sizes, False) + 2 * adapter
     worker += config.alignment.group_size * one_sample
@@ -169,15 +171,30 @@ def _seconds(config: Config, sizes: ModelSizes, device: Device) -> dict[str, flo
         rolled = (config.sampling.steps + 1) / 2
         student = (rolled + trained - 1 + 1 + sizes.guided_passes) / cold_start.student_every
         return {"fake_score": one_pass * (rolled + fake_score), "student": one_pass * student}
-    steps = 0 if alignment.policy_gradient == "none" else alignment.selected_steps
+    steps = _policy_steps(config)
     matching = 1 + sizes.guided_passes if alignment.matching_weight > 0 else 0
     one_pass = alignment.prompts_per_iteration * alignment.group_size * sizes.forward_flops / speed
     ranks = config.learner.ranks
-    return {
+    # Of a group's errors and of the reference, without gradient; then those that train.
+    learned = {"surrogate_reward": one_pass * (trained + 2) / ranks} if _learns_surrogate(config) else {}
+    judged = 2 * steps if learned else 0
+    return learned | {
         "rollouts": one_pass * config.sampling.steps / config.workers.count,
         "fake_score": one_pass * trained * (1 + _regularised_passes(config, alignment.consistency_weight)) / ranks,
-        "student": one_pass * (trained * (steps + 1) + matching) / ranks,
+        "student": one_pass * (trained * (steps + 1) + matching + judged) / ranks,
     }
+
+
+def _learns_surrogate(config: Config) -> bool:
+    return config.alignment.iterations > 0 and config.alignment.policy_gradient == "surrogate_reward"
+
+
+def _policy_steps(config: Config) -> int:
+    """Steps per iteration that the policy term trains."""
+    policy = config.alignment.policy_gradient
+    if policy == "grpo":
+        return config.sampling.steps - 1
+    return 0 if policy == "none" else config.alignment.selected_steps
 
 
 def requirements_text(config: Config, sizes: ModelSizes, prediction: Prediction, device: Device) -> str:

@@ -2,8 +2,9 @@
 
     run directory ─► config.yaml, checkpoints/ or lora/ ─► a backbone whose student is the requested policy
 
-The directory may have been moved. It does not contain the base model. That is looked up at the run file's path, from
-here and from the project, or named anew; its fingerprint shows whether the run was trained on it.
+The directory may have been moved. It does not contain the base model. That is looked up at the run file's path: from
+here, from the project, and from the folders above the run, in one of which the run was probably started. Or it is named
+anew. Its fingerprint shows whether the run was trained on it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 from common.backbones import load_backbone
 from common.backbones.base import Backbone
 from common.config.run import Config
-from common.errors import CheckpointError, ConfigError
+from common.errors import CheckpointError, ConfigError, ModelError
 from common.project_files import with_found_paths
 from common.types import Network, Stage
 from learner.checkpoint import Checkpoint, CheckpointStore
@@ -60,7 +61,7 @@ class TrainedRun:
             )
         if not (directory / "config.yaml").is_file():
             raise ConfigError(f"{path} is not the directory of a run or of its checkpoint: no {directory}/config.yaml")
-        config = with_found_paths(load_saved_config(directory / "config.yaml"))
+        config = with_found_paths(load_saved_config(directory / "config.yaml"), directory.absolute().parents)
         if base is not None:
             config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"path": base})})
         return cls(directory, config, path if names_checkpoint else CheckpointStore.of_run(directory).latest())
@@ -77,11 +78,11 @@ class TrainedRun:
             CheckpointError: the run has not reached this policy, its files are damaged, or it was trained on another
                 base model.
         """
-        lora, target = self.config.lora, torch.device(device)
+        target = torch.device(device)
         if policy == TEACHER_POLICY:
-            return load_backbone(self.config.backbone, lora, target)
+            return self._load_base(target)
         states, base = self._from_lora(policy) if self.checkpoint is None else _from_checkpoint(self.checkpoint, policy)
-        backbone = load_backbone(self.config.backbone, lora, target)
+        backbone = self._load_base(target)
         if base and base != backbone.base_fingerprint():
             raise CheckpointError(
                 f"{self.directory} was trained on another base model than the one at {self.config.backbone.path}: name "
@@ -93,6 +94,18 @@ class TrainedRun:
             backbone.adapters.attach(name, state)
         backbone.adapters.define(Network.STUDENT, tuple(states))
         return backbone
+
+    def _load_base(self, device: torch.device) -> Backbone:
+        path = self.config.backbone.path
+        try:
+            return load_backbone(self.config.backbone, self.config.lora, device)
+        except ModelError as error:
+            if path.exists():
+                raise
+            raise ModelError(
+                f"the run's base model {path} is neither here, nor in a folder above {self.directory}, nor on the hub: "
+                f"name its directory with --base DIR ({error})"
+            ) from error
 
     def _from_lora(self, policy: str) -> tuple[States, str]:
         """The exported student and the fingerprint of its base ("" if the run is too old to have written one)."""

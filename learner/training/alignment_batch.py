@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from common.backbones.base import Backbone, Conditioning
-from common.flow import Transition
+from common.flow import Transition, clean_prediction
 from common.sampling import step_transition
 from common.types import FloatArray, Network, Prompt, StepPlan, TrajectoryGroup
 from learner.training.ranks import Ranks
@@ -22,12 +22,15 @@ class Batch:
 
     Attributes:
         rows: the indices of these rows, out of `total`.
+        group_of_B: the number of each row's group, of all `groups` of the batch; int64 on the host.
         middle: the number of these rows that are in the first half of the batch's groups.
         effective_samples: of the whole batch, see `effective_samples`.
     """
 
     rows: range
     total: int
+    groups: int
+    group_of_B: Tensor
     middle: int
     effective_samples: float
     plan: StepPlan
@@ -49,6 +52,13 @@ class Batch:
 
         return step_transition(student, self.latents_SBchw[step, rows], self.plan.steps[step])
 
+    def clean_prediction(self, backbone: Backbone, step: int, rows: slice) -> Tensor:
+        """The student's clean prediction at a step of the rollout, with its graph."""
+        latents, sigma = self.latents_SBchw[step, rows], self.plan.steps[step].sigma
+        sigma_B = torch.full((len(latents),), sigma, device=latents.device)
+        velocity = backbone.velocity(Network.STUDENT, latents, sigma_B, self.conditioning.rows(rows))
+        return clean_prediction(latents, velocity, sigma)
+
 
 def assemble(
     groups: Sequence[TrajectoryGroup], advantages_PG: Tensor, fraction: float, ranks: Ranks, backbone: Backbone
@@ -66,6 +76,8 @@ def assemble(
     return Batch(
         rows=rows,
         total=len(kept),
+        groups=len(groups),
+        group_of_B=torch.tensor([row // size for row in mine]),
         middle=_in_first_half(rows, mine, size, len(groups), len(kept)),
         effective_samples=effective_samples(advantages_PG.flatten()[kept]),
         plan=groups[0].plan,

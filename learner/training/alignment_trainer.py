@@ -2,7 +2,7 @@
 
 The fake score trains on the rollouts' final samples. The student takes one step on the average of
 
-    SubGRPO              on each selected stochastic step, from the rewards' group-relative advantages
+    SubGRPO              on each selected stochastic step, from the rewards' group-relative advantages; or a rival of it
     the final step       matching_weight * AC-DMD at sigma 0 + reward_gradient_weight * hinge on differentiable rewards
 
 Shape suffixes: see `common/types.py`; B = P * G, the groups in order.
@@ -29,6 +29,7 @@ from learner.objectives.loss import Loss, renormalised_weights
 from learner.objectives.reward_gradient import attach_gradient, clip_sample_norms, reward_hinge_loss
 from learner.training.alignment_batch import Batch, assemble
 from learner.training.batch_metrics import Totals
+from learner.training.diffusion_nft import DiffusionNft
 from learner.training.distribution_matching import (
     DrawKey,
     MatchingSettings,
@@ -37,8 +38,9 @@ from learner.training.distribution_matching import (
     student_objective,
 )
 from learner.training.networks import Networks
-from learner.training.policy_gradient import policy_loss
+from learner.training.policy_gradient import PolicyTerm, TransitionPolicy
 from learner.training.reward_gradients import ServedRewards
+from learner.training.surrogate_reward import SurrogateReward
 from learner.training.term_signals import HalfSignals, TermSignals
 
 PURPOSE = "alignment"
@@ -67,6 +69,12 @@ class AlignmentTrainer:
         self._served = served
         self._empty = self._backbone.encode_prompts([""])
         self._seed = seed
+        self._surrogate: SurrogateReward | None = None
+        self._policy: PolicyTerm = TransitionPolicy(self._backbone, settings)
+        if settings.policy_gradient == "nft":
+            self._policy = DiffusionNft(self._backbone, settings, seed)
+        elif settings.policy_gradient == "surrogate_reward":
+            self._policy = self._surrogate = SurrogateReward(networks, settings, seed)
         self._seconds: dict[str, float] = defaultdict(float)
 
     def update(self, groups: Sequence[ScoredGroup]) -> tuple[Totals, dict[str, float]]:
@@ -81,6 +89,10 @@ class AlignmentTrainer:
         batch = None
         if self._settings.matching_weight > 0:  # else nothing needs the fake score
             batch = self._update_fake_score(groups, totals)
+        if self._surrogate is not None:
+            batch = self._assemble(groups) if batch is None else batch
+            with self._timed("surrogate_reward"):
+                self._surrogate.learn(batch, list(self._parts(batch, "surrogate")), totals)
         batch = self._update_student(groups, batch, totals)
         # The groups are the same on every rank.
         totals.add(reward_metrics(groups), len(batch) / batch.total)
@@ -154,10 +166,10 @@ class AlignmentTrainer:
         self, batch: Batch, rows: slice, share: float, key: DrawKey, totals: Totals, signals: HalfSignals | None
     ) -> None:
         """Add the gradient of one part of the batch; of each term apart if `signals` are measured."""
-        trained_steps = () if self._settings.policy_gradient == "none" else batch.plan.selected
+        trained_steps = self._policy.steps(batch.plan)
         part = share / (len(trained_steps) + 1)
         for step in trained_steps:
-            value, metrics = policy_loss(self._backbone, self._settings, batch, step, rows)
+            value, metrics = self._policy.loss(batch, step, rows, key)
             with nullcontext() if signals is None else signals.of(POLICY):
                 (value * part).backward()
             totals.add(metrics, share / len(trained_steps))

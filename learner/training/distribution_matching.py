@@ -103,11 +103,11 @@ class Renoised:
     sigma_B: Tensor
 
 
-def renoise_samples(x_start_Bchw: Tensor, sigma_start: float, key: DrawKey) -> Renoised:
-    """Draw a level above `sigma_start` for every sample and renoise the sample to it."""
+def renoise_samples(x_start_Bchw: Tensor, sigma_start: float, key: DrawKey, lowest: float = 0.0) -> Renoised:
+    """Draw a level above `sigma_start` and `lowest` for every sample and renoise the sample to it."""
     x_start_Bchw = x_start_Bchw.detach()
     # Drawn and checked on the CPU, and copied once.
-    sigma_B = to_device(sample_renoise_level(key.uniform("level"), sigma_start), x_start_Bchw.device)
+    sigma_B = to_device(sample_renoise_level(key.uniform("level"), max(sigma_start, lowest)), x_start_Bchw.device)
     noise_Bchw = key.normal("renoise", x_start_Bchw)
     latents_Bchw = renoise(x_start_Bchw, noise_Bchw, sigma_start, sigma_B)
     return Renoised(x_start_Bchw, noise_Bchw, latents_Bchw, sigma_start, sigma_B)

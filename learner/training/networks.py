@@ -4,6 +4,7 @@
               fake score = base + fake_score (trains)
     stage 2   student    = base + cold_start (frozen) + aligned (trains)
               fake score = base + fake_score (frozen) + aligned_fake_score (trains)
+              surrogate  = teacher + surrogate_reward (trains), with alignment.policy_gradient: surrogate_reward only
 
 Stage 2 starts from the moving average of stage 1's student and from stage 1's fake score, both frozen, with a fresh
 adapter on each. RTDMD's authors merge both into the bases instead: the same function up to rounding.
@@ -21,7 +22,7 @@ from common.backbones.base import Backbone
 from common.backbones.flat_adapter import FlatAdapter
 from common.backbones.lora_targets import adapted_layers, suffixes
 from common.config.stages import AlignmentConfig, ColdStartConfig
-from common.errors import CheckpointError
+from common.errors import CheckpointError, ModelError
 from common.types import Network
 from learner.training.optimizer import AdapterOptimizer, LearningRate, MovingAverage, OptimizerSettings
 from learner.training.ranks import ALONE, Ranks
@@ -30,6 +31,8 @@ COLD_START, ALIGNED = "cold_start", "aligned"
 """Names of the student's adapters in stage 1 and stage 2."""
 FAKE_SCORE, ALIGNED_FAKE_SCORE = "fake_score", "aligned_fake_score"
 """Names of the fake score's adapters in stage 1 and stage 2."""
+SURROGATE_REWARD = "surrogate_reward"
+"""Name of the surrogate reward's adapter."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,16 @@ class StageSettings:
         student, fake: settings of the two optimizers.
         ema_decay: decay of the student's moving average, per update of the average.
         init_std: standard deviation of the fresh adapters' A; None means 1 / rank.
+        rank: rank of the fresh adapters; None means `lora.rank`.
+        surrogate: whether stage 2 learns a surrogate reward. Its optimizer has the fake score's settings, as published.
     """
 
     student: OptimizerSettings
     fake: OptimizerSettings
     ema_decay: float
     init_std: float | None
+    rank: int | None = None
+    surrogate: bool = False
 
     @classmethod
     def of(cls, stage: ColdStartConfig | AlignmentConfig) -> StageSettings:
@@ -62,6 +69,8 @@ class StageSettings:
             ),
             stage.ema_decay,
             stage.lora_init_std,
+            stage.lora_rank if isinstance(stage, AlignmentConfig) else None,
+            isinstance(stage, AlignmentConfig) and stage.policy_gradient == "surrogate_reward",
         )
 
 
@@ -73,6 +82,7 @@ class Networks:
         self.backbone = backbone
         self.ranks = ranks
         self._seed = seed
+        self._surrogate_optimizer: AdapterOptimizer | None = None
         self._start_training(COLD_START, FAKE_SCORE, settings)
         backbone.adapters.define(Network.STUDENT, (COLD_START,))
         backbone.adapters.define(Network.FAKE_SCORE, (FAKE_SCORE,))
@@ -86,17 +96,49 @@ class Networks:
         self._start_training(ALIGNED, ALIGNED_FAKE_SCORE, settings)
         bank.define(Network.STUDENT, (COLD_START, ALIGNED))
         bank.define(Network.FAKE_SCORE, (FAKE_SCORE, ALIGNED_FAKE_SCORE))
+        if settings.surrogate:
+            self._add_surrogate(settings)
 
     @property
     def student(self) -> FlatAdapter:
         """The student's adapter that trains now."""
         return self.backbone.adapters.adapter(self.student_adapter)
 
+    @property
+    def surrogate_optimizer(self) -> AdapterOptimizer:
+        """The surrogate reward's optimizer.
+
+        Raises:
+            ModelError: there is none.
+        """
+        if self._surrogate_optimizer is None:
+            raise ModelError("no surrogate reward: stage 2 has not begun with policy_gradient: surrogate_reward")
+        return self._surrogate_optimizer
+
+    def _add_surrogate(self, settings: StageSettings) -> None:
+        bank = self.backbone.adapters
+        self._add(SURROGATE_REWARD, Network.TEACHER, settings)
+        bank.share_base(Network.SURROGATE_REWARD, Network.TEACHER)
+        bank.define(Network.SURROGATE_REWARD, (SURROGATE_REWARD,))
+        adapter = bank.adapter(SURROGATE_REWARD)
+        self._surrogate_optimizer = AdapterOptimizer("surrogate reward", adapter, settings.fake, self.ranks)
+
+    def _add(self, name: str, network: Network, settings: StageSettings) -> None:
+        """Add a fresh adapter that trains."""
+        self.backbone.adapters.add(
+            name,
+            seed=self._seed,
+            trainable=True,
+            network=network,
+            init_std=settings.init_std,
+            rank=settings.rank,
+        )
+
     def _start_training(self, student_adapter: str, fake_adapter: str, settings: StageSettings) -> None:
         """Add the adapters of a stage, and their optimizers and moving average."""
         bank = self.backbone.adapters
         for name, network in ((student_adapter, Network.STUDENT), (fake_adapter, Network.FAKE_SCORE)):
-            bank.add(name, seed=self._seed, trainable=True, network=network, init_std=settings.init_std)
+            self._add(name, network, settings)
         self.student_adapter = student_adapter
         student, fake = bank.adapter(student_adapter), bank.adapter(fake_adapter)
         self.student_optimizer = AdapterOptimizer("student", student, settings.student, self.ranks)
@@ -114,7 +156,8 @@ class Networks:
 
     def _adapters(self) -> tuple[str, ...]:
         bank = self.backbone.adapters
-        return (*bank.stack(Network.STUDENT), *bank.stack(Network.FAKE_SCORE))
+        surrogate = (SURROGATE_REWARD,) if self._surrogate_optimizer else ()
+        return (*bank.stack(Network.STUDENT), *bank.stack(Network.FAKE_SCORE), *surrogate)
 
     def state(self) -> dict[str, Tensor]:
         """Everything that training changes, as one flat dict: `part/...` -> tensor."""
@@ -123,6 +166,8 @@ class Networks:
         parts["average"] = self.average.state()
         parts["optimizer/student"] = self.student_optimizer.state()
         parts["optimizer/fake"] = self.fake_optimizer.state()
+        if self._surrogate_optimizer:
+            parts["optimizer/surrogate"] = self._surrogate_optimizer.state()
         return {f"{part}/{key}": value for part, tensors in parts.items() for key, value in tensors.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -141,6 +186,8 @@ class Networks:
         self.average.load(_part(state, "average"))
         self.student_optimizer.load(_part(state, "optimizer/student"))
         self.fake_optimizer.load(_part(state, "optimizer/fake"))
+        if self._surrogate_optimizer:
+            self._surrogate_optimizer.load(_part(state, "optimizer/surrogate"))
 
 
 def student_adapters(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -1,11 +1,15 @@
-"""The policy gradient of one step of the rollout: SubGRPO on the steps that the plan selects, GRPO on all of them."""
+"""The policy gradient of one step of the rollout: SubGRPO on the steps that the plan selects, GRPO on all of them.
+
+`PolicyTerm` is the interface of every way in which rewards without a gradient train the student. Its rivals are in
+`diffusion_nft.py` and `surrogate_reward.py`.
+"""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -15,6 +19,39 @@ from common.flow import gaussian_log_density, surrogate_log_density, velocity_co
 from common.types import StepPlan
 from learner.objectives.subgrpo import subgrpo_loss
 from learner.training.alignment_batch import Batch
+from learner.training.distribution_matching import DrawKey
+
+
+class PolicyTerm(Protocol):
+    """The term of the student's loss that needs no gradient of a reward."""
+
+    def steps(self, plan: StepPlan) -> tuple[int, ...]:
+        """The steps of the rollout that this term trains in this iteration, the same on every rank."""
+        ...
+
+    def loss(self, batch: Batch, step: int, rows: slice, key: DrawKey) -> tuple[Tensor, Mapping[str, float | Tensor]]:
+        """The loss of these rows at one of these steps with its graph, and its metrics."""
+        ...
+
+
+class TransitionPolicy:
+    """SubGRPO and GRPO: the density of the rollout's own transitions. Without a policy gradient it has no steps."""
+
+    def __init__(self, backbone: Backbone, settings: AlignmentConfig) -> None:
+        self._backbone = backbone
+        self._settings = settings
+
+    def steps(self, plan: StepPlan) -> tuple[int, ...]:
+        return () if self._settings.policy_gradient == "none" else plan.selected
+
+    def loss(
+        self,
+        batch: Batch,
+        step: int,
+        rows: slice,
+        key: DrawKey,  # noqa: ARG002
+    ) -> tuple[Tensor, Mapping[str, float | Tensor]]:
+        return policy_loss(self._backbone, self._settings, batch, step, rows)
 
 
 def policy_loss(

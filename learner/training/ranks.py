@@ -12,7 +12,7 @@ Plain torch.distributed, without Ray. Nothing here is pickled: numbers identify 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -77,6 +77,28 @@ class Ranks:
         with lost_ranks_named("a sum over the ranks"):
             distributed.all_reduce(summed)
         return summed
+
+    def total_of(self, work: str, numbers: int, compute: Callable[[], Tensor]) -> Tensor:
+        """The sum over all ranks of what each computes: that many numbers, float32 on the host.
+
+        A rank whose computation fails notifies the others; with a sharded base see `summing`.
+
+        Raises:
+            RankError: another rank failed or is gone.
+        """
+        if self.count == 1:
+            return compute()
+        try:
+            with lost_ranks_named(work):
+                own = torch.cat([torch.zeros(1), compute()])
+        except BaseException:
+            if not self.sharded:
+                self.total(torch.cat([torch.ones(1), torch.zeros(numbers)]))
+            raise
+        failures, *_ = total = self.total(own)
+        if failures > 0:
+            raise RankError(f"another rank of the learner failed in {work}")
+        return total[1:]
 
     def _sum(self, network: str, adapter: FlatAdapter, *, failed: bool) -> bool:
         """Sum the gradients over the ranks; return whether any rank failed. Then nothing is summed."""

@@ -24,7 +24,11 @@ INLINE = re.compile(r"`([^`\n]+)`")
 STARTS = re.compile(r"(rtdmd|make) |rtdmd$|python3? (-m [a-z]|\S+\.py)|\.\.\. -")
 SUBMITTED = re.compile(r"\S*\s*ray job submit .* -- (?=python )")
 OPERATORS = ("&&", "|", ">", ";")
-WITHOUT_OPTIONS = ("benchmarks.ocr_reading", "learner.preflight.configuration_page")
+WITHOUT_OPTIONS = (
+    "benchmarks.ocr_reading",
+    "learner.preflight.configuration_page",
+    "learner.preflight.preset_tables",
+)
 """Modules without a parser."""
 NOT_OURS = ("pip", "venv", "http.server")
 TARGET = re.compile(r"^([a-z-]+):", re.MULTILINE)
@@ -125,7 +129,11 @@ def _check_rtdmd(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
     name, *rest = words
     if name not in COMMANDS:
         raise ValueError(f"rtdmd has no command {name}")
-    if name in ("train", "forecast"):
+    if name == "import":
+        from learner.tools import import_weights  # with torch, which the other checks do without
+
+        import_weights.parse(rest, {})
+    elif name in ("train", "forecast"):
         _check_train(name, rest)
     else:
         _watch(monkeypatch)

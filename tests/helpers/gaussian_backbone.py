@@ -6,6 +6,7 @@ strength 0. With pixels from N(m + u d, C), L L^T = C, and v(x, t; m, C) the exa
     teacher      v(x, t; m + u d, C)
     student      v(x, s_j; m + u d, C) + W_j x + b_j                at the level s_j of its step j
     fake score   v(x, t; m + u d + n_k, (L + F_k)(L + F_k)^T)       in the interval k between the student's levels
+    surrogate    the same, with deltas of its own
 
 W, b, n and F are sums over a stack of adapters, all zero at the start. A velocity is affine in the mean, so the teacher
 under guidance c is the teacher of mean m + c u d: guidance moves the mean and nothing else.
@@ -51,14 +52,25 @@ class GaussianAdapters:
         self.widths: dict[str, float | None] = {}
 
     def add(
-        self, name: str, *, seed: int, trainable: bool, network: str = "student", init_std: float | None = None
+        self,
+        name: str,
+        *,
+        seed: int,
+        trainable: bool,
+        network: str = "student",
+        init_std: float | None = None,
+        rank: int | None = None,
     ) -> None:
+        assert rank is None, "these adapters have no rank"
         shapes = STUDENT_SHAPES if network == Network.STUDENT else FAKE_SHAPES
         self._adapters[name] = FlatAdapter(name, shapes, trainable=trainable)
         self.widths[name] = init_std
 
     def freeze(self, name: str) -> None:
         self._adapters[name].freeze()
+
+    def share_base(self, network: str, other: str) -> None:
+        """All networks are of one kind here."""
 
     def define(self, network: str, stack: Sequence[str]) -> None:
         self._networks[network] = tuple(stack)

@@ -3,8 +3,9 @@
     python -m tests.helpers.rank_process PIPELINE OUT INDEX COUNT BASE [FAULT]
 
 Trains both stages for two iterations each and writes its weights, and the metrics of its rows. BASE is "whole",
-"sharded" or "recomputed", which is sharded with activations recomputed. FAULT is "error" or "death", which rank 1 meets
-in the first update of stage 2.
+"sharded" or "recomputed", which is sharded with activations recomputed, or "surrogate": whole, with a surrogate reward.
+FAULT is "error" or "death", which rank 1 meets in the first update of stage 2 of the student, or "unmeasured", an error
+while the surrogate's groups are measured.
 """
 
 from __future__ import annotations
@@ -52,13 +53,18 @@ class Faulty(Brightness):
         raise RewardUnavailable("bright", "http://127.0.0.1:1", "out")
 
 
+def unmeasured(*arguments: object) -> Tensor:
+    raise RewardUnavailable("bright", "http://127.0.0.1:1", "out")
+
+
 def train(pipeline: Path, out: Path, index: int, count: int, base: str, fault: str = "") -> int:
     """Train, write the files, and return the number of frozen weights in this process."""
-    sharded = count > 1 and base != "whole"
+    whole_base = base in ("whole", "surrogate")
+    sharded = count > 1 and not whole_base
     ranks = ALONE if count == 1 else Meeting(index, count, (out / "meeting").as_uri(), 120.0, sharded).join()
     # Whole, it does not divide by two.
     # Of 4, each rank and micro-batch has as many regularised rows as any other.
-    settings = cold_start_settings(batch_size=5 if base == "whole" else 4, consistency_fraction=0.5)
+    settings = cold_start_settings(batch_size=5 if whole_base else 4, consistency_fraction=0.5)
     networks = new_networks(pipeline, settings, ranks)
     if base == "recomputed":
         networks.backbone.enable_gradient_checkpointing()
@@ -66,11 +72,15 @@ def train(pipeline: Path, out: Path, index: int, count: int, base: str, fault: s
     totals: list[Totals] = [trainer.update(iteration) for iteration in range(2)]
     # Micro-batches of other sizes on one rank and on two.
     whole = {"group_size": 3, "prompts_per_iteration": 3}
-    groups = whole if base == "whole" else {"group_size": 4, "signal_every": None}  # a sharded base measures none
-    alignment = alignment_settings(micro_batch=2, **groups)
+    groups = whole if whole_base else {"group_size": 4, "signal_every": None}  # a sharded base measures none
+    policy = "surrogate_reward" if base == "surrogate" else "subgrpo"
+    alignment = alignment_settings(micro_batch=2, policy_gradient=policy, **groups)
     networks.begin_alignment(StageSettings.of(alignment))
-    served = Faulty(fault) if fault and index == 1 else None
+    faulty = fault if index == 1 else ""
+    served = Faulty(faulty) if faulty in ("error", "death") else None
     trainer = alignment_trainer(networks, alignment, served=served)
+    if faulty == "unmeasured":
+        trainer._surrogate._measured = unmeasured
     for iteration in range(2):
         try:
             totals.append(trainer.update(scored_groups(networks.backbone, iteration, alignment))[0])

@@ -12,7 +12,7 @@ import pytest
 from tests.helpers.document_commands import PROJECT_ROOT, Shown, shown_commands
 from tests.unit.project.test_documents import DOCUMENTS
 
-QUICK = ("--help", "forecast", "learner.preflight.configuration_page", "--dry-run")
+QUICK = ("--help", "forecast", "learner.preflight.configuration_page", "--explain", "--dry-run")
 SLOW = {"--dry-run", "generate", "evaluate", "export"}
 """They start Ray, or import torch and diffusers to print their help."""
 TIMEOUT = 280.0

@@ -54,13 +54,13 @@ def metrics_of(files: list[Path]) -> list[dict[str, float]]:
     return [Totals.merged(update).values() for update in zip(*parts, strict=True)]
 
 
-@pytest.mark.parametrize("base", ["whole", pytest.param("sharded", marks=pytest.mark.slow), "recomputed"])
+@pytest.mark.parametrize("base", ["whole", pytest.param("sharded", marks=pytest.mark.slow), "recomputed", "surrogate"])
 def test_two_ranks_train_as_one_does(base: str, tiny_pipeline: Path, tmp_path: Path) -> None:
     pair = start(tiny_pipeline, tmp_path, 2, base)
     held_alone = rank_process.train(tiny_pipeline, tmp_path, 0, 1, base)
     ended = outputs(pair)
     assert [status for status, *_ in ended] == [0, 0], ended
-    assert sum(int(told) for _, told, _ in ended) == held_alone * (2 if base == "whole" else 1)
+    assert sum(int(told) for _, told, _ in ended) == held_alone * (2 if base in ("whole", "surrogate") else 1)
     alone = load_file(tmp_path / "rank-0-of-1.safetensors")
     first, second = (load_file(tmp_path / f"rank-{index}-of-2.safetensors") for index in range(2))
     assert all(torch.equal(first[name], second[name]) for name in alone)
@@ -75,14 +75,17 @@ def test_two_ranks_train_as_one_does(base: str, tiny_pipeline: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("base", "expected"),
+    ("base", "fault", "expected"),
     [
-        ("whole", "another rank of the learner failed in its update of the student"),
-        pytest.param("sharded", GONE, marks=pytest.mark.slow),
+        ("whole", "error", "another rank of the learner failed in its update of the student"),
+        ("surrogate", "unmeasured", "another rank of the learner failed in the surrogate's groups"),
+        pytest.param("sharded", "error", GONE, marks=pytest.mark.slow),
     ],
 )
-def test_a_rank_that_fails_stops_the_others(base: str, expected: str, tiny_pipeline: Path, tmp_path: Path) -> None:
-    (status, told, errors), (other_status, other_told, _) = outputs(start(tiny_pipeline, tmp_path, 2, base, "error"))
+def test_a_rank_that_fails_stops_the_others(
+    base: str, fault: str, expected: str, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    (status, told, errors), (other_status, other_told, _) = outputs(start(tiny_pipeline, tmp_path, 2, base, fault))
     assert (status, other_status) == (1, 1), errors
     assert told.startswith(f"RankError: {expected}")
     assert other_told.startswith("RewardUnavailable")

@@ -70,7 +70,7 @@ BACKBONES = (
     Mutant(
         "FLUX.1's student gets the teacher's guidance input",
         _FLUX1,
-        "return settings.guidance_scale if network is Network.TEACHER else settings.student_guidance",
+        "return settings.guidance_scale if as_teacher else settings.student_guidance",
         "return settings.guidance_scale",
         unit_test("common/backbones/flux1::the_euler_sampler_equals_the_pipeline[student-1.0-1.5]"),
     ),
@@ -149,8 +149,8 @@ BACKBONES = (
     Mutant(
         "a fresh A has the variance 1 / rank, not the deviation",
         _ADAPTERS,
-        "noise / self._rank if",
-        "noise / self._rank**0.5 if",
+        "noise / rank if",
+        "noise / rank**0.5 if",
         unit_test("learner/training/networks::stage_twos_adapters_are_fresh_and_of_its_own_size"),
     ),
     Mutant(

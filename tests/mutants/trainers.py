@@ -116,9 +116,9 @@ ALIGNMENT = (
     ),
     Mutant(
         "all stochastic steps are trained, selected or not",
-        _ALIGNMENT,
-        "else batch.plan.selected",
-        "else tuple(range(batch.plan.num_steps - 1))",
+        _POLICY,
+        "else plan.selected",
+        "else tuple(range(plan.num_steps - 1))",
         unit_test(
             "learner/training/alignment_trainer::the_policy_gradient_is_minus_advantage_times_surrogate[squared_error]"
         ),

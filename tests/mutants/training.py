@@ -208,9 +208,16 @@ NETWORKS = (
     Mutant(
         "stage 2's fresh adapters start at 1 / rank",
         _NETWORKS,
-        "init_std=settings.init_std)",
-        "init_std=None)",
+        "init_std=settings.init_std,\n",
+        "init_std=None,\n",
         unit_test("learner/training/networks::stage_twos_adapters_are_fresh_and_of_its_own_size"),
+    ),
+    Mutant(
+        "alignment.lora_rank has no effect",
+        _NETWORKS,
+        "rank=settings.rank,\n",
+        "rank=None,\n",
+        unit_test("learner/training/networks::stage_two_may_train_another_rank_at_the_same_scale"),
     ),
     Mutant(
         "no gradient is clipped",

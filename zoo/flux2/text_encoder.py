@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import ModuleList, functional
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from zoo.sd3.text_encoders import STEPS, ThingReader, facts_of, places_of, token_ids, train_readers
+from zoo.sd3.text_encoders import STEPS, ThingReader, facts_of, places_of, sample_caption, token_ids, train_readers
 from zoo.world.scenes import parse_caption
 from zoo.world.tokenizers import MAX_PHRASES, THINGS, qwen_tokenizer
 
@@ -49,8 +49,9 @@ def train_text_encoder(seed: int, steps: int = STEPS) -> tuple[Qwen3ForCausalLM,
     tokenizer = qwen_tokenizer()
     model = new_text_encoder(tokenizer)
     reader = ThingReader(PROMPT_WIDTH)
+    modules = ModuleList([model, reader])
     accuracy = train_readers(
-        ModuleList([model, reader]), lambda captions: _read(model, tokenizer, reader, captions), seed, steps
+        modules, lambda captions: _read(model, tokenizer, reader, captions), sample_caption, seed, steps
     )
     return model, tokenizer, accuracy
 

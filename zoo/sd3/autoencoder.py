@@ -1,6 +1,6 @@
 """VAE of the shapes world: 64 px images to 4 x 16 x 16 latents, an `AutoencoderKL` a hundredth of the usual size.
 
-The training recipe is shared by all families; `zoo/flux2/autoencoder.py` has the other model.
+The training recipe is shared by all families and worlds; `zoo/flux2/autoencoder.py` has the other model.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ apart that slightly wrong latents of a generator still decode to a clean image.
 Model = TypeVar("Model", AutoencoderKL, AutoencoderKLFlux2)
 
 
-def new_autoencoder() -> AutoencoderKL:
+def new_autoencoder(latent_channels: int = LATENT_CHANNELS) -> AutoencoderKL:
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -42,7 +42,7 @@ def new_autoencoder() -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(12, 24, 32),
         layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
+        latent_channels=latent_channels,
         norm_num_groups=1,
         sample_size=CANVAS,
         mid_block_add_attention=False,
@@ -58,16 +58,29 @@ def to_tensor(images_BHWC: npt.NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def train_autoencoder(seed: int, new_model: Callable[[], Model], steps: int = STEPS) -> Model:
-    """Train on renders with squared and absolute error; convolutions run in bfloat16.
+def training_images(seed: int) -> npt.NDArray[np.uint8]:
+    """Scenes of the generator's world and of the scorers' wider one, half each, in random order."""
+    scenes = [*sample_scenes(IMAGES // 2, seed + 1), *sample_grid_scenes(IMAGES // 2, seed + 2)]
+    random.Random(seed).shuffle(scenes)
+    return render_scenes(scenes, seed + 1)
+
+
+def train_autoencoder(
+    seed: int,
+    new_model: Callable[[], Model],
+    steps: int = STEPS,
+    images_of: Callable[[int], npt.NDArray[np.uint8]] = training_images,
+    noise: float = LATENT_NOISE,
+) -> Model:
+    """Train with squared and absolute error, convolutions in bfloat16; `images_of` draws the renders from the seed.
 
     Afterwards the encoder's means have mean 0 and deviation 1 in every channel; its posterior has the training noise.
     """
     torch.manual_seed(seed)
-    images = torch.from_numpy(training_images(seed))
+    images = torch.from_numpy(images_of(seed))
     model = new_model()
-    _fit(model, images, lambda batch: _standardise(latent_mean(model, batch)), steps, 3e-3, LATENT_NOISE)
-    return _fold_standardisation(model.eval().requires_grad_(False), images)
+    _fit(model, images, lambda batch: _standardise(latent_mean(model, batch)), steps, 3e-3, noise)
+    return _fold_standardisation(model.eval().requires_grad_(False), images, noise)
 
 
 def refine_decoder(model: Model, seed: int, steps: int, noise: float) -> None:
@@ -110,13 +123,6 @@ def _fit(
     model.to(memory_format=torch.contiguous_format)
 
 
-def training_images(seed: int) -> npt.NDArray[np.uint8]:
-    """Scenes of the generator's world and of the scorers' wider one, half each, in random order."""
-    scenes = [*sample_scenes(IMAGES // 2, seed + 1), *sample_grid_scenes(IMAGES // 2, seed + 2)]
-    random.Random(seed).shuffle(scenes)
-    return render_scenes(scenes, seed + 1)
-
-
 def _standardise(latents_Bchw: Tensor) -> Tensor:
     """Scale every channel to mean 0 and standard deviation 1 over the batch."""
     mean = latents_Bchw.mean((0, 2, 3), keepdim=True)
@@ -124,7 +130,7 @@ def _standardise(latents_Bchw: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _fold_standardisation(model: Model, images: Tensor) -> Model:
+def _fold_standardisation(model: Model, images: Tensor, noise: float) -> Model:
     """Make the encoder's last convolution standardise over the world instead of over a batch; in place."""
     latents = latent_means(model, images[:2048].numpy())
     mean, spread = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
@@ -132,7 +138,7 @@ def _fold_standardisation(model: Model, images: Tensor) -> Model:
     last.weight[:channels] /= spread[:, None, None, None]
     last.bias[:channels] = (last.bias[:channels] - mean) / spread
     last.weight[channels:] = 0
-    last.bias[channels:] = 2 * math.log(LATENT_NOISE)
+    last.bias[channels:] = 2 * math.log(noise)
     return model
 
 
@@ -144,6 +150,6 @@ def latent_means(model: Model, images_BHWC: npt.NDArray[np.uint8]) -> Tensor:
 
 
 def encode_images(model: AutoencoderKL, images_BHWC: npt.NDArray[np.uint8]) -> Tensor:
-    """Normalised latents float32 [B, 4, 16, 16] of uint8 images."""
+    """Normalised latents float32 [B, c, 16, 16] of uint8 images."""
     latents_Bchw: Tensor = (latent_means(model, images_BHWC) - model.config.shift_factor) * model.config.scaling_factor
     return latents_Bchw

@@ -10,7 +10,10 @@ from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 from zoo.measuring import GUIDANCE, Exam, generate, to_pixels
 from zoo.sd3.autoencoder import encode_images, new_autoencoder, train_autoencoder
 from zoo.sd3.teacher import train_teacher
-from zoo.sd3.text_encoders import train_text_encoders
+from zoo.sd3.text_encoders import TextEncoders, train_text_encoders
+
+EARLY_STEPS = 3_000
+"""Training steps of the early teacher."""
 
 
 def build_pipeline(out_dir: Path, seed: int = 0) -> dict[str, float]:
@@ -23,6 +26,20 @@ def build_pipeline(out_dir: Path, seed: int = 0) -> dict[str, float]:
     pipeline = train_teacher(autoencoder, text, seed)
     save_pipeline(pipeline, out_dir)
     return {"facts_read_right": facts_right, **measure_pipeline(out_dir)}
+
+
+def build_early_pipeline(out_dir: Path, seed: int = 0) -> dict[str, float]:
+    """A teacher with room above it: its training is a third as long. VAE and text encoders are those of `../pipeline`.
+
+    Returns the figures of the saved pipeline.
+    """
+    pipeline = StableDiffusion3Pipeline.from_pretrained(out_dir.parent / "pipeline", torch_dtype=torch.float32)
+    encoders = (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3)
+    for module in (pipeline.vae, *encoders):
+        module.eval().requires_grad_(False)
+    text = TextEncoders(pipeline.tokenizer, pipeline.tokenizer_3, *encoders)
+    save_pipeline(train_teacher(pipeline.vae, text, seed, EARLY_STEPS), out_dir)
+    return measure_pipeline(out_dir)
 
 
 def save_pipeline(pipeline: DiffusionPipeline, out_dir: Path) -> None:

@@ -64,10 +64,8 @@ class TextEncoders:
     t5: T5EncoderModel
 
 
-def new_text_encoders() -> TextEncoders:
-    with tempfile.TemporaryDirectory() as directory:
-        clip_tokens = clip_tokenizer(Path(directory))
-    t5_tokens = t5_tokenizer()
+def new_text_encoders(clip_tokens: CLIPTokenizer, t5_tokens: PreTrainedTokenizerFast) -> TextEncoders:
+    """Untrained encoders; CLIP has as many positions as its tokenizer's longest text has tokens."""
 
     def clip() -> CLIPTextModelWithProjection:
         return CLIPTextModelWithProjection(
@@ -78,7 +76,7 @@ def new_text_encoders() -> TextEncoders:
                 num_hidden_layers=3,
                 num_attention_heads=4,
                 projection_dim=CLIP_WIDTH,
-                max_position_embeddings=MAX_TOKENS,
+                max_position_embeddings=clip_tokens.model_max_length,
                 bos_token_id=clip_tokens.bos_token_id,
                 eos_token_id=clip_tokens.eos_token_id,
                 pad_token_id=clip_tokens.pad_token_id,
@@ -94,25 +92,35 @@ def new_text_encoders() -> TextEncoders:
 def train_text_encoders(seed: int, steps: int = STEPS) -> tuple[TextEncoders, float]:
     """Train all three together; return them frozen, and the fraction of held-out facts read correctly from tokens."""
     torch.manual_seed(seed)
-    encoders = new_text_encoders()
+    with tempfile.TemporaryDirectory() as directory:
+        clip_tokens = clip_tokenizer(Path(directory))
+    encoders = new_text_encoders(clip_tokens, t5_tokenizer())
     readers = nn.ModuleList([ThingReader(2 * CLIP_WIDTH), ThingReader(T5_WIDTH), _SceneReader(2 * CLIP_WIDTH)])
     modules = nn.ModuleList([encoders.clip_1, encoders.clip_2, encoders.t5, readers])
-    accuracy = train_readers(modules, lambda captions: _read(encoders, readers, captions), seed, steps)
+    accuracy = train_readers(modules, lambda captions: _read(encoders, readers, captions), sample_caption, seed, steps)
     return encoders, accuracy
 
 
+def sample_caption(rng: random.Random) -> str:
+    return sample_scene(rng).caption
+
+
 def train_readers(
-    modules: nn.Module, read: Callable[[list[str]], tuple[Tensor, float]], seed: int, steps: int = STEPS
+    modules: nn.Module,
+    read: Callable[[list[str]], tuple[Tensor, float]],
+    draw: Callable[[random.Random], str],
+    seed: int,
+    steps: int = STEPS,
 ) -> float:
     """Train `modules`, then freeze them; `read` gives the loss and the fraction of correctly read facts of captions.
 
-    Returns that fraction for held-out captions.
+    Returns that fraction for other captions that `draw` gives.
     """
     optimizer = torch.optim.AdamW(modules.parameters(), 2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.1)
     rng = random.Random(seed)
     for step in range(steps):
-        loss, right = read([sample_scene(rng).caption for _ in range(BATCH)])
+        loss, right = read([draw(rng) for _ in range(BATCH)])
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
@@ -122,7 +130,7 @@ def train_readers(
             print(f"text encoders {step} loss {loss.item():.3f} facts right {right:.3f}", flush=True)
     modules.eval().requires_grad_(False)
     held_out = random.Random(seed + 1)
-    return read([sample_scene(held_out).caption for _ in range(512)])[1]
+    return read([draw(held_out) for _ in range(512)])[1]
 
 
 class ThingReader(nn.Module):
@@ -169,9 +177,7 @@ def _read(encoders: TextEncoders, readers: nn.ModuleList, captions: list[str]) -
     requests = [parse_caption(caption) for caption in captions]
     clip_ids = token_ids(encoders.clip_tokenizer, captions, MAX_TOKENS)
     t5_ids = token_ids(encoders.t5_tokenizer, captions, MAX_PHRASES)
-    clips = [model(clip_ids, output_hidden_states=True) for model in (encoders.clip_1, encoders.clip_2)]
-    clip_tokens = torch.cat([output.hidden_states[-2] for output in clips], -1)
-    pooled = torch.cat([output.text_embeds for output in clips], -1)
+    clip_tokens, pooled = clip_features(encoders, clip_ids)
     t5_tokens = encoders.t5(t5_ids)[0]
     facts, slots = facts_of(requests)
     grounds = torch.tensor([list(BACKGROUNDS).index(request.background) for request in requests])
@@ -180,6 +186,13 @@ def _read(encoders: TextEncoders, readers: nn.ModuleList, captions: list[str]) -
     clip_loss, clip_right = readers[0](clip_tokens, clip_places, facts, slots)
     t5_loss, t5_right = readers[1](t5_tokens, t5_places, facts, slots)
     return clip_loss + t5_loss + readers[2](pooled, clip_places, facts, slots, grounds), (clip_right + t5_right) / 2
+
+
+def clip_features(encoders: TextEncoders, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """Token features [B, L, d] and pooled ones [B, d] of both CLIP models, as SD3 uses them."""
+    outputs = [model(ids_BL, output_hidden_states=True) for model in (encoders.clip_1, encoders.clip_2)]
+    tokens = torch.cat([output.hidden_states[-2] for output in outputs], -1)
+    return tokens, torch.cat([output.text_embeds for output in outputs], -1)
 
 
 def token_ids(tokenizer: PreTrainedTokenizerFast, captions: list[str], length: int) -> Tensor:

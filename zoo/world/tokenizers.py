@@ -32,8 +32,23 @@ PHRASES: tuple[str, ...] = (
 )
 
 
-def write_clip_vocabulary(directory: Path) -> None:
-    """Write the `vocab.json` and `merges.txt` of a CLIP tokenizer into `directory`.
+FOREIGN_LETTERS = "▁abcdefghijklmnopqrstuvwxyz0123456789,.'-"
+"""Other text becomes these letters; "▁" stands for a space."""
+Pieces = Sequence[tuple[str, float]]
+"""Pieces of a unigram tokenizer with their log-probabilities."""
+
+
+def shapes_pieces() -> Pieces:
+    """A phrase is one piece, other text becomes words and letters."""
+    return [
+        *(("▁" + phrase.replace(" ", "▁"), -2.0) for phrase in PHRASES),
+        *((f"▁{word}", -4.0) for word in WORDS if word not in PHRASES),
+        *((letter, -8.0) for letter in FOREIGN_LETTERS),
+    ]
+
+
+def write_clip_vocabulary(directory: Path, words: Sequence[str] = WORDS) -> None:
+    """Write the `vocab.json` and `merges.txt` of a CLIP tokenizer into `directory`, with one token per word.
 
     A merge list can only join two pieces at a time, so each word is built letter by letter from its start. Long words
     come first: an earlier merge wins, and a merge of a short word ("a" + "n" of "and") must not split a longer word
@@ -42,7 +57,7 @@ def write_clip_vocabulary(directory: Path) -> None:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = list(alphabet) + [f"{letter}</w>" for letter in alphabet]
     merges: list[tuple[str, str]] = []
-    for word in sorted(WORDS, key=len, reverse=True):
+    for word in sorted(words, key=len, reverse=True):
         pieces = [*word[:-1], f"{word[-1]}</w>"]
         left = pieces[0]
         for right in pieces[1:]:
@@ -58,15 +73,15 @@ def write_clip_vocabulary(directory: Path) -> None:
     (directory / "merges.txt").write_text("\n".join(lines) + "\n")
 
 
-def clip_tokenizer(directory: Path, max_length: int = MAX_TOKENS) -> CLIPTokenizer:
+def clip_tokenizer(directory: Path, max_length: int = MAX_TOKENS, words: Sequence[str] = WORDS) -> CLIPTokenizer:
     """Write the vocabulary into `directory` and load it as a CLIP tokenizer."""
-    write_clip_vocabulary(directory)
+    write_clip_vocabulary(directory, words)
     return CLIPTokenizer.from_pretrained(directory, model_max_length=max_length)
 
 
-def t5_tokenizer(max_length: int = MAX_PHRASES) -> PreTrainedTokenizerFast:
-    """A tokenizer like T5's in which a phrase is one piece."""
-    tokenizer = _phrase_tokenizer(["<pad>", "</s>", "<unk>"])
+def t5_tokenizer(max_length: int = MAX_PHRASES, pieces: Pieces | None = None) -> PreTrainedTokenizerFast:
+    """A tokenizer like T5's in which a phrase is one piece; `pieces` are the shapes world's unless given."""
+    tokenizer = _unigram_tokenizer(["<pad>", "</s>", "<unk>"], shapes_pieces() if pieces is None else pieces)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -80,7 +95,7 @@ def t5_tokenizer(max_length: int = MAX_PHRASES) -> PreTrainedTokenizerFast:
 def qwen_tokenizer(max_length: int = MAX_PHRASES) -> PreTrainedTokenizerFast:
     """A tokenizer with Qwen's special tokens, in which a phrase is one piece, and a chat template of two tokens."""
     return PreTrainedTokenizerFast(
-        tokenizer_object=_phrase_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>"]),
+        tokenizer_object=_unigram_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>"], shapes_pieces()),
         bos_token="<|im_start|>",
         eos_token="<|im_end|>",
         unk_token="<unk>",
@@ -90,14 +105,10 @@ def qwen_tokenizer(max_length: int = MAX_PHRASES) -> PreTrainedTokenizerFast:
     )
 
 
-def _phrase_tokenizer(special: Sequence[str]) -> Tokenizer:
-    """A unigram tokenizer: a phrase is one piece, other text becomes words and letters; `<unk>` is special."""
-    letters = "▁abcdefghijklmnopqrstuvwxyz0123456789,.'-"
-    pieces = [(token, 0.0) for token in special]
-    pieces += [("▁" + phrase.replace(" ", "▁"), -2.0) for phrase in PHRASES]
-    pieces += [(f"▁{word}", -4.0) for word in WORDS if word not in PHRASES]
-    pieces += [(letter, -8.0) for letter in letters]
-    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=special.index("<unk>")))
+def _unigram_tokenizer(special: Sequence[str], pieces: Pieces) -> Tokenizer:
+    """A unigram tokenizer; `<unk>` is special."""
+    vocabulary = [*((token, 0.0) for token in special), *pieces]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=special.index("<unk>")))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
     tokenizer.decoder = decoders.Metaspace()
     return tokenizer

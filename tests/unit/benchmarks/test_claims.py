@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.claims.arms import CLAIMS, Claim
 from benchmarks.claims.paired import difference, scores_of
-from benchmarks.claims.tables import curve_table, difference_table, final_table
+from benchmarks.claims.tables import curve_table, difference_table, final_table, teacher_table
 from learner.preflight.command_line import parse
 
 
@@ -59,6 +59,15 @@ def test_the_tables_by_hand() -> None:
     assert difference_table(CLAIM, RESULTS).splitlines()[2:] == [
         "| other | 0 | +0.375 ± 0.375 (+1.0) | +0.000 ± 0.000 (+0.0) |"
     ]
+
+
+def test_a_policy_is_compared_with_its_own_runs_teacher() -> None:
+    assert teacher_table(CLAIM, RESULTS) == ""
+    run = result([[1.0, 1.0], [1.0, 1.0]])
+    teacher = RESULTS["plain"][0]["policies"]["cold_start"]
+    with_teacher = {"all": {0: run | {"policies": {"teacher_28": teacher, **run["policies"]}}}}
+    row = "| all | 0 | +0.375 ± 0.375 (+1.0) | +0.000 ± 0.000 (+0.0) |"
+    assert teacher_table(CLAIM, with_teacher).splitlines()[2:] == [row]
 
 
 @pytest.mark.parametrize("name", CLAIMS)

@@ -20,6 +20,28 @@ def test_a_path_is_looked_up_here_and_then_in_the_project(tmp_path: Path, monkey
     assert found_path(Path("deploy/runs")) == Path("deploy/runs")
 
 
+def test_a_path_is_looked_up_in_further_folders_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        (folder / "models").mkdir(parents=True)
+        (folder / "deploy").mkdir()
+    assert found_path(Path("models"), [tmp_path / "none", first, second]) == first / "models"
+    assert found_path(Path("deploy"), [first]) == PROJECT_ROOT / "deploy"
+
+
+@pytest.mark.parametrize("module", ["reward_servers", "reward_servers.convert", "zoo.build"])
+def test_a_common_of_the_users_does_not_hide_the_projects(tmp_path: Path, module: str) -> None:
+    """`python -m` searches the current directory first."""
+    (tmp_path / "common.py").write_text("raise SystemExit('the wrong common')\n")
+    command = [sys.executable, "-m", module, "--help"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=python_environment(), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
+
+
 def test_the_default_run_and_its_world_are_found_from_an_empty_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

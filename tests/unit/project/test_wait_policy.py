@@ -24,6 +24,7 @@ DOORS = {
     "rtdmd generate": ("-c", RTDMD, "generate"),
     "rtdmd evaluate": ("-c", RTDMD, "evaluate"),
     "rtdmd export": ("-c", RTDMD, "export"),
+    "rtdmd import": ("-c", RTDMD, "import"),
     "rtdmd convert": ("-c", RTDMD, "convert"),
     "rtdmd serve": ("-c", RTDMD, "serve", "--scorer", "hps", "--model", "zoo/weights/hps", "--port", "0"),
     "learner/main.py": ("learner/main.py", "--run-dir", "{tmp}/run", "--dry-run"),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.errors import ConfigError
+from common.errors import ConfigError, ModelError
 from reward_servers import main, score_images
 from reward_servers.main import load_scorers, open_for_requests, server_info
 from reward_servers.options import ServerSettings, build_parser, check
@@ -152,3 +152,14 @@ def test_a_token_is_not_given_to_a_proxy(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(httpx.Client, "post", noted)
     assert score_images.main(["--url", "http://127.0.0.1:1", str(path), "--prompt", "a"]) == 2
     assert proxied == [False]
+
+
+def test_a_checkpoint_file_for_a_model_directory_is_told_how_to_convert_it(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "HPS_v2.1_compressed.pt"
+    checkpoint.write_bytes(b"weights")
+    settings = check(build_parser().parse_args(["--scorer", "hps", "--model", str(checkpoint)]))
+    with pytest.raises(ModelError, match=r"compressed\.pt is not a directory, but a file: .* reward_servers\.convert"):
+        load_scorers(settings)
+    settings = check(build_parser().parse_args(["--scorer", "hps", "--model", str(tmp_path / "none")]))
+    with pytest.raises(ModelError, match=r"none is not a directory$"):
+        load_scorers(settings)

@@ -101,6 +101,20 @@ def test_both_stages_train_and_a_restored_run_goes_on_bit_by_bit(
     assert all(torch.equal(after[key], wanted[key]) for key in wanted)
 
 
+@torch.no_grad()
+def test_a_fresh_surrogate_reward_is_the_teacher(family: TinyFamily, directory: Path) -> None:
+    """Also where guidance is an input, and where the teacher has a base of its own."""
+    networks = networks_of(family, directory)
+    networks.begin_alignment(StageSettings.of(alignment_settings(policy_gradient="surrogate_reward")))
+    backbone = networks.backbone
+    conditioning, latents = backbone.encode_prompts(["red"]), torch.randn(1, *backbone.latent_shape)
+    teacher, surrogate = (
+        backbone.velocity(network, latents, torch.full((1,), 0.5), conditioning)
+        for network in (Network.TEACHER, Network.SURROGATE_REWARD)
+    )
+    assert torch.equal(teacher, surrogate)
+
+
 def test_diffusers_loads_the_exported_student_and_draws_the_same_images(
     family: TinyFamily, directory: Path, tmp_path: Path
 ) -> None:

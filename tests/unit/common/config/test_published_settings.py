@@ -29,6 +29,10 @@ from common.config.run import Config
 from common.config.stages import AlignmentConfig, ColdStartConfig
 from learner.objectives import consistency
 from learner.preflight.command_line import parse
+from learner.preflight.explanation import matters
+from learner.preflight.published import DEPARTURES as OPTIONS_THAT_DEPART
+from learner.preflight.published import MODELS as PUBLISHED
+from learner.preflight.published import Model, flat, model_of
 from learner.training.optimizer import BETAS, EPSILON
 from tests.helpers.tiny_families import FAMILIES
 
@@ -294,6 +298,10 @@ def run_file(stage: str, model: str) -> Config:
     return parse(["--config", str(RUNS / f"{stage}_{model}.yaml")], {}).config
 
 
+def authors_model(model: str) -> Model:
+    return next(one for one in PUBLISHED if one.run_file == model)
+
+
 def authors(kind: str, model: str) -> dict[str, Any]:
     return dict(AUTHORS[f"configs/{kind}/{MODELS[model]}.yaml"])
 
@@ -313,6 +321,26 @@ def test_every_setting_is_the_authors(kind: str, stage: str, table: dict[str, Re
     found = {key: read(config) for key, read in table.items() if key in published}
     assert found == {key: published[key] for key in found}
     assert unexplained(published, table) == []
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("stage", ["cold_start", "rtdmd"])
+def test_a_run_file_has_the_values_of_the_table_but_for_the_departures_that_it_names(stage: str, model: str) -> None:
+    """So the table is the authors' too, as far as the test above compares the same run file with theirs."""
+    config, table = run_file(stage, model), authors_model(model).values
+    assert model_of(config) is authors_model(model)
+    found, used = flat(config), {key: value for key, value in table.items() if matters(key, config)}
+    if stage == "cold_start":  # stage 1 alone
+        assert not any(key.startswith("alignment.") for key in used)
+    different = {key for key, value in used.items() if found[key] != value}
+    assert different == (set() if stage == "cold_start" else set(OPTIONS_THAT_DEPART))
+
+
+def test_both_run_files_of_a_model_use_every_option_of_the_table() -> None:
+    for model in MODELS:
+        configs = [run_file(stage, model) for stage in ("cold_start", "rtdmd")]
+        unused = [key for key in authors_model(model).values if not any(matters(key, config) for config in configs)]
+        assert unused == []
 
 
 def test_the_copy_is_the_one_that_lies_beside_the_project() -> None:

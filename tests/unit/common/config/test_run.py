@@ -107,6 +107,40 @@ def test_a_config_is_frozen() -> None:
         ({"alignment": {"advantage_clip": float("inf")}}, "alignment.advantage_clip = Infinity"),
         ({"alignment": None}, "run.yaml: alignment = null"),
         ({"sampling": {"eta": 0}}, "sampling.eta: 0 makes every step deterministic"),
+        (
+            {"alignment": {"policy_gradient": "nft", "selected_steps": 5}},
+            "alignment.selected_steps: 5, more than sampling.steps = 4",
+        ),
+        (
+            {"alignment": {"policy_gradient": "nft", "same_latent": True}, "sampling": {"eta": 0}},
+            "alignment.same_latent: true, with sampling.eta = 0",
+        ),
+        (
+            {"alignment": {"policy_gradient": "surrogate_reward", "step_weights": "balanced"}},
+            "alignment.step_weights: balanced, but policy_gradient: surrogate_reward has no transition density",
+        ),
+        (
+            {"alignment": {"policy_gradient": "nft", "surrogate": "gaussian"}},
+            "alignment.surrogate: gaussian, but policy_gradient: nft has no transition density: use squared_error",
+        ),
+        (
+            {"alignment": {"policy_gradient": "nft", "old_surrogate": "rollout"}},
+            "alignment.old_surrogate: rollout, but policy_gradient: nft has no transition density: use learner",
+        ),
+        (
+            {
+                "alignment": {"policy_gradient": "surrogate_reward"},
+                "rewards": [{"name": "a", "url": "http://x", "weight": 0}],
+            },
+            "rewards: no reward is trained on",
+        ),
+        (
+            {
+                "alignment": {"policy_gradient": "none", "matching_weight": 0},
+                "rewards": [{"name": "a", "url": "http://x"}],
+            },
+            "alignment.reward_gradient_weight: 0.0001, but no trained reward is differentiable",
+        ),
         ({"backbone": {"family": "sd4"}}, "backbone.family = \"sd4\": input should be 'sd3', 'flux2', 'flux1'"),
         ({"backbone": {"family": "flux2", "teacher": "x"}}, "run.yaml: backbone.teacher: unknown key; did you mean"),
         (
@@ -239,6 +273,8 @@ def test_all_problems_are_told_at_once() -> None:
 
 def test_all_step_grpo_needs_no_selection_and_a_distillation_run_no_trained_reward() -> None:
     build(alignment={"policy_gradient": "grpo", "selected_steps": 5})
+    for rival in ("nft", "surrogate_reward"):  # they need no stochastic step
+        build(alignment={"policy_gradient": rival, "selected_steps": 4}, sampling={"eta": 0})
     unused = [{"name": "gold", "url": "http://x", "weight": 0, "evaluation_only": True}]
     config = build(alignment={"iterations": 0}, rewards=unused)
     assert not config.rewards[0].trained
@@ -280,7 +316,11 @@ def test_a_dumped_config_loads_back_equal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "rewards"),
-    [("shapes", ["hps", "pickscore", "detector", "gold"]), ("shapes_judge", ["hps", "judge", "gold"])],
+    [
+        ("shapes", ["hps", "pickscore", "detector", "gold"]),
+        ("shapes_judge", ["hps", "judge", "gold"]),
+        ("text", ["ocr", "gold"]),
+    ],
 )
 def test_a_shipped_run_file_is_valid_with_and_without_its_quick_block(name: str, rewards: list[str]) -> None:
     path = REPOSITORY / f"deploy/runs/{name}.yaml"

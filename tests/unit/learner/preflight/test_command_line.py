@@ -165,7 +165,7 @@ def test_help_explains_every_knob(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     missing = [knob.dotted for knob in knobs() if f"--{knob.dotted} " not in text]
     assert missing == []
-    assert '--alignment.policy_gradient subgrpo|grpo|none  (default "subgrpo")' in text
+    assert '--alignment.policy_gradient subgrpo|grpo|nft|surrogate_reward|none  (default "subgrpo")' in text
     assert "--cold_start.from_checkpoint path|null  (default null)" in text
 
 

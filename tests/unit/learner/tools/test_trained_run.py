@@ -126,6 +126,24 @@ def test_a_base_that_moved_is_named_anew(moved: Path, tiny_pipeline: Path) -> No
     assert velocity(loaded(moved, base=tiny_pipeline)).isfinite().all()
 
 
+def test_a_base_beside_the_runs_is_found_from_anywhere(
+    moved: Path, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run's own path of its base is relative to the folder in which the run was started."""
+    config, models = moved / "config.yaml", moved.parent / "models"
+    models.mkdir()
+    (models / "sd3").symlink_to(tiny_pipeline)
+    config.write_text(config.read_text().replace(str(tiny_pipeline), "models/sd3"))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert velocity(loaded(moved)).isfinite().all()
+    (models / "sd3").unlink()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelError, match=r"models/sd3 is neither here, .* name its directory with --base DIR"):
+        loaded(moved)
+
+
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("left", ["checkpoints", "lora"])
 def test_the_layers_are_those_of_the_weights_whatever_the_targets_are(

@@ -364,9 +364,9 @@ def shuffled(groups: list[ScoredGroup], generator: np.random.Generator) -> list[
     ]
 
 
-def gain_on_fresh_prompts(*, shuffle: bool) -> float:
+def gain_on_fresh_prompts(policy: str, *, shuffle: bool) -> float:
     """Gain in the reward of other prompts from training with the policy gradient alone."""
-    changes = NOTHING | {"policy_gradient": "subgrpo", "group_size": 16, "learning_rate_student": 0.02}
+    changes = NOTHING | {"policy_gradient": policy, "group_size": 16, "learning_rate_student": 0.02}
     settings, served = alignment_settings(**changes), Served(A, ())
     networks = exact_networks(OFFSET, settings, side=4)
     trainer, generator = alignment_trainer(networks, settings, {"linear": 1.0}, served), np.random.default_rng(0)
@@ -377,7 +377,20 @@ def gain_on_fresh_prompts(*, shuffle: bool) -> float:
     return fresh_reward(networks, served) - before
 
 
-def test_the_policy_gradient_raises_the_reward_of_fresh_prompts_and_shuffled_advantages_do_not() -> None:
-    gain, without = gain_on_fresh_prompts(shuffle=False), gain_on_fresh_prompts(shuffle=True)
+@pytest.mark.parametrize("policy", ["subgrpo", "nft"])
+def test_the_policy_gradient_raises_the_reward_of_fresh_prompts_and_shuffled_advantages_do_not(policy: str) -> None:
+    gain, without = (gain_on_fresh_prompts(policy, shuffle=shuffle) for shuffle in (False, True))
     assert gain > 0.1
     assert abs(without) < gain / 3
+
+
+def test_the_surrogate_reward_learns_the_direction_of_the_reward() -> None:
+    """Its mean moves along the reward's gradient, in all intervals together, while the student stands still."""
+    changes = NOTHING | {"policy_gradient": "surrogate_reward", "group_size": 16, "prompts_per_iteration": 4}
+    settings = alignment_settings(**changes, learning_rate_student=0.0, learning_rate_fake=0.01)
+    networks, served = exact_networks(OFFSET, settings, side=4), Served(A, ())
+    trainer = alignment_trainer(networks, settings, {"linear": 1.0}, served)
+    for iteration in range(20):
+        trainer.update(scored_groups(networks, iteration, settings, served, ONE_PROMPT))
+    moved_c = networks.backbone.adapters.state("surrogate_reward")["mean"].double().sum(dim=0)
+    assert torch.cosine_similarity(moved_c, A, dim=0) > 0.8

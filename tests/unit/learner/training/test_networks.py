@@ -192,3 +192,24 @@ def test_a_state_of_the_other_stage_is_refused(tiny_pipeline: Path) -> None:
     aligned.begin_alignment(StageSettings.of(alignment_settings()))
     with pytest.raises(CheckpointError, match="no adapter 'aligned': it is of the other stage or an earlier"):
         aligned.load(state)
+
+
+def test_stage_two_may_train_another_rank_at_the_same_scale(tiny_pipeline: Path, tmp_path: Path) -> None:
+    """Its checkpoint is restored too; A is as wide as 1 / its own rank."""
+    settings = StageSettings.of(alignment_settings(lora_rank=8, lora_init_std=None))
+    networks = new_networks(tiny_pipeline)
+    networks.begin_alignment(settings)
+    bank = networks.backbone.adapters
+    for name, rank in ((COLD_START, 2), (FAKE_SCORE, 2), (ALIGNED, 8), (ALIGNED_FAKE_SCORE, 8)):
+        assert {value.shape[0] for key, value in bank.state(name).items() if ".lora_A." in key} == {rank}
+    assert bank.scale == 2
+    values = torch.cat([value.flatten() for key, value in bank.state(ALIGNED).items() if ".lora_A." in key])
+    assert values.std().item() == pytest.approx(1 / 8, rel=0.1)
+
+    saved = CheckpointStore(tmp_path).save(Position(Stage.ALIGNMENT, 0), networks.state(), {})
+    restored = new_networks(tiny_pipeline)
+    restored.begin_alignment(settings)
+    restored.load(Checkpoint.open(saved).state())
+    assert all(
+        torch.equal(value, bank.state(ALIGNED)[key]) for key, value in restored.backbone.adapters.state(ALIGNED).items()
+    )
