@@ -140,7 +140,7 @@ def open_loop(target: Target, request: bytes, rate: float, seconds: float, seed:
         try:
             status = await connection.ask(request)
         except ConnectionError:
-            # More connections than the server holds: it closes them with a 503, which may be lost on the way.
+            # The server closed the connection without an answer; it is counted as the status of a server that is full.
             status = TOO_MANY_CONNECTIONS
         outcome.add(status, time.perf_counter() - arrival)
         if status == TOO_MANY_CONNECTIONS:

@@ -179,7 +179,7 @@ class _MessageReader:
                 raise WireError(f"{message}: send fewer images at once") from error
             raise WireError("the message ends too early") from error
         except (ValueError, TypeError, msgpack.UnpackException) as error:
-            raise WireError(f"not a valid msgpack message: {error or type(error).__name__}") from error
+            raise WireError(f"not a valid msgpack message: {str(error) or type(error).__name__}") from error
         used: int = unpacker.tell()
         self._position += used
         self._text_left -= used
@@ -264,7 +264,7 @@ def _read_array_header(content: memoryview) -> tuple[object, list[Any], int]:
     try:
         parts, name, shape = unpacker.read_array_header(), unpacker.unpack(), unpacker.unpack()
     except (ValueError, TypeError, msgpack.UnpackException) as error:
-        raise WireError(f"not a valid array: {error or type(error).__name__}") from error
+        raise WireError(f"not a valid array: {str(error) or type(error).__name__}") from error
     start: int = unpacker.tell()
     width = BIN_LENGTH_BYTES.get(content[start]) if start < len(content) else None
     if parts != 3 or not isinstance(shape, list) or width is None:

@@ -31,6 +31,7 @@ from common.rewards.bearer import reward_token
 from common.rewards.client import RewardEndpoint
 from common.rewards.guard import Outage
 from common.types import PromptSets
+from common.urls import host_of
 from learner.driver.calls import CALL_TIMEOUT_S, answer, remote_reason
 from learner.driver.cluster import actor_environment, ray_cluster
 from learner.driver.comparison import PolicyRecords
@@ -142,7 +143,8 @@ def _run(invocation: Invocation) -> None:
     config = invocation.config
     check_storage(invocation.run_dir, os.environ)
     check_files(config, resuming=invocation.resume)
-    reward_token()
+    hosts = [host_of(url) for reward in config.rewards for url in reward.urls]
+    reward_token([*hosts, *config.reward_client.trusted_hosts])
     if cluster_address(os.environ) is None:
         temporary_folder(os.environ)
         check_gpus(config)

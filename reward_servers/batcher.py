@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,8 @@ from reward_servers.scorers.base import Scorer
 
 RETRY_AFTER_SECONDS = 1
 """Retry-After is given in whole seconds; clients add their own jitter."""
+KEPT_SHARE = 0.9
+"""Each call weighs this share of the one after it in the measured speed."""
 
 Request = ScoreRequest | GradientRequest
 Response = ScoreResponse | GradientResponse
@@ -151,6 +154,25 @@ class Device:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
+class Speed:
+    """Images per second under load, from the calls after which others still waited: those were as full as can be.
+
+    The time of a call includes the wait for a device that several scorers share.
+    """
+
+    def __init__(self) -> None:
+        self._images = 0.0
+        self._seconds = 0.0
+
+    def measured(self, images: int, seconds: float) -> None:
+        self._images = KEPT_SHARE * self._images + images
+        self._seconds = KEPT_SHARE * self._seconds + seconds
+
+    def seconds(self, images: int) -> float:
+        """Expected seconds for so many images; 0 before anything was measured."""
+        return images * self._seconds / self._images if self._images > 0 else 0.0
+
+
 class Batcher:
     """Feeds one scorer. Belongs to one event loop; `run` must be running for requests to be answered."""
 
@@ -164,22 +186,33 @@ class Batcher:
         self._queue: dict[_Job, None] = {}
         self._images_waiting = 0
         self._arrival = asyncio.Event()
+        self._speed = Speed()
 
-    def require_room(self, images: int = 1) -> None:
+    def has_room(self, images: int, within_s: float) -> bool:
+        """Whether `images` more fit into the queue, and can be answered `within_s` seconds as fast as we are now."""
+        waiting = self._images_waiting
+        return waiting + images <= self._limits.queue_images and (
+            waiting == 0 or self._speed.seconds(waiting + images) <= within_s
+        )
+
+    def require_room(self, images: int, within_s: float) -> None:
         """RewardOverloaded when `images` more do not fit now, RewardRejected when they can never fit."""
         waiting, most = self._images_waiting, self._limits.queue_images
         if images > most:
             message = f"{images} images in one request, at most {most} may wait: send fewer or raise --queue-items"
             raise RewardRejected(self._name, "too_large", message)
-        if waiting + images > most:
-            message = f"{waiting} images wait, {images} more exceed {most}: try later"
-            raise RewardOverloaded(self._name, "overloaded", message, RETRY_AFTER_SECONDS)
+        if not self.has_room(images, within_s):
+            reason = f"{waiting} images wait, {images} more exceed {most}"
+            if waiting + images <= most:
+                seconds = self._speed.seconds(waiting + images)
+                reason = f"{waiting} images wait, {images} more would take {seconds:.1f} s of {within_s:g} s"
+            raise RewardOverloaded(self._name, "overloaded", f"{reason}: try later", RETRY_AFTER_SECONDS)
 
-    def submit(self, request: Request) -> asyncio.Future[Response]:
+    def submit(self, request: Request, within_s: float = math.inf) -> asyncio.Future[Response]:
         """Queue a request, or raise as `require_room`. Cancelling the future withdraws the request before it runs."""
         loop = asyncio.get_running_loop()
         job = _Job(request, loop.create_future(), loop.time(), self._device.busy)
-        self.require_room(len(job.images))
+        self.require_room(len(job.images), within_s)
         self._queue[job] = None
         job.answer.add_done_callback(lambda _: self._leave_queue(job))
         self._count(len(job.images))
@@ -188,11 +221,15 @@ class Batcher:
 
     async def run(self) -> None:
         """Answer requests until cancelled."""
+        loop = asyncio.get_running_loop()
         while True:
             await self._wait_for_work()
+            began = loop.time()
             async with self._device.turn:
                 pieces = self._take_call()
                 results = await self._device.run(partial(self._execute, pieces)) if pieces else []
+            if self._queue:
+                self._speed.measured(sum(len(piece.images) for piece in pieces), loop.time() - began)
             for piece, result in zip(pieces, results, strict=True):
                 _deliver(piece.job, result)
 

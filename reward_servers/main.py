@@ -26,14 +26,17 @@ from common.errors import ConfigError, ModelError, RewardError
 from common.project_files import import_own
 from common.rewards.api import GradientRequest, ServerInfo
 from common.whole_files import write_whole
-from reward_servers.app import Served, ServerApp
+from reward_servers.app import ServerApp
 from reward_servers.batcher import Batcher, Device
+from reward_servers.front.connections import ConnectionLimits, Connections
+from reward_servers.limits import Readers
 from reward_servers.metrics import ServerMetrics
 from reward_servers.options import USAGE_ERROR, ScorerSettings, ServerSettings, build_parser, check, check_names
-from reward_servers.process import bind, follow_parent, serve_http
+from reward_servers.process import bind, follow_parent, run, serve_http
 from reward_servers.registration import registered
 from reward_servers.scorers import BUILT_IN_SCORERS, MOVED_SCORERS
 from reward_servers.scorers.base import Scorer
+from reward_servers.scoring import Served
 
 SWITCH_SECONDS = 0.0005
 """The event loop waits at most this long for a thread that computes in Python, a reader or a scorer.
@@ -60,7 +63,7 @@ def _serve(options: argparse.Namespace) -> None:
     settings = check(options)
     with bind(settings.host, settings.port) as listener:
         print(f"loading {', '.join(one.scorer for one in settings.scorers)}", flush=True)
-        asyncio.run(serve(settings, load_scorers(settings), listener))
+        run(serve(settings, load_scorers(settings), listener))
 
 
 def load_scorers(settings: ServerSettings) -> dict[str, Scorer]:
@@ -87,7 +90,7 @@ def remedy(model: Path) -> str:
 
 async def serve(settings: ServerSettings, scorers: Mapping[str, Scorer], listener: socket.socket) -> None:
     """Test the scorers, serve until SIGTERM or Ctrl-C, drain."""
-    metrics, device = ServerMetrics(), Device()
+    metrics, device, readers = ServerMetrics(), Device(), Readers()
     counters = {name: metrics.of_scorer(name, *scorer.score_range) for name, scorer in scorers.items()}
     batchers = {name: Batcher(scorer, name, settings.batch, device, counters[name]) for name, scorer in scorers.items()}
 
@@ -96,12 +99,11 @@ async def serve(settings: ServerSettings, scorers: Mapping[str, Scorer], listene
         for name, scorer in scorers.items():
             prefix = f"/{name}" if len(scorers) > 1 else ""
             check_score = await _check(batchers[name], scorer)
-            served.append(
-                Served(prefix, server_info(name, scorer, reproducible), batchers[name], counters[name], check_score)
-            )
-        app = ServerApp(served, settings.limits, settings.queue_bytes, device, metrics).build()
+            info = server_info(name, scorer, reproducible)
+            served.append(Served(prefix, info, batchers[name], counters[name], check_score, scorer.limits))
+        app = ServerApp(served, settings.limits, settings.queue_bytes, device, metrics, readers)
         opening = open_for_requests(settings, listener.getsockname()[1], served)
-        await serve_http(app, listener, opening, settings.limits.deadline_s)
+        await serve_http(app, listener, Connections(ConnectionLimits()), opening)
 
     feeding = [asyncio.create_task(batcher.run()) for batcher in batchers.values()]
     done, _ = await asyncio.wait(
@@ -110,8 +112,8 @@ async def serve(settings: ServerSettings, scorers: Mapping[str, Scorer], listene
     # If a batcher ends first, stop the server: it could not answer any more.
     for task in done:
         task.result()
-    if device.busy:
-        # A model call outlived every request it was made for. The interpreter would wait for its thread forever.
+    if device.busy or readers.busy:
+        # A model call or a reader outlived every request it was made for. The interpreter would wait for its thread.
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -119,6 +121,7 @@ async def serve(settings: ServerSettings, scorers: Mapping[str, Scorer], listene
     for task in feeding:
         task.cancel()
     device.close()
+    readers.close()
 
 
 @asynccontextmanager

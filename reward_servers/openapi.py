@@ -41,15 +41,17 @@ ERRORS = {
     400: "Not a message: truncated, malformed or nested too deep.",
     401: "The bearer token is missing or wrong.",
     404: "This scorer has no gradient.",
+    408: "The body came at less than 64 KiB per second.",
     413: "The body, or one of its images, exceeds the server's limit.",
     415: "The body has a content-encoding: send it uncompressed.",
     422: "A message, but not a valid request.",
-    429: "The queue is full; nothing was done. Retry after Retry-After seconds.",
+    429: "The queue is full, or too long for the deadline; nothing was done. Retry after Retry-After seconds.",
+    431: "The head of the request is too long.",
     500: "The scorer failed or returned invalid scores.",
-    503: "A model call has outlasted every request it was made for.",
+    503: "A model call or a reader has outlasted every request it was made for.",
     504: "No answer within the deadline; the work was dropped if it had not begun.",
 }
-SCORE_ERRORS = (400, 413, 415, 422, 429, 500, 504)
+SCORE_ERRORS = (400, 408, 413, 415, 422, 429, 431, 500, 504)
 TEXT = {"type": "string"}
 MAP = {"type": "object"}
 DEADLINE_PARAMETER = {

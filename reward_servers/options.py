@@ -152,8 +152,8 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 
 def check(options: argparse.Namespace) -> ServerSettings:
     """ConfigError for a command line that cannot be served or is ambiguous."""
-    token = reward_token()
     _check_place(options.host, options.port)
+    token = reward_token([options.host])
     if not is_loopback(options.host) and token is None:
         message = f"--host {options.host} is reachable from outside: set {REWARD_TOKEN}, or listen on 127.0.0.1"
         raise ConfigError(message)

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
-from common.errors import RewardRejected
+from common.errors import RewardRejected, RewardUnavailable
 from common.rewards.api import ANY_REWARD, ByteArray, check_pixels
 
 SENT_FORMATS = ("PNG", "JPEG")
@@ -33,6 +34,8 @@ MAX_OWN_PIXELS = 2**26
 COLOUR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 """These modes have 8 bits per channel or fewer, and Pillow converts them to RGB without loss of range."""
 GREY16_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+BLOCK_BYTES = 2**12
+"""A decoder is given so many bytes at once; between two blocks it can be ended."""
 MAX_PASSES = 100
 """A progressive JPEG is decoded in at most this many passes over all its pixels; encoders write about ten."""
 JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
@@ -54,15 +57,38 @@ TURNS = {
 """EXIF orientation -> how to turn the picture upright (EXIF 2.32, tag 0x0112)."""
 
 
-def open_picture(content: bytes, formats: tuple[str, ...], max_pixels: int) -> Image.Image:
-    """Read a file's header; RewardRejected unless it is one picture that can be decoded in bounded work and memory."""
+Check = Callable[[], None]
+"""Called between the steps of reading a file; it raises RewardUnavailable to end the work."""
+
+
+def unhurried() -> None:
+    """The check of a person's own command, which has all the time it needs."""
+
+
+class _CheckedFile(io.BytesIO):
+    """A file in memory that calls a check before each read; a decoder reads BLOCK_BYTES at once."""
+
+    def __init__(self, content: bytes, check: Check) -> None:
+        super().__init__(content)
+        self._check = check
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._check()
+        return super().read(size)
+
+
+def open_picture(content: bytes, formats: tuple[str, ...], max_pixels: int, check: Check = unhurried) -> Image.Image:
+    """Read a file's header; RewardRejected unless it is one picture that can be decoded in bounded work and memory.
+
+    `check` may end this and the decoding, at every block of the file, by raising RewardUnavailable.
+    """
     if not content:
         _reject("an image is empty: it has 0 bytes")
     try:
-        image = Image.open(io.BytesIO(content), formats=formats)
+        image = Image.open(_CheckedFile(content, check), formats=formats)
         check_pixels(image.height, image.width, max_pixels)
         several = _has_more_frames(image)
-    except RewardRejected:
+    except (RewardRejected, RewardUnavailable):
         raise
     except Image.DecompressionBombError as error:
         raise RewardRejected(
@@ -89,11 +115,15 @@ def open_picture(content: bytes, formats: tuple[str, ...], max_pixels: int) -> I
 def pixels_HWC(image: Image.Image) -> ByteArray:
     """Decode an opened picture to uint8 [H, W, 3]; RewardRejected for a broken file."""
     try:
+        if isinstance(image, ImageFile.ImageFile):
+            image.decodermaxblock = BLOCK_BYTES
         image.load()
         # Pillow would translate it, for some files with a warning; it is dropped anyway.
         image.info.pop("transparency", None)
         turn = _orientation(image)
         return _rgb_HWC(image.transpose(TURNS[turn]) if turn in TURNS else image)
+    except RewardUnavailable:
+        raise
     except Exception as error:  # see open_picture
         raise RewardRejected(ANY_REWARD, "request", f"an image cannot be decoded: {_first_line(error)}") from error
 

@@ -35,7 +35,7 @@ from common.rewards.api import (
     check_texts,
 )
 from reward_servers.limits import RequestLimits
-from reward_servers.picture_files import SENT_FORMATS, open_picture, pixels_HWC
+from reward_servers.picture_files import SENT_FORMATS, Check, open_picture, pixels_HWC, unhurried
 
 MANY_FIELDS = {"images", "prompts", "metadata"}
 ONE_FIELDS = {"image_base64", "prompt"}
@@ -73,8 +73,11 @@ class PlainRequest:
         return json.dumps({"score": scores[0]} if self.single else {"scores": list(scores)}).encode()
 
 
-def parse(body: bytearray, limits: RequestLimits) -> PlainRequest:
-    """Read a body up to the headers of its images; RewardRejected for an invalid request."""
+def parse(body: bytearray, limits: RequestLimits, check: Check = unhurried) -> PlainRequest:
+    """Read a body up to the headers of its images; RewardRejected for an invalid request.
+
+    `check` is called between the steps of this and of decoding, and may raise to end them.
+    """
     items = sum(body.count(mark) for mark in b",[{")
     if items > MAX_JSON_ITEMS:
         _reject(f"the body has {items} commas and brackets, at most {MAX_JSON_ITEMS} are read")
@@ -84,18 +87,19 @@ def parse(body: bytearray, limits: RequestLimits) -> PlainRequest:
         raise RewardRejected(ANY_REWARD, "wire", f"the body is not JSON: {error}") from error
     if not isinstance(fields, dict):
         _reject(f"the body is a {type(fields).__name__}, not an object")
-    request = _one(fields, limits) if set(fields) == ONE_FIELDS else _many(fields, limits)
+    check()
+    request = _one(fields, limits, check) if set(fields) == ONE_FIELDS else _many(fields, limits, check)
     if request.decoded_bytes > limits.max_body_bytes:
         message = f"the images take {request.decoded_bytes} bytes once decoded, the limit is {limits.max_body_bytes}"
         raise RewardRejected(ANY_REWARD, "too_large", f"{message}: send fewer at once or raise --max-body-mb")
     return request
 
 
-def _one(fields: Mapping[str, Any], limits: RequestLimits) -> PlainRequest:
-    return PlainRequest([_open(fields["image_base64"], limits)], [_text(fields["prompt"])], (), single=True)
+def _one(fields: Mapping[str, Any], limits: RequestLimits, check: Check) -> PlainRequest:
+    return PlainRequest([_open(fields["image_base64"], limits, check)], [_text(fields["prompt"])], (), single=True)
 
 
-def _many(fields: Mapping[str, Any], limits: RequestLimits) -> PlainRequest:
+def _many(fields: Mapping[str, Any], limits: RequestLimits, check: Check) -> PlainRequest:
     if not {"images", "prompts"} <= set(fields) <= MANY_FIELDS:
         given = [name[:QUOTED_CHARACTERS] for name in sorted(fields)[:8]]
         _reject(f"the body has the fields {given}, wanted are {sorted(MANY_FIELDS)} or {sorted(ONE_FIELDS)}")
@@ -106,10 +110,10 @@ def _many(fields: Mapping[str, Any], limits: RequestLimits) -> PlainRequest:
     metadata = _metadata(fields.get("metadata"), len(images))
     # Checked before any image is opened, because most images are megabytes.
     check_texts(texts, metadata)
-    return PlainRequest([_open(image, limits) for image in images], texts, metadata, single=False)
+    return PlainRequest([_open(image, limits, check) for image in images], texts, metadata, single=False)
 
 
-def _open(encoded: object, limits: RequestLimits) -> Image.Image:
+def _open(encoded: object, limits: RequestLimits, check: Check) -> Image.Image:
     if not isinstance(encoded, str):
         _reject(f"an image is a {type(encoded).__name__}, not a base64 string")
     if encoded.startswith("data:"):
@@ -119,7 +123,7 @@ def _open(encoded: object, limits: RequestLimits) -> Image.Image:
         content = base64.b64decode(encoded.replace("\r", "").replace("\n", ""), validate=True)
     except (binascii.Error, ValueError) as error:
         raise RewardRejected(ANY_REWARD, "request", f"an image is not base64: {error}") from error
-    return open_picture(content, SENT_FORMATS, limits.max_pixels)
+    return open_picture(content, SENT_FORMATS, limits.max_pixels, check)
 
 
 def _list(field: str, value: object) -> list[Any]:

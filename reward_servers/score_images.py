@@ -26,6 +26,7 @@ from common.rewards.proxies import (
     unreachable,
     unusable_environment,
 )
+from common.urls import host_of
 from common.visible_text import printable
 from reward_servers.options import USAGE_ERROR, server_url
 from reward_servers.picture_files import MAX_OWN_PIXELS, OWN_FORMATS, open_picture, pixels_HWC
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _print_scores(options: argparse.Namespace) -> None:
     prompts = _one_each("--prompt", options.prompt, len(options.images))
     metadata = _one_each("--metadata", options.metadata or [{}], len(options.images))
-    token = reward_token()
+    token = reward_token([host_of(options.url)])
     headers = {"content-type": MEDIA_TYPE} | ({"authorization": f"Bearer {token}"} if token else {})
     with _client(options.url, headers, options.timeout_s) as http:
         for path, prompt, about in zip(options.images, prompts, metadata, strict=True):

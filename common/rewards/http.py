@@ -86,11 +86,11 @@ class RewardHttp:
         trusted_hosts: hosts, beside loopback, that may receive the token. A merely registered host may not.
 
     Raises:
-        ConfigError: no HTTP header can carry the token.
+        ConfigError: no HTTP header can carry the token, or it is too short for a host that is not loopback.
     """
 
     def __init__(self, token: str | None, trusted_hosts: Collection[str] = ()) -> None:
-        self._token = bearer_token(token, REWARD_TOKEN)
+        self._token = bearer_token(token, REWARD_TOKEN, trusted_hosts)
         self._trusted_hosts = frozenset(map(_as_httpx_has_it, trusted_hosts))
         self._clients: dict[bool, httpx.AsyncClient] = {}
         self._loop = asyncio.new_event_loop()

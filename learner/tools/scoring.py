@@ -16,7 +16,7 @@ from common.rewards.bearer import reward_token
 from common.rewards.client import RewardClient, RewardEndpoint
 from common.rewards.control_request import ControlRequest
 from common.types import ByteArray, FloatArray, Prompt
-from common.urls import server_url_fault, without_secrets
+from common.urls import host_of, server_url_fault, without_secrets
 from learner.driver.local_servers import LocalServers, LocalServerSpec
 
 
@@ -79,7 +79,7 @@ def choose(rewards: Sequence[str], scorers: Sequence[str], run: Config | None) -
 @contextmanager
 def started(choice: RewardChoice, log_dir: Path, timeout_s: float) -> Iterator[EvaluationRewards]:
     """Start the local servers and a client for all; everything is stopped after the block."""
-    token = reward_token()
+    token = reward_token(host_of(endpoint.url) for endpoint in choice.endpoints)
     with LocalServers(choice.local, log_dir) as servers:
         endpoints = [*choice.endpoints, *(RewardEndpoint(name, url) for name, url in servers.urls.items())]
         with RewardClient(endpoints, timeout_s, RewardClientConfig().attempts, token) as client:

@@ -3,20 +3,80 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import ClassVar, Self
+from typing import ClassVar, NoReturn, Self
 
 import numpy as np
 
-from common.errors import ModelError
-from common.rewards.api import CHANNELS, ByteArray, FloatArray, Metadata, ScoreRequest
+from common.errors import ModelError, RewardRejected
+from common.rewards.api import (
+    ANY_REWARD,
+    CHANNELS,
+    MAX_PROMPT_BYTES,
+    ByteArray,
+    FloatArray,
+    GradientRequest,
+    Metadata,
+    ScoreRequest,
+)
 
 CHECK_SIDE = 64
 CHECK_GREY = 128
 FORMER_NAMES = {"probe_prompt": "check_prompt", "probe_metadata": "check_metadata"}
 """Each former attribute of `Scorer` maps to its present name."""
+
+
+@dataclass(frozen=True)
+class ScorerLimits:
+    """What a scorer takes. The server refuses anything else with 422 before it is queued.
+
+    Attributes:
+        side_multiple: height and width of an image are multiples of it.
+        max_pixels: of one image; None leaves it to the server's own limit.
+        prompt_bytes: of one prompt, in UTF-8.
+        metadata_items: keys and values of one image's metadata, those in nested lists and maps included.
+    """
+
+    side_multiple: int = 1
+    max_pixels: int | None = None
+    prompt_bytes: int = MAX_PROMPT_BYTES
+    metadata_items: int = 256
+
+    def check(self, request: ScoreRequest | GradientRequest) -> None:
+        """RewardRejected for a request that the scorer does not take."""
+        shape = request.images_BHWC.shape[1:3] if isinstance(request, ScoreRequest) else request.images_BCHW.shape[2:]
+        self._check_size(*shape)
+        for prompt in {id(prompt): prompt for prompt in request.prompts}.values():
+            # A character has at most four bytes.
+            if 4 * len(prompt) > self.prompt_bytes and len(prompt.encode()) > self.prompt_bytes:
+                _reject(f"a prompt has {len(prompt.encode())} bytes, this scorer takes {self.prompt_bytes}: shorten it")
+        for about in {id(about): about for about in request.metadata}.values():
+            if about and _items(about, self.metadata_items) > self.metadata_items:
+                _reject(f"the metadata of an image has more than {self.metadata_items} items: send fewer")
+
+    def _check_size(self, height: int, width: int) -> None:
+        if height % self.side_multiple or width % self.side_multiple:
+            _reject(f"an image has {height} x {width} pixels, this scorer takes multiples of {self.side_multiple}")
+        if self.max_pixels is not None and height * width > self.max_pixels:
+            _reject(f"an image has {height} x {width} pixels, this scorer takes {self.max_pixels}: shrink it")
+
+
+def _items(value: object, most: int) -> int:
+    """Keys and values in nested lists and maps, counted up to little more than `most`."""
+    left, count = [value], 0
+    while left and count <= most:
+        one = left.pop()
+        inside = [*one, *one.values()] if isinstance(one, Mapping) else one if isinstance(one, list | tuple) else []
+        count += len(inside)
+        left += inside
+    return count
+
+
+def _reject(message: str) -> NoReturn:
+    raise RewardRejected(ANY_REWARD, "request", message)
 
 
 class Scorer(ABC):
@@ -28,6 +88,7 @@ class Scorer(ABC):
         differentiable: whether `score_with_gradient` exists.
         weights_hash: identity of the weights (see common.wire.fingerprint); a client stops when it changes mid-run.
         version, preprocess_version: increase them when the same weights begin to score differently.
+        limits: sizes and texts that it takes.
         check_prompt, check_metadata: prompt and metadata of the test image that the server scores before it is ready.
     """
 
@@ -37,6 +98,7 @@ class Scorer(ABC):
     weights_hash: str = ""
     version: str = "1"
     preprocess_version: str = "1"
+    limits: ScorerLimits = ScorerLimits()
     check_prompt: str = "a photo"
     check_metadata: Metadata = MappingProxyType({})
 

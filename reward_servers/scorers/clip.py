@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
+from reward_servers.scorers.base import ScorerLimits
 from reward_servers.scorers.model_directory import load_tokenizer
 from reward_servers.scorers.pixels import ImageRecipe
-from reward_servers.scorers.torch_scorer import TorchScorer
+from reward_servers.scorers.torch_scorer import LONGEST_PROMPT, TorchScorer
 
 VOCABULARY_FILES = ("vocab.json", "merges.txt")
 
@@ -50,6 +51,8 @@ class PromptTokens:
 
 class ClipScorer(TorchScorer):
     """score = scale * cosine(image, prompt)."""
+
+    limits = ScorerLimits(prompt_bytes=LONGEST_PROMPT)
 
     def __init__(self, model: CLIPModel, tokens: PromptTokens, recipe: ImageRecipe, scale: float, device: str) -> None:
         super().__init__(model, device)

@@ -25,6 +25,7 @@ from torch import nn
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from common.errors import ModelError
+from reward_servers.scorers.base import ScorerLimits
 from reward_servers.scorers.linear_head import LinearHead
 from reward_servers.scorers.model_directory import (
     CONFIG_FILE,
@@ -35,7 +36,7 @@ from reward_servers.scorers.model_directory import (
     require_directory,
 )
 from reward_servers.scorers.pixels import ImageRecipe
-from reward_servers.scorers.torch_scorer import TorchScorer
+from reward_servers.scorers.torch_scorer import LONGEST_PROMPT, TorchScorer
 
 WEIGHTS_FILE = "model.safetensors"
 VOCABULARY_FILES = ("vocab.txt",)
@@ -85,6 +86,7 @@ class ImageRewardScorer(TorchScorer):
 
     name = "image_reward"
     preprocess_version = "image_reward-1"
+    limits = ScorerLimits(prompt_bytes=LONGEST_PROMPT)
 
     def __init__(
         self, model: ImageRewardModel, tokenizer: BertTokenizer, settings: dict[str, Any], device: str

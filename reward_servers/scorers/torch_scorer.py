@@ -16,6 +16,10 @@ from common.torch_device import require_device
 from common.wire import fingerprint, tensor_hashes
 from reward_servers.scorers.base import Scorer
 
+LONGEST_PROMPT = 2**13
+"""Bytes of a prompt for scorers whose text encoder reads under a hundred tokens: many times what counts, and a few
+milliseconds of the tokenizer."""
+
 
 class TorchScorer(Scorer):
     """Scores and gradients of a frozen float32 model. A subclass defines `_scores_B` and `score_range`."""

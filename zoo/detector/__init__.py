@@ -11,9 +11,14 @@ import numpy as np
 from common.errors import ModelError, RewardRejected
 from common.rewards.api import ByteArray, FloatArray, Metadata
 from common.wire import fingerprint, tensor_hashes
-from reward_servers.scorers.base import Scorer
+from reward_servers.scorers.base import Scorer, ScorerLimits
 from zoo.detector.reading import Detector, partial_credit
 from zoo.world.scenes import parse_caption
+
+SIDE_MULTIPLE = 8
+"""The detector halves an image three times, and enlarges what it found to the same size again."""
+MAX_PIXELS = 2**18
+"""The search for connected pixels takes seconds for larger images; the shapes world has 64 x 64."""
 
 
 class DetectorScorer(Scorer):
@@ -22,6 +27,7 @@ class DetectorScorer(Scorer):
     name = "detector"
     score_range = (0.0, 1.0)
     differentiable = False
+    limits = ScorerLimits(side_multiple=SIDE_MULTIPLE, max_pixels=MAX_PIXELS)
     check_prompt = "small red circle above big blue square on white"
 
     def __init__(self, detector: Detector) -> None:

@@ -44,6 +44,8 @@ CLASSES = (
 # The defaults of evaluate_images.py. A detection must exceed its threshold; counting is stricter.
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
 MAX_OBJECTS = 16
+MAX_ENTRIES = 16
+"""Entries of `include` and of `exclude`; GenEval's have at most two. Each may ask CLIP for colours."""
 MAX_OVERLAP = 1.0  # boxes of one class that overlap by this much are one object; at 1 nothing is merged
 POSITION_THRESHOLD = 0.1
 
@@ -233,6 +235,8 @@ def _entries(metadata: Mapping[str, Any], key: str) -> Sequence[object]:
     entries = metadata.get(key, ())
     if not isinstance(entries, list | tuple):
         _reject(f"metadata[{key!r}] is a {type(entries).__name__}: a list of requirements is wanted")
+    if len(entries) > MAX_ENTRIES:
+        _reject(f"metadata[{key!r}] has {len(entries)} entries, at most {MAX_ENTRIES} are judged")
     return entries
 
 

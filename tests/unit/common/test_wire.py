@@ -225,3 +225,8 @@ def test_hostile_names_are_not_quoted_whole() -> None:
         with pytest.raises(WireError) as caught:
             unpack(data)
         assert len(str(caught.value)) < 200
+
+
+def test_bytes_that_are_no_msgpack_are_refused_with_a_reason() -> None:
+    with pytest.raises(WireError, match=r"^not a valid msgpack message: \w+"):
+        unpack(b"\x81\xa1a\xc1")

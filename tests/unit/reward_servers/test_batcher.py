@@ -10,7 +10,7 @@ import pytest
 
 from common.errors import RewardInvalid, RewardOverloaded, RewardRejected
 from common.rewards.api import ByteArray, FloatArray, GradientRequest, Metadata, ScoreRequest
-from reward_servers.batcher import Batcher, BatchLimits, Device, Response
+from reward_servers.batcher import Batcher, BatchLimits, Device, Response, Speed
 from reward_servers.metrics import ServerMetrics
 from tests.helpers.toy_scorers import RecordingScorer
 
@@ -337,3 +337,37 @@ def test_two_scorers_take_turns_on_one_device() -> None:
     asyncio.run(run())
     assert most == 1
     assert order == ["a", "b"] * 3
+
+
+def test_nothing_is_queued_that_cannot_be_answered_in_time_at_the_speed_under_load() -> None:
+    speed = Speed()
+    assert speed.seconds(1000) == 0.0
+    speed.measured(16, 4.0)
+    assert speed.seconds(8) == 2.0
+    speed.measured(16, 2.0)  # 16 + 0.9 * 16 images in 2 + 0.9 * 4 seconds
+    assert speed.seconds(304) == pytest.approx(56.0)
+
+    async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
+        await hold_the_model(batcher, scorer)
+        batcher._speed.measured(1, 1.0)
+        assert batcher.has_room(50, within_s=1.0)  # an idle queue takes anything: else nothing would be measured anew
+        batcher.submit(request(1, 3), within_s=1.0)
+        assert (batcher.has_room(2, within_s=5.0), batcher.has_room(3, within_s=5.0)) == (True, False)
+        with pytest.raises(RewardOverloaded, match=r"3 images wait, 3 more would take 6.0 s of 5 s: try later"):
+            batcher.submit(request(2, 3), within_s=5.0)
+
+    drive(scenario)
+
+
+def test_the_speed_is_measured_while_others_wait() -> None:
+    async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
+        await batcher.submit(request(1))
+        assert batcher._speed.seconds(1) == 0.0
+        scorer.entered.clear()
+        held = await hold_the_model(batcher, scorer)
+        waiting = batcher.submit(request(1))
+        scorer.gate.set()
+        await asyncio.gather(held, waiting)
+        assert batcher._speed.seconds(1) > 0.0
+
+    drive(scenario)

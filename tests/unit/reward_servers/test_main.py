@@ -15,10 +15,11 @@ from PIL import Image
 
 from common.errors import ConfigError, ModelError
 from reward_servers import main, score_images
-from reward_servers.app import Served
 from reward_servers.main import load_scorers, open_for_requests, server_info
 from reward_servers.options import ServerSettings, build_parser, check
 from reward_servers.scorers import BUILT_IN_SCORERS, MOVED_SCORERS
+from reward_servers.scorers.base import ScorerLimits
+from reward_servers.scoring import Served
 from tests.helpers.toy_scorers import BrightnessScorer
 
 IDENTITIES = {
@@ -114,7 +115,8 @@ def test_a_server_is_listed_under_an_address_that_is_one(
         yield
 
     monkeypatch.setattr(main, "registered", registered)
-    served: Any = Served("/b", server_info("b", BrightnessScorer(), reproducible=False), None, None, 0.5)
+    info = server_info("b", BrightnessScorer(), reproducible=False)
+    served: Any = Served("/b", info, None, None, 0.5, ScorerLimits())
 
     async def run() -> None:
         async with open_for_requests(settings("--scorer", "hps", *arguments), 8000, [served]):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.errors import RewardInvalid, RewardRejected
+from common.errors import RewardInvalid, RewardRejected, RewardUnavailable
 from common.rewards.api import ByteArray, ScoreRequest, ScoreResponse
 from reward_servers import plain_json, score_images
 from reward_servers.picture_files import MAX_OWN_PIXELS, MAX_PASSES, OWN_FORMATS, SENT_FORMATS, open_picture, pixels_HWC
@@ -401,3 +401,24 @@ def test_the_commands_texts_are_checked(
         status = stop.code
     assert status == 2
     assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_decoder_can_be_ended_between_two_blocks_of_a_file(kind: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    content, calls = file(of(noise), kind), []
+
+    def check() -> None:
+        calls.append(1)
+        if len(calls) > allowed[0]:
+            raise RewardUnavailable("any", "deadline", "late")
+
+    allowed = [10_000]
+    pixels_HWC(open_picture(content, SENT_FORMATS, 2**20, check))
+    needed = len(calls)
+    assert needed > len(content) / 2**13
+    for count in (0, needed // 2, needed - 1):
+        calls.clear()
+        allowed[0] = count
+        with pytest.raises(RewardUnavailable, match="late"):
+            pixels_HWC(open_picture(content, SENT_FORMATS, 2**20, check))

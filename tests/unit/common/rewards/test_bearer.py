@@ -9,6 +9,7 @@ from PIL import Image
 
 from common.errors import ConfigError
 from common.rewards.bearer import bearer_token, reward_token
+from common.rewards.client import RewardEndpoint
 from common.rewards.http import RewardHttp
 from learner.tools.scoring import RewardChoice, started
 from reward_servers import score_images
@@ -47,3 +48,25 @@ def test_every_door_refuses_what_no_header_carries_and_shows_nothing(
     assert score_images.main(["--url", "http://127.0.0.1:1", str(picture), "--prompt", "a"]) == 2
     told = capsys.readouterr().err
     assert (told.count("\n"), "REWARD_SERVER_TOKEN has characters" in told, token in told) == (1, True, False)
+
+
+@pytest.mark.parametrize("token", ["sesame", "x" * 15, " " * 20 + "sesame"])
+def test_a_token_that_can_be_guessed_stays_on_this_machine(
+    token: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REWARD_SERVER_TOKEN", token)
+    for door in (
+        lambda: reward_token(["127.0.0.1", "gpu-7"]),
+        lambda: RewardHttp(token, ["localhost", "192.0.2.1"]),
+        lambda: check(build_parser().parse_args(["--scorer", "ocr", "--host", "0.0.0.0"])),
+        lambda: started(RewardChoice((RewardEndpoint("a", "http://gpu-7:1"),), (), ()), tmp_path, 1.0).__enter__(),
+    ):
+        with pytest.raises(ConfigError, match=r"REWARD_SERVER_TOKEN is too short for .*: use at least 16") as caught:
+            door()
+        assert token.strip() not in str(caught.value)
+    assert reward_token(["localhost", "::1", "127.0.0.2"]) == token.strip()
+    check(build_parser().parse_args(["--scorer", "ocr", "--host", "::1"]))
+
+
+def test_a_token_of_sixteen_characters_may_leave_the_machine() -> None:
+    assert bearer_token("x" * 16 + "\n", "TOKEN", ["gpu-7"]) == "x" * 16

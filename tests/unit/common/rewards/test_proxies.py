@@ -25,6 +25,7 @@ from reward_servers.scorers.vlm_judge.scorer import _http_of_url
 from tests.helpers.fake_reward_server import closed_url, fake_server
 
 PROJECT_ROOT = Path(__file__).resolve().parents[4]
+TOKEN = "open sesame, 16 or more"
 ELSEWHERE = "http://reward.invalid:8000"
 
 
@@ -60,7 +61,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         monkeypatch.delenv(name, raising=False)
     with proxy() as (url, requests):
         monkeypatch.setenv("HTTP_PROXY", url)
-        monkeypatch.setenv("REWARD_SERVER_TOKEN", "sesame")
+        monkeypatch.setenv("REWARD_SERVER_TOKEN", TOKEN)
         yield requests
 
 
@@ -72,7 +73,7 @@ def image(tmp_path: Path) -> str:
 
 
 def test_the_client_of_a_run(asked: list[str]) -> None:
-    http = RewardHttp("sesame")
+    http = RewardHttp(TOKEN)
     try:
         with fake_server() as server:
             assert http.get(Exchange("fake", server.url, 5.0), "/v1/info", len) > 0
@@ -131,7 +132,7 @@ def test_the_example(asked: list[str], image: str) -> None:
 
     with fake_server() as server:
         run(server.url)
-        assert (len(server.bodies), server.authorization) == (1, "Bearer sesame")
+        assert (len(server.bodies), server.authorization) == (1, f"Bearer {TOKEN}")
     assert asked == []
     assert "502" in run(ELSEWHERE)
     assert asked == [f"POST {ELSEWHERE}/score HTTP/1.1"]
@@ -258,7 +259,7 @@ def test_the_example_shows_no_password(asked: list[str], image: str, monkeypatch
     ],
 )
 def test_a_trusted_host_gets_the_token_however_it_is_spelt(trusted: str, url: str) -> None:
-    for hosts, expected in (((trusted,), "Bearer sesame"), (("gpu-8",), None)):
-        http = RewardHttp("sesame", hosts)
+    for hosts, expected in (((trusted,), f"Bearer {TOKEN}"), (("gpu-8",), None)):
+        http = RewardHttp(TOKEN, hosts)
         assert http._headers(Exchange("fake", url, 5.0), None).get("authorization") == expected
         http.close()

@@ -238,6 +238,7 @@ def test_positions_by_parts() -> None:
         (metadata(wanted("dog"), wanted("cup", position=["above", -1])), "earlier requirement"),
         (metadata(wanted("dog", position=["above", 0])), "earlier requirement"),
         (metadata(wanted("dog"), exclude=[wanted("dogs")]), "'dogs'"),
+        (metadata(*[wanted("dog")] * 17), "17 entries, at most 16"),
     ],
 )
 def test_metadata_that_is_not_genevals_is_rejected(demand: dict[str, Any], message: str) -> None:
