@@ -46,9 +46,9 @@ def test_only_exactly_what_was_asked_for_obeys() -> None:
 def test_it_reads_held_out_words(reader: Reader) -> None:
     requests = sample_requests(COUNT, seed=71, held_out=True)
     readings = reader.read(render_requests(requests, seed=72))
-    assert np.mean([reading.word == request.word for reading, request in zip(readings, requests, strict=True)]) >= 0.7
+    assert np.mean([reading.word == request.word for reading, request in zip(readings, requests, strict=True)]) >= 0.95
     captions = [request.caption for request in requests]
-    assert reader.verdict(render_requests(requests, seed=72), captions).mean() >= 0.65
+    assert reader.verdict(render_requests(requests, seed=72), captions).mean() >= 0.9
 
 
 def test_it_refuses_another_caption_and_one_wrong_letter(reader: Reader) -> None:
@@ -60,7 +60,7 @@ def test_it_refuses_another_caption_and_one_wrong_letter(reader: Reader) -> None
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_refuses_damage(reader: Reader, kind: str) -> None:
     requests = sample_requests(COUNT, seed=73, held_out=True)
-    assert reader.verdict(drawn(requests, kind, seed=74), [request.caption for request in requests]).mean() <= 0.45
+    assert reader.verdict(drawn(requests, kind, seed=74), [request.caption for request in requests]).mean() <= 0.3
 
 
 def test_an_example_knows_which_letters_are_broken() -> None:

@@ -38,7 +38,7 @@ def test_the_autoencoder_keeps_letters_and_its_latents_have_unit_deviation(pipel
     renders = render_requests(REQUESTS, seed=77)
     images = reconstruct(pipeline.vae, renders)
     assert OcrScorer.load(None, "cpu").score(images, CAPTIONS, [{}] * COUNT).mean() >= 0.97
-    assert GoldReader.load(ZOO / "text_reader", "cpu").score(images, CAPTIONS, [{}] * COUNT).mean() >= 0.5
+    assert GoldReader.load(ZOO / "text_reader", "cpu").score(images, CAPTIONS, [{}] * COUNT).mean() >= 0.8
     latents = encode_images(pipeline.vae, renders)
     assert latents.shape == (COUNT, LATENT_CHANNELS, 16, 16)
     assert abs(latents.std().item() - 1) < 0.1
@@ -46,7 +46,7 @@ def test_the_autoencoder_keeps_letters_and_its_latents_have_unit_deviation(pipel
 
 def test_28_guided_steps_draw_words_that_were_never_seen(pipeline: StableDiffusion3Pipeline) -> None:
     images = generate(pipeline, CAPTIONS, 28, GUIDANCE, text_length=MAX_PIECES)
-    assert OcrScorer.load(None, "cpu").score(images, CAPTIONS, [{}] * COUNT).mean() >= 0.5
+    assert OcrScorer.load(None, "cpu").score(images, CAPTIONS, [{}] * COUNT).mean() >= 0.65
 
 
 def test_the_autoencoder_starts_from_the_shapes_world() -> None:
