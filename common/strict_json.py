@@ -29,9 +29,11 @@ def parse(text: str | bytes | bytearray) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"key {twice[:MAX_QUOTED]!r} is given twice")
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"key {name[:MAX_QUOTED]!r} is given twice")
+            seen.add(name)
     return found
 
 

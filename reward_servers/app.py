@@ -23,7 +23,7 @@ from reward_servers.batcher import Device
 from reward_servers.doors import DOORS, Door
 from reward_servers.front.answers import JSON_TYPE, Answer, error_answer
 from reward_servers.front.exchange import Consumer, Exchange
-from reward_servers.front.pages import Page
+from reward_servers.front.pages import TRUST, Page
 from reward_servers.limits import Readers, RequestLimits
 from reward_servers.metrics import ServerMetrics
 from reward_servers.openapi import describe
@@ -128,6 +128,7 @@ def _info_page(served: Served, service: ScoringService) -> Callable[[Request], A
             headers = dict(line.split(": ", 1) for line in refusal.fields.decode("latin-1").splitlines())
             response = Response(refusal.body, refusal.status, headers)
         else:
+            request.scope[TRUST]()
             response = Response(served.info.to_json(), media_type=JSON_TYPE)
         served.metrics.answered(INFO_PATH, response.status_code, time.perf_counter() - started)
         return response

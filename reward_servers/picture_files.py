@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 from common.errors import RewardRejected, RewardUnavailable
 from common.rewards.api import ANY_REWARD, ByteArray, check_pixels
@@ -57,6 +57,9 @@ TURNS = {
 """EXIF orientation -> how to turn the picture upright (EXIF 2.32, tag 0x0112)."""
 
 
+# Pillow inflates a PNG's texts when it reads the header, by default up to 64 MiB of them. Programs that draw pictures
+# write their settings there, which are far less than this.
+PngImagePlugin.MAX_TEXT_MEMORY = 2**20
 Check = Callable[[], None]
 """Called between the steps of reading a file; it raises RewardUnavailable to end the work."""
 

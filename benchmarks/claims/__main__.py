@@ -14,11 +14,13 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.claims.arms import CLAIMS
+from benchmarks.claims.arms import CLAIMS, FINAL_FROM
+from benchmarks.claims.prompts import own_rows_of
 from benchmarks.claims.running import Places, run_arm
 from benchmarks.claims.tables import tables
 from common.command import user_path
 
+PROMPTS = ("zoo/prompts/evaluation.txt", "zoo/prompts/train.txt")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -43,7 +45,9 @@ def main() -> int:
         for name in names
     }
     results = {name: seeds for name, seeds in results.items() if seeds}
-    print(f"{arguments.claim}. {claim.statement}\n\n{tables(claim, results)}" if results else "no results yet")
+    rows = own_rows_of(*PROMPTS, FINAL_FROM)
+    title = f"{arguments.claim}. {claim.statement}; final tables over the {len(rows)} prompts of their own"
+    print(f"{title}\n\n{tables(claim, results, rows)}" if results else "no results yet")
     return 0
 
 

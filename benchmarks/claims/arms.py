@@ -45,15 +45,16 @@ class Claim:
     preparing: Mapping[str, Arm] = field(default_factory=dict)
 
 
+FINAL_FROM = 256
 FINAL_TABLE: Options = {
-    "evaluation.final_from": 256,
+    "evaluation.final_from": FINAL_FROM,
     "evaluation.final_prompts": 256,
     "evaluation.final_images_per_prompt": 2,
     "evaluation.teacher": False,
     "checkpoint.every": 50,
     "learner.threads": 1,
 }
-"""Tables use prompts on which nothing was tuned."""
+"""Of these prompts a table uses those that are its own, see `prompts.py`."""
 
 COLD_START: Options = {
     "cold_start.batch_size": 16,
@@ -105,7 +106,7 @@ DETECTOR_ALONE: Options = {
 HYBRID: Options = {
     "alignment.prompts_per_iteration": 12,
     "alignment.group_size": 16,
-    "alignment.train_fraction": 0.5,
+    "alignment.train_fraction": 1.0,
     "alignment.matching_weight": 0.03,
     "alignment.reward_gradient_weight": 0.4,
     "alignment.reward_gradient_clip": 0.02,

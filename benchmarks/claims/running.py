@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
@@ -85,13 +83,17 @@ def _run(config: str, options: dict[str, object], run_dir: Path) -> float:
         command.append("--resume")
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     log = run_dir.parent / f"{run_dir.name}.log"
-    with log.open("ab") as output, _processor_time() as used:
+    with log.open("ab") as output:
+        process = subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=output, stderr=output)
+        used = _Used(process.pid)
         try:
-            subprocess.run(command, check=True, cwd=PROJECT_ROOT, stdout=output, stderr=output)
+            status = process.wait()
         finally:
             used.stop()
             if run_dir.exists():
                 before.write_text(json.dumps(spent + used.seconds))
+    if status:
+        raise subprocess.CalledProcessError(status, command)
     return spent + used.seconds
 
 
@@ -100,10 +102,10 @@ def _text(value: object) -> str:
 
 
 class _Used:
-    """Processor seconds of this process's descendants: the largest that was seen of each, summed."""
+    """Processor seconds of a process and its descendants: the largest that was seen of each, summed."""
 
-    def __init__(self) -> None:
-        self._earlier = {_key(one) for one in psutil.Process().children(recursive=True)}
+    def __init__(self, pid: int) -> None:
+        self._root = psutil.Process(pid)
         self._seen: dict[tuple[int, float], float] = {}
         self._end = Event()
         self._poller = Thread(target=self._poll, daemon=True)
@@ -119,26 +121,16 @@ class _Used:
 
     def _poll(self) -> None:
         while not self._end.wait(POLL_S):
-            for one in psutil.Process().children(recursive=True):
+            try:
+                found = [self._root, *self._root.children(recursive=True)]
+            except psutil.Error:  # the run has ended
+                return
+            for one in found:
                 try:
-                    key, times = _key(one), one.cpu_times()
+                    times = one.cpu_times()
+                    self._seen[one.pid, one.create_time()] = times.user + times.system
                 except psutil.Error:  # it has ended
                     continue
-                if key not in self._earlier:
-                    self._seen[key] = times.user + times.system
-
-
-def _key(process: psutil.Process) -> tuple[int, float]:
-    return process.pid, process.create_time()
-
-
-@contextmanager
-def _processor_time() -> Iterator[_Used]:
-    used = _Used()
-    try:
-        yield used
-    finally:
-        used.stop()
 
 
 def _read(run_dir: Path, options: dict[str, object]) -> dict[str, Any]:

@@ -4,33 +4,38 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 from benchmarks.claims.arms import Claim
 from benchmarks.claims.paired import Result, difference, mean_and_spread, scores_of
 
 Results = Mapping[str, Mapping[int, Result]]
 """arm -> seed -> result."""
+Rows: TypeAlias = Sequence[int] | None
+"""The rows of the final table that count; None: all."""
 
 
-def tables(claim: Claim, results: Results) -> str:
+def tables(claim: Claim, results: Results, rows: Rows = None) -> str:
     """The final policies, the periodic evaluations, and the paired differences from the reference arm."""
     parts = [
-        final_table(results),
+        final_table(results, rows),
         curve_table(results),
-        difference_table(claim, results),
-        teacher_table(claim, results),
+        difference_table(claim, results, rows),
+        teacher_table(claim, results, rows),
     ]
     return "\n".join(filter(None, parts))
 
 
-def final_table(results: Results) -> str:
+def final_table(results: Results, rows: Rows = None) -> str:
     """Mean and standard deviation over the seeds, at the start of stage 2 and at the end."""
     metrics = _metrics(results)
     lines = _header(["arm", "policy", "seeds", *metrics, "CPU min"])
     for arm, seeds in results.items():
         for policy in next(iter(seeds.values()))["policies"]:
             cells = [
-                mean_and_spread([statistics.fmean(scores_of(result, policy, metric)) for result in seeds.values()])
+                mean_and_spread(
+                    [statistics.fmean(scores_of(result, policy, metric, rows)) for result in seeds.values()]
+                )
                 for metric in metrics
             ]
             minutes = statistics.fmean(result["cpu_seconds"] for result in seeds.values()) / 60
@@ -53,7 +58,7 @@ def curve_table(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def difference_table(claim: Claim, results: Results) -> str:
+def difference_table(claim: Claim, results: Results, rows: Rows = None) -> str:
     """Paired differences from the reference arm over the seeds that both have; ± is one standard error."""
     metrics = _metrics(results)
     reference = results.get(claim.reference, {})
@@ -65,14 +70,14 @@ def difference_table(claim: Claim, results: Results) -> str:
         cells = []
         for metric in metrics:
             found = difference(
-                *([scores_of(runs[seed], claim.policy, metric) for seed in common] for runs in (seeds, reference))
+                *([scores_of(runs[seed], claim.policy, metric, rows) for seed in common] for runs in (seeds, reference))
             )
             cells.append(f"{found.mean:+.3f} ± {found.error:.3f} ({found.errors:+.1f})")
         lines.append(_row([arm, " ".join(map(str, common)), *cells]))
     return "\n".join(lines) + "\n"
 
 
-def teacher_table(claim: Claim, results: Results) -> str:
+def teacher_table(claim: Claim, results: Results, rows: Rows = None) -> str:
     """Paired differences of each arm's policy from the many-step teacher; "" if no run has evaluated it."""
     metrics = _metrics(results)
     lines = _header(["minus the teacher", "seeds", *metrics])
@@ -83,7 +88,10 @@ def teacher_table(claim: Claim, results: Results) -> str:
         cells = []
         for metric in metrics:
             found = difference(
-                *([scores_of(run, policy, metric) for run in seeds.values()] for policy in (claim.policy, teacher))
+                *(
+                    [scores_of(run, policy, metric, rows) for run in seeds.values()]
+                    for policy in (claim.policy, teacher)
+                )
             )
             cells.append(f"{found.mean:+.3f} ± {found.error:.3f} ({found.errors:+.1f})")
         lines.append(_row([arm, " ".join(map(str, seeds)), *cells]))

@@ -107,7 +107,7 @@ class EvaluationConfig(Section):
     final_from: NonNegativeInt = Field(
         0,
         description="Place of the final table's first prompt in the file, from 0. Beyond `prompts`, the table has "
-        "prompts of its own, on which nothing was tuned.",
+        "places of its own, apart from those of the periodic evaluations.",
     )
     final_prompts: PositiveInt = Field(256, description="Prompts of the final table, the same for all policies.")
     final_images_per_prompt: int = Field(2, ge=2, description="Images per prompt of the final table.")
@@ -168,7 +168,7 @@ class Config(Section):
         if cold_start.iterations > 0 and cold_start.from_checkpoint is None:
             sizes["cold_start.batch_size"] = cold_start.batch_size
         if alignment.iterations > 0:
-            sizes["alignment.group_size"] = math.ceil(alignment.train_fraction * alignment.group_size)
+            sizes["alignment.group_size"] = math.ceil(alignment.train_fraction * alignment.group_size - 1e-9)
         return sizes
 
     @model_validator(mode="after")
@@ -240,6 +240,12 @@ class Config(Section):
             )
         if alignment.policy_gradient != "none":
             self._check_policy_gradient()
+        elif alignment.train_fraction < 1:
+            raise problem(
+                "alignment.train_fraction",
+                f"{alignment.train_fraction:g}, with policy_gradient: none: samples would be chosen by advantages that "
+                "nothing trains on: use 1",
+            )
         trained = [reward for reward in self.rewards if reward.trained]
         uses_rewards = alignment.policy_gradient != "none" or alignment.reward_gradient_weight > 0
         if uses_rewards and not trained:
@@ -260,8 +266,14 @@ class Config(Section):
             self._check_transition_policy()
 
     def _check_rival(self, rival: str) -> None:
-        """Refuse what would have no effect, and groups without differences."""
+        """Refuse what would have no effect, groups without differences, and a surrogate without its anchor."""
         alignment, steps = self.alignment, self.sampling.steps
+        if rival == "surrogate_reward" and alignment.matching_weight == 0:
+            raise problem(
+                "alignment.matching_weight",
+                "0: a student that climbs a learned reward needs matching as its anchor (policy_gradient: "
+                "surrogate_reward)",
+            )
         if alignment.selected_steps > steps:
             raise problem(
                 "alignment.selected_steps", f"{alignment.selected_steps}, more than sampling.steps = {steps}: use fewer"

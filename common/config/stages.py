@@ -108,7 +108,8 @@ class AlignmentConfig(Section):
         gt=0,
         le=1,
         description="Fraction of the samples that both networks train on: those with the largest |advantage| of the "
-        "batch. Below 1 an update is cheaper and loses the least of the policy gradient.",
+        "batch. Below 1 an update is cheaper and loses the least of the policy gradient, but matching and fake score "
+        "see these samples alone.",
     )
     step_weights: Literal["equal", "balanced"] = Field(
         "equal",

@@ -35,6 +35,8 @@ State = dict[str, Tensor]
 Convert = Callable[[Mapping[str, Tensor]], State]
 """Renames the tensors of another program's file to those of diffusers, as far as it knows them."""
 
+PEFT_FILE = "adapter_model"
+"""Files that peft saves have names that begin with this."""
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 NAME = re.compile(r"(?P<layer>.+)\.lora_(?P<part>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
 PREFIX = re.compile(f"^(?:{'|'.join(map(re.escape, (*WRAPPERS, 'base_model.model.', LORA_PREFIX)))})+")
@@ -42,7 +44,7 @@ PREFIX = re.compile(f"^(?:{'|'.join(map(re.escape, (*WRAPPERS, 'base_model.model
 FOREIGN = ("diffusion_model.",)
 """Prefixes of programs that name the layers in their own way, though they end as peft's do."""
 ALPHA, DORA = ".alpha", "dora_scale"
-CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq")
+CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations of peft that subtract from the base what the adapter starts with."""
 METADATA = "lora_adapter_metadata"
 """diffusers writes rank and alpha as JSON into this entry of a file's metadata."""
@@ -176,7 +178,12 @@ def _tensors(file: Path) -> tuple[State, Mapping[str, str]]:
 
 
 def _settings(file: Path) -> dict[str, Any]:
-    """peft's settings beside the file, or in the folder that the authors write beside it; empty if there are none."""
+    """peft's settings beside the file, or in the folder that the authors write beside it; empty if there are none.
+
+    They are those of peft's own files and of pickled ones. Another file beside them is not theirs.
+    """
+    if file.suffix not in PICKLED and not file.name.startswith(PEFT_FILE):
+        return {}
     found = [file.parent / ADAPTER_CONFIG, file.parent / "transformer" / ADAPTER_CONFIG]
     path = next((path for path in found if path.is_file()), None)
     if path is None:
@@ -253,7 +260,7 @@ def _scales(
     alphas: Mapping[str, Tensor],
     alpha: float | None,
 ) -> dict[str, float]:
-    """The scale of each layer: from peft's settings, else diffusers' metadata, else `.alpha`, else `alpha`, else 1."""
+    """The scale of each layer: peft's settings of its own files, else diffusers' metadata, `.alpha`, `alpha`, or 1."""
     ranks = {layer: state[_keys(layer)[0]].shape[0] for layer in adapted_layers(state)}
     stray = sorted(alphas.keys() - ranks.keys())
     if stray:
@@ -269,7 +276,7 @@ def _scales(
         return {layer: own.get(layer, float(rank)) / rank for layer, rank in ranks.items()}
     if alpha is not None:
         return {layer: alpha / rank for layer, rank in ranks.items()}
-    if file.suffix in PICKLED or file.name.startswith("adapter_model"):
+    if file.suffix in PICKLED or file.name.startswith(PEFT_FILE):
         raise ConfigError(
             f"{file} does not state its scale, and there is no {ADAPTER_CONFIG} beside it: name its lora_alpha with "
             "--alpha N (RTDMD's authors: 64, of rank 32)"

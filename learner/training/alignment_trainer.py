@@ -38,6 +38,7 @@ from learner.training.distribution_matching import (
     student_objective,
 )
 from learner.training.networks import Networks
+from learner.training.optimizer import AdapterOptimizer
 from learner.training.policy_gradient import PolicyTerm, TransitionPolicy
 from learner.training.reward_gradients import ServedRewards
 from learner.training.surrogate_reward import SurrogateReward
@@ -77,6 +78,12 @@ class AlignmentTrainer:
             self._policy = self._surrogate = SurrogateReward(networks, settings, seed)
         self._seconds: dict[str, float] = defaultdict(float)
 
+    @property
+    def first_optimizer(self) -> AdapterOptimizer:
+        """The optimizer that takes the first step of an update: the ranks' first sum is that of its gradient."""
+        networks = self._networks
+        return networks.fake_optimizer if self._settings.matching_weight > 0 else networks.student_optimizer
+
     def update(self, groups: Sequence[ScoredGroup]) -> tuple[Totals, dict[str, float]]:
         """One step of fake score and student; return the metrics of this rank's rows and the seconds of each part.
 
@@ -90,6 +97,7 @@ class AlignmentTrainer:
         if self._settings.matching_weight > 0:  # else nothing needs the fake score
             batch = self._update_fake_score(groups, totals)
         if self._surrogate is not None:
+            # A run always has matching beside a surrogate, and so a batch already.
             batch = self._assemble(groups) if batch is None else batch
             with self._timed("surrogate_reward"):
                 self._surrogate.learn(batch, list(self._parts(batch, "surrogate")), totals)

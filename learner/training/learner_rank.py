@@ -116,7 +116,7 @@ class LearnerRank:
                 scored = ray.get(list(groups))
             except RayError:
                 # The other ranks wait for this rank in the sum.
-                with self._networks.fake_optimizer.gathering():
+                with self._alignment.first_optimizer.gathering():
                     raise
             return self._alignment.update(scored)
 

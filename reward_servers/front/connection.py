@@ -14,6 +14,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import cast
 
 import httptools
@@ -25,6 +26,8 @@ from reward_servers.front.faults import CROWDED, MAX_PIPELINED, NO_HTTP, fault_o
 
 SEPARATE_BODY = 2**16
 """A longer body is not copied: neither an answer's behind its head, nor a request's by the parser."""
+LINE_BYTES = len(b": \r\n")
+"""What a header line has besides its name and its value."""
 NO_ANSWER = Answer(HANG_UP, b"", b"")
 """Stands where an answer would be, so that a late one is ignored."""
 TOO_SLOW = error_answer(408, "request", "the body came at less than 64 KiB per second: send it faster")
@@ -66,7 +69,8 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports have no base class.
         self._transport = transport = cast(asyncio.Transport, transport)
-        transport.set_write_buffer_limits(high=SEPARATE_BODY, low=0)
+        # An answer is written once the kernel has it: a stop waits until then.
+        transport.set_write_buffer_limits(high=0)
         self._set_due()
         self._table.enter(self)
 
@@ -114,6 +118,7 @@ class Connection(asyncio.Protocol):
         self._release()
         self._set_due()
         self.flush()
+        self._table.at_rest()
 
     # What llhttp calls.
 
@@ -132,7 +137,7 @@ class Connection(asyncio.Protocol):
         exchange = self._reading
         if exchange is None or exchange.head_done:
             return
-        exchange.head_bytes += len(name) + len(value)
+        exchange.head_bytes += len(name) + len(value) + LINE_BYTES
         name = name.lower()
         if name in KEPT_FIELDS:
             exchange.fields.setdefault(name, value)
@@ -262,7 +267,8 @@ class Connection(asyncio.Protocol):
             self._guard(exchange, consumer.complete)
 
     def _fault(self, exchange: Exchange, version: str) -> Answer | None:
-        fault = CROWDED if len(self._queue) > MAX_PIPELINED else None
+        waiting = sum(one.head_bytes for one in self._queue if one is not exchange)
+        fault = CROWDED if len(self._queue) > MAX_PIPELINED or waiting > self._limits.head_bytes else None
         fault = fault or fault_of_head(exchange, version, self._parser.should_upgrade(), self._limits.head_bytes)
         if fault is not None:
             exchange.keep_alive = False
@@ -313,7 +319,8 @@ class Connection(asyncio.Protocol):
         if not self._output_full:
             self._due = self._loop.time() + (self._limits.linger_s if exchange.complete else self._limits.head_s)
         self._deaf = self._ending = True
-        self._transport.write_eof()
+        with suppress(OSError):  # a client that has reset its connection is gone in the next turn
+            self._transport.write_eof()
         self._table.at_rest()
 
     def _break_off(self, answer: Answer) -> None:

@@ -15,7 +15,8 @@ Application = Callable[
     [Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]
 ]
 
-
+TRUST = "rtdmd.trust"
+"""Entry of the scope: a page calls it once the request has shown that it may use a scorer."""
 logger = logging.getLogger(__name__)
 
 
@@ -71,4 +72,5 @@ class Page(Consumer):
             "root_path": "",
             "query_string": self._exchange.target.partition(b"?")[2],
             "headers": list(self._exchange.fields.items()),
+            TRUST: self._exchange.trust,
         }

@@ -8,14 +8,15 @@ import pytest
 
 from benchmarks.claims.arms import CLAIMS, Claim
 from benchmarks.claims.paired import difference, scores_of
+from benchmarks.claims.prompts import own_rows
 from benchmarks.claims.tables import curve_table, difference_table, final_table, teacher_table
 from learner.preflight.command_line import parse
 
 
 def test_the_error_of_a_difference_is_that_of_the_prompts_or_that_of_the_seeds_whichever_is_larger() -> None:
-    """Prompts: variances 2 and 2 of two prompts each give sqrt(1 + 1) / 2. Seeds: means 1 and 4 differ by 3."""
+    """Prompts: means 0 and 2, of deviation sqrt 2, over sqrt 2. Seeds: means 1 and 4 differ by 3."""
     alike = difference([[0.0, 2.0], [0.0, 2.0]], [[0.0, 0.0], [0.0, 0.0]])
-    assert (alike.mean, alike.error) == (1.0, pytest.approx(2**0.5 / 2))
+    assert (alike.mean, alike.error) == (1.0, pytest.approx(1.0))
     apart = difference([[0.0, 2.0], [3.0, 5.0]], [[0.0, 0.0], [0.0, 0.0]])
     assert (apart.mean, apart.error) == (2.5, pytest.approx(1.5))
     assert apart.errors == pytest.approx(2.5 / 1.5)
@@ -44,6 +45,12 @@ RESULTS = {
 def test_a_prompts_score_is_the_mean_over_its_images() -> None:
     assert scores_of(RESULTS["plain"][0], "cold_start", "gold") == [0.25, 1.0]
     assert scores_of(RESULTS["plain"][0], "cold_start", "diversity") == [0.5, 0.5]
+
+
+def test_a_tables_own_prompts_occur_nowhere_else() -> None:
+    texts = ["a", "b", "c", "b", "d", "c", "d", "e"]
+    assert own_rows(texts, 2, {"e"}) == [0, 2]
+    assert scores_of(RESULTS["plain"][0], "cold_start", "gold", [1]) == [1.0]
 
 
 def test_the_tables_by_hand() -> None:

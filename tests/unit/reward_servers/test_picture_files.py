@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from common.errors import RewardInvalid, RewardRejected, RewardUnavailable
 from common.rewards.api import ByteArray, ScoreRequest, ScoreResponse
@@ -422,3 +422,19 @@ def test_a_decoder_can_be_ended_between_two_blocks_of_a_file(kind: str) -> None:
         allowed[0] = count
         with pytest.raises(RewardUnavailable, match="late"):
             pixels_HWC(open_picture(content, SENT_FORMATS, 2**20, check))
+
+
+def test_a_png_whose_texts_inflate_is_refused_before_they_do() -> None:
+    """Pillow reads them with the header: 3 kB of a file can be 3 MB of text. A workflow of 200 kB is read."""
+
+    def png(texts: int, size: int) -> bytes:
+        info = PngImagePlugin.PngInfo()
+        for number in range(texts):
+            info.add_text(f"text{number}", "0" * size, zip=True)
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(buffer, "PNG", pnginfo=info)
+        return buffer.getvalue()
+
+    assert open_picture(png(1, 200_000), ("PNG",), 2**20).size == (8, 8)
+    with pytest.raises(RewardRejected, match="an image cannot be read: Too much memory used in text chunks"):
+        open_picture(png(3, 2**20 - 1), ("PNG",), 2**20)

@@ -120,6 +120,14 @@ def test_a_config_is_frozen() -> None:
             "alignment.step_weights: balanced, but policy_gradient: surrogate_reward has no transition density",
         ),
         (
+            {"alignment": {"policy_gradient": "surrogate_reward", "matching_weight": 0}},
+            "alignment.matching_weight: 0: a student that climbs a learned reward needs matching as its anchor",
+        ),
+        (
+            {"alignment": {"policy_gradient": "none", "train_fraction": 0.5}},
+            "alignment.train_fraction: 0.5, with policy_gradient: none: samples would be chosen by advantages that",
+        ),
+        (
             {"alignment": {"policy_gradient": "nft", "surrogate": "gaussian"}},
             "alignment.surrogate: gaussian, but policy_gradient: nft has no transition density: use squared_error",
         ),

@@ -30,6 +30,7 @@ from learner.preflight.run_file import dump_config, load_saved_config
 from learner.tools.export import main as export
 from learner.tools.generate import main as generate
 from learner.tools.import_weights import main
+from learner.tools.lora_file_formats import read_lora
 from learner.tools.lora_sources import find_lora
 from learner.tools.trained_run import TrainedRun
 from learner.training.learner_rank import LearnerRank
@@ -402,7 +403,14 @@ def test_alphas_in_the_file_and_the_scales_of_patterns_are_read(sd3: Path, tmp_p
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("use_dora", True), ("bias", "all"), ("peft_type", "LOHA"), ("r", 3), ("init_lora_weights", "pissa_niter_4")],
+    [
+        ("use_dora", True),
+        ("bias", "all"),
+        ("peft_type", "LOHA"),
+        ("r", 3),
+        ("init_lora_weights", "pissa_niter_4"),
+        ("init_lora_weights", "lora_ga"),
+    ],
 )
 def test_settings_of_more_than_a_plain_lora_are_refused(
     key: str, value: object, sd3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -412,6 +420,18 @@ def test_settings_of_more_than_a_plain_lora_are_refused(
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     message = refused([source], run_file(sd3), tmp_path, capsys)
     assert re.search("only a plain LoRA can be imported|says rank 3 of|its base was changed as well", message)
+
+
+def test_another_adapters_settings_beside_a_file_are_not_its_own(tmp_path: Path) -> None:
+    """alpha = rank is a scale of 1, whatever lies beside the file."""
+    state = {"block.lora_A.weight": torch.ones(2, 3), "block.lora_B.weight": torch.ones(4, 2)}
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    save_file({**state, "block.alpha": torch.tensor(2.0)}, file)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 64, "peft_type": "LORA"}))
+    assert read_lora(file, dict).scales == {"block": 1.0}
+    own = tmp_path / "adapter_model.safetensors"
+    save_file(state, own)
+    assert read_lora(own, dict).scales == {"block": 32.0}
 
 
 class Dangerous:

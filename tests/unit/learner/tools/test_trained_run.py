@@ -126,6 +126,10 @@ def test_a_base_that_moved_is_named_anew(moved: Path, tiny_pipeline: Path) -> No
     assert velocity(loaded(moved, base=tiny_pipeline)).isfinite().all()
 
 
+def _offline(*_: object) -> str:
+    raise OSError("no network")
+
+
 def test_a_base_beside_the_runs_is_found_from_anywhere(
     moved: Path, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,7 +143,7 @@ def test_a_base_beside_the_runs_is_found_from_anywhere(
     monkeypatch.chdir(elsewhere)
     assert velocity(loaded(moved)).isfinite().all()
     (models / "sd3").unlink()
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("common.backbones.files.pipeline_files.hf_hub_download", _offline)
     with pytest.raises(ModelError, match=r"models/sd3 is neither here, .* name its directory with --base DIR"):
         loaded(moved)
 

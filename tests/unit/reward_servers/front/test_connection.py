@@ -80,6 +80,15 @@ def test_a_head_that_is_too_long_is_told_so(start: bytes, end: bytes) -> None:
     drive(scenario)
 
 
+def test_empty_header_lines_count_as_what_they_take() -> None:
+    async def scenario(client: RawClient, service: CountingService) -> None:
+        lines = b"a:\r\n" * (LIMITS.head_bytes // 4)
+        answered = await client.ask(b"GET /a HTTP/1.1\r\nhost: here\r\n" + lines + b"\r\n")
+        assert (answered.status, answered.closes) == (431, True)
+
+    drive(scenario)
+
+
 @pytest.mark.parametrize("size", [2**16, 2**17 + 1, 2**20])
 def test_a_long_body_is_read_to_its_last_byte_and_no_further(size: int) -> None:
     async def scenario(client: RawClient, service: CountingService) -> None:
