@@ -140,7 +140,9 @@ def test_what_takes_longer_to_decode_than_its_deadline_ends_with_it(tmp_path: Pa
         for _ in range(3):
             late = honest.post(PLAIN_SCORE_PATH, content=heavy, headers={"x-deadline-seconds": "0.5"})
             assert (late.status_code, late.json()["error"]) == (504, "deadline")
-        assert honest.post(SCORE_PATH, content=IN_A_THREAD).status_code == 200
+        # It needs a reader: they must not go on with what nobody waits for.
+        small = plain(progressive(64, 1))
+        assert honest.post(PLAIN_SCORE_PATH, content=small, headers={"x-deadline-seconds": "3"}).status_code == 200
         assert honest.get(READY_PATH).status_code == 200
 
 

@@ -367,7 +367,7 @@ def test_bytes_are_held_until_the_thread_that_reads_them_is_done(monkeypatch: py
     scorer = RecordingScorer()
 
     async def scenario(client: httpx.AsyncClient) -> None:
-        late = await client.post(SCORE_PATH, content=body(), headers={DEADLINE_HEADER: "0.01"})
+        late = await client.post(SCORE_PATH, content=body(), headers={DEADLINE_HEADER: "0.5"})
         assert (reason(late), entered.is_set()) == ((504, "deadline"), True)
         assert f'queue_bytes{{scorer="r"}} {size}.0' in (await client.get(METRICS_PATH)).text
         gate.set()
