@@ -157,9 +157,10 @@ def test_a_token_is_not_given_to_a_proxy(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_checkpoint_file_for_a_model_directory_is_told_how_to_convert_it(tmp_path: Path) -> None:
     checkpoint = tmp_path / "HPS_v2.1_compressed.pt"
     checkpoint.write_bytes(b"weights")
-    settings = check(build_parser().parse_args(["--scorer", "hps", "--model", str(checkpoint)]))
+    scorer = "tests.helpers.toy_scorers:BrightnessScorer"
+    settings = check(build_parser().parse_args(["--scorer", scorer, "--model", str(checkpoint)]))
     with pytest.raises(ModelError, match=r"compressed\.pt is not a directory, but a file: .* reward_servers\.convert"):
         load_scorers(settings)
-    settings = check(build_parser().parse_args(["--scorer", "hps", "--model", str(tmp_path / "none")]))
+    settings = check(build_parser().parse_args(["--scorer", scorer, "--model", str(tmp_path / "none")]))
     with pytest.raises(ModelError, match=r"none is not a directory$"):
         load_scorers(settings)
