@@ -79,7 +79,7 @@ def load_scorers(settings: ServerSettings) -> dict[str, Scorer]:
 
 
 def remedy(model: Path) -> str:
-    """How to get a model directory from what was named instead."""
+    """The end of an error: how to get a model directory from the file that was named."""
     if not model.is_file():
         return ""
     return (

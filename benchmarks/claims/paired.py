@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Result = Mapping[str, Any]
-"""What `running.run_arm` keeps of a run."""
+"""The content of a result file, see `running.run_arm`."""
 
 
 @dataclass(frozen=True)

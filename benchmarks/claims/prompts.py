@@ -1,4 +1,4 @@
-"""Which prompts of a final table are its own: nothing was trained or tuned on them."""
+"""Finds the prompts of a final table on which nothing was trained or tuned."""
 
 from __future__ import annotations
 

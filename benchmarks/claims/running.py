@@ -40,7 +40,7 @@ def run_arm(claim: str, name: str, seed: int, places: Places) -> dict[str, Any]:
     """The result of an arm; it and the start that it needs are run if they were not.
 
     Raises:
-        CalledProcessError: a run failed; its console output is in `output.log` of its folder.
+        CalledProcessError: a run failed; its console output is in ARM-SEED.log beside its folder.
     """
     kept = places.result(claim, name, seed)
     if kept.exists():
@@ -134,7 +134,7 @@ class _Used:
 
 
 def _read(run_dir: Path, options: dict[str, object]) -> dict[str, Any]:
-    """What is kept of a finished run: settings, periodic evaluations, signals, and the final table's scores."""
+    """Settings, periodic evaluations, signals and the final table's scores of a finished run."""
     summary = json.loads((run_dir / "summary.json").read_text())
     events = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     policies = {}

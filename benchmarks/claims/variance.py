@@ -1,4 +1,4 @@
-"""How much noise SubGRPO's gradient has beside all-step GRPO's, at a fixed student of the shapes world.
+"""Compares the noise in the gradients of SubGRPO and all-step GRPO, at a fixed student of the shapes world.
 
     python -m benchmarks.claims.variance [--cold-start CHECKPOINT] [--reference 32] [--batches 32] --out FILE
 
@@ -51,7 +51,7 @@ REFERENCE_SEED = 1_000
 
 @dataclass(frozen=True)
 class Arm:
-    """How the steps are selected (None: all of them) and whether a group shares its initial noise."""
+    """The number of selected steps (None: all of them), and whether a group shares its initial noise."""
 
     selected: int | None
     same_latent: bool = False

@@ -27,7 +27,7 @@ from reward_servers.front.faults import CROWDED, MAX_PIPELINED, NO_HTTP, fault_o
 SEPARATE_BODY = 2**16
 """A longer body is not copied: neither an answer's behind its head, nor a request's by the parser."""
 LINE_BYTES = len(b": \r\n")
-"""What a header line has besides its name and its value."""
+"""Bytes of a header line besides its name and its value."""
 NO_ANSWER = Answer(HANG_UP, b"", b"")
 """Stands where an answer would be, so that a late one is ignored."""
 TOO_SLOW = error_answer(408, "request", "the body came at less than 64 KiB per second: send it faster")
