@@ -61,8 +61,11 @@ class PlainRequest:
         return sum(image.width * image.height for image in self.files) * CHANNELS
 
     def decode(self) -> ScoreRequest:
-        """Decode the pixels; RewardRejected for a broken file or images of different sizes."""
-        images = [pixels_HWC(image) for image in self.files]
+        """Decode the pixels, once; RewardRejected for a broken file or images of different sizes."""
+        images = []
+        for image in self.files:
+            images.append(pixels_HWC(image))
+            image.close()  # it would keep its pixels a second time until the answer
         # Only now: a photo may have been turned.
         sizes = {image_HWC.shape for image_HWC in images}
         if len(sizes) != 1:
@@ -81,6 +84,7 @@ def parse(body: bytearray, limits: RequestLimits, check: Check = unhurried) -> P
     items = sum(body.count(mark) for mark in b",[{")
     if items > MAX_JSON_ITEMS:
         _reject(f"the body has {items} commas and brackets, at most {MAX_JSON_ITEMS} are read")
+    check()
     try:
         fields = strict_json.parse(body)
     except ValueError as error:

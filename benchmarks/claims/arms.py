@@ -118,8 +118,9 @@ HYBRID: Options = {
     "alignment.learning_rate_fake": 1e-3,
     "cold_start.consistency_fraction": 0.25,
 }
-"""Weights by estimate: with them the terms' signals would be equal if each were as large per weight as at a student of gold
-0.86 of the other teacher. They have not been measured at this student; the runs' signals will show it."""
+"""Weights by estimate, not measured here yet: the terms' signals would be equal if each were as large, per weight, as at a
+student of the other teacher (gold 0.86). The runs' signals will show them.
+"""
 EARLY_START = _cold_start(AMBIENT, 300, 150)
 """A student of the early teacher, with room."""
 
