@@ -118,7 +118,7 @@ HYBRID: Options = {
     "alignment.learning_rate_fake": 1e-3,
     "cold_start.consistency_fraction": 0.25,
 }
-"""Weights by estimate, not measured here yet: the terms' signals would be equal if each were as large, per weight, as at a
+"""Weights by estimate, not measured here: the terms' signals would be equal if each were as large, per weight, as at a
 student of the other teacher (gold 0.86). The runs' signals will show them.
 """
 EARLY_START = _cold_start(AMBIENT, 300, 150)
