@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -21,6 +22,18 @@ def save_half(state: Mapping[str, torch.Tensor], path: Path) -> None:
 
 def _half(value: torch.Tensor) -> torch.Tensor:
     return value.half() if value.is_floating_point() else value
+
+
+@contextmanager
+def rebuildable(what: str, directory: Path) -> Iterator[None]:
+    """Inside this block a model is read from a directory; whatever is wrong with its files becomes a ModelError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        lack = f"{Path(error.filename).name} is missing"
+        raise ModelError(f"no {what} at {directory} ({lack}): rebuild it with `python -m zoo.build`") from error
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ModelError(f"{directory} holds no usable {what} ({error}): rebuild it") from error
 
 
 def load_full(path: Path) -> dict[str, torch.Tensor]:

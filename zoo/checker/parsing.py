@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.errors import ModelError
-from zoo.half_weights import load_full, save_half
+from zoo.half_weights import load_full, rebuildable, save_half
 from zoo.world.scenes import BACKGROUNDS, CANVAS, COLOURS, SHAPES, SIZES, Request, Thing, obeys, parse_caption
 
 STRIDE = 4
@@ -122,15 +121,10 @@ class GoldChecker:
         Raises:
             ModelError: the directory does not contain a complete checker.
         """
-        config_path = directory / _CONFIG
-        if not config_path.is_file():
-            raise ModelError(f"no checker at {directory} ({_CONFIG} is missing): rebuild it with `python -m zoo.build`")
-        try:
-            config = json.loads(config_path.read_text())
+        with rebuildable("checker", directory):
+            config = json.loads((directory / _CONFIG).read_text())
             net, thresholds = CheckerNet(config["width"], config["blocks"]), Thresholds(**config["thresholds"])
             net.load_state_dict(load_full(directory / _WEIGHTS))
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise ModelError(f"{directory} holds no usable checker ({error}): rebuild it") from error
         return cls(net, thresholds)
 
     def save(self, directory: Path) -> None:

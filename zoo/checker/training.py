@@ -24,6 +24,7 @@ from zoo.checker.parsing import (
     Thresholds,
     to_pixels,
 )
+from zoo.fitting import fit
 from zoo.world.corruptions import (
     KINDS,
     Picture,
@@ -122,19 +123,13 @@ def train(seed: int, steps: int = STEPS, log_every: int = 250) -> CheckerNet:
     torch.manual_seed(seed)
     rng, noise = random.Random(f"checker {seed}"), np.random.default_rng([seed, 1])
     net = CheckerNet()
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
-    for step in range(1, steps + 1):
+
+    def loss_of_batch() -> Tensor:
         pictures = [training_picture(rng, noise) for _ in range(BATCH)]
         pixels = to_pixels(np.stack([picture.image_HWC for picture in pictures]))
-        loss = checker_loss(net(pixels), targets_of(pictures))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if step % log_every == 0:
-            print(f"checker step {step} loss {loss.item():.4f}", flush=True)
+        return checker_loss(net(pixels), targets_of(pictures))
+
+    fit(net, "checker", loss_of_batch, steps=steps, rate=LEARNING_RATE, log_every=log_every)
     return net
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from zoo.detector import DetectorScorer
 from zoo.detector.reading import COLOUR_CLASSES, SHAPE_CLASSES, Detector, DetectorNet
+from zoo.fitting import fit
 from zoo.preference.pairs import PAIR_KINDS, held_out_pairs
 from zoo.world.scenes import CANVAS, COLOURS, SHAPES, SIZES, render_scenes, sample_scenes
 
@@ -86,22 +87,16 @@ def train(seed: int, steps: int = STEPS) -> DetectorNet:
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 77])
     net = DetectorNet()
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
-    for step in range(1, steps + 1):
+
+    def loss_of_batch() -> Tensor:
         drawn = [draw(rng) for _ in range(BATCH)]
         pixels = torch.from_numpy(np.stack([one.image_HWC for one in drawn])).permute(0, 3, 1, 2)
         colour, shape = net(_soften(pixels, rng))
         wrong_colour = F.cross_entropy(colour, torch.from_numpy(np.stack([one.colour_HW for one in drawn])))
         wrong_shape = F.cross_entropy(shape, torch.from_numpy(np.stack([one.shape_HW for one in drawn])))
-        loss = wrong_colour + 2 * wrong_shape
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if step % 150 == 0:
-            print(f"detector step {step} colour {wrong_colour.item():.4f} shape {wrong_shape.item():.4f}", flush=True)
+        return wrong_colour + 2 * wrong_shape
+
+    fit(net, "detector", loss_of_batch, steps=steps, rate=LEARNING_RATE, log_every=150)
     return net
 
 

@@ -16,9 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from common.errors import ModelError
 from zoo.checker.parsing import to_pixels
-from zoo.half_weights import load_full, save_half
+from zoo.half_weights import load_full, rebuildable, save_half
 from zoo.text.captions import LETTERS, LONGEST, PLACES, Request, parse_caption
 from zoo.world.scenes import BACKGROUNDS, COLOURS
 
@@ -104,15 +103,10 @@ class Reader:
         Raises:
             ModelError: the directory does not contain a complete reader.
         """
-        path = directory / _CONFIG
-        if not path.is_file():
-            raise ModelError(f"no reader at {directory} ({_CONFIG} is missing): rebuild it with `python -m zoo.build`")
-        try:
-            config = json.loads(path.read_text())
+        with rebuildable("reader", directory):
+            config = json.loads((directory / _CONFIG).read_text())
             net, threshold = ReaderNet(config["width"]), float(config["threshold"])
             net.load_state_dict(load_full(directory / _WEIGHTS))
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise ModelError(f"{directory} holds no usable reader ({error}): rebuild it") from error
         return cls(net, threshold)
 
     def save(self, directory: Path) -> None:

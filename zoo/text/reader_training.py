@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.checker.parsing import to_pixels
+from zoo.fitting import fit
 from zoo.text.captions import LETTERS, LONGEST, PLACES, Request, sample_request, sample_requests
 from zoo.text.reader import BACKGROUND_NAMES, COLOUR_NAMES, NOTHING, UNREADABLE, Reader, ReaderNet, ReaderOutput
 from zoo.text.rendering import Layout, letter_centres, letter_cover, paint, render_requests, sample_layout
@@ -126,19 +127,13 @@ def train(seed: int, steps: int = STEPS) -> ReaderNet:
     torch.manual_seed(seed)
     words, rng = random.Random(f"reader {seed}"), np.random.default_rng([seed, 31])
     net = ReaderNet()
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
-    for step in range(1, steps + 1):
+
+    def loss_of_batch() -> Tensor:
         examples = [training_example(words, rng) for _ in range(BATCH)]
         pixels = to_pixels(np.stack([example.image_HWC for example in examples]))
-        loss = reader_loss(net(pixels), examples)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 0:
-            print(f"reader step {step} loss {loss.item():.4f}", flush=True)
+        return reader_loss(net(pixels), examples)
+
+    fit(net, "reader", loss_of_batch, steps=steps, rate=LEARNING_RATE, log_every=100)
     return net
 
 
