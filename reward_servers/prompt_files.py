@@ -30,7 +30,7 @@ PICKSCORE, GENEVAL = KINDS = ("pickscore", "geneval")
 DATA = Path("data")
 TRAIN_FILES = {PICKSCORE: DATA / "pickscore_train.txt", GENEVAL: DATA / "geneval_train.jsonl"}
 EVALUATION_FILE = DATA / "evaluation.jsonl"
-"""What deploy/runs/cold_start_*.yaml and rtdmd_*.yaml name."""
+"""The files that deploy/runs/cold_start_*.yaml and rtdmd_*.yaml name."""
 IN_FOLDER = {PICKSCORE: "train.txt", GENEVAL: "train_metadata.jsonl"}
 EVALUATION_IN_FOLDER = "test_metadata.jsonl"
 """Names of the files in the folders of RTDMD's authors."""

@@ -1,7 +1,7 @@
 """`rtdmd train --explain`: for a run file, which values are published, vetted here, or the user's own.
 
     published      the value of the authors' configuration of this model (`learner/preflight/published.py`)
-    vetted here    another value that this project tests: the default, or that of a measured run file of this model
+    vetted here    another value that this project runs: the default, or that of one of its run files of this model
     yours          any other value
 
 One line per option that has a published value or is not at its default, as far as the run's stages use it.
@@ -32,7 +32,7 @@ OF_PROMPTS = {
     "prompts.cold_start": "PickScore's training prompts (rtdmd prompts pickscore)",
     "prompts.evaluation": "DrawBench and sets of their own for four rewards (docs/method.md, Departures)",
 }
-"""What is published in place of a path, which says nothing about its content."""
+"""Published prompts, in words: a path says nothing about its content."""
 LONGEST_VALUE = 60
 
 
@@ -81,7 +81,7 @@ def _head(config: Config, model: Model | None) -> Iterator[str]:
         yield f"Stage 2 alone, from {source or 'the teacher'}: options of stage 1 have no effect."
     elif not _runs_alignment(config):
         yield "Stage 1 alone: options of stage 2 have no effect."
-    yield "vetted here: a default, or a value of a run file that docs/results.md measures. yours: not checked here."
+    yield "vetted here: a default, or a value of one of the project's run files of this model. yours: not checked here."
 
 
 def explained(config: Config) -> list[Explained]:
@@ -140,7 +140,7 @@ def _defaults(config: Config) -> dict[str, Value]:
 def _measured(model: Path) -> dict[str, Sequence[Value]]:
     """Values of the project's run files of this model, by option, if the model comes with the project.
 
-    Only such run files have been run here from end to end.
+    Other models cannot be run here.
     """
     found: dict[str, list[Value]] = {}
     if not (model.exists() and model.resolve().is_relative_to(PROJECT_ROOT)):

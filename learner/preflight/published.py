@@ -79,7 +79,7 @@ SHARED: Mapping[str, Value] = MappingProxyType(
         BACK_PROPAGATED: ["clipscore", "hps", "pickscore"],
     }
 )
-"""What all models have in common."""
+"""Values that all models have in common."""
 
 NOTES: Mapping[str, str] = MappingProxyType(
     {
@@ -91,7 +91,7 @@ NOTES: Mapping[str, str] = MappingProxyType(
         "alignment.old_surrogate": "ours: the learner evaluates it, see docs/method.md",
     }
 )
-"""What a value alone does not say."""
+"""Remarks on values."""
 
 DEPARTURES = ("alignment.old_surrogate",)
 """Options that our run files of the published models set in another way, on purpose."""

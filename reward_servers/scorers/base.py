@@ -31,7 +31,7 @@ FORMER_NAMES = {"probe_prompt": "check_prompt", "probe_metadata": "check_metadat
 
 @dataclass(frozen=True)
 class ScorerLimits:
-    """What a scorer takes. The server refuses anything else with 422 before it is queued.
+    """Bounds on a scorer's input. The server refuses anything else with 422 before it is queued.
 
     Attributes:
         side_multiple: height and width of an image are multiples of it.
