@@ -20,7 +20,6 @@ from benchmarks.claims.running import Places, run_arm
 from benchmarks.claims.tables import tables
 from common.command import user_path
 
-PROMPTS = ("zoo/prompts/evaluation.txt", "zoo/prompts/train.txt")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -45,7 +44,7 @@ def main() -> int:
         for name in names
     }
     results = {name: seeds for name, seeds in results.items() if seeds}
-    rows = own_rows_of(*PROMPTS, FINAL_FROM)
+    rows = own_rows_of(*claim.prompts, FINAL_FROM)
     title = f"{arguments.claim}. {claim.statement}; final tables over the {len(rows)} prompts of their own"
     print(f"{title}\n\n{tables(claim, results, rows)}" if results else "no results yet")
     return 0

@@ -33,6 +33,7 @@ class Claim:
         reference: the arm that the others' differences are taken from.
         policy: the policy of the final table that is compared, `cold_start` or `rtdmd`.
         common: options of every arm; an arm's own win.
+        prompts: files of the evaluation's and the training's prompts, see `prompts.py`.
         preparing: arms that only make a start for the others.
     """
 
@@ -42,6 +43,7 @@ class Claim:
     policy: str
     common: Options
     arms: Mapping[str, Arm]
+    prompts: tuple[str, str] = ("zoo/prompts/evaluation.txt", "zoo/prompts/train.txt")
     preparing: Mapping[str, Arm] = field(default_factory=dict)
 
 
@@ -138,6 +140,25 @@ def _policy(policy_gradient: str, **others: object) -> Arm:
     return Arm({f"alignment.{name}": value for name, value in chosen.items()})
 
 
+TEXT: Options = {
+    **ALIGNMENT,
+    **NO_BACK_PROPAGATION,
+    "alignment.iterations": 60,
+    "alignment.matching_weight": 0.02,
+    "alignment.learning_rate_student": 1e-3,
+    "alignment.learning_rate_fake": 1e-3,
+    "alignment.ema_decay": 0.9,
+    "evaluation.prompts": 64,
+}
+"""The OCR engine is the only trained reward, and has no gradient."""
+TEXT_START = _cold_start(CLEAN, 150, 50)
+
+
+def _text(policy_gradient: str, **others: object) -> Arm:
+    """An arm that starts from a short distillation of the text world's teacher."""
+    return Arm({**TEXT_START.options, **_policy(policy_gradient, **others).options}, start="start")
+
+
 CLAIMS: dict[str, Claim] = {
     "A": Claim(
         statement="AC-DMD distils better than plain DMD",
@@ -192,5 +213,20 @@ CLAIMS: dict[str, Claim] = {
         common={**FINAL_TABLE, **COLD_START, **HYBRID, "alignment.iterations": 100, "evaluation.teacher": True},
         arms={"all": _aligned()},
         preparing={"start": Arm({**EARLY_START.options, "alignment.iterations": 0, "evaluation.teacher": False})},
+    ),
+    "E": Claim(
+        statement="SubGRPO trains on a reward that has no gradient",
+        config="deploy/runs/text.yaml",
+        reference="shuffled",
+        policy="rtdmd",
+        common={**FINAL_TABLE, **COLD_START, **TEXT},
+        prompts=("zoo/prompts/text_evaluation.txt", "zoo/prompts/text_train.txt"),
+        arms={
+            "shuffled": _text("subgrpo", shuffled_advantages=True),
+            "subgrpo": _text("subgrpo"),
+            "surrogate_reward": _text("surrogate_reward"),
+            "nft": _text("nft"),
+        },
+        preparing={"start": Arm({**TEXT_START.options, "alignment.iterations": 0})},
     ),
 }
