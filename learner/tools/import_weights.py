@@ -17,6 +17,7 @@ import argparse
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -46,37 +47,40 @@ START = Position(Stage.COLD_START, 0)
 
 
 def import_weights(
-    config: Config, sources: Sequence[str], fake_score: str | None, out: Path, alpha: float | None = None
+    config: Config, sources: Sequence[str], fake_score: Sequence[str], out: Path, alpha: float | None = None
 ) -> Iterator[str]:
     """Write the run directory `out`; yield lines that say what was imported and how to use it.
 
     Args:
         sources: LoRAs of the student, see `find_lora`; their updates add.
-        fake_score: a LoRA of the fake score; None leaves it equal to its base.
+        fake_score: LoRAs of the fake score, likewise; none leaves it equal to its base.
         alpha: that of files which state no scale.
 
     Raises:
         ModelError: a source is missing or damaged, or is no plain LoRA.
         WeightUpdateError: a weight fits no layer of the base.
-        ConfigError: `lora.rank` or `lora.targets` has no room for the weights, or `out` is in use.
+        ConfigError: `lora.rank` or `lora.targets` has no room for the weights, `alpha` is missing or not needed, or
+            `out` is in use.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out} is there and not empty: name a directory of its own")
     found = [find_lora(source) for source in sources]
-    found_fake = None if fake_score is None else find_lora(fake_score)
+    found_fake = [find_lora(source) for source in fake_score]
     config = config.model_copy(
         update={"cold_start": config.cold_start.model_copy(update={"from_checkpoint": None})},
     )
     backbone = load_backbone(config.backbone, config.lora, torch.device("cpu"))
     networks = Networks(backbone, StageSettings.of(config.cold_start), config.run.seed)
     loras = [_read(file, backbone, alpha) for file in found]
+    fake_loras = [_read(file, backbone, alpha) for file in found_fake]
+    if alpha is not None and all(lora.states_scale for lora in (*loras, *fake_loras)):
+        raise ConfigError(f"--alpha {alpha:g}: {loras[0].file} states its own scale: leave the option out")
     student = fitted(backbone.adapters, COLD_START, Network.STUDENT, loras)
     yield from (_described(lora, config) for lora in loras)
     yield _fresh_layers(backbone.adapters, COLD_START, loras)
-    if found_fake is not None:
-        lora = _read(found_fake, backbone, alpha)
-        backbone.adapters.load(FAKE_SCORE, fitted(backbone.adapters, FAKE_SCORE, Network.FAKE_SCORE, [lora]))
-        yield f"fake score: {_described(lora, config)}"
+    if fake_loras:
+        backbone.adapters.load(FAKE_SCORE, fitted(backbone.adapters, FAKE_SCORE, Network.FAKE_SCORE, fake_loras))
+        yield from (f"fake score: {_described(lora, config)}" for lora in fake_loras)
     else:
         yield (
             "fake score: equal to its base, since --fake-score names none. It has not seen the student's samples: some "
@@ -113,9 +117,11 @@ def fitted(bank: AdapterBank, adapter: str, network: Network, loras: Sequence[Fo
         )
     room, most = next(iter(fresh.values())).shape[0], max(ranks.values())
     if most > room:
+        scale = Fraction(bank.scale).limit_denominator(room)
+        enough = -(-most // scale.denominator) * scale.denominator  # alpha is a whole number
         raise ConfigError(
-            f"the LoRA has rank {most}{' in total' * (len(loras) > 1)}, lora.rank is {room}: add --lora.rank {most} "
-            f"--lora.alpha {most * bank.scale:g}, which keep the scale alpha / rank"
+            f"the LoRA has rank {most}{' in total' * (len(loras) > 1)}, lora.rank is {room}: add --lora.rank {enough} "
+            f"--lora.alpha {enough * scale}, which keep the scale alpha / rank"
         )
     parts = [lora.scaled(bank.scale) for lora in loras]
     return {key: _filled(key, like, [part[key] for part in parts if key in part]) for key, like in fresh.items()}
@@ -174,10 +180,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.usage = "rtdmd import SOURCE [SOURCE ...] [--config FILE] --out DIR [--section.key VALUE ...]"
     parser.add_argument("--out", type=user_path, required=True, metavar="DIR", help="run directory to write")
     parser.add_argument(
-        "--fake-score", metavar="SOURCE", help="LoRA of the fake score (the authors' fake_score_net.pt); default: none"
+        "--fake-score",
+        nargs="+",
+        default=[],
+        metavar="SOURCE",
+        help="LoRAs of the fake score (the authors' fake_score_net.pt); default: none",
     )
     parser.add_argument(
-        "--alpha", type=float, metavar="N", help="lora_alpha of files that do not state it (the authors': 64)"
+        "--alpha", type=float, metavar="N", help="lora_alpha of the files that do not state theirs (the authors': 64)"
     )
     return parser
 

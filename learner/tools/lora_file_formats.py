@@ -29,6 +29,7 @@ from common import git_lfs
 from common.backbones.lora_targets import adapted_layers
 from common.errors import ConfigError, ModelError, one_line
 from common.weight_names import ADAPTER_CONFIG, WRAPPERS
+from learner.tools.lora_sources import SETTINGS
 from learner.training.lora_file import LORA_PREFIX
 
 State = dict[str, Tensor]
@@ -59,12 +60,14 @@ class ForeignLora:
         state: LAYER.lora_A.weight [rank, in] and LAYER.lora_B.weight [out, rank], float32, without the scale.
         scales: layer -> its scale.
         base: name of the model that the file says it was trained on; "" if it does not say.
+        states_scale: whether the scales are the file's own.
     """
 
     file: Path
     state: State
     scales: Mapping[str, float]
     base: str
+    states_scale: bool
 
     def scaled(self, scale: float) -> State:
         """The same update for a network whose adapters all have this scale: B is multiplied."""
@@ -129,7 +132,7 @@ def read_lora(file: Path, convert: Convert, alpha: float | None = None) -> Forei
 
     Raises:
         ModelError: it is no LoRA, is damaged or pickled code, or has a tensor that cannot be used; its name is given.
-        ConfigError: neither the file nor `alpha` states the scale, or both do.
+        ConfigError: neither the file nor `alpha` states the scale.
     """
     tensors, metadata = _tensors(file)
     settings = _settings(file)
@@ -138,13 +141,14 @@ def read_lora(file: Path, convert: Convert, alpha: float | None = None) -> Forei
         raise ModelError(f"{file}: {doubtful}: it is a DoRA: only a plain LoRA can be imported")
     alphas = {PREFIX.sub("", name.removesuffix(ALPHA)): value for name, value in tensors.items() if _is_alpha(name)}
     weights = {name: value for name, value in tensors.items() if not _is_alpha(name)}
-    if not all(_layer_name(name) and not name.startswith(FOREIGN) for name in weights):
-        if alpha is not None:
-            raise ConfigError(f"--alpha {alpha:g}: {file} is converted by diffusers, with its scale: leave it out")
-        weights, alphas = _converted(file, tensors, convert), {}
+    own_names = all(_layer_name(name) and not name.startswith(FOREIGN) for name in weights)
+    if not own_names:  # diffusers converts the scale as well
+        weights, alphas, alpha = _converted(file, tensors, convert), {}, None
     state = _renamed(file, weights)
-    scales = _scales(file, state, settings, _of_metadata(file, metadata), alphas, alpha)
-    return ForeignLora(file, state, scales, str(settings.get("base_model_name_or_path") or ""))
+    described = settings or _of_metadata(file, metadata)
+    scales = _scales(file, state, settings, described, alphas, alpha)
+    states_scale = bool(described or alphas or not own_names)
+    return ForeignLora(file, state, scales, str(settings.get("base_model_name_or_path") or ""), states_scale)
 
 
 def _is_alpha(name: str) -> bool:
@@ -184,8 +188,7 @@ def _settings(file: Path) -> dict[str, Any]:
     """
     if file.suffix not in PICKLED and not file.name.startswith(PEFT_FILE):
         return {}
-    found = [file.parent / ADAPTER_CONFIG, file.parent / "transformer" / ADAPTER_CONFIG]
-    path = next((path for path in found if path.is_file()), None)
+    path = next((file.parent / place for place in SETTINGS if (file.parent / place).is_file()), None)
     if path is None:
         return {}
     try:
@@ -256,20 +259,18 @@ def _scales(
     file: Path,
     state: Mapping[str, Tensor],
     settings: Mapping[str, Any],
-    metadata: Mapping[str, Any],
+    described: Mapping[str, Any],
     alphas: Mapping[str, Tensor],
     alpha: float | None,
 ) -> dict[str, float]:
-    """The scale of each layer: peft's settings of its own files, else diffusers' metadata, `.alpha`, `alpha`, or 1."""
+    """The scale of each layer: `described` by peft's settings or diffusers' metadata, else `.alpha`, `alpha`, or 1."""
     ranks = {layer: state[_keys(layer)[0]].shape[0] for layer in adapted_layers(state)}
     stray = sorted(alphas.keys() - ranks.keys())
     if stray:
         raise ModelError(f"{file}: {stray[0]}{ALPHA} is of a layer without weights: take a complete file")
-    if alpha is not None and (settings or metadata or alphas):
-        raise ConfigError(f"--alpha {alpha:g}: {file} states its own: leave the option out")
-    if settings or metadata:
+    if described:
         where = f"{ADAPTER_CONFIG} of {file}" if settings else f"{METADATA} of {file}"
-        scaling = Scaling.of(settings or metadata, where)
+        scaling = Scaling.of(described, where)
         return {layer: scaling.scale(layer, rank, where) for layer, rank in ranks.items()}
     if alphas:
         own = {layer: float(value) for layer, value in alphas.items()}

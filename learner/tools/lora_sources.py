@@ -7,6 +7,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from common.errors import ModelError, one_line
+from common.weight_names import ADAPTER_CONFIG
 from learner.training.lora_file import LORA_FILE
 
 PEFT_FILE, AVERAGED = "adapter_model.safetensors", "generator_ema.pt"
@@ -14,8 +15,11 @@ KNOWN = (PEFT_FILE, f"transformer/{PEFT_FILE}", LORA_FILE, AVERAGED)
 """Files of a directory, the first of which is taken. In a checkpoint of RTDMD's authors `transformer/` has the averaged
 generator in safetensors, and `generator_ema.pt` the same in torch's own format.
 """
-OF_HUB = ("adapter_model.safetensors", "adapter_config.json", LORA_FILE, AVERAGED)
+OF_HUB = (PEFT_FILE, ADAPTER_CONFIG, LORA_FILE, AVERAGED)
 """Downloaded of a hub name, from whatever folder; any other file must be named itself."""
+
+SETTINGS = (ADAPTER_CONFIG, f"transformer/{ADAPTER_CONFIG}")
+"""Where peft's settings lie, seen from a LoRA's file."""
 
 
 def find_lora(source: str) -> Path:
@@ -51,7 +55,10 @@ def _of_hub(source: str) -> Path:
     if not organisation or not name or organisation in (".", "..", "~"):
         raise ModelError(f"there is no {source}: name a directory, a file, or ORGANISATION/NAME of the hub")
     folder = f"{inside.rstrip('/')}/" if inside else ""
-    wanted = [inside] if Path(inside).suffix else [pattern for name in OF_HUB for pattern in _patterns(folder, name)]
+    if Path(inside).suffix:  # a file, and what states its scale
+        wanted = [inside, *(str(Path(inside).parent / place) for place in SETTINGS)]
+    else:
+        wanted = [pattern for name in OF_HUB for pattern in _patterns(folder, name)]
     try:
         directory = Path(snapshot_download(f"{organisation}/{name}", allow_patterns=wanted))
     except Exception as error:  # the hub's client raises a different class for each kind of failed download

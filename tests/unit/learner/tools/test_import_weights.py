@@ -233,6 +233,20 @@ def test_the_fake_score_is_imported_too(sd3: Path, tmp_path: Path) -> None:
     assert torch.equal(state[f"adapter/{FAKE_SCORE}/{key}.weight"][:, :2], expected)
 
 
+def test_the_fake_score_may_have_several_adapters_too(sd3: Path, tmp_path: Path) -> None:
+    student = write_authors(peft_transformer(FAMILIES[0], sd3, seed=1), tmp_path / "checkpoint")
+    fakes = [peft_transformer(FAMILIES[0], sd3, seed=seed) for seed in (2, 3)]
+    files = []
+    for number, fake in enumerate(fakes):
+        write_authors(fake, tmp_path / f"fake{number}", "fake_score_net")
+        files.append(str(tmp_path / f"fake{number}/fake_score_net.pt"))
+    assert imported([student], run_file(sd3), tmp_path / "run", "--fake-score", *files) == 0
+    state = Checkpoint.open(tmp_path / "run/checkpoints/cold_start-000000").state()
+    key = "transformer_blocks.0.attn.to_q.lora_B"
+    own = [fake.transformer.state_dict()[f"{key}.default.weight"] for fake in fakes]
+    assert torch.equal(state[f"adapter/{FAKE_SCORE}/{key}.weight"], torch.cat(own, dim=1))
+
+
 # ── starts ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -371,13 +385,34 @@ def test_too_high_a_rank_and_other_layers_are_refused_with_the_remedy_that_works
 def test_a_scale_that_nobody_states_is_asked_for(sd3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_authors(peft_transformer(FAMILIES[0], sd3, seed=1, alpha=6), tmp_path / "checkpoint", alpha=6)
     config = run_file(sd3)
-    assert "states its own: leave the option out" in refused([source], config, tmp_path, capsys, "--alpha", "4")
+    assert "states its own scale: leave the option out" in refused([source], config, tmp_path, capsys, "--alpha", "4")
     (source / "transformer/adapter_config.json").unlink()
     assert "name its lora_alpha with --alpha N" in refused([source], config, tmp_path, capsys)
     assert imported([source], config, tmp_path / "run", "--alpha", "6") == 0
     state = Checkpoint.open(tmp_path / "run/checkpoints/cold_start-000000").state()
     own = load_file(source / "transformer/adapter_model.safetensors")[f"{Q}.lora_B.default.weight"]
     assert torch.equal(state[f"average/{Q}.lora_B.weight"][:, :2], own * 1.5)  # 6 / 2 there, 8 / 4 here
+
+
+def test_a_given_scale_is_that_of_the_files_which_state_none(sd3: Path, tmp_path: Path) -> None:
+    stated, silent = (
+        write_authors(peft_transformer(FAMILIES[0], sd3, seed=seed, alpha=4), tmp_path / str(seed)) for seed in (1, 2)
+    )
+    (silent / "transformer/adapter_config.json").unlink()
+    assert imported([stated, silent], run_file(sd3), tmp_path / "run", "--alpha", "6") == 0
+    state = Checkpoint.open(tmp_path / "run/checkpoints/cold_start-000000").state()
+    for columns, directory, factor in ((slice(2), stated, 1.0), (slice(2, 4), silent, 1.5)):  # scale 2 here
+        own = load_file(directory / "transformer/adapter_model.safetensors")[f"{Q}.lora_B.default.weight"]
+        assert torch.equal(state[f"average/{Q}.lora_B.weight"][:, columns], own * factor)
+
+
+def test_the_remedy_for_too_high_a_rank_has_a_whole_alpha(
+    sd3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rank 4 and alpha 6 are a scale of 3 / 2: rank 5 would need an alpha of 7.5."""
+    source = write_authors(peft_transformer(FAMILIES[0], sd3, seed=1, rank=5), tmp_path / "checkpoint", rank=5)
+    message = refused([source], run_file(sd3, rank=4, alpha=6), tmp_path, capsys)
+    assert "add --lora.rank 6 --lora.alpha 9, which keep the scale" in message
 
 
 def test_alphas_in_the_file_and_the_scales_of_patterns_are_read(sd3: Path, tmp_path: Path) -> None:
@@ -526,5 +561,8 @@ def test_a_name_of_the_hub_downloads_the_adapters_alone(
     assert asked[0][0] == "Harahan/SD35M-RTDMD"
     assert {"cold_start/adapter_config.json", "cold_start/*/adapter_model.safetensors"} < set(asked[0][1])
     assert all(pattern.startswith("cold_start/") for pattern in asked[0][1])
+    file = "cold_start/transformer/adapter_model.safetensors"
+    assert find_lora(f"Harahan/SD35M-RTDMD/{file}") == tmp_path / "hub" / file
+    assert {file, "cold_start/transformer/adapter_config.json"} < set(asked[1][1])  # it states the scale
     with pytest.raises(ModelError, match="Harahan/SD35M-RTDMD on the hub has no rl"):
         find_lora("Harahan/SD35M-RTDMD/rl")
