@@ -107,13 +107,15 @@ def _have_room(shares: Sequence[float], gpus: int) -> bool:
 
 
 def check_schedule(config: Config, sigmas: tuple[float, ...]) -> None:
-    """Stage 1 renoises from every level but the first, so there must be room above the second."""
+    """Stage 1 and the surrogate reward renoise from every level but the first: there must be room above the second."""
     highest = RENOISE_MAX - RENOISE_MARGIN
-    distils = config.cold_start.iterations > 0 and config.cold_start.from_checkpoint is None
-    if distils and sigmas[1] > highest:
+    cold_start, alignment = config.cold_start, config.alignment
+    distils = cold_start.iterations > 0 and cold_start.from_checkpoint is None
+    learns_reward = alignment.iterations > 0 and alignment.policy_gradient == "surrogate_reward"
+    if (distils or learns_reward) and sigmas[1] > highest:
         raise ConfigError(
-            f"sampling.steps = {config.sampling.steps}: the second noise level is {sigmas[1]:.3f}, and the cold start "
-            f"needs it to be at most {highest:.2f}: use fewer steps"
+            f"sampling.steps = {config.sampling.steps}: the second noise level is {sigmas[1]:.3f}, and the "
+            f"{'cold start' if distils else 'surrogate reward'} needs it to be at most {highest:.2f}: use fewer steps"
         )
 
 

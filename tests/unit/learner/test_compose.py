@@ -103,6 +103,10 @@ def test_a_schedule_without_room_to_renoise_is_refused(steps: int) -> None:
     with pytest.raises(ConfigError, match=rf"sampling\.steps = {steps}: .* is {1 - 1 / steps:.3f}, .* at most 0\.97"):
         check_schedule(chosen, sigmas)
     check_schedule(config(sampling={"steps": steps}, cold_start={"iterations": 0}), sigmas)
+    alignment = {"policy_gradient": "surrogate_reward", "reward_gradient_weight": 0}
+    surrogate = {"cold_start": {"iterations": 0}, "alignment": alignment}
+    with pytest.raises(ConfigError, match=r"and the surrogate reward needs it to be at most 0\.97"):
+        check_schedule(config(sampling={"steps": steps}, **surrogate), sigmas)
 
 
 def test_guidance_for_a_teacher_that_takes_none_is_refused_before_training() -> None:
