@@ -143,8 +143,9 @@ def _policy(policy_gradient: str, **others: object) -> Arm:
 TEXT: Options = {
     **ALIGNMENT,
     **NO_BACK_PROPAGATION,
-    "alignment.iterations": 60,
+    "alignment.iterations": 40,
     "alignment.prompts_per_iteration": 8,
+    "alignment.train_fraction": 0.5,
     "alignment.matching_weight": 0.02,
     "alignment.learning_rate_student": 1e-3,
     "alignment.learning_rate_fake": 1e-3,
