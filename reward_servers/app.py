@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from common.errors import RewardRejected
 from common.rewards.api import (
+    DOCS_PATH,
     HEALTH_PATH,
     INFO_PATH,
     METRICS_PATH,
@@ -26,7 +27,7 @@ from common.rewards.api import (
     READY_PATH,
     UNIRL_HEALTH_PATH,
 )
-from reward_servers import unirl
+from reward_servers import docs_page, unirl
 from reward_servers.batcher import Device
 from reward_servers.doors import Door
 from reward_servers.front.answers import JSON_TYPE, Answer, error_answer
@@ -56,7 +57,9 @@ class ServerApp:
         self._device = device
         self._readers = readers
         self._metrics = metrics
-        self._document = json.dumps(describe([(one.prefix, one.info) for one in served], limits, doors)).encode()
+        scorers = [(one.prefix, one.info) for one in served]
+        self._document = json.dumps(describe(scorers, limits, doors)).encode()
+        self._docs = docs_page.page(scorers, limits, queue_bytes, doors)
         services = [ScoringService(one, limits, queue_bytes, readers) for one in served]
         self._scoring: dict[bytes, tuple[ScoringService, Door]] = {
             path.encode(): (service, door)
@@ -84,6 +87,7 @@ class ServerApp:
             READY_PATH: self.ready,
             METRICS_PATH: self.metrics,
             OPENAPI_PATH: self.openapi,
+            DOCS_PATH: self.docs,
         }
         for one, service in zip(self._served, services, strict=True):
             pages[one.prefix + INFO_PATH] = _info_page(one, service)
@@ -113,6 +117,9 @@ class ServerApp:
 
     async def openapi(self, request: Request) -> Response:  # noqa: ARG002
         return Response(self._document, media_type=JSON_TYPE)
+
+    async def docs(self, request: Request) -> Response:  # noqa: ARG002
+        return Response(self._docs, media_type=docs_page.MEDIA_TYPE, headers=docs_page.POLICY)
 
     async def _no_such_page(self, request: Request, error: Exception) -> Response:
         """404 and 405, with the routes that exist."""

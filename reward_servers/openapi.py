@@ -12,6 +12,7 @@ from typing import Any
 from common.rewards.api import (
     ACCESS_CAUSES,
     DEADLINE_HEADER,
+    DOCS_PATH,
     FLOW_GRPO_PATH,
     GRADIENT_PATH,
     HEALTH_PATH,
@@ -209,4 +210,5 @@ PROCESS_PATHS: Json = {
     READY_PATH: _page("Every scorer has passed its start-up check, and no call is stuck", _content("Ready"), (503,)),
     METRICS_PATH: _page("Prometheus metrics", {"content": {"text/plain": {"schema": TEXT}}}),
     OPENAPI_PATH: _page("This document", _content("Document")),
+    DOCS_PATH: _page("A page for people: routes, limits, lines to paste", {"content": {"text/html": {"schema": TEXT}}}),
 }
