@@ -44,6 +44,8 @@ SWITCH_SECONDS = 0.0005
 
 Python's default of 5 ms, which a request may meet several times, is longer than all other costs of serving.
 """
+HUB_PARTS = 2
+"""A name of the Hugging Face hub is organisation/name."""
 REASON_CHARACTERS = 300
 """A library's message is cut to this many characters in ours."""
 
@@ -81,6 +83,10 @@ def load_scorers(settings: ServerSettings) -> dict[str, Scorer]:
 
 def remedy(model: Path) -> str:
     """The end of an error: how to get a model directory from the file that was named."""
+    if not model.is_absolute() and len(model.parts) == HUB_PARTS and not model.parent.exists():
+        return (
+            f": if this is a name of the Hugging Face hub, run `hf download {model} --local-dir DIR` (docs/rewards.md)"
+        )
     if not model.is_file():
         return ""
     return (

@@ -66,6 +66,23 @@ def test_a_wrong_name_of_a_reward_is_found_before_training(url: str) -> None:
     assert "serves ['hps'], not pickscore" in done.stderr
 
 
+def test_the_python_of_the_documents_runs(url: str) -> None:
+    page = (PROJECT_ROOT / "docs/other_trainers.md").read_text(encoding="utf-8")
+    client, reward = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    client = client.replace("attempts=3)", "attempts=3, token=os.environ['REWARD_SERVER_TOKEN'])")
+    call = "print(reward(prompts=['a red cat'], completions=[images_BHWC[0]]) == scores[:1].tolist())\nreward.close()"
+    code = f"import os\n{client}print(gradients_BCHW.shape)\n{reward}{call}".replace("http://127.0.0.1:8101", url)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(PROJECT_ROOT), "REWARD_SERVER_TOKEN": TOKEN},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.stdout == "(2, 3, 64, 64)\nTrue\n", done.stderr
+
+
 def test_the_examples_are_short() -> None:
     for path in EXAMPLES.glob("*.py"):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 80, path
