@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from common.errors import WireError
+from common.strict_json import MAX_INTEGER, MIN_INTEGER
 from reward_servers.picture_files import Check, unhurried
 
 PROTOCOLS = range(2, 6)
@@ -192,7 +193,10 @@ class _Reader:
         size = self.number(1)
         if size > INTEGER_BYTES:
             raise WireError(f"the pickle has an integer of {size} bytes: integers have 64 bits")
-        self.integer(size, signed=True)
+        value = self.number(size, signed=True)
+        if not MIN_INTEGER <= value <= MAX_INTEGER:
+            raise WireError(f"the pickle has the integer {value}: integers have 64 bits")
+        self.push(value)
 
     def real(self) -> None:
         (value,) = struct.unpack(">d", self._take(8))

@@ -127,6 +127,8 @@ def test_every_opcode_of_python_is_read_or_refused_by_name() -> None:
         (b"\x80\x02}]Ns.", "list as a key"),
         (b"\x80\x02}(X\x01\x00\x00\x00aNX\x01\x00\x00\x00aNu.", "'a' twice"),
         (b"\x80\x02h\x00.", "refers to value 0"),
+        (pickle.dumps(2**64, 2), "the integer 18446744073709551616: integers have 64 bits"),
+        (pickle.dumps(-(2**63) - 1, 2), "the integer -9223372036854775809"),
         (b"\x80\x02\x8a\x0a" + bytes(10) + b".", "integers have 64 bits"),
         (b"\x80\x02G" + struct.pack(">d", float("nan")) + b".", "nan: send finite ones"),
         (b"\x80\x02G" + struct.pack(">d", float("inf")) + b".", "inf: send finite ones"),
@@ -255,4 +257,4 @@ def test_the_reader_itself_imports_no_unpickler() -> None:
         node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
     }
     allowed = {"__future__", "math", "struct", "collections.abc", "dataclasses", "typing"}
-    assert imported <= allowed | {"common.errors", "reward_servers.picture_files"}
+    assert imported <= allowed | {"common.errors", "common.strict_json", "reward_servers.picture_files"}
