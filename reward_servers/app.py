@@ -18,9 +18,18 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from common.errors import RewardRejected
-from common.rewards.api import HEALTH_PATH, INFO_PATH, METRICS_PATH, OPENAPI_PATH, READY_PATH
+from common.rewards.api import (
+    DOCS_PATH,
+    HEALTH_PATH,
+    INFO_PATH,
+    METRICS_PATH,
+    OPENAPI_PATH,
+    READY_PATH,
+    UNIRL_HEALTH_PATH,
+)
+from reward_servers import docs_page, unirl
 from reward_servers.batcher import Device
-from reward_servers.doors import DOORS, Door
+from reward_servers.doors import Door
 from reward_servers.front.answers import JSON_TYPE, Answer, error_answer
 from reward_servers.front.exchange import Consumer, Exchange
 from reward_servers.front.pages import TRUST, Page
@@ -41,18 +50,22 @@ class ServerApp:
         device: Device,
         metrics: ServerMetrics,
         readers: Readers,
+        doors: Sequence[Door],
     ) -> None:
         self._served = served
         self._limits = limits
         self._device = device
         self._readers = readers
         self._metrics = metrics
-        self._document = json.dumps(describe([(one.prefix, one.info) for one in served], limits)).encode()
+        scorers = [(one.prefix, one.info) for one in served]
+        self._document = json.dumps(describe(scorers, limits, doors)).encode()
+        self._docs = docs_page.page(scorers, limits, queue_bytes, doors)
         services = [ScoringService(one, limits, queue_bytes, readers) for one in served]
         self._scoring: dict[bytes, tuple[ScoringService, Door]] = {
-            f"{one.prefix}{door.path}".encode(): (service, door)
+            path.encode(): (service, door)
             for one, service in zip(served, services, strict=True)
-            for door in DOORS
+            for door in doors
+            for path in _paths(one.prefix, door)
         }
         self._pages = self._build_pages(services)
 
@@ -74,9 +87,11 @@ class ServerApp:
             READY_PATH: self.ready,
             METRICS_PATH: self.metrics,
             OPENAPI_PATH: self.openapi,
+            DOCS_PATH: self.docs,
         }
         for one, service in zip(self._served, services, strict=True):
             pages[one.prefix + INFO_PATH] = _info_page(one, service)
+            pages[one.prefix + UNIRL_HEALTH_PATH] = _unirl_page(one)
         app = Starlette(
             routes=[Route(path, page, methods=["GET"]) for path, page in pages.items()],
             exception_handlers={HTTPException: self._no_such_page},
@@ -103,6 +118,9 @@ class ServerApp:
     async def openapi(self, request: Request) -> Response:  # noqa: ARG002
         return Response(self._document, media_type=JSON_TYPE)
 
+    async def docs(self, request: Request) -> Response:  # noqa: ARG002
+        return Response(self._docs, media_type=docs_page.MEDIA_TYPE, headers=docs_page.POLICY)
+
     async def _no_such_page(self, request: Request, error: Exception) -> Response:
         """404 and 405, with the routes that exist."""
         assert isinstance(error, HTTPException)
@@ -111,9 +129,18 @@ class ServerApp:
 
     def _no_route(self, method: str, path: str) -> str:
         bases = " and ".join(f"http://HOST:PORT{one.prefix}" for one in self._served)
-        return (
+        told = (
             f"{method} {path}: no such route; the URL of a reward here is {bases}, and all routes are at {OPENAPI_PATH}"
         )
+        if method == "POST" and path.rstrip("/") in {one.prefix for one in self._served}:
+            told += "; clients of Flow-GRPO and verl-omni need a server with --accept-flow-grpo"
+        return told
+
+
+def _paths(prefix: str, door: Door) -> set[str]:
+    """The paths of a route; one that ends in a slash has the path without it as well, which is the scorer's own URL."""
+    path = prefix + door.path
+    return {path, path.rstrip("/") or path}
 
 
 def _info_page(served: Served, service: ScoringService) -> Callable[[Request], Awaitable[Response]]:
@@ -134,6 +161,13 @@ def _info_page(served: Served, service: ScoringService) -> Callable[[Request], A
         return response
 
     return info
+
+
+def _unirl_page(served: Served) -> Callable[[Request], Awaitable[Response]]:
+    async def health(request: Request) -> Response:  # noqa: ARG001
+        return _json(unirl.health(served.info.scorer))
+
+    return health
 
 
 def _json(body: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

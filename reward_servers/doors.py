@@ -9,9 +9,10 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from common.rewards.api import (
+    FLOW_GRPO_PATH,
     GRADIENT_PATH,
     MEDIA_TYPE,
     PLAIN_SCORE_PATH,
@@ -19,10 +20,13 @@ from common.rewards.api import (
     GradientRequest,
     ScoreRequest,
 )
-from reward_servers import plain_json
+from reward_servers import flow_grpo, plain_json
 from reward_servers.batcher import Request, Response
 from reward_servers.front.answers import JSON_TYPE
 from reward_servers.limits import Patience, RequestLimits
+from reward_servers.picture_request import PictureRequest
+
+PICKLE_TYPE = "application/octet-stream"
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,10 @@ class Opened:
     more_bytes: int
     decode: Callable[[], Request]
     encode: Callable[[Response], bytes]
+
+    @classmethod
+    def of(cls, pictures: PictureRequest) -> Self:
+        return cls(pictures.decoded_bytes, pictures.decode, pictures.encode)
 
 
 class Door(ABC):
@@ -56,7 +64,8 @@ class Door(ABC):
     needs_gradient: ClassVar[bool] = False
 
     @abstractmethod
-    def open(self, body: bytearray, limits: RequestLimits, patience: Patience) -> Opened: ...
+    def open(self, body: bytearray, limits: RequestLimits, scorer: str, patience: Patience) -> Opened:
+        """Read the outer form of a request to the scorer of this name; RewardRejected or WireError if it is invalid."""
 
 
 class ScoreDoor(Door):
@@ -65,7 +74,7 @@ class ScoreDoor(Door):
     path = SCORE_PATH
     at_once = math.inf
 
-    def open(self, body: bytearray, limits: RequestLimits, patience: Patience) -> Opened:  # noqa: ARG002
+    def open(self, body: bytearray, limits: RequestLimits, scorer: str, patience: Patience) -> Opened:  # noqa: ARG002
         return Opened(0, lambda: ScoreRequest.from_bytes(body, limits.max_body_bytes, limits.max_pixels), _packed)
 
 
@@ -76,7 +85,7 @@ class GradientDoor(Door):
     copies = 4
     needs_gradient = True
 
-    def open(self, body: bytearray, limits: RequestLimits, patience: Patience) -> Opened:  # noqa: ARG002
+    def open(self, body: bytearray, limits: RequestLimits, scorer: str, patience: Patience) -> Opened:  # noqa: ARG002
         return Opened(0, lambda: GradientRequest.from_bytes(body, limits.max_body_bytes, limits.max_pixels), _packed)
 
 
@@ -87,9 +96,20 @@ class PlainDoor(Door):
     media_type = JSON_TYPE
     at_once = 0
 
-    def open(self, body: bytearray, limits: RequestLimits, patience: Patience) -> Opened:
-        plain = plain_json.parse(body, limits, patience.check)
-        return Opened(plain.decoded_bytes, plain.decode, lambda response: plain.answer(response.scores_B.tolist()))
+    def open(self, body: bytearray, limits: RequestLimits, scorer: str, patience: Patience) -> Opened:
+        return Opened.of(plain_json.parse(body, limits, scorer, patience.check))
+
+
+class FlowGrpoDoor(Door):
+    """Pickles of picture files; served with `--accept-flow-grpo` alone. It holds the body and the files in it."""
+
+    path = FLOW_GRPO_PATH
+    media_type = PICKLE_TYPE
+    copies = 2
+    at_once = 0
+
+    def open(self, body: bytearray, limits: RequestLimits, scorer: str, patience: Patience) -> Opened:  # noqa: ARG002
+        return Opened.of(flow_grpo.read(body, limits, patience.check))
 
 
 DOORS: tuple[Door, ...] = (ScoreDoor(), GradientDoor(), PlainDoor())

@@ -28,6 +28,7 @@ from common.rewards.api import GradientRequest, ServerInfo
 from common.whole_files import write_whole
 from reward_servers.app import ServerApp
 from reward_servers.batcher import Batcher, Device
+from reward_servers.doors import DOORS, FlowGrpoDoor
 from reward_servers.front.connections import ConnectionLimits, Connections
 from reward_servers.limits import Readers
 from reward_servers.metrics import ServerMetrics
@@ -43,6 +44,8 @@ SWITCH_SECONDS = 0.0005
 
 Python's default of 5 ms, which a request may meet several times, is longer than all other costs of serving.
 """
+HUB_PARTS = 2
+"""A name of the Hugging Face hub is organisation/name."""
 REASON_CHARACTERS = 300
 """A library's message is cut to this many characters in ours."""
 
@@ -80,6 +83,10 @@ def load_scorers(settings: ServerSettings) -> dict[str, Scorer]:
 
 def remedy(model: Path) -> str:
     """The end of an error: how to get a model directory from the file that was named."""
+    if not model.is_absolute() and len(model.parts) == HUB_PARTS and not model.parent.exists():
+        return (
+            f": if this is a name of the Hugging Face hub, run `hf download {model} --local-dir DIR` (docs/rewards.md)"
+        )
     if not model.is_file():
         return ""
     return (
@@ -91,6 +98,7 @@ def remedy(model: Path) -> str:
 async def serve(settings: ServerSettings, scorers: Mapping[str, Scorer], listener: socket.socket) -> None:
     """Test the scorers, serve until SIGTERM or Ctrl-C, drain."""
     metrics, device, readers = ServerMetrics(), Device(), Readers()
+    doors = (*DOORS, FlowGrpoDoor()) if settings.accept_flow_grpo else DOORS
     counters = {name: metrics.of_scorer(name, *scorer.score_range) for name, scorer in scorers.items()}
     batchers = {name: Batcher(scorer, name, settings.batch, device, counters[name]) for name, scorer in scorers.items()}
 
@@ -101,7 +109,7 @@ async def serve(settings: ServerSettings, scorers: Mapping[str, Scorer], listene
             check_score = await _check(batchers[name], scorer)
             info = server_info(name, scorer, reproducible)
             served.append(Served(prefix, info, batchers[name], counters[name], check_score, scorer.limits))
-        app = ServerApp(served, settings.limits, settings.queue_bytes, device, metrics, readers)
+        app = ServerApp(served, settings.limits, settings.queue_bytes, device, metrics, readers, doors)
         opening = open_for_requests(settings, listener.getsockname()[1], served)
         await serve_http(app, listener, Connections(ConnectionLimits()), opening)
 

@@ -12,6 +12,8 @@ from typing import Any
 from common.rewards.api import (
     ACCESS_CAUSES,
     DEADLINE_HEADER,
+    DOCS_PATH,
+    FLOW_GRPO_PATH,
     GRADIENT_PATH,
     HEALTH_PATH,
     INFO_FLAGS,
@@ -27,11 +29,14 @@ from common.rewards.api import (
     REQUEST_CAUSES,
     SCORE_PATH,
     SERVER_CAUSES,
+    UNIRL_HEALTH_PATH,
     ServerInfo,
 )
 from common.wire import MAX_LIST_ITEMS
+from reward_servers import unirl
+from reward_servers.doors import PICKLE_TYPE, Door
 from reward_servers.limits import RequestLimits
-from reward_servers.plain_json import MAX_IMAGES
+from reward_servers.picture_request import MAX_IMAGES
 
 Json = dict[str, Any]
 
@@ -62,10 +67,14 @@ DEADLINE_PARAMETER = {
 }
 
 
-def describe(scorers: Sequence[tuple[str, ServerInfo]], limits: RequestLimits) -> Json:
-    """The document of a process that serves these scorers, each under its prefix."""
+def describe(scorers: Sequence[tuple[str, ServerInfo]], limits: RequestLimits, doors: Sequence[Door]) -> Json:
+    """The document of a process that serves these scorers, each under its prefix, through these doors."""
     guarded = limits.token is not None
-    paths = {prefix + path: item for prefix, info in scorers for path, item in _scorer_paths(info, guarded).items()}
+    paths = {
+        prefix + path: item
+        for prefix, info in scorers
+        for path, item in (_scorer_paths(info, guarded) | _pickle_paths(info, guarded, doors)).items()
+    }
     components: Json = {"schemas": SCHEMAS}
     if guarded:
         components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
@@ -96,7 +105,15 @@ def _scorer_paths(info: ServerInfo, guarded: bool) -> Json:
             "post": _operation(f"Score with {name}, in JSON", "PlainRequest", "PlainResponse", SCORE_ERRORS, guarded)
         },
         INFO_PATH: {"get": _operation(f"The identity that {name} declares", None, "ServerInfo", (422,), guarded)},
+        UNIRL_HEALTH_PATH: _page(f"The name {name}, as UniRL's client asks for it", _content("UniRLHealth")),
     }
+
+
+def _pickle_paths(info: ServerInfo, guarded: bool, doors: Sequence[Door]) -> Json:
+    if FLOW_GRPO_PATH not in {door.path for door in doors}:
+        return {}
+    summary = f"Score with {info.scorer}: pickles of plain containers, as Flow-GRPO and verl-omni send them"
+    return {FLOW_GRPO_PATH: {"post": _operation(summary, "Pickle", "Pickle", SCORE_ERRORS, guarded)}}
 
 
 def _operation(summary: str, request: str | None, response: str | None, errors: Sequence[int], guarded: bool) -> Json:
@@ -114,7 +131,7 @@ def _operation(summary: str, request: str | None, response: str | None, errors: 
 
 
 def _content(schema: str) -> Json:
-    kind = MEDIA_TYPE if schema in MSGPACK_SCHEMAS else JSON_TYPE
+    kind = MEDIA_TYPE if schema in MSGPACK_SCHEMAS else PICKLE_TYPE if schema == "Pickle" else JSON_TYPE
     return {"content": {kind: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}}
 
 
@@ -144,15 +161,33 @@ MANY_IMAGES = _object(
     {"images": _list(BASE64_IMAGE, MAX_IMAGES), "prompts": _list(TEXT, MAX_IMAGES)},
     {"metadata": {"anyOf": [MAP, {"type": "array", "items": MAP}, {"type": "null"}]}},
 )
+IDENTITY = {"type": ["string", "integer", "null"]}
+UNIRL_ITEM = _object(
+    {
+        "history": _list(_object({"text": TEXT, "image_b64": BASE64_IMAGE}), 1),
+        "required_rewards": _list(TEXT, 1),
+    },
+    {"metadata": {"type": ["object", "null"]}} | dict.fromkeys((*unirl.IDENTITY, unirl.SCORER_VERSION), IDENTITY),
+)
+UNIRL_REQUEST = _object({"requests": _list(UNIRL_ITEM, MAX_IMAGES)}, {"protocol_version": {"const": unirl.VERSION}})
+UNIRL_RESPONSE = _object(
+    {"protocol_version": TEXT} | dict.fromkeys(("results", "errors", "identities"), _list(MAP, MAX_IMAGES))
+)
 SCHEMAS: Json = {
     "ScoreRequest": _request("images_BHWC", "uint8 [B, H, W, 3], RGB"),
     "ScoreResponse": _object(ANSWER),
     "GradientRequest": _request("images_BCHW", "float32 [B, 3, H, W], RGB in [0, 1]"),
     "GradientResponse": _object(ANSWER | {"gradients_BCHW": _array("float32 [B, 3, H, W], d score_i / d image_i")}),
-    "PlainRequest": {"anyOf": [MANY_IMAGES, _object({"image_base64": BASE64_IMAGE, "prompt": TEXT})]},
+    "PlainRequest": {"anyOf": [MANY_IMAGES, _object({"image_base64": BASE64_IMAGE, "prompt": TEXT}), UNIRL_REQUEST]},
     "PlainResponse": {
-        "anyOf": [_object({"scores": _list({"type": "number"}, MAX_IMAGES)}), _object({"score": {"type": "number"}})]
+        "anyOf": [
+            _object({"scores": _list({"type": "number"}, MAX_IMAGES)}),
+            _object({"score": {"type": "number"}}),
+            UNIRL_RESPONSE,
+        ]
     },
+    "Pickle": {"type": "string", "format": "binary", "description": "reward_servers/flow_grpo.py has its fields."},
+    "UniRLHealth": _object({"status": {"const": "ok"}, "rewards": MAP}),
     "ServerInfo": _object(
         dict.fromkeys(INFO_TEXTS, TEXT) | dict.fromkeys(INFO_FLAGS, FLAG) | {"low": BOUND, "high": BOUND}
     ),
@@ -175,4 +210,5 @@ PROCESS_PATHS: Json = {
     READY_PATH: _page("Every scorer has passed its start-up check, and no call is stuck", _content("Ready"), (503,)),
     METRICS_PATH: _page("Prometheus metrics", {"content": {"text/plain": {"schema": TEXT}}}),
     OPENAPI_PATH: _page("This document", _content("Document")),
+    DOCS_PATH: _page("A page for people: routes, limits, lines to paste", {"content": {"text/html": {"schema": TEXT}}}),
 }

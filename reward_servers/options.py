@@ -20,7 +20,7 @@ from reward_servers.limits import RequestLimits
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 """A name must match this, because it becomes a part of URLs."""
-RESERVED_NAMES = ("v1", "score", "healthz", "readyz", "metrics", "openapi.json")
+RESERVED_NAMES = ("v1", "score", "health", "healthz", "readyz", "metrics", "openapi.json", "docs")
 """These names are the first parts of a process's own routes."""
 LAST_PORT = 65_535
 MEBIBYTE = 2**20
@@ -43,7 +43,12 @@ class ScorerSettings:
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """The validated command line. `queue_bytes` bounds the bytes that each scorer's requests hold at once."""
+    """The validated command line.
+
+    Attributes:
+        queue_bytes: bounds the bytes that each scorer's requests hold at once.
+        accept_flow_grpo: whether pickles of plain containers are read, at `POST /`.
+    """
 
     scorers: tuple[ScorerSettings, ...]
     host: str
@@ -52,6 +57,7 @@ class ServerSettings:
     batch: BatchLimits
     limits: RequestLimits
     queue_bytes: int
+    accept_flow_grpo: bool
     ready_file: Path | None
     redis_url: str | None
     advertise_url: str | None
@@ -115,6 +121,12 @@ def build_parser() -> argparse.ArgumentParser:
         default=5.0,
         help="milliseconds that a request waits for others to join its batch while the device is idle",
     )
+    parser.add_argument(
+        "--accept-flow-grpo",
+        action="store_true",
+        help="serve POST / as well, for the HTTP reward clients of Flow-GRPO and verl-omni: pickles of plain "
+        "containers, read without Python's unpickler",
+    )
     _add_limits(parser)
     parser.add_argument("--ready-file", type=user_path, help="write JSON with port and pid to this file when ready")
     parser.add_argument(
@@ -170,6 +182,7 @@ def check(options: argparse.Namespace) -> ServerSettings:
         batch=BatchLimits(options.max_batch, options.max_wait_ms / 1000, options.queue_items, not options.reproducible),
         limits=RequestLimits(options.max_body_mb * MEBIBYTE, options.max_pixels, options.deadline_s, token),
         queue_bytes=options.queue_mb * MEBIBYTE,
+        accept_flow_grpo=options.accept_flow_grpo,
         ready_file=options.ready_file,
         redis_url=options.redis_url,
         advertise_url=options.advertise_url,

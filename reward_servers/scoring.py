@@ -165,7 +165,7 @@ class ScoringRequest(Consumer):
     def complete(self) -> None:
         in_thread = len(self._body) > self._door.at_once
         door, body, service = self._door, self._body, self._service
-        self._call(lambda: door.open(body, service.limits, self._patience), self._opened, in_thread)
+        self._call(lambda: door.open(body, service.limits, service.name, self._patience), self._opened, in_thread)
 
     def dropped(self, status: int) -> None:
         self._end(status)

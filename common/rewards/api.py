@@ -4,9 +4,11 @@
     POST /v1/gradient   GradientRequest -> GradientResponse   msgpack; differentiable scorers only
     GET  /v1/info       ServerInfo                            JSON
     POST /score         base64 images, prompts -> scores      JSON, for trainers that only speak JSON
-    GET  /healthz /readyz /metrics /openapi.json              alive; scored a test image; Prometheus text; all of this
+    POST /              image files, prompts -> scores        pickle of plain containers; with --accept-flow-grpo
+    GET  /health        the name of the reward                JSON, as UniRL's client asks for it
+    GET  /healthz /readyz /metrics /openapi.json /docs        alive; scored a test image; Prometheus text; all of this
 
-A process with several scorers serves the first four lines for each under `/{name}`. A scorer's base URL is then
+A process with several scorers serves the first six lines for each under `/{name}`. A scorer's base URL is then
 `http://host:port/{name}`. A request may carry `DEADLINE_HEADER`: the seconds after which its response is useless.
 
 A failure is a status code and the JSON body {"error": cause, "message": text}. `CAUSES` lists every cause.
@@ -40,7 +42,10 @@ HEALTH_PATH = "/healthz"
 READY_PATH = "/readyz"
 METRICS_PATH = "/metrics"
 PLAIN_SCORE_PATH = "/score"
+FLOW_GRPO_PATH = "/"
+UNIRL_HEALTH_PATH = "/health"
 OPENAPI_PATH = "/openapi.json"
+DOCS_PATH = "/docs"
 MEDIA_TYPE = "application/msgpack"
 DEADLINE_HEADER = "x-deadline-seconds"
 """Name of the header with the client's deadline: a positive number of seconds, capped by the server's own limit."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import httpx
 
 from reward_servers.app import ServerApp
 from reward_servers.batcher import Batcher, BatchLimits, Device
+from reward_servers.doors import DOORS, Door
 from reward_servers.front.connections import ConnectionLimits, Connections
 from reward_servers.front.exchange import Service
 from reward_servers.front.listener import accept
@@ -34,10 +35,11 @@ async def serving_app(
     queue_bytes: int = 2**22,
     clock: Callable[[], float] = time.monotonic,
     connections: ConnectionLimits | None = None,
+    doors: Sequence[Door] = DOORS,
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the server; the scorers are served as they are, without a start-up check."""
     async with (
-        service_of(scorers, limits, batch, queue_bytes, clock) as service,
+        service_of(scorers, limits, batch, queue_bytes, clock, doors) as service,
         listening(service, connections or ConnectionLimits()) as port,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=ANSWER_SECONDS, trust_env=False) as client,
     ):
@@ -51,6 +53,7 @@ async def service_of(
     batch: BatchLimits = BATCH,
     queue_bytes: int = 2**22,
     clock: Callable[[], float] = time.monotonic,
+    doors: Sequence[Door] = DOORS,
 ) -> AsyncIterator[ServerApp]:
     """All routes of a server, without a port."""
     metrics, device, readers = ServerMetrics(), Device(clock), Readers(clock)
@@ -62,7 +65,7 @@ async def service_of(
         served.append(Served(prefix, info, batcher, counters, 0.5, scorer.limits))
     feeding = [asyncio.create_task(one.batcher.run()) for one in served]
     try:
-        yield ServerApp(served, limits, queue_bytes, device, metrics, readers)
+        yield ServerApp(served, limits, queue_bytes, device, metrics, readers, doors)
     finally:
         for task in feeding:
             task.cancel()

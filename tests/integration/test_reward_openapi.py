@@ -48,7 +48,7 @@ schemathesis.openapi.format(ARRAY_FORMAT, strategies.sampled_from(["", "", "not 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    options = ("--scorer", BRIGHTNESS, "--scorer", MISCHIEF, "--max-body-mb", "1")
+    options = ("--scorer", BRIGHTNESS, "--scorer", MISCHIEF, "--max-body-mb", "1", "--accept-flow-grpo")
     with running(tmp_path_factory.mktemp("server"), *options, REWARD_SERVER_TOKEN=TOKEN) as (base, _):
         yield base
 
@@ -73,6 +73,7 @@ def test_answers_are_those_of_the_document(url: str) -> None:
         "POST /brightness/v1/score",
         "POST /mischief/v1/gradient",
         "POST /brightness/score",
+        "POST /brightness/",
         "GET /metrics",
     } <= asked
 
@@ -85,7 +86,7 @@ def test_every_guarded_route_of_the_document_asks_for_the_token(url: str) -> Non
         for method, operation in item.items()
         if "security" in operation
     ]
-    assert len(guarded) == 8
+    assert len(guarded) == 10
     for method, path in guarded:
         answer = httpx.request(method, url + path)
         assert (answer.status_code, answer.json()["error"]) == (401, "unauthorized")

@@ -12,7 +12,7 @@ from reward_servers.scorers import BUILT_IN_SCORERS
 
 REPOSITORY = Path(__file__).parents[3]
 OURS = ("common", "reward_servers")
-ENTRIES = ["reward_servers.__main__", "reward_servers.score_images", "common.rewards.client"]
+ENTRIES = ["reward_servers.__main__", "reward_servers.score_images", "common.rewards.client", "reward_servers.remote"]
 MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "jsonpickle"}
 CALLS = {"torch.load", "numpy.load", "np.load", "pandas.read_pickle", "yaml.load", "yaml.unsafe_load", "eval", "exec"}
 
@@ -60,7 +60,13 @@ def dangers(tree: ast.AST) -> Iterator[str]:
 def test_no_pickle_is_reachable_from_a_socket() -> None:
     scorers = [path.partition(":")[0] for path in BUILT_IN_SCORERS.values()]
     modules = reachable(ENTRIES + scorers)
-    assert {"reward_servers.app", "reward_servers.plain_json", "common.wire", *scorers} <= set(modules)
+    assert {
+        "reward_servers.app",
+        "reward_servers.plain_json",
+        "reward_servers.plain_pickle",
+        "common.wire",
+        *scorers,
+    } <= set(modules)
     assert {module: found for module, tree in modules.items() if (found := list(dangers(tree)))} == {}
 
 

@@ -26,12 +26,12 @@ def test_a_body_that_nobody_waits_for_is_not_read() -> None:
     patience = Patience(60.0)
     patience.end()
     with pytest.raises(RewardUnavailable, match="not read within its deadline"):
-        PlainDoor().open(plain_body(), LIMITS, patience)
+        PlainDoor().open(plain_body(), LIMITS, "hps", patience)
 
 
 def test_decoding_ends_when_nobody_waits_any_more() -> None:
     patience = Patience(60.0)
-    opened = PlainDoor().open(plain_body(), LIMITS, patience)
+    opened = PlainDoor().open(plain_body(), LIMITS, "hps", patience)
     patience.end()
     with pytest.raises(RewardUnavailable, match="not read within its deadline"):
         opened.decode()
@@ -48,7 +48,7 @@ def test_a_decoded_request_keeps_its_pixels_once() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Image, "open", opened)
-        request = PlainDoor().open(body, LIMITS, Patience(60.0)).decode()
+        request = PlainDoor().open(body, LIMITS, "hps", Patience(60.0)).decode()
     assert request.images_BHWC.shape == (2, 8, 8, 3)
     assert (request.images_BHWC[1, 3, 4] == (10, 20, 30)).all()
     for file in files:

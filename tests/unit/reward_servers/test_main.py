@@ -15,7 +15,7 @@ from PIL import Image
 
 from common.errors import ConfigError, ModelError
 from reward_servers import main, score_images
-from reward_servers.main import load_scorers, open_for_requests, server_info
+from reward_servers.main import load_scorers, open_for_requests, remedy, server_info
 from reward_servers.options import ServerSettings, build_parser, check
 from reward_servers.scorers import BUILT_IN_SCORERS, MOVED_SCORERS
 from reward_servers.scorers.base import ScorerLimits
@@ -164,3 +164,10 @@ def test_a_checkpoint_file_for_a_model_directory_is_told_how_to_convert_it(tmp_p
     settings = check(build_parser().parse_args(["--scorer", scorer, "--model", str(tmp_path / "none")]))
     with pytest.raises(ModelError, match=r"none is not a directory$"):
         load_scorers(settings)
+
+
+def test_a_name_of_the_hub_is_told_from_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "`hf download xswu/HPSv2 --local-dir DIR`" in remedy(Path("xswu/HPSv2"))
+    (tmp_path / "models").mkdir()
+    assert remedy(Path("models/hps")) == remedy(Path("/xswu/HPSv2")) == remedy(Path("hps")) == ""

@@ -20,6 +20,7 @@ from common.errors import RewardInvalid, RewardRejected, RewardUnavailable
 from common.rewards.api import ByteArray, ScoreRequest, ScoreResponse
 from reward_servers import plain_json, score_images
 from reward_servers.picture_files import MAX_OWN_PIXELS, MAX_PASSES, OWN_FORMATS, SENT_FORMATS, open_picture, pixels_HWC
+from reward_servers.picture_request import PictureRequest
 from tests.helpers.serving_app import LIMITS
 
 RGB = np.array([[[0, 0, 0], [255, 0, 0], [0, 255, 0]], [[255, 255, 255], [10, 20, 30], [128, 128, 128]]], np.uint8)
@@ -61,7 +62,7 @@ def tagged(orientation: int) -> Image.Exif:
 def posted(content: bytes) -> ByteArray:
     """The pixels that a scorer gets if the file is sent to POST /score."""
     body = json.dumps({"image_base64": base64.b64encode(content).decode(), "prompt": "a"}).encode()
-    pixels: ByteArray = plain_json.parse(bytearray(body), LIMITS).decode().images_BHWC[0]
+    pixels: ByteArray = plain_json.parse(bytearray(body), LIMITS, "hps").decode().images_BHWC[0]
     return pixels
 
 
@@ -215,9 +216,11 @@ def test_broken_exif_data_says_nothing() -> None:
 
 
 def test_photos_of_one_request_have_one_size_when_upright() -> None:
-    def request(*files: bytes) -> plain_json.PlainRequest:
+    def request(*files: bytes) -> PictureRequest:
         encoded = [base64.b64encode(one).decode() for one in files]
-        return plain_json.parse(bytearray(json.dumps({"images": encoded, "prompts": ["a"] * 2}).encode()), LIMITS)
+        return plain_json.parse(
+            bytearray(json.dumps({"images": encoded, "prompts": ["a"] * 2}).encode()), LIMITS, "hps"
+        )
 
     lying, standing = of(PHOTO), of(np.rot90(PHOTO, -1).copy())
     both = request(file(lying, exif=tagged(6)), file(standing)).decode().images_BHWC
