@@ -7,13 +7,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from common.config.rewards import RewardClientConfig
-from common.redis_link import RedisAddress, RedisLink, ServerRegistry
+from common.redis_link import RedisAddress, RedisLink
 from common.rewards.api import ServerInfo
 from common.rewards.cache import ScoreCache
 from common.rewards.client import RewardClient, RewardEndpoint
-from common.rewards.control_request import ControlRequest
+from common.rewards.control_request import ControlRequest, Reference
 from common.rewards.discovery import Discovery
 from common.rewards.guard import Outage, RewardGuard
+from common.rewards.registry import ServerRegistry
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class RewardAccess:
         outages: every reward of the run, with its outage policy.
         infos: the identities that the rewards declared at the start; empty before the first request.
         controls: each reward's control request.
+        references: what the rewards' servers answered to random pictures at the start; empty before that.
         redis: where more servers register and cached scores are kept; None for a run without Redis.
     """
 
@@ -36,6 +38,7 @@ class RewardAccess:
     cached_scores: int
     infos: Mapping[str, ServerInfo] = field(default_factory=dict)
     controls: Mapping[str, ControlRequest] = field(default_factory=dict)
+    references: Mapping[str, Reference] = field(default_factory=dict)
 
     @contextmanager
     def guard(self) -> Iterator[RewardGuard]:
@@ -57,12 +60,13 @@ class RewardAccess:
                     self.settings.timeout_s,
                     self.settings.attempts,
                     self.token,
-                    trusted_hosts=self.settings.trusted_hosts,
                     discovered=tuple(self.outages),
                     infos=self.infos,
-                    cache=None if link is None else ScoreCache(link, self.cached_scores),
+                    controls=self.controls,
+                    references=self.references,
+                    cache=None if link is None else ScoreCache(link, self.cached_scores, self.token),
                 )
             )
             if link is not None:
-                stack.enter_context(Discovery(client, ServerRegistry(link), client.names))
+                stack.enter_context(Discovery(client, ServerRegistry(link, self.token), client.names))
             yield client

@@ -15,9 +15,10 @@ import redis
 
 from common.config.rewards import RewardClientConfig
 from common.project_files import PROJECT_ROOT
-from common.redis_link import RedisAddress, RedisLink, ServerRegistry
+from common.redis_link import RedisAddress, RedisLink
 from common.rewards.access import RewardAccess
 from common.rewards.guard import Outage
+from common.rewards.registry import ServerRegistry
 from common.types import OutagePolicy
 from learner.driver.embedded_redis import embedded_redis
 

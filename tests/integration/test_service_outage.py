@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from common.redis_link import RedisAddress, RedisLink, RunControl
+from common.redis_link import RedisAddress, RedisLink
+from common.run_control import RunControl
 from tests.helpers.fickle_server import FickleServer
 from tests.helpers.running_service import Run, wait_until, write_config
 from tests.helpers.tiny_rewards import write_hps

@@ -73,7 +73,8 @@ def test_every_reward_answers_a_control_request_before_the_run() -> None:
         server.replies = [(200, ScoreResponse("fake", "hash", SCORES[:1]).to_bytes())]
         controls = control_requests(chosen, Prompt(0, "a train", {"count": 1}), Prompt(1, "evaluation"))
         assert controls == {"unasked": ControlRequest("a train", {"count": 1})}
-        assert check_rewards(chosen, _reward_access(chosen, {}, None), controls) == {"unasked": INFO}
+        access = check_rewards(chosen, _reward_access(chosen, {}, None), controls)
+        assert (access.infos, access.controls, access.references) == ({"unasked": INFO}, controls, {})
         assert ScoreRequest.from_bytes(server.bodies[0]).metadata == [{"count": 1}]
         server.replies = [(422, error_body("request"))]
         with pytest.raises(RewardRejected):
