@@ -67,13 +67,12 @@ class RunControl:
 
     def _read(self, payload: bytes | None) -> tuple[RunRequest | None, float | None]:
         """The request, and the time of a signed one."""
-        word, _, stamp = (payload or b"").partition(b" ")
-        if word not in (b"pause", b"stop"):
+        if payload is None:
             return None, None
-        if self._signer.signs:
-            # The signature shows that `ask` wrote it.
-            return cast("RunRequest", word.decode()), float(stamp)
-        return (None if stamp else cast("RunRequest", word.decode())), None
+        # A signature shows that `ask` wrote the time.
+        word, stamp = payload.split(b" ") if self._signer.signs else (payload, None)
+        request = cast("RunRequest", word.decode()) if word in (b"pause", b"stop") else None
+        return request, None if stamp is None else float(stamp)
 
     def _say_old(self) -> None:
         if not self._said_old:

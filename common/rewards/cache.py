@@ -77,9 +77,11 @@ class ScoreCache:
                 pipeline.zadd(SCORE_ORDER, dict.fromkeys(keys, now))
                 pipeline.zcard(SCORE_ORDER)
                 entries: int = pipeline.execute()[-1]
-            if entries > self._max_entries:
-                oldest = cast("list[tuple[bytes, float]]", client.zpopmin(SCORE_ORDER, entries - self._max_entries))
-                client.delete(*(_score(entry.decode()) for entry, _ in oldest))
+            # Bounded, for entries that another program put there: the next requests take out the others.
+            excess = min(entries - self._max_entries, 2 * LARGEST_REQUEST)
+            if excess > 0:
+                oldest = cast("list[tuple[bytes, float]]", client.zpopmin(SCORE_ORDER, excess))
+                client.delete(*(_score("").encode() + entry for entry, _ in oldest))
 
         self._link.call(write)
 
