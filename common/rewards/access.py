@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from common.rewards.control_request import ControlRequest, Reference
 from common.rewards.discovery import Discovery
 from common.rewards.guard import Outage, RewardGuard
 from common.rewards.registry import ServerRegistry
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,24 +52,39 @@ class RewardAccess:
     @contextmanager
     def client(self) -> Iterator[RewardClient]:
         """A client that also uses registered servers."""
+        if self.redis is None:
+            with self._client(None) as client:
+                yield client
+            return
         with ExitStack() as stack:
-            link = None
-            if self.redis is not None:
-                link = RedisLink(self.redis)
-                stack.callback(link.close)
-            client = stack.enter_context(
-                RewardClient(
-                    self.endpoints,
-                    self.settings.timeout_s,
-                    self.settings.attempts,
-                    self.token,
-                    discovered=tuple(self.outages),
-                    infos=self.infos,
-                    controls=self.controls,
-                    references=self.references,
-                    cache=None if link is None else ScoreCache(link, self.cached_scores, self.token),
-                )
-            )
-            if link is not None:
-                stack.enter_context(Discovery(client, ServerRegistry(link, self.token), client.names))
+            link = RedisLink(self.redis)
+            stack.callback(link.close)
+            cache = ScoreCache(link, self.cached_scores, self.token)
+            registry = ServerRegistry(link, self.token)
+            stack.callback(_report, registry, cache)
+            client = stack.enter_context(self._client(cache))
+            stack.enter_context(Discovery(client, registry, client.names))
             yield client
+
+    def _client(self, cache: ScoreCache | None) -> RewardClient:
+        return RewardClient(
+            self.endpoints,
+            self.settings.timeout_s,
+            self.settings.attempts,
+            self.token,
+            discovered=tuple(self.outages),
+            infos=self.infos,
+            controls=self.controls,
+            references=self.references,
+            cache=cache,
+        )
+
+
+def _report(registry: ServerRegistry, cache: ScoreCache) -> None:
+    """Log how many values were ignored; the first one has been logged with its key and the remedy."""
+    if registry.ignored or cache.ignored:
+        logger.warning(
+            "Redis: %d registrations and %d scores without a valid signature were ignored",
+            registry.ignored,
+            cache.ignored,
+        )

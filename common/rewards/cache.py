@@ -42,6 +42,11 @@ class ScoreCache:
         self._max_entries = max_entries
         self._signer = Signer(token, Purpose.SCORE)
 
+    @property
+    def ignored(self) -> int:
+        """Number of entries that were read and had no valid signature."""
+        return self._signer.ignored
+
     def get(self, keys: Sequence[str]) -> FloatArray | None:
         """Scores float32 [B], or None unless all are cached; StoreError as in `RedisLink.call`."""
         if not 0 < len(keys) <= LARGEST_REQUEST:

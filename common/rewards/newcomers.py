@@ -97,7 +97,8 @@ class Newcomers:
         self._start(self._checks, newcomers)
         if newcomers and self._reference is None:
             self._start(self._checks_of_known, [url for url in known if _is_healthy(replicas, url)])
-        self._wait([*self._checks.values(), *self._checks_of_known.values()], anyone=bool(known))
+        asked = [*(self._checks[url] for url in newcomers), *self._checks_of_known.values()]
+        self._wait(asked, anyone=bool(known))
         self._learn_from_known()
         joined = self._joined(newcomers, anyone=bool(known))
         replicas.discovered([url for url in found if url in known or url in joined])
@@ -152,7 +153,7 @@ class Newcomers:
         joined = []
         for url in sorted(newcomers):
             check = self._checks[url]
-            if not check.done():
+            if not check.done() or check.cancelled():
                 continue
             if self._reference is None and anyone and _answered(check):
                 # It stays introduced until a known server answers.

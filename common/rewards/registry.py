@@ -51,6 +51,11 @@ class ServerRegistry:
         """Whether a listed server has shown that it knows the token."""
         return self._signer.signs
 
+    @property
+    def ignored(self) -> int:
+        """Number of registrations that were read and had no valid signature."""
+        return self._signer.ignored
+
     def register(self, reward: str, url: str) -> None:
         """Register a server, or renew its lease; StoreError as in `RedisLink.call`."""
         lease = _lease(reward, url)

@@ -45,7 +45,7 @@ def is_introduction(body: bytes) -> bool:
 class FakeServer:
     """Answers /v1/info truthfully and everything else with `replies`, in turn, the last one for ever.
 
-    Random pictures of a client that does not know it yet are answered with `introduction`, and counted alone.
+    Random pictures of a client that does not know it yet are answered with `introduction`, and kept apart.
     Nothing at all is answered while `hangs` is set.
     """
 
@@ -55,7 +55,7 @@ class FakeServer:
         self.headers: dict[str, str] = {}
         self.bodies: list[bytes] = []
         self.introduction: Callable[[], Reply] = lambda: (200, introduction(self.info))
-        self.introductions = 0
+        self.introductions: list[bytes] = []
         self.looks = 0
         self.paths: list[str] = []
         self.authorization: str | None = None
@@ -78,7 +78,7 @@ class FakeServer:
                 self.note()
                 body = self.rfile.read(int(self.headers["content-length"]))
                 if is_introduction(body):
-                    outer.introductions += 1
+                    outer.introductions.append(body)
                     reply = outer.introduction()
                 else:
                     outer.bodies.append(body)

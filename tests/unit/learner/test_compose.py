@@ -81,6 +81,19 @@ def test_every_reward_answers_a_control_request_before_the_run() -> None:
             check_rewards(chosen, _reward_access(chosen, {}, None), controls)
 
 
+@pytest.mark.parametrize(("url", "asked"), [("redis://127.0.0.1:1/0", 1), ("embedded", 0), ("none", 0)])
+def test_random_pictures_are_asked_of_the_servers_if_others_may_register(url: str, asked: int) -> None:
+    """Their answers are then at hand when a server registers, even if its twin is down by then."""
+    with fake_server() as server:
+        chosen = config(rewards=[{"name": "unasked", "url": server.url}], redis={"url": url})
+        server.replies = [(200, ScoreResponse("fake", "hash", SCORES[:1]).to_bytes())]
+        controls = control_requests(chosen, Prompt(0, "a train"), Prompt(1, "evaluation"))
+        access = check_rewards(chosen, _reward_access(chosen, {}, None), controls)
+        assert len(server.introductions) == len(access.references) == asked
+        assert [reference.scores for reference in access.references.values()] == [(0.5, 0.5)] * asked
+        assert all("a train" in ScoreRequest.from_bytes(body).prompts for body in server.introductions)
+
+
 @pytest.mark.parametrize(
     ("query", "expected"),
     [
