@@ -236,8 +236,8 @@ def _check_registrable(advertised: str | None, scorers: int) -> None:
 
 def _token_hosts(options: argparse.Namespace) -> list[str]:
     """Hosts whose users could try to guess the token: through this server, or from signatures in that Redis."""
-    redis_host = "" if options.redis_url is None else host_of(options.redis_url)
-    return [host for host in (options.host, redis_host) if host]
+    urls = [url for url in (options.redis_url, options.advertise_url) if url is not None]
+    return [host for host in (options.host, *map(host_of, urls)) if host]
 
 
 def server_url(text: str) -> str:

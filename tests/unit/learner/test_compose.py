@@ -16,7 +16,14 @@ from common.flow import static_shift_sigmas
 from common.rewards.api import ScoreRequest, ScoreResponse
 from common.rewards.control_request import ControlRequest
 from common.types import Guidance, Prompt
-from learner.compose import _checked_prediction, _errors_in_one_line, _load_prompts, _redis, _reward_access
+from learner.compose import (
+    _checked_prediction,
+    _errors_in_one_line,
+    _load_prompts,
+    _redis,
+    _reward_access,
+    _token_hosts,
+)
 from learner.driver.cluster import _say_what_is_waited_for, ray_cluster
 from learner.preflight.checks import (
     check_files,
@@ -79,6 +86,23 @@ def test_every_reward_answers_a_control_request_before_the_run() -> None:
         server.replies = [(422, error_body("request"))]
         with pytest.raises(RewardRejected):
             check_rewards(chosen, _reward_access(chosen, {}, None), controls)
+
+
+@pytest.mark.parametrize(
+    ("servers", "redis", "hosts"),
+    [
+        ("http://a:1", "redis://b:6379/0", ["a", "b"]),
+        ("local", "embedded", []),
+        ("http://a:1", "none", ["a"]),
+        ("redis", "redis://[::1]:6379/0", ["::1"]),
+        ("local", "unix:///run/redis.sock", []),
+    ],
+)
+def test_a_token_must_be_long_for_servers_and_for_a_redis_with_signatures(
+    servers: str, redis: str, hosts: list[str]
+) -> None:
+    chosen = config(rewards=[{"name": "unasked", "url": servers, "scorer": "hps"}], redis={"url": redis})
+    assert _token_hosts(chosen) == hosts
 
 
 @pytest.mark.parametrize(("url", "asked"), [("redis://127.0.0.1:1/0", 1), ("embedded", 0), ("none", 0)])
