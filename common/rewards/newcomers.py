@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
 
-from common.errors import RewardError, RewardInvalid
+from common.errors import RewardError, RewardInvalid, RewardUnavailable, one_line
 from common.rewards.answers import check_answer
 from common.rewards.api import SCORE_PATH, FloatArray, ScoreResponse, ServerInfo
 from common.rewards.breaker import BreakerState
@@ -73,7 +73,7 @@ class Newcomers:
         self._http = http
         self._identities = identities
         self._seed = secrets.randbits(64) if reference is None else reference.seed
-        self._question = control.random_pictures(self._seed).to_bytes()
+        self._control = control
         self._reference = reference
         self._threads = threads
         self._timeout_s = timeout_s
@@ -164,9 +164,16 @@ class Newcomers:
                 self._require_same(url, check.result())
                 joined.append(url)
             except RewardError as error:
-                self._refused[url] = _Refusal(error, self._clock() + REFUSED_FOR_S)
-                self._note(url, str(error))
+                self._refuse(url, error)
+            except Exception as error:
+                # Whatever is registered, the servers after it are looked at.
+                message = f"{self._exchange(url).where}: it cannot be asked: {one_line(error)}"
+                self._refuse(url, RewardUnavailable(self._name, "answer", message))
         return joined
+
+    def _refuse(self, url: str, error: RewardError) -> None:
+        self._refused[url] = _Refusal(error, self._clock() + REFUSED_FOR_S)
+        self._note(url, str(error))
 
     def _require_same(self, url: str, introduction: Introduction) -> None:
         """RewardInvalid for another identity or other answers. Without a reference this server sets both."""
@@ -187,7 +194,8 @@ class Newcomers:
         """The server's identity and scores; RewardError unless both are valid."""
         exchange = self._exchange(url)
         info = self._identities.declared(exchange)
-        answer = self._http.post(exchange, SCORE_PATH, self._question, ScoreResponse.from_bytes)
+        question = self._control.random_pictures(self._seed).to_bytes()
+        answer = self._http.post(exchange, SCORE_PATH, question, ScoreResponse.from_bytes)
         check_answer(exchange, info, answer, len(BLOCKS))
         return Introduction(info, answer.scores_B)
 

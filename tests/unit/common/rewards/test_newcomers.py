@@ -14,6 +14,8 @@ from common.rewards import newcomers
 from common.rewards.api import ScoreRequest, ServerInfo
 from common.rewards.client import RewardClient
 from common.rewards.control_request import SIDE, ControlRequest, Reference, random_pictures_BHWC
+from common.rewards.http import Exchange
+from common.rewards.identity import RewardIdentities
 from common.rewards.newcomers import REFUSED_FOR_S
 from tests.helpers.fake_reward_server import (
     IMAGES,
@@ -196,6 +198,25 @@ def test_a_newcomer_without_an_answer_is_asked_again_after_a_while(servers: list
         answers(newcomer, 0.5, 0.5)
         client.offer("fake", [newcomer.url])
         assert list(client.states("fake")) == [server.url, newcomer.url]
+
+
+def test_a_server_that_cannot_even_be_asked_hides_no_other(
+    servers: list[FakeServer], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    server, odd, newcomer = servers
+    original = RewardIdentities.declared
+
+    def declared(self: RewardIdentities, exchange: Exchange) -> ServerInfo:
+        if exchange.url == odd.url:
+            raise UnicodeError("odd host")
+        return original(self, exchange)
+
+    monkeypatch.setattr(RewardIdentities, "declared", declared)
+    with client_at(server.url) as client:
+        for _ in range(2):
+            client.offer("fake", sorted([odd.url, newcomer.url]))
+        assert set(client.states("fake")) == {server.url, newcomer.url}
+    assert [f"{odd.url}: it cannot be asked: odd host" in record.getMessage() for record in caplog.records] == [True]
 
 
 def test_a_newcomer_that_hangs_delays_no_other(servers: list[FakeServer], monkeypatch: pytest.MonkeyPatch) -> None:
