@@ -38,7 +38,7 @@ class Purpose(StrEnum):
 REMEDIES = {
     Purpose.REGISTRATION: f"start its server with the {REWARD_TOKEN} of this run",
     Purpose.SCORE: f"give all runs that share this Redis one {REWARD_TOKEN}, or a database each",
-    Purpose.RUN_CONTROL: "use `rtdmd control`",
+    Purpose.RUN_CONTROL: f"use `rtdmd control` with the {REWARD_TOKEN} of the run",
 }
 
 

@@ -10,7 +10,7 @@ from common.command import exit_status, user_path
 from common.config.run import Config
 from common.errors import ConfigError
 from common.redis_link import RedisAddress, RedisLink
-from common.rewards.bearer import reward_token
+from common.rewards.bearer import REWARD_TOKEN, reward_token
 from common.run_control import RunControl, RunRequest
 from common.urls import host_of
 from learner.driver.embedded_redis import running_address
@@ -42,7 +42,8 @@ def _ask(options: argparse.Namespace) -> None:
         RunControl(link, config.run.name, token).ask(REQUESTS[options.request])
     finally:
         link.close()
-    print(DONE[options.request].format(name=config.run.name))
+    signed = "" if token is None else f" (signed: a run that was started without {REWARD_TOKEN} ignores it)"
+    print(DONE[options.request].format(name=config.run.name) + signed)
 
 
 def _redis(config: Config, run_dir: Path) -> RedisAddress:

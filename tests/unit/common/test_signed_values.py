@@ -63,6 +63,6 @@ def test_ignored_values_are_said_once_with_the_remedy_and_without_the_token(
     assert {
         Purpose.REGISTRATION: "start its server with the REWARD_SERVER_TOKEN of this run",
         Purpose.SCORE: "give all runs that share this Redis one REWARD_SERVER_TOKEN",
-        Purpose.RUN_CONTROL: "use `rtdmd control`",
+        Purpose.RUN_CONTROL: "use `rtdmd control` with the REWARD_SERVER_TOKEN of the run",
     }[purpose] in record.getMessage()
     assert TOKEN not in caplog.text

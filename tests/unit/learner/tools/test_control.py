@@ -54,7 +54,8 @@ def test_a_run_is_paused_continued_and_stopped(
         for request, asked in (("pause", "pause"), ("continue", None), ("stop", "stop")):
             assert main([str(run_dir), request]) == 0
             assert control.asked() == asked
-            assert "the run shapes" in capsys.readouterr().out
+            said = capsys.readouterr().out
+            assert ("the run shapes" in said, "signed: " in said) == (True, token is not None)
         link.close()
 
 
