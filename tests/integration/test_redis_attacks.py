@@ -19,8 +19,9 @@ import redis
 from common.config.rewards import RewardClientConfig
 from common.redis_link import RedisAddress, RedisLink
 from common.rewards.access import RewardAccess
-from common.rewards.api import ScoreResponse
+from common.rewards.api import ScoreRequest, ScoreResponse
 from common.rewards.client import RewardEndpoint, ScoreQuestion
+from common.rewards.control_request import ControlRequest, Reference, random_pictures_BHWC
 from common.rewards.guard import Outage
 from common.rewards.registry import ServerRegistry
 from common.types import OutagePolicy
@@ -203,6 +204,24 @@ def test_without_a_token_a_liar_is_found_by_its_answers(
     plant(stranger, liar.url)
     assert lies(replace(access, token=None)) == 0
     assert (liar.bodies, len(liar.introductions)) == ([], 1)
+
+
+def test_a_joining_server_is_compared_with_what_the_run_knows_from_its_start(
+    access: RewardAccess, stranger: redis.Redis, servers: list[FakeServer], address: RedisAddress
+) -> None:
+    """Also while the server that gave the answers is down."""
+    servers[0].introduction = lambda: (500, b"")
+    control = ControlRequest("a red cat", {})
+    known = replace(access, infos={"fake": INFO}, controls={"fake": control})
+    registry = ServerRegistry(RedisLink(address), TOKEN)
+    registry.register("fake", servers[1].url)
+    for scores, joined in (((0.5, 0.5), 2), ((0.5, 0.9), 1)):
+        with replace(known, references={"fake": Reference(5, scores)}).client() as client:
+            assert len(client.states("fake")) == joined
+    asked = [ScoreRequest.from_bytes(body) for body in servers[1].introductions]
+    assert [list(request.prompts) for request in asked] == [["a red cat"] * 2] * 2
+    np.testing.assert_array_equal(asked[0].images_BHWC, random_pictures_BHWC(5))
+    assert servers[0].introductions == []
 
 
 def test_a_server_that_joins_a_run_answers_random_pictures_first(
