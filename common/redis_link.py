@@ -1,11 +1,12 @@
 """Redis, for three optional services: reward server registry, score cache, run control.
 
-    rtdmd:servers:REWARD            set of URLs; each is a member while its lease rtdmd:lease:REWARD:URL is alive
-    rtdmd:score:KEY, rtdmd:scores   see `common.rewards.cache`
-    rtdmd:run:NAME                  "pause" or "stop", read between iterations
+    rtdmd:servers:REWARD, rtdmd:lease:REWARD:URL    see `common.rewards.registry`
+    rtdmd:score:KEY, rtdmd:scores                   see `common.rewards.cache`
+    rtdmd:run:NAME                                  see `common.run_control`
 
 Losing Redis never fails a run: each call raises StoreError, at once while Redis is known to be down, and the caller
-continues with what it has. Values are plain bytes, never pickle.
+continues with what it has. Values are plain bytes, never pickle. Nothing in Redis is trusted: with a token, values are
+signed (`common.signed_values`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeVar, cast
+from typing import TypeVar
 
 import redis
 
@@ -28,14 +29,10 @@ CALL_TIMEOUT_S = 0.5
 """Redis answers in under a millisecond; a longer wait would cost more than Redis saves."""
 RETRY_AFTER_S = 2.0
 """Redis is not contacted again for this long after it was lost."""
-LEASE_S = 15.0
-RENEW_S = 3.0
-"""A server renews its lease at this interval, several times per lease, so that a short delay does not unregister it."""
 USERNAME = "REDIS_USERNAME"
 PASSWORD = "REDIS_PASSWORD"
 """Environment variables with the credentials of Redis, if it requires any; run files never contain them."""
 
-RunRequest = Literal["pause", "stop"]
 Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
@@ -158,78 +155,3 @@ class RedisLink:
             logger.warning("%s", complaint)
         elif before and not complaint:
             logger.warning("Redis at %s answers again", self._address.shown)
-
-
-class ServerRegistry:
-    """Registered reward servers by reward name. A server stays registered as long as it renews its lease."""
-
-    def __init__(self, link: RedisLink) -> None:
-        self._link = link
-
-    def register(self, reward: str, url: str) -> None:
-        """Register a server, or renew its lease; StoreError as in `RedisLink.call`."""
-
-        def write(client: redis.Redis) -> None:
-            with client.pipeline() as pipeline:
-                pipeline.sadd(_servers(reward), url)
-                pipeline.set(_lease(reward, url), b"", px=int(1000 * LEASE_S))
-                pipeline.execute()
-
-        self._link.call(write)
-
-    def deregister(self, reward: str, url: str) -> None:
-        def write(client: redis.Redis) -> None:
-            with client.pipeline() as pipeline:
-                pipeline.srem(_servers(reward), url)
-                pipeline.delete(_lease(reward, url))
-                pipeline.execute()
-
-        self._link.call(write)
-
-    def urls(self, reward: str) -> tuple[str, ...]:
-        """The servers registered now, sorted; those with an expired lease are removed."""
-
-        def read(client: redis.Redis) -> tuple[str, ...]:
-            members = sorted(cast("set[bytes]", client.smembers(_servers(reward))))
-            if not members:
-                return ()
-            # A member that is not text was written by another program and has no lease.
-            leases = cast("list[bytes | None]", client.mget([_lease(reward, _text(url)) for url in members]))
-            gone = [url for url, lease in zip(members, leases, strict=True) if lease is None]
-            if gone:
-                client.srem(_servers(reward), *gone)
-            return tuple(_text(url) for url in members if url not in gone)
-
-        return self._link.call(read)
-
-
-class RunControl:
-    """Requests to a running run: `redis-cli SET rtdmd:run:NAME pause` (or stop); DEL to continue."""
-
-    def __init__(self, link: RedisLink, run: str) -> None:
-        self._link = link
-        self._key = f"rtdmd:run:{run}"
-
-    def ask(self, request: RunRequest | None) -> None:
-        """Request the run to pause or stop; None cancels the request."""
-        if request is None:
-            self._link.call(lambda client: client.delete(self._key))
-        else:
-            self._link.call(lambda client: client.set(self._key, request))
-
-    def asked(self) -> RunRequest | None:
-        """The current request; None for anything but `pause` or `stop`. StoreError as in `RedisLink.call`."""
-        value = self._link.call(lambda client: client.get(self._key))
-        return cast("RunRequest", value.decode()) if value in (b"pause", b"stop") else None
-
-
-def _servers(reward: str) -> str:
-    return f"rtdmd:servers:{reward}"
-
-
-def _lease(reward: str, url: str) -> str:
-    return f"rtdmd:lease:{reward}:{url}"
-
-
-def _text(content: bytes) -> str:
-    return content.decode(errors="replace")

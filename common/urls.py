@@ -9,6 +9,9 @@ import unicodedata
 from urllib.parse import parse_qs, urlsplit
 
 SERVER_URL = re.compile(r"https?://[^\s@?#]+", re.IGNORECASE)
+REGISTERED_URL = re.compile(r"https?://[^\s@?#/\\]+:[0-9]{1,5}(/[A-Za-z0-9][A-Za-z0-9_.-]*)?", re.IGNORECASE)
+LONGEST_URL = 512
+"""A registered URL has at most this many characters: a host has at most 255."""
 HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
 LONGEST_LABEL = 63
 """A name between the dots of a host has at most this many characters."""
@@ -82,6 +85,16 @@ def server_url_fault(url: str) -> str:
     if not SERVER_URL.fullmatch(url) or not host_of(url):
         return "not an http(s) URL with a host; write http://HOST:PORT, or http://HOST:PORT/NAME"
     return _place_fault(url)
+
+
+def registered_url_fault(url: str) -> str:
+    """Why a text cannot be the URL of a registered server, without quoting it; "" if it can.
+
+    Anybody who can write to the registry names it, and runs send requests there. So nothing but a place is accepted.
+    """
+    if len(url) > LONGEST_URL or not REGISTERED_URL.fullmatch(url):
+        return "a registered URL is http(s)://HOST:PORT, or http(s)://HOST:PORT/NAME"
+    return server_url_fault(url)
 
 
 def redis_url_fault(url: str) -> str:

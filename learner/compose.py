@@ -25,11 +25,12 @@ from common.config.run import Config
 from common.errors import ConfigError, ModelError, RtdmdError, RunStopped
 from common.policies import few_step_teacher_spec, student_spec, teacher_spec
 from common.prompts import load_prompts
-from common.redis_link import RedisAddress, RedisLink, RunControl
+from common.redis_link import RedisAddress, RedisLink
 from common.rewards.access import RewardAccess
 from common.rewards.bearer import reward_token
 from common.rewards.client import RewardEndpoint
 from common.rewards.guard import Outage
+from common.run_control import RunControl
 from common.types import PromptSets
 from common.urls import host_of
 from learner.driver.calls import CALL_TIMEOUT_S, answer, remote_reason
@@ -139,12 +140,18 @@ def _checked_prediction(config: Config) -> Prediction | None:
     return predict(config, sizes, choose_device("auto", config))
 
 
+def _token_hosts(config: Config) -> list[str]:
+    """Hosts whose users could try to guess the token: reward servers, and a Redis that holds signatures."""
+    urls = [url for reward in config.rewards for url in reward.urls]
+    hosts = map(host_of, [*urls, config.redis.url])
+    return [host for host in hosts if host]
+
+
 def _run(invocation: Invocation) -> None:
     config = invocation.config
     check_storage(invocation.run_dir, os.environ)
     check_files(config, resuming=invocation.resume)
-    hosts = [host_of(url) for reward in config.rewards for url in reward.urls]
-    reward_token([*hosts, *config.reward_client.trusted_hosts])
+    reward_token(_token_hosts(config))
     if cluster_address(os.environ) is None:
         temporary_folder(os.environ)
         check_gpus(config)
@@ -188,7 +195,7 @@ def started_service(
         servers = stack.enter_context(LocalServers(_local_servers(config), run_dir / "logs"))
         access = _reward_access(config, servers.urls, redis)
         controls = control_requests(config, prompts.alignment[0], prompts.evaluation[0])
-        access = replace(access, infos=check_rewards(config, access, controls), controls=controls)
+        access = check_rewards(config, access, controls)
         require_same_rewards(start, access.infos)
         stack.enter_context(ray_cluster(config))
         device = _device(config.learner.num_gpus)
@@ -212,7 +219,7 @@ def started_service(
             prompts=prompts,
             specs=PolicySpecs(teacher_spec(config), few_step_teacher_spec(config), student_spec(config)),
             health_check=servers.check,
-            control=stack.enter_context(_run_control(config, redis)),
+            control=stack.enter_context(_run_control(config, redis, access.token)),
             prediction=prediction,
             settings=continuity(config, prompts, access.infos),
         )
@@ -234,13 +241,13 @@ def _redis(config: Config, run_dir: Path) -> Iterator[RedisAddress | None]:
 
 
 @contextmanager
-def _run_control(config: Config, redis: RedisAddress | None) -> Iterator[RunControl | None]:
+def _run_control(config: Config, redis: RedisAddress | None, token: str | None) -> Iterator[RunControl | None]:
     if redis is None:
         yield None
         return
     link = RedisLink(redis)
     try:
-        yield RunControl(link, config.run.name)
+        yield RunControl(link, config.run.name, token)
     finally:
         link.close()
 

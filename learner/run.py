@@ -21,7 +21,7 @@ from common.config.run import Config
 from common.errors import CheckpointError, RewardError, RtdmdError
 from common.policies import SamplingSpec
 from common.prompts import prompts_fingerprint
-from common.redis_link import RunControl
+from common.run_control import RunControl
 from common.types import Position, Prompt, PromptSets, Stage, StepPlan
 from common.whole_files import write_whole
 from learner.driver.between_iterations import EVALUATION_VERSION, RunMilestones

@@ -140,7 +140,7 @@ async def open_for_requests(settings: ServerSettings, port: int, served: Sequenc
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     base = settings.advertise_url or f"http://{host}:{port}"
     addresses = {one.info.scorer: base + one.prefix for one in served}
-    async with registered(settings.redis_url, addresses):
+    async with registered(settings.redis_url, addresses, settings.limits.token):
         for name, url in addresses.items():
             print(f"{name} is ready at {url}", flush=True)
         yield

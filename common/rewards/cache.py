@@ -1,6 +1,7 @@
 """Cache of scores in Redis: one entry per image, keyed by everything that its score depends on.
 
-    rtdmd:score:KEY                 float32 score of one image; rtdmd:scores orders the keys by last use
+    rtdmd:score:KEY     float32 score of one image, signed if there is a token
+    rtdmd:scores        orders the keys by last use
 
 The cache has a maximum number of entries and evicts the least recently used first. Every entry expires after EXPIRES_S.
 Only exact hits count. A request is atomic: if all its images are cached the cache answers, else the whole request is
@@ -19,6 +20,7 @@ import redis
 
 from common.redis_link import RedisLink
 from common.rewards.api import FloatArray, ScoreRequest, ServerInfo
+from common.signed_values import Purpose, Signer
 from common.wire import pack
 
 EXPIRES_S = 7 * 24 * 3600
@@ -29,11 +31,21 @@ SCORE_ORDER = "rtdmd:scores"
 
 
 class ScoreCache:
-    """Cached scores by key (`score_keys`)."""
+    """Cached scores by key (`score_keys`).
 
-    def __init__(self, link: RedisLink, max_entries: int) -> None:
+    Args:
+        token: entries are signed with it, and others are not believed.
+    """
+
+    def __init__(self, link: RedisLink, max_entries: int, token: str | None = None) -> None:
         self._link = link
         self._max_entries = max_entries
+        self._signer = Signer(token, Purpose.SCORE)
+
+    @property
+    def ignored(self) -> int:
+        """Number of entries that were read and had no valid signature."""
+        return self._signer.ignored
 
     def get(self, keys: Sequence[str]) -> FloatArray | None:
         """Scores float32 [B], or None unless all are cached; StoreError as in `RedisLink.call`."""
@@ -48,15 +60,19 @@ class ScoreCache:
                 found: list[bytes | None] = pipeline.execute()[0]
                 return found
 
-        found = [content for content in self._link.call(read) if content is not None and len(content) == SCORE_BYTES]
-        if len(found) < len(keys):
+        contents = self._link.call(read)
+        if None in contents:
             return None
-        return np.frombuffer(b"".join(found), dtype="<f4").astype(np.float32)
+        found = [self._signer.payload(_score(key), content or b"") for key, content in zip(keys, contents, strict=True)]
+        if any(score is None or len(score) != SCORE_BYTES for score in found):
+            return None
+        return np.frombuffer(b"".join(score or b"" for score in found), dtype="<f4").astype(np.float32)
 
     def put(self, keys: Sequence[str], scores_B: FloatArray) -> None:
         if len(keys) > LARGEST_REQUEST:
             return
-        contents = [score.tobytes() for score in scores_B.astype("<f4")]
+        scores = zip(keys, scores_B.astype("<f4"), strict=True)
+        contents = [self._signer.signed(_score(key), score.tobytes()) for key, score in scores]
 
         def write(client: redis.Redis) -> None:
             now = time.time()
@@ -66,9 +82,11 @@ class ScoreCache:
                 pipeline.zadd(SCORE_ORDER, dict.fromkeys(keys, now))
                 pipeline.zcard(SCORE_ORDER)
                 entries: int = pipeline.execute()[-1]
-            if entries > self._max_entries:
-                oldest = cast("list[tuple[bytes, float]]", client.zpopmin(SCORE_ORDER, entries - self._max_entries))
-                client.delete(*(_score(entry.decode()) for entry, _ in oldest))
+            # Bounded, for entries that another program put there: the next requests take out the others.
+            excess = min(entries - self._max_entries, 2 * LARGEST_REQUEST)
+            if excess > 0:
+                oldest = cast("list[tuple[bytes, float]]", client.zpopmin(SCORE_ORDER, excess))
+                client.delete(*(_score("").encode() + entry for entry, _ in oldest))
 
         self._link.call(write)
 

@@ -44,9 +44,10 @@ from common.rewards.api import (
 from common.rewards.attempts import Attempts
 from common.rewards.breaker import BreakerState
 from common.rewards.cache import ScoreCache, image_digests, score_keys
-from common.rewards.control_request import ControlRequest
+from common.rewards.control_request import WITHOUT_PROMPT, ControlRequest, Reference
 from common.rewards.http import Exchange, RewardHttp
 from common.rewards.identity import RewardIdentities
+from common.rewards.newcomers import NEWCOMERS_AT_ONCE, Newcomers
 from common.rewards.replicas import Replica, ReplicaSet
 from common.rewards.retry_budget import Timing
 from common.urls import server_url_fault, without_secrets
@@ -91,10 +92,12 @@ class RewardClient:
         timeout_s: seconds that one attempt may take, from connecting to the last byte.
         attempts: attempts per request, which may take `attempts * timeout_s` in total. Only failures that a retry
             may fix are retried, and only within the retry budget of the whole client.
-        token: bearer token for the servers, if they require one. It is sent only to the hosts of the endpoints,
-            to loopback and to `trusted_hosts`.
+        token: bearer token for the servers, if they require one. It is sent only to the endpoints, and to servers
+            whose registration is signed.
         discovered: names of rewards whose servers come later, through `offer`.
         infos: the identities declared when the run began; without them, the first server to answer sets the reference.
+        controls: each reward's control request, for the prompt of random pictures.
+        references: what the servers answered to random pictures when the run began.
         cache: cache of scores.
     """
 
@@ -105,9 +108,10 @@ class RewardClient:
         attempts: int,
         token: str | None = None,
         *,
-        trusted_hosts: Sequence[str] = (),
         discovered: Sequence[str] = (),
         infos: Mapping[str, ServerInfo] | None = None,
+        controls: Mapping[str, ControlRequest] | None = None,
+        references: Mapping[str, Reference] | None = None,
         cache: ScoreCache | None = None,
         timing: Timing | None = None,
     ) -> None:
@@ -117,11 +121,25 @@ class RewardClient:
             urls[endpoint.name].append(_checked_url(endpoint))
         self._replicas = {name: ReplicaSet(found, timing) for name, found in urls.items()}
         self._cache = cache
-        self._http = RewardHttp(token, [*(httpx.URL(endpoint.url).host for endpoint in endpoints), *trusted_hosts])
-        self._identities = RewardIdentities(self._http, infos or {}, timeout_s, timing.clock)
+        self._http = RewardHttp(token, [endpoint.url for endpoint in endpoints])
+        self._identities = RewardIdentities(self._http, infos or {}, timeout_s)
         self._attempts = Attempts(timeout_s, attempts, timing, self._identities.verify)
         self._timeout_s = timeout_s
         self._threads = ThreadPoolExecutor(MAX_REQUESTS, thread_name_prefix="reward")
+        self._checks = ThreadPoolExecutor(NEWCOMERS_AT_ONCE, thread_name_prefix="reward-newcomer")
+        self._newcomers = {
+            name: Newcomers(
+                name,
+                self._http,
+                self._identities,
+                (controls or {}).get(name, WITHOUT_PROMPT),
+                (references or {}).get(name),
+                self._checks,
+                timeout_s,
+                timing.clock,
+            )
+            for name in urls
+        }
 
     def __enter__(self) -> Self:
         return self
@@ -133,6 +151,7 @@ class RewardClient:
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._checks.shutdown(wait=False, cancel_futures=True)
         self._attempts.close()
         self._http.close()
 
@@ -148,9 +167,20 @@ class RewardClient:
         """Seconds until a server of this reward accepts a request; 0 when one does now."""
         return self._named(name).seconds_to_probe()
 
-    def offer(self, name: str, urls: Sequence[str]) -> None:
-        """Report the servers registered for a reward now; `RewardIdentities.welcome` decides which are used."""
-        self._identities.welcome(name, self._named(name), urls)
+    def offer(self, name: str, urls: Sequence[str], *, signed: bool = False) -> None:
+        """Report the servers registered for a reward now; `Newcomers.welcome` decides which are used.
+
+        `signed`: their registrations show that they know the token, so it may be sent to them.
+        """
+        replicas = self._named(name)
+        if signed:
+            self._http.trust(urls)
+        self._newcomers[name].welcome(replicas, urls)
+
+    def reference(self, name: str) -> Reference | None:
+        """What the servers of a reward answer to random pictures; None if they have no valid answer."""
+        replicas = self._named(name)
+        return self._newcomers[name].reference(replicas)
 
     def info(self, name: str) -> ServerInfo:
         """The identity that the servers declare; requested once, then remembered."""
@@ -158,8 +188,14 @@ class RewardClient:
         return self._identities.known(name) or self._attempts.ask(name, replicas, 0, self._declared)
 
     def verify(self, name: str) -> ServerInfo:
-        """Check the identity of every server of a reward; see `RewardIdentities.verify_all`."""
-        self._identities.verify_all(name, self._named(name))
+        """Check the identity of every server of a reward; see `RewardIdentities.verify_all`.
+
+        RewardInvalid also if all servers are registered ones and differ: there is no reference to choose between them.
+        """
+        replicas = self._named(name)
+        self._identities.verify_all(name, replicas)
+        if not replicas.given:
+            self._newcomers[name].require_one_answer()
         return self.info(name)
 
     def score(

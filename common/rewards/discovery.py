@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import Self
 
 from common.errors import StoreError
-from common.redis_link import RENEW_S, ServerRegistry
 from common.rewards.client import RewardClient
+from common.rewards.registry import RENEW_S, ServerRegistry
 
 STOP_S = 5.0
 """On exit, a lookup in flight gets this long to finish, so that it does not use a closed client."""
@@ -58,7 +58,7 @@ class Discovery:
             self._complaint = ""
 
     def _look_for(self, name: str) -> None:
-        self._client.offer(name, self._registry.urls(name))
+        self._client.offer(name, self._registry.urls(name), signed=self._registry.signs)
 
     def _follow(self) -> None:
         while not self._stop.wait(RENEW_S):

@@ -32,7 +32,7 @@ from common.errors import (
 from common.rewards.api import CAUSES, DEADLINE_HEADER, INFO_PATH, MEDIA_TYPE, REQUEST_CAUSES
 from common.rewards.bearer import REWARD_TOKEN, bearer_token
 from common.rewards.proxies import UNUSABLE_ENVIRONMENT, trusts_environment, unreachable, unusable_environment
-from common.urls import is_loopback, uses_proxies, without_secrets
+from common.urls import host_of, uses_proxies, without_secrets
 from common.wire import DEFAULT_MAX_BYTES
 
 KEEP_ALIVE_SECONDS = 30.0
@@ -50,10 +50,11 @@ REJECTIONS = (400, 413, 415, 422)
 INVALID_ANSWERS = ("nan", "count", "shape", "dtype")
 """The server rejected its own scorer's output with one of these causes; the same images would fail again."""
 DEFAULT_CAUSE_OF_STATUS = {401: "unauthorized", 404: "not_found", 429: "overloaded"}
-REMEDY_OF_CAUSE = {"unauthorized": f": set {REWARD_TOKEN}, and for registered servers reward_client.trusted_hosts"}
+REMEDY_OF_CAUSE = {"unauthorized": f": set {REWARD_TOKEN} to the token of this server"}
 
 Answer = TypeVar("Answer")
 Received = tuple[int, Mapping[str, str], bytes]
+Origin = tuple[str, str, int | None]
 
 
 class Watcher(Protocol):
@@ -83,19 +84,24 @@ class RewardHttp:
 
     Args:
         token: bearer token for the servers, if they require one.
-        trusted_hosts: hosts, beside loopback, that may receive the token. A merely registered host may not.
+        urls: base URLs of the servers that may receive the token, beside those that `trust` adds.
 
     Raises:
         ConfigError: no HTTP header can carry the token, or it is too short for a host that is not loopback.
     """
 
-    def __init__(self, token: str | None, trusted_hosts: Collection[str] = ()) -> None:
-        self._token = bearer_token(token, REWARD_TOKEN, trusted_hosts)
-        self._trusted_hosts = frozenset(map(_as_httpx_has_it, trusted_hosts))
+    def __init__(self, token: str | None, urls: Collection[str] = ()) -> None:
+        self._token = bearer_token(token, REWARD_TOKEN, map(host_of, urls))
+        self._trusted: set[Origin] = set()
+        self.trust(urls)
         self._clients: dict[bool, httpx.AsyncClient] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="reward-http", daemon=True)
         self._thread.start()
+
+    def trust(self, urls: Collection[str]) -> None:
+        """Let the servers at these URLs receive the token, and no other program at another port of their hosts."""
+        self._trusted.update(origin for origin in map(_origin, urls) if origin is not None)
 
     def close(self) -> None:
         """Also end requests in flight; their callers get a RewardError."""
@@ -201,11 +207,8 @@ class RewardHttp:
         headers = {DEADLINE_HEADER: f"{DEADLINE_SHARE * exchange.timeout_s:g}"}
         if body is not None:
             headers["content-type"] = MEDIA_TYPE
-        if self._token is not None:
-            # Parse the URL exactly as httpx sends it: two URL parsers could disagree about the host.
-            host = httpx.URL(exchange.url).host.lower()
-            if host in self._trusted_hosts or is_loopback(host):
-                headers["authorization"] = f"Bearer {self._token}"
+        if self._token is not None and _origin(exchange.url) in self._trusted:
+            headers["authorization"] = f"Bearer {self._token}"
         return headers
 
     async def _end(self) -> None:
@@ -223,12 +226,13 @@ def _tls(from_environment: bool) -> ssl.SSLContext:
     return httpx.create_ssl_context(trust_env=from_environment)
 
 
-def _as_httpx_has_it(host: str) -> str:
-    """A host as it stands in a URL of httpx; one that httpx refuses can be in none."""
+def _origin(url: str) -> Origin | None:
+    """Scheme, host and port, exactly as httpx uses them: two URL parsers could disagree. None for no URL of httpx."""
     try:
-        return httpx.URL(scheme="http", host=host).host.lower()
+        parsed = httpx.URL(url)
     except (httpx.InvalidURL, ValueError):
-        return host.lower()
+        return None
+    return parsed.scheme, parsed.host.lower(), parsed.port
 
 
 def _read(exchange: Exchange, content: bytes, read: Callable[[bytes], Answer]) -> Answer:

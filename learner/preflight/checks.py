@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,7 @@ from common.config.run import Config
 from common.errors import ConfigError, WireError
 from common.renoise_levels import RENOISE_MARGIN, RENOISE_MAX
 from common.rewards.access import RewardAccess
-from common.rewards.api import ServerInfo
-from common.rewards.control_request import ControlRequest
+from common.rewards.control_request import ControlRequest, Reference
 from common.types import Guidance, Prompt, PromptSets
 from common.wire import MAX_ITEMS, pack, unpack
 
@@ -135,16 +135,19 @@ def control_requests(config: Config, train: Prompt, evaluation: Prompt) -> dict[
     return {name: ControlRequest(prompt.text, dict(prompt.metadata)) for name, prompt in chosen.items()}
 
 
-def check_rewards(config: Config, access: RewardAccess, controls: dict[str, ControlRequest]) -> dict[str, ServerInfo]:
+def check_rewards(config: Config, access: RewardAccess, controls: dict[str, ControlRequest]) -> RewardAccess:
     """Check every server's identity and send every reward its control request before anything expensive starts.
 
     Returns:
-        The identity of each reward in this run.
+        The access with these control requests, the identity of each reward in this run and, if the run file names a
+        Redis, what its servers answer to random pictures.
 
     Raises:
         RewardError: no server of a reward answers, or one is not a reward server or differs from the others.
         ConfigError: a server cannot do what the run requires.
     """
+    access = replace(access, controls=controls)
+    references: dict[str, Reference] = {}
     with access.client() as client:
         infos = {reward.name: client.verify(reward.name) for reward in config.rewards}
         for reward in config.rewards:
@@ -155,4 +158,9 @@ def check_rewards(config: Config, access: RewardAccess, controls: dict[str, Cont
             client.send_control(reward.name, controls[reward.name])
             if reward.differentiable:
                 client.send_control(reward.name, controls[reward.name], gradient=True)
-    return infos
+            # In a Redis of the run's own servers hardly register: a worker asks when the first does.
+            named = config.redis.url not in ("embedded", "none")
+            reference = client.reference(reward.name) if named else None
+            if reference is not None:
+                references[reward.name] = reference
+    return replace(access, infos=infos, references=references)

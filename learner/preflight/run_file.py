@@ -29,7 +29,7 @@ from common.config.backbones import BACKBONE_SECTIONS, BACKBONE_TAGS
 from common.config.rewards import RewardConfig
 from common.config.run import Config
 from common.config.section import Section
-from common.config.upgrade import RENAMED, upgraded
+from common.config.upgrade import REMOVED, RENAMED, upgraded
 from common.errors import ConfigError, one_line
 from common.project_files import PROJECT_ROOT
 from common.urls import without_secrets
@@ -309,6 +309,8 @@ class Draft:
     def _suggestion(self, key: Key) -> str:
         if key in RENAMED:
             return f"; it is now {' and '.join(RENAMED[key])}"
+        if key in REMOVED:
+            return f"; it is no longer needed: {REMOVED[key]}"
         if key[0] == "backbone" and key in {knob.key for knob in knobs()}:
             family = str(self._values["backbone"].get("family", "sd3"))
             own = "; what it needs goes into backbone.options" if ":" in family else ""

@@ -11,8 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 
-from common.rewards.api import ScoreResponse, ServerInfo
+from common.errors import RewardError, WireError
+from common.rewards.api import ScoreRequest, ScoreResponse, ServerInfo
 from common.rewards.client import RewardClient, RewardEndpoint
+from common.rewards.control_request import BLOCKS, SIDE
 from common.rewards.retry_budget import Timing
 
 IMAGES = np.zeros((2, 4, 4, 3), np.uint8)
@@ -26,9 +28,24 @@ GOOD = ScoreResponse("fake", "hash", SCORES).to_bytes()
 Reply = tuple[int, bytes] | None
 
 
+def introduction(info: ServerInfo, *scores: float) -> bytes:
+    """An answer to random pictures: the same from every server that says nothing else."""
+    answer = np.array(scores or (0.5,) * len(BLOCKS), np.float32)
+    return ScoreResponse(info.scorer, info.weights_hash, answer).to_bytes()
+
+
+def is_introduction(body: bytes) -> bool:
+    """Whether a body asks for random pictures."""
+    try:
+        return ScoreRequest.from_bytes(body).images_BHWC.shape == (len(BLOCKS), SIDE, SIDE, 3)
+    except (RewardError, WireError):
+        return False
+
+
 class FakeServer:
     """Answers /v1/info truthfully and everything else with `replies`, in turn, the last one for ever.
 
+    Random pictures of a client that does not know it yet are answered with `introduction`, and kept apart.
     Nothing at all is answered while `hangs` is set.
     """
 
@@ -37,8 +54,12 @@ class FakeServer:
         self.replies: list[Reply] = [(200, GOOD)]
         self.headers: dict[str, str] = {}
         self.bodies: list[bytes] = []
+        self.introduction: Callable[[], Reply] = lambda: (200, introduction(self.info))
+        self.introductions: list[bytes] = []
         self.looks = 0
+        self.paths: list[str] = []
         self.authorization: str | None = None
+        self.authorizations: set[str | None] = set()
         self.answering = threading.Event()
         self.answering.set()
         outer = self
@@ -50,18 +71,28 @@ class FakeServer:
             def do_GET(self) -> None:
                 outer.answering.wait()
                 outer.looks += 1
-                outer.authorization = self.headers.get("authorization")
+                self.note()
                 self.reply(200, outer.info.to_json())
 
             def do_POST(self) -> None:
-                outer.authorization = self.headers.get("authorization")
-                outer.bodies.append(self.rfile.read(int(self.headers["content-length"])))
-                outer.answering.wait()
-                reply = outer.replies.pop(0) if len(outer.replies) > 1 else outer.replies[0]
+                self.note()
+                body = self.rfile.read(int(self.headers["content-length"]))
+                if is_introduction(body):
+                    outer.introductions.append(body)
+                    reply = outer.introduction()
+                else:
+                    outer.bodies.append(body)
+                    outer.answering.wait()
+                    reply = outer.replies.pop(0) if len(outer.replies) > 1 else outer.replies[0]
                 if reply is None:
                     self.close_connection = True
                 else:
                     self.reply(*reply)
+
+            def note(self) -> None:
+                outer.paths.append(self.path)
+                outer.authorization = self.headers.get("authorization")
+                outer.authorizations.add(outer.authorization)
 
             def reply(self, status: int, body: bytes) -> None:
                 self.send_response(status)

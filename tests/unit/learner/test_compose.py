@@ -16,7 +16,14 @@ from common.flow import static_shift_sigmas
 from common.rewards.api import ScoreRequest, ScoreResponse
 from common.rewards.control_request import ControlRequest
 from common.types import Guidance, Prompt
-from learner.compose import _checked_prediction, _errors_in_one_line, _load_prompts, _redis, _reward_access
+from learner.compose import (
+    _checked_prediction,
+    _errors_in_one_line,
+    _load_prompts,
+    _redis,
+    _reward_access,
+    _token_hosts,
+)
 from learner.driver.cluster import _say_what_is_waited_for, ray_cluster
 from learner.preflight.checks import (
     check_files,
@@ -73,11 +80,42 @@ def test_every_reward_answers_a_control_request_before_the_run() -> None:
         server.replies = [(200, ScoreResponse("fake", "hash", SCORES[:1]).to_bytes())]
         controls = control_requests(chosen, Prompt(0, "a train", {"count": 1}), Prompt(1, "evaluation"))
         assert controls == {"unasked": ControlRequest("a train", {"count": 1})}
-        assert check_rewards(chosen, _reward_access(chosen, {}, None), controls) == {"unasked": INFO}
+        access = check_rewards(chosen, _reward_access(chosen, {}, None), controls)
+        assert (access.infos, access.controls, access.references) == ({"unasked": INFO}, controls, {})
         assert ScoreRequest.from_bytes(server.bodies[0]).metadata == [{"count": 1}]
         server.replies = [(422, error_body("request"))]
         with pytest.raises(RewardRejected):
             check_rewards(chosen, _reward_access(chosen, {}, None), controls)
+
+
+@pytest.mark.parametrize(
+    ("servers", "redis", "hosts"),
+    [
+        ("http://a:1", "redis://b:6379/0", ["a", "b"]),
+        ("local", "embedded", []),
+        ("http://a:1", "none", ["a"]),
+        ("redis", "redis://[::1]:6379/0", ["::1"]),
+        ("local", "unix:///run/redis.sock", []),
+    ],
+)
+def test_a_token_must_be_long_for_servers_and_for_a_redis_with_signatures(
+    servers: str, redis: str, hosts: list[str]
+) -> None:
+    chosen = config(rewards=[{"name": "unasked", "url": servers, "scorer": "hps"}], redis={"url": redis})
+    assert _token_hosts(chosen) == hosts
+
+
+@pytest.mark.parametrize(("url", "asked"), [("redis://127.0.0.1:1/0", 1), ("embedded", 0), ("none", 0)])
+def test_random_pictures_are_asked_of_the_servers_if_others_may_register(url: str, asked: int) -> None:
+    """Their answers are then at hand when a server registers, even if its twin is down by then."""
+    with fake_server() as server:
+        chosen = config(rewards=[{"name": "unasked", "url": server.url}], redis={"url": url})
+        server.replies = [(200, ScoreResponse("fake", "hash", SCORES[:1]).to_bytes())]
+        controls = control_requests(chosen, Prompt(0, "a train"), Prompt(1, "evaluation"))
+        access = check_rewards(chosen, _reward_access(chosen, {}, None), controls)
+        assert len(server.introductions) == len(access.references) == asked
+        assert [reference.scores for reference in access.references.values()] == [(0.5, 0.5)] * asked
+        assert all("a train" in ScoreRequest.from_bytes(body).prompts for body in server.introductions)
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_a_server_is_listed_under_an_address_that_is_one(
     listed: dict[str, str] = {}
 
     @asynccontextmanager
-    async def registered(redis_url: str | None, urls: Mapping[str, str]) -> AsyncIterator[None]:
+    async def registered(redis_url: str | None, urls: Mapping[str, str], token: str | None) -> AsyncIterator[None]:
         listed.update(urls)
         yield
 

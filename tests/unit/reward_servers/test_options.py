@@ -59,6 +59,14 @@ def test_a_single_scorer_may_be_described_in_any_order(line: str) -> None:
         ("--scorer hps --host 0.0.0.0", "set REWARD_SERVER_TOKEN"),
         ("--scorer hps --redis-url redis://:pw@shared:1/0", "redis://shared:1/0: .* as 127.0.0.1: give a URL"),
         ("--scorer hps --redis-url redis://shared:1/0 --advertise-url http://localhost:2", "reach it as localhost"),
+        (
+            "--scorer hps --redis-url redis://shared:1/0 --advertise-url http://here/hps",
+            r"--advertise-url http://here/hps: a registered URL is http\(s\)://HOST:PORT",
+        ),
+        (
+            "--scorer hps --scorer ocr --redis-url redis://shared:1/0 --advertise-url http://here:1/hps",
+            "http://here:1/hps: .*; a server of several scorers registers under /NAME for each",
+        ),
     ],
 )
 def test_an_ambiguous_or_impossible_command_line_is_refused(line: str, message: str) -> None:
@@ -72,6 +80,7 @@ def test_an_ambiguous_or_impossible_command_line_is_refused(line: str, message: 
         "--redis-url redis://127.0.0.1:6379/0",
         "--redis-url redis://redis:6379/0 --advertise-url http://here:8000",
         "--redis-url REDIS://redis:6379/0 --advertise-url HTTP://here:8000",
+        "--redis-url redis://redis:6379/0 --advertise-url http://here:8000/one",
         "--redis-url unix:///run/redis@1.sock?db=1",
         "--queue-mb 2 --max-body-mb 1",
     ],

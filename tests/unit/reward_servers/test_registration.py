@@ -18,7 +18,7 @@ URLS = {"hps": "http://here:8000/hps"}
 class Registry:
     """In place of Redis; a registration waits at a gate, as on a slow network."""
 
-    def __init__(self, link: object) -> None:
+    def __init__(self, link: object, token: str | None) -> None:
         self.listed: set[str] = set()
         self.entered = threading.Event()
         self.gate = threading.Event()
@@ -33,8 +33,8 @@ class Registry:
 
 
 def test_a_renewal_on_its_way_does_not_list_a_server_that_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    registry = Registry(None)
-    monkeypatch.setattr(registration, "ServerRegistry", lambda link: registry)
+    registry = Registry(None, None)
+    monkeypatch.setattr(registration, "ServerRegistry", lambda link, token: registry)
 
     async def run() -> None:
         async with asyncio.timeout(TIMEOUT):

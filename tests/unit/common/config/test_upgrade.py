@@ -73,11 +73,13 @@ def test_a_run_file_is_not_upgraded(tmp_path: Path) -> None:
 
 def test_a_saved_run_with_values_that_are_refused_today_stays_usable(tmp_path: Path) -> None:
     values = yaml.safe_load(dump_config(tiny_config(tmp_path / "pipeline", tmp_path / "prompts.txt")))
-    values["reward_client"]["trusted_hosts"] = ["gpu-7:8000", "*.cluster.local", "gpu-8"]
+    values["reward_client"]["trusted_hosts"] = ["gpu-8"]
     values["redis"] = {"url": "redis://h:6379/0?password=secret"}
     saved = tmp_path / "config.yaml"
     saved.write_text(yaml.safe_dump(values))
     config = load_saved_config(saved)
-    assert (config.reward_client.trusted_hosts, config.redis.url) == (("gpu-8",), "redis://h:6379/0")
-    with pytest.raises(ConfigError, match=r"trusted_hosts"):
+    assert config.redis.url == "redis://h:6379/0"
+    with pytest.raises(
+        ConfigError, match=r"trusted_hosts: unknown key; it is no longer needed: servers that sign their registration"
+    ):
         load_config(saved)

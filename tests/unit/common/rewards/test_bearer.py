@@ -57,8 +57,10 @@ def test_a_token_that_can_be_guessed_stays_on_this_machine(
     monkeypatch.setenv("REWARD_SERVER_TOKEN", token)
     for door in (
         lambda: reward_token(["127.0.0.1", "gpu-7"]),
-        lambda: RewardHttp(token, ["localhost", "192.0.2.1"]),
+        lambda: RewardHttp(token, ["http://localhost:1", "http://192.0.2.1:1"]),
         lambda: check(build_parser().parse_args(["--scorer", "ocr", "--host", "0.0.0.0"])),
+        lambda: check(build_parser().parse_args(["--scorer", "ocr", "--redis-url", "redis://gpu-7:6379/0"])),
+        lambda: check(build_parser().parse_args(["--scorer", "ocr", "--advertise-url", "http://gpu-7:1"])),
         lambda: started(RewardChoice((RewardEndpoint("a", "http://gpu-7:1"),), (), ()), tmp_path, 1.0).__enter__(),
     ):
         with pytest.raises(ConfigError, match=r"REWARD_SERVER_TOKEN is too short for .*: use at least 16") as caught:

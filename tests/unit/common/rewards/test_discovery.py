@@ -9,14 +9,16 @@ from collections.abc import Iterator
 import pytest
 
 from common.errors import StoreError
-from common.redis_link import ServerRegistry
 from common.rewards.client import RewardClient
 from common.rewards.discovery import Discovery
+from common.rewards.registry import ServerRegistry
 from tests.helpers.fake_reward_server import FakeServer, client_at, fake_server
 
 
 class Registry(ServerRegistry):
     """Says what it is told to say, or raises it."""
+
+    signs = False
 
     def __init__(self, *answers: tuple[str, ...] | Exception) -> None:
         self.answers = list(answers)

@@ -251,15 +251,18 @@ def test_the_example_shows_no_password(asked: list[str], image: str, monkeypatch
 @pytest.mark.parametrize(
     ("trusted", "url"),
     [
-        ("Gpu-7", "http://gpu-7:8101"),
-        ("fe80::1", "http://[FE80::1]:8101"),
-        ("FE80::1", "http://[fe80::1]:8101"),
-        ("xn--bcher-kva.de", "http://bücher.de"),
-        ("bücher.de", "http://xn--bcher-kva.de"),
+        ("http://Gpu-7:8101/hps", "HTTP://gpu-7:8101"),
+        ("http://gpu-7:80", "http://gpu-7"),
+        ("http://[fe80::1]:8101", "http://[FE80::1]:8101"),
+        ("http://[FE80::1]:8101", "http://[fe80::1]:8101/name"),
+        ("http://xn--bcher-kva.de", "http://bücher.de"),
+        ("http://bücher.de", "http://xn--bcher-kva.de"),
     ],
 )
-def test_a_trusted_host_gets_the_token_however_it_is_spelt(trusted: str, url: str) -> None:
-    for hosts, expected in (((trusted,), f"Bearer {TOKEN}"), (("gpu-8",), None)):
-        http = RewardHttp(TOKEN, hosts)
+def test_a_trusted_server_gets_the_token_however_it_is_spelt(trusted: str, url: str) -> None:
+    elsewhere = ["http://gpu-8:8101", "http://gpu-7:8102", "https://gpu-7:8101", "http://127.0.0.1:8101", "nonsense"]
+    for urls, expected in (([trusted], f"Bearer {TOKEN}"), (elsewhere, None)):
+        http = RewardHttp(TOKEN)
+        http.trust(urls)
         assert http._headers(Exchange("fake", url, 5.0), None).get("authorization") == expected
         http.close()

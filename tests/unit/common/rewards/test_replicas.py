@@ -15,7 +15,7 @@ from common.rewards.answers import check_answer
 from common.rewards.api import ServerInfo
 from common.rewards.breaker import FAILURES_TO_OPEN, BreakerState
 from common.rewards.client import RewardClient
-from common.rewards.identity import REFUSED_FOR_S
+from common.rewards.newcomers import REFUSED_FOR_S
 from tests.helpers.fake_reward_server import (
     GOOD,
     IMAGES,
@@ -249,16 +249,3 @@ def test_a_refusal_is_remembered_for_a_while_and_said_once(
         stranger.info = INFO
         client.offer("fake", [stranger.url])
         assert list(client.states("fake")) == [server.url, stranger.url]
-
-
-def test_the_token_goes_to_those_who_may_have_it_alone(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever can write to Redis could otherwise collect it."""
-    monkeypatch.setattr("common.rewards.http.is_loopback", lambda host: False)
-    for options, expected in (({}, None), ({"trusted_hosts": ("127.0.0.1",)}, "Bearer secret")):
-        with client_at(attempts=1, token="secret", discovered=["fake"], **options) as client:
-            client.offer("fake", [server.url])
-            is_answered(client)
-        assert server.authorization == expected
-    with client_at(server.url, token="secret") as client:
-        is_answered(client)
-    assert server.authorization == "Bearer secret"

@@ -9,7 +9,7 @@ import pytest
 
 from common.config.run import Config
 from common.errors import RunStopped, StoreError
-from common.redis_link import RunControl, RunRequest
+from common.run_control import RunControl, RunRequest
 from common.types import Position, Stage
 from learner.driver import between_iterations as milestones
 from learner.driver.between_iterations import RunMilestones

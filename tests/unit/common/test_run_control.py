@@ -1,0 +1,128 @@
+"""Requests to a run in a real Redis: with a token they are signed, and neither forged nor repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from common.redis_link import RedisAddress, RedisLink
+from common.run_control import RunControl
+from common.signed_values import CLOCK_TOLERANCE_S
+from learner.driver.embedded_redis import embedded_redis
+
+TOKEN = "0123456789abcdef"
+KEY = "rtdmd:run:shapes"
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisAddress]:
+    with embedded_redis(tmp_path_factory.mktemp("redis") / "redis.log") as started:
+        yield started
+
+
+@pytest.fixture
+def client(address: RedisAddress) -> Iterator[redis.Redis]:
+    with address.connect() as connected:
+        connected.flushall()
+        yield connected
+
+
+@pytest.fixture
+def link(address: RedisAddress, client: redis.Redis) -> Iterator[RedisLink]:
+    opened = RedisLink(address)
+    yield opened
+    opened.close()
+
+
+class Clock:
+    """Seconds since the epoch, made by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.5
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_without_a_token_redis_cli_is_enough(link: RedisLink, client: redis.Redis) -> None:
+    control = RunControl(link, "shapes")
+    assert control.asked() is None
+    for request in ("pause", "stop"):
+        client.set(KEY, request)
+        assert control.asked() == request
+        control.ask(request)
+        assert client.get(KEY) == request.encode()
+        assert RunControl(link, "another").asked() is None
+    control.ask(None)
+    assert control.asked() is None
+    for other in ("dance", "pause 1", "pause "):
+        client.set(KEY, other)
+        assert control.asked() is None
+
+
+def test_with_a_token_only_a_signed_request_of_this_run_counts(
+    link: RedisLink, client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    control = RunControl(link, "shapes", TOKEN)
+    for planted in (b"stop", b"stop 1e12", bytes(32) + b"stop 1e12"):
+        client.set(KEY, planted)
+        assert control.asked() is None
+    RunControl(link, "shapes", TOKEN + "x").ask("stop")
+    assert control.asked() is None
+    RunControl(link, "another", TOKEN).ask("stop")
+    client.rename("rtdmd:run:another", KEY)
+    assert control.asked() is None
+    assert [KEY in record.getMessage() for record in caplog.records] == [True]
+    for request in ("pause", "stop"):
+        RunControl(link, "shapes", TOKEN).ask(request)
+        assert control.asked() == control.asked() == request
+    control.ask(None)
+    assert control.asked() is None
+
+
+def test_a_request_of_an_earlier_run_is_not_repeated(
+    link: RedisLink, client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    RunControl(link, "shapes", TOKEN, clock).ask("stop")
+    captured = client.get(KEY)
+    clock.now += CLOCK_TOLERANCE_S + 1
+    control = RunControl(link, "shapes", TOKEN, clock)
+    for _ in range(2):
+        client.set(KEY, captured)
+        assert control.asked() is None
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["Redis"]
+    assert "a request from before this run started" in caplog.text
+    control.ask("stop")
+    assert control.asked() == "stop"
+
+
+def test_a_request_made_while_a_run_starts_counts(link: RedisLink) -> None:
+    clock = Clock()
+    RunControl(link, "shapes", TOKEN, clock).ask("pause")
+    clock.now += CLOCK_TOLERANCE_S - 1
+    assert RunControl(link, "shapes", TOKEN, clock).asked() == "pause"
+
+
+@pytest.mark.parametrize("withdrawn", ["deleted", "overwritten", "followed"])
+def test_a_pause_that_is_over_is_not_repeated(link: RedisLink, client: redis.Redis, withdrawn: str) -> None:
+    clock = Clock()
+    control = RunControl(link, "shapes", TOKEN, clock)
+    control.ask("pause")
+    captured = client.get(KEY)
+    assert control.asked() == "pause"
+    clock.now += 1
+    if withdrawn == "deleted":
+        control.ask(None)
+    elif withdrawn == "overwritten":
+        client.set(KEY, "junk")
+    else:
+        control.ask("stop")
+    assert control.asked() == ("stop" if withdrawn == "followed" else None)
+    client.set(KEY, captured)
+    assert control.asked() is None
+    clock.now += 1
+    control.ask("pause")
+    assert control.asked() == "pause"
