@@ -143,17 +143,18 @@ def _policy(policy_gradient: str, **others: object) -> Arm:
 TEXT: Options = {
     **ALIGNMENT,
     **NO_BACK_PROPAGATION,
-    "alignment.iterations": 40,
+    "alignment.iterations": 30,
     "alignment.prompts_per_iteration": 8,
     "alignment.train_fraction": 0.5,
     "alignment.matching_weight": 0.02,
-    "alignment.learning_rate_student": 1e-3,
+    "alignment.learning_rate_student": 2e-3,
     "alignment.learning_rate_fake": 1e-3,
     "alignment.ema_decay": 0.9,
+    "evaluation.every": 10,
     "evaluation.prompts": 64,
 }
 """The OCR engine is the only trained reward, and has no gradient."""
-TEXT_START = _cold_start(CLEAN, 50, 25)
+TEXT_START = _cold_start(CLEAN, 25, 25)
 """A short distillation: rewards have room."""
 
 
