@@ -50,6 +50,10 @@ class ServerMetrics:
             buckets=SECONDS_BUCKETS,
         )
 
+        self._restarts = Counter(
+            "reward_server_model_restarts", "Restarts of the model's process.", by_scorer, registry=registry
+        )
+
     def of_scorer(self, scorer: str, low: float, high: float) -> ScorerMetrics:
         """The series of one scorer whose scores lie in [low, high]."""
         return ScorerMetrics(
@@ -60,6 +64,7 @@ class ServerMetrics:
             queue_bytes=self._queue_bytes.labels(scorer),
             batch=self._batch.labels(scorer),
             model_seconds=self._model_seconds.labels(scorer),
+            restarts=self._restarts.labels(scorer),
             scores=self._scores.add(scorer, low, high),
         )
 
@@ -80,6 +85,7 @@ class ScorerMetrics:
         queue_bytes: Gauge,
         batch: Histogram,
         model_seconds: Histogram,
+        restarts: Counter,
         scores: Histogram,
     ) -> None:
         self._scorer = scorer
@@ -89,6 +95,7 @@ class ScorerMetrics:
         self._queue_bytes = queue_bytes
         self._batch = batch
         self._model_seconds = model_seconds
+        self._restarts = restarts
         self._scores = scores
 
     def answered(self, path: str, code: int, seconds: float) -> None:
@@ -104,6 +111,9 @@ class ScorerMetrics:
     def model_called(self, images: int, seconds: float) -> None:
         self._batch.observe(images)
         self._model_seconds.observe(seconds)
+
+    def restarted(self) -> None:
+        self._restarts.inc()
 
     def scored(self, scores_B: FloatArray) -> None:
         for score in scores_B.tolist():
