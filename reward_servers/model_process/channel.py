@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -39,6 +41,7 @@ class Channel:
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
+        self._in_use = threading.Lock()
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             connected.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
 
@@ -47,24 +50,30 @@ class Channel:
         whole = [np.require(array, requirements="C") for array in arrays]
         text = pack_map({**message, ARRAYS: [[array.dtype.str, array.shape] for array in whole]})
         pieces: list[bytes | memoryview] = [LENGTH.pack(len(text)) + text, *map(_bytes_of, whole)]
-        for piece in pieces:
-            self._within(until, partial(self._socket.sendall, piece))
+        with self._in_use:
+            for piece in pieces:
+                self._within(until, partial(self._socket.sendall, piece))
 
     def receive(self, until: float = math.inf) -> tuple[dict[str, Any], list[AnyArray]]:
         """The next message and its arrays, which are writable."""
-        (length,) = LENGTH.unpack(self._take(bytearray(LENGTH.size), until))
-        message = unpack_map(self._take(bytearray(length), until))
-        arrays = [np.empty(shape, dtype) for dtype, shape in message.pop(ARRAYS)]
-        for array in arrays:
-            self._take(_bytes_of(array), until)
+        with self._in_use:
+            (length,) = LENGTH.unpack(self._take(bytearray(LENGTH.size), until))
+            message = unpack_map(self._take(bytearray(length), until))
+            arrays = [np.empty(shape, dtype) for dtype, shape in message.pop(ARRAYS)]
+            for array in arrays:
+                self._take(_bytes_of(array), until)
         return message, arrays
 
-    def close(self) -> None:
-        """End what either side waits for. The socket itself stays open: another thread may still read from it."""
-        try:
+    def shut(self) -> None:
+        """End what a thread at either end waits for, with EOFError."""
+        with suppress(OSError):  # the other end was closed first
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            return  # the other end was closed first
+
+    def close(self) -> None:
+        """Close the socket, once no other thread uses it."""
+        self.shut()
+        with self._in_use:
+            self._socket.close()
 
     def _take(self, buffer: Any, until: float) -> Any:
         """Fill the buffer and return it."""
@@ -80,8 +89,8 @@ class Channel:
         left = until - time.monotonic()
         if left <= 0:
             raise TimeoutError
-        self._socket.settimeout(left if left < math.inf else None)
         try:
+            self._socket.settimeout(left if left < math.inf else None)
             return step()
         except TimeoutError:
             raise

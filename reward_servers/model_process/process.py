@@ -79,7 +79,7 @@ class ModelProcess:
 
     def close(self) -> None:
         """Let it end after its present call."""
-        self._channel.close()
+        self._channel.shut()
 
     def kill(self) -> None:
         self._process.kill()
@@ -92,3 +92,4 @@ class ModelProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._channel.close()
