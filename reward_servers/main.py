@@ -84,7 +84,7 @@ async def serve(settings: ServerSettings, models: Mapping[str, Model], listener:
             info = server_info(name, model.scorer, reproducible)
             served.append(Served(prefix, info, batchers[name], counters[name], check_score, model.scorer.limits))
         for supervisor in supervisors:
-            _watch(supervisor, [counters[name] for name in models if models[name].supervisor is supervisor], lost)
+            _watch(supervisor, metrics, [counters[name] for name in supervisor.names], lost)
         app = ServerApp(served, settings.limits, settings.queue_bytes, devices, metrics, readers, supervisors)
         opening = open_for_requests(settings, listener.getsockname()[1], served)
         await serve_http(app, listener, Connections(ConnectionLimits()), opening)
@@ -110,8 +110,10 @@ async def serve(settings: ServerSettings, models: Mapping[str, Model], listener:
     readers.close()
 
 
-def _watch(supervisor: Supervisor, counters: Sequence[ScorerMetrics], lost: asyncio.Future[None]) -> None:
-    """Count the restarts of a model process; the error of one that cannot be restarted becomes that of `lost`."""
+def _watch(
+    supervisor: Supervisor, metrics: ServerMetrics, counters: Sequence[ScorerMetrics], lost: asyncio.Future[None]
+) -> None:
+    """Report a model process and its restarts; the error of one that cannot be restarted becomes that of `lost`."""
     loop = lost.get_loop()
 
     def end(error: ModelError) -> None:
@@ -126,6 +128,7 @@ def _watch(supervisor: Supervisor, counters: Sequence[ScorerMetrics], lost: asyn
         for counter in counters:
             counter.restarted()
 
+    metrics.watch_process(supervisor.names, lambda: supervisor.pid)
     supervisor.watch(restarted, failed)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector, generate_latest
@@ -24,6 +24,8 @@ class ServerMetrics:
         ProcessCollector(registry=self._registry)
         self._scores = _ScoreHistograms()
         self._registry.register(self._scores)
+        self._model_processes = _ModelProcesses()
+        self._registry.register(self._model_processes)
         by_scorer, registry = ("scorer",), self._registry
         self._requests = Counter(
             "reward_server_requests_total", "Answered requests.", ("scorer", "path", "code"), registry=self._registry
@@ -67,6 +69,10 @@ class ServerMetrics:
             restarts=self._restarts.labels(scorer),
             scores=self._scores.add(scorer, low, high),
         )
+
+    def watch_process(self, scorers: Sequence[str], pid: Callable[[], int]) -> None:
+        """Report processor time, memory and files of the model process of these scorers."""
+        self._model_processes.add(",".join(scorers), pid)
 
     def exposition(self) -> bytes:
         """All metrics in the Prometheus text format."""
@@ -139,6 +145,25 @@ class _ScoreHistograms(Collector):
             for metric in family.collect():
                 merged.samples += metric.samples
         yield merged
+
+
+class _ModelProcesses(Collector):
+    """The metrics of `ProcessCollector` for each model process, labelled with its scorers."""
+
+    def __init__(self) -> None:
+        self._processes: list[tuple[str, ProcessCollector]] = []
+
+    def add(self, scorers: str, pid: Callable[[], int]) -> None:
+        self._processes.append((scorers, ProcessCollector("reward_server_model", pid, registry=None)))
+
+    def collect(self) -> Iterator[Metric]:
+        merged: dict[str, Metric] = {}
+        for scorers, process in self._processes:
+            for metric in process.collect():
+                one = merged.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
+                for sample in metric.samples:
+                    one.add_sample(sample.name, {"scorer": scorers}, sample.value)
+        yield from merged.values()
 
 
 def _score_buckets(low: float, high: float) -> tuple[float, ...]:

@@ -57,6 +57,7 @@ class Supervisor:
     """One process with the models of some scorers. `ask` belongs to one thread, all else to the thread that made it.
 
     Attributes:
+        names: the scorers' served names, once they are known.
         problem: why no call can be answered at present, or None.
         call_s: seconds that a call may take.
     """
@@ -66,7 +67,7 @@ class Supervisor:
         self.call_s = call_s
         self._settings = tuple(settings)
         self._device = device
-        self._names: list[str] = []
+        self.names: list[str] = []
         self._declared: dict[str, Declared] = {}
         self._load_began = 0.0
         self._load_limit_s = SHORTEST_LOAD_SECONDS
@@ -75,6 +76,11 @@ class Supervisor:
         self._lock = threading.Lock()
         """Held to replace the process, and to change `problem`."""
         self._process = ModelProcess()
+
+    @property
+    def pid(self) -> int:
+        """The id of the present process."""
+        return self._process.pid
 
     def find(self) -> list[str]:
         """The scorers' names, once their classes are imported; ConfigError if they cannot be."""
@@ -85,7 +91,7 @@ class Supervisor:
 
     def begin_load(self, names: Sequence[str]) -> None:
         """Load the models under these names. `finish_load` waits for it, so several processes load at once."""
-        self._names, self._load_began = list(names), time.monotonic()
+        self.names, self._load_began = list(names), time.monotonic()
         try:
             self._process.send(self._load_call())
         except EOFError as error:
@@ -210,18 +216,18 @@ class Supervisor:
                 raise RewardInvalid(name, "nan", f"{name} scored its test image {scores_B.tolist()}")
 
     def _load_call(self) -> dict[str, Any]:
-        return {"call": "load", "names": self._names, "device": self._device}
+        return {"call": "load", "names": self.names, "device": self._device}
 
     def _declarations(self, replied: Replied) -> dict[str, Declared]:
         message, pictures = replied
         return {
             name: Declared(values, ScoreRequest(picture, *values.pop("check")))
-            for name, values, picture in zip(self._names, message["scorers"], pictures, strict=True)
+            for name, values, picture in zip(self.names, message["scorers"], pictures, strict=True)
         }
 
     @property
     def _what(self) -> str:
-        return f"the model process of {', '.join(self._names or [one.scorer for one in self._settings])}"
+        return f"the model process of {', '.join(self.names or [one.scorer for one in self._settings])}"
 
     def _ended_early(self) -> ModelError:
         return ModelError(f"{self._what} {self._process.ending()} while it loaded")

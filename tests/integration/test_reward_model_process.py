@@ -78,6 +78,7 @@ def test_two_models_in_two_processes_answer_as_in_one_to_the_last_bit(tmp_path: 
                 answers[-1] += [httpx.get(base + INFO_PATH).content]
                 answers[-1] += [httpx.post(base + SCORE_PATH, content=scores, timeout=DEADLINE).content]
                 answers[-1] += [httpx.post(base + GRADIENT_PATH, content=gradients, timeout=DEADLINE).content]
+            os.kill(server, signal.SIGKILL)  # its drain is not asked about, and a busy machine unloads torch slowly
     apart, together = answers
     assert apart == together
     assert ScoreResponse.from_bytes(apart[2]).scores_B.shape == (3,)
@@ -98,6 +99,9 @@ def test_a_model_process_killed_in_a_call_is_a_503_and_comes_back(tmp_path: Path
         wait_until(lambda: restarts(url) == 1)
         assert ready(url)
         assert score(url) == expected
+        metrics = httpx.get(url + METRICS_PATH).text
+        assert 'reward_server_model_process_resident_memory_bytes{scorer="fragile"}' in metrics
+        assert 'reward_server_model_process_cpu_seconds_total{scorer="fragile"}' in metrics
 
 
 def test_while_the_model_is_lost_nobody_waits_for_it(tmp_path: Path, model: Path) -> None:
