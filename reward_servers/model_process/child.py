@@ -10,6 +10,7 @@ It imports neither the front nor the batcher. `reward_servers.model_process.proc
 
 from __future__ import annotations
 
+import faulthandler
 import socket
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -32,6 +33,7 @@ Reply = tuple[dict[str, Any], Sequence[AnyArray]]
 def main(descriptor: int, parent_pid: int) -> int:
     """Serve calls that come over the inherited socket; 0 when the server has closed it."""
     end_with(parent_pid)
+    faulthandler.enable()
     outlast_stop_signals()
     with socket.socket(fileno=descriptor) as connected:
         Models().answer(Channel(connected))
@@ -110,9 +112,9 @@ def _declared(scorer: Scorer) -> dict[str, Any]:
     low, high = scorer.score_range
     return {
         "name": scorer.name,
-        "low": low,
-        "high": high,
-        "differentiable": scorer.differentiable,
+        "low": float(low),
+        "high": float(high),
+        "differentiable": bool(scorer.differentiable),
         "weights_hash": scorer.weights_hash,
         "version": scorer.version,
         "preprocess_version": scorer.preprocess_version,

@@ -14,6 +14,7 @@ ready ──► a call ──► ready
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import ModelError, RewardInvalid, RewardRejected, RtdmdError, WireError
+from common.errors import ModelError, RewardError, RewardInvalid, RewardRejected, WireError, one_line
 from common.rewards.api import FloatArray, ScoreRequest
 from common.wire import AnyArray
 from reward_servers.loading import ScorerSettings
@@ -85,7 +86,7 @@ class Supervisor:
     def find(self) -> list[str]:
         """The scorers' names, once their classes are imported; ConfigError if they cannot be."""
         try:
-            return _find(self._process, self._settings, None)
+            return _find(self._process, self._settings)
         except EOFError as error:
             raise self._ended_early() from error
 
@@ -124,6 +125,10 @@ class Supervisor:
             why = f"took longer than {self.call_s:g} s for a call (--call-s)"
         except EOFError:
             why = process.ending()
+        except RewardError:
+            raise
+        except Exception as error:  # what follows on the channel cannot be read either
+            why = f"sent a reply that cannot be read ({one_line(error)})"
         finally:
             self._calling = False
         raise ModelUnavailable(name, "model", self._lose(process, why))
@@ -177,23 +182,25 @@ class Supervisor:
         for attempt in range(ATTEMPTS):
             if attempt and self._stopping.wait(PAUSE_SECONDS):
                 return
-            with self._lock:
-                if self._stopping.is_set():
-                    return
-                process = self._process = ModelProcess()
             try:
-                self._load_again(process)
+                with self._lock:
+                    if self._stopping.is_set():
+                        return
+                    self._process = ModelProcess()
+                self._load_again(self._process)
                 return
             except IdentityChanged:
-                process.end()
+                self._process.end()
                 raise
             except EOFError:
-                reason = f"its process {process.ending()}"
+                reason = f"its process {self._process.ending()}"
             except TimeoutError:
                 reason = f"it took longer than {self._load_limit_s:.0f} s"
-            except RtdmdError as error:
-                reason = str(error)
-            process.end()
+            except Exception as error:  # also of the operating system, which may not be able to start a process now
+                reason = one_line(error)
+            self._process.end()
+            if self._stopping.is_set():
+                return
             logger.warning("%s could not be loaded again: %s", self._what, reason)
         raise ModelError(
             f"{self._what} could not be loaded again, {ATTEMPTS} times in a row; the last reason: {reason}"
@@ -233,9 +240,9 @@ class Supervisor:
         return ModelError(f"{self._what} {self._process.ending()} while it loaded")
 
 
-def _find(process: ModelProcess, settings: Sequence[ScorerSettings], until: float | None) -> list[str]:
+def _find(process: ModelProcess, settings: Sequence[ScorerSettings], until: float = math.inf) -> list[str]:
     of = [[one.scorer, None if one.model is None else str(one.model), one.name] for one in settings]
-    message, _ = process.ask({"call": "find", "of": of}, until=until or float("inf"))
+    message, _ = process.ask({"call": "find", "of": of}, until=until)
     names: list[str] = message["names"]
     return names
 

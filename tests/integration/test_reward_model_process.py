@@ -167,12 +167,16 @@ def test_one_lost_model_does_not_touch_another(tmp_path: Path, model: Path) -> N
         assert score(f"{url}/fragile") != expected
 
 
-@pytest.mark.parametrize("stopped", [False, True])
-def test_a_model_process_never_outlasts_its_server(stopped: bool, tmp_path: Path, model: Path) -> None:
+@pytest.mark.parametrize("how", ["in a call", "stopped", "started again"])
+def test_a_model_process_never_outlasts_its_server(how: str, tmp_path: Path, model: Path) -> None:
     with running(tmp_path, "--scorer", FRAGILE, "--model", str(model)) as (url, server):
         (process,) = model_processes(server)
+        if how == "started again":
+            os.kill(process.pid, signal.SIGKILL)
+            wait_until(lambda: restarts(url) == 1)
+            (process,) = model_processes(server)
         waiting = Waiting(url, tmp_path)
-        if stopped:
+        if how == "stopped":
             os.kill(process.pid, signal.SIGSTOP)
         os.kill(server, signal.SIGKILL)
         wait_until(lambda: not process.alive)

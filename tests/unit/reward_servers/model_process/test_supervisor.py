@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -17,7 +18,9 @@ import pytest
 from common.errors import ConfigError, ModelError, RewardInvalid, RewardRejected
 from common.rewards.api import ByteArray
 from reward_servers.loading import ScorerSettings
+from reward_servers.model_process import channel
 from reward_servers.model_process import supervisor as module
+from reward_servers.model_process.process import ModelProcess
 from reward_servers.model_process.remote_scorer import RemoteScorer
 from reward_servers.model_process.supervisor import Supervisor
 from reward_servers.scorers.base import ModelUnavailable
@@ -185,6 +188,34 @@ def test_a_model_that_cannot_be_loaded_again_is_given_up(folder: Path, monkeypat
             "its weights are missing"
         )
         assert there.restarts == 0
+
+
+def test_a_process_that_cannot_be_started_is_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAUSE_SECONDS", 0.0)
+    start, failures = ModelProcess, [OSError(errno.EAGAIN, "no processes left")]
+
+    def tried() -> ModelProcess:
+        if failures:
+            raise failures.pop()
+        return start()
+
+    with watched(folder) as there:
+        monkeypatch.setattr(module, "ModelProcess", tried)
+        os.kill(there.pid, signal.SIGKILL)
+        wait_until(lambda: there.restarts == 1)
+        assert failures == []
+        assert len(there.score()) == 2
+
+
+def test_a_reply_that_cannot_be_read_costs_the_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with watched(folder) as there:
+        first = there.pid
+        with monkeypatch.context() as patch:
+            patch.setattr(channel, "unpack_map", lambda data: 1 // 0)
+            with pytest.raises(ModelUnavailable, match=r"of mine sent a reply that cannot be read \(integer division"):
+                there.score()
+        wait_until(lambda: there.restarts == 1)
+        assert there.pid != first
 
 
 def test_a_model_that_is_another_one_after_a_restart_is_given_up_at_once(folder: Path) -> None:
