@@ -8,6 +8,7 @@ clients of other processes     always in the server's own process
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,8 +23,8 @@ from reward_servers.scorers import CLIENTS_OF_MODELS
 from reward_servers.scorers.base import Scorer
 
 CPU = "cpu"
-STOP_SECONDS = 0.5
-"""Model processes have this long to end by themselves: what is left of a server's five seconds after its drain."""
+STOP_SECONDS, STOP_SHARE = 1.0, 0.2
+"""Model processes have this long to end by themselves, at most this share of what a stop signal leaves the server."""
 
 Places = list[int]
 """Scorers by their places on the command line."""
@@ -72,7 +73,8 @@ def stop(supervisors: Iterable[Supervisor]) -> None:
     stopping = list(supervisors)
     for supervisor in stopping:
         supervisor.begin_stop()
-    until = time.monotonic() + STOP_SECONDS
+    left_s, _ = signal.getitimer(signal.ITIMER_REAL)  # see `front.listener`; 0 without a stop signal
+    until = time.monotonic() + (min(STOP_SECONDS, STOP_SHARE * left_s) if left_s else STOP_SECONDS)
     for supervisor in stopping:
         supervisor.finish_stop(until)
 
