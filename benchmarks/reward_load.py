@@ -37,7 +37,7 @@ READ_BYTES = 2**16
 
 @dataclass(frozen=True)
 class Target:
-    """A running server."""
+    """A running server, its model processes included."""
 
     port: int
     pid: int
@@ -49,10 +49,11 @@ class Target:
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.split("{")[0].split(" ")[0] == name)
 
     def cpu_seconds(self) -> float:
-        return self.metric("process_cpu_seconds_total")
+        return sum(map(self.metric, ("process_cpu_seconds_total", "reward_server_model_process_cpu_seconds_total")))
 
     def resident_mib(self) -> float:
-        return self.metric("process_resident_memory_bytes") / 2**20
+        names = ("process_resident_memory_bytes", "reward_server_model_process_resident_memory_bytes")
+        return sum(map(self.metric, names)) / 2**20
 
 
 @dataclass

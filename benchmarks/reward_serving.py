@@ -1,10 +1,11 @@
 """Measures the cost of serving a reward. Prints one JSON object.
 
     python -m benchmarks.reward_serving null                   # images/s and latency of a scorer that costs nothing
-    python -m benchmarks.reward_serving model                  # a small HPS model served, over the same one in a loop
+    python -m benchmarks.reward_serving model                  # a small HPS model served, over the same one in a loop;
+                                                               # in a process of its own, and in the server's
     python -m benchmarks.reward_serving groups                 # groups of 9, 16 and 24: how full their calls are
     python -m benchmarks.reward_serving overload               # 3 times the capacity for 60 s: goodput, batches, memory
-    python -m benchmarks.reward_serving consolidated           # hps and pickscore in one process, and in one each
+    python -m benchmarks.reward_serving consolidated           # hps and pickscore behind one port, and behind two
 
 To be run on an otherwise idle machine; server and load share its cores. Processor time per image is told as well: it
 holds on a busy machine too.
@@ -69,9 +70,9 @@ def _parse() -> argparse.Namespace:
 
 
 def _null(arguments: argparse.Namespace) -> dict[str, Any]:
-    """512 x 512 raw: the most, then the latency at half of it, and at half of what is wanted."""
+    """512 x 512 raw, in process: the most, then the latency at half of it, and at half of what is wanted."""
     request = prepare(arguments.images, side=512)
-    with serving("--scorer", NULL, "--max-batch", str(arguments.max_batch)) as target:
+    with serving("--scorer", NULL, "--max-batch", str(arguments.max_batch), "--in-process") as target:
         load_cpu = time.process_time()
         requests_per_s, server_ms = _most([target], [request], CONNECTIONS, arguments)
         load_cpu = time.process_time() - load_cpu
@@ -97,21 +98,21 @@ def _model(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     size = arguments.max_batch
     group, rounds = prepare(size, arguments.side), []
-    with serving("--scorer", "hps", "--model", str(HPS), "--max-batch", str(size)) as target:
+    options = ("--scorer", "hps", "--model", str(HPS), "--max-batch", str(size))
+    with serving(*options) as apart, serving(*options, "--in-process") as together:
         for _ in range(ROUNDS):
             offline, offline_ms = _offline(arguments)
-            groups, group_ms = _most([target], [group], CONNECTIONS, arguments)
-            singles, single_ms = _capacity(target, arguments)
-            rounds.append(
-                {
-                    "offline_images_per_s": offline,
-                    "offline_cpu_ms_per_image": offline_ms,
-                    "groups_over_offline": groups * size / offline,
-                    "groups_cpu_ms_per_image": group_ms / size,
-                    "singles_over_offline": singles / offline,
-                    "singles_cpu_ms_per_image": single_ms,
+            figures = {"offline_images_per_s": offline, "offline_cpu_ms_per_image": offline_ms}
+            for prefix, target in ("", apart), ("in_process_", together):
+                groups, group_ms = _most([target], [group], CONNECTIONS, arguments)
+                singles, single_ms = _capacity(target, arguments)
+                figures |= {
+                    f"{prefix}groups_over_offline": groups * size / offline,
+                    f"{prefix}groups_cpu_ms_per_image": group_ms / size,
+                    f"{prefix}singles_over_offline": singles / offline,
+                    f"{prefix}singles_cpu_ms_per_image": single_ms,
                 }
-            )
+            rounds.append(figures)
     middle = {name: round(statistics.median(one[name] for one in rounds), 3) for name in rounds[0]}
     return middle | {"max_batch": size, "rounds": ROUNDS}
 
@@ -162,24 +163,30 @@ def _overloaded(arguments: argparse.Namespace, size: int) -> dict[str, Any]:
 
 
 def _consolidated(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Both rewards of every image: two scorers in one process, then each in its own, on the same two threads."""
+    """Both rewards of every image: two scorers behind one port, in one process, and in a server each; two threads."""
     batch = ("--max-batch", str(arguments.max_batch))
     hps, pickscore = ("--scorer", "hps", "--model", str(HPS)), ("--scorer", "pickscore", "--model", str(PICKSCORE))
     connections = 2 * CONNECTIONS_PER_BATCH * arguments.max_batch
-    with serving(*hps, *pickscore, *batch, "--threads", "2") as both:
-        requests = [prepare(1, arguments.side, prefix) for prefix in ("/hps", "/pickscore")]
+    requests = [prepare(1, arguments.side, prefix) for prefix in ("/hps", "/pickscore")]
+    with serving(*hps, *pickscore, *batch) as port:
+        one_port, one_port_ms = _most([port], requests, connections, arguments)
+        memory_one_port = port.resident_mib()
+    with serving(*hps, *pickscore, *batch, "--threads", "2", "--in-process") as both:
         together, together_ms = _most([both], requests, connections, arguments)
         memory_together = both.resident_mib()
     with serving(*hps, *batch) as one, serving(*pickscore, *batch) as other:
         apart, apart_ms = _most([one, other], [prepare(1, arguments.side)], connections, arguments)
         memory_apart = one.resident_mib() + other.resident_mib()
     return {
+        "one_port_scores_per_s": round(one_port, 1),
         "one_process_scores_per_s": round(together, 1),
-        "two_processes_scores_per_s": round(apart, 1),
+        "two_servers_scores_per_s": round(apart, 1),
+        "one_port_cpu_ms_per_score": round(one_port_ms, 3),
         "one_process_cpu_ms_per_score": round(together_ms, 3),
-        "two_processes_cpu_ms_per_score": round(apart_ms, 3),
+        "two_servers_cpu_ms_per_score": round(apart_ms, 3),
+        "one_port_mib": round(memory_one_port, 1),
         "one_process_mib": round(memory_together, 1),
-        "two_processes_mib": round(memory_apart, 1),
+        "two_servers_mib": round(memory_apart, 1),
     }
 
 

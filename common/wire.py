@@ -89,6 +89,22 @@ def unpack(
     return message
 
 
+def pack_map(message: Mapping[str, Any]) -> bytes:
+    """Encode a map without the limits of a message, for another process of ours; WireError if a value cannot travel."""
+    try:
+        return bytes(msgpack.packb(message, default=_pack_nested_array))
+    except (ValueError, TypeError, OverflowError) as error:
+        raise WireError(f"a message cannot be packed: {error}") from error
+
+
+def unpack_map(data: bytes | bytearray) -> dict[str, Any]:
+    """Decode what `pack_map` wrote in another process of ours: nothing is bounded or checked."""
+    message: dict[str, Any] = msgpack.unpackb(
+        data, ext_hook=lambda code, content: _decode_array(code, memoryview(content), None)
+    )
+    return message
+
+
 def weights_to_bytes(weights: Mapping[str, AnyArray]) -> bytes:
     """Encode named tensors as safetensors."""
     # safetensors reads the buffer in memory order: a transposed view would silently be saved scrambled.

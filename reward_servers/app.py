@@ -28,13 +28,14 @@ from common.rewards.api import (
     UNIRL_HEALTH_PATH,
 )
 from reward_servers import docs_page, unirl
-from reward_servers.batcher import Device
+from reward_servers.batcher import RESTART, Device
 from reward_servers.doors import Door
 from reward_servers.front.answers import JSON_TYPE, Answer, error_answer
 from reward_servers.front.exchange import Consumer, Exchange
 from reward_servers.front.pages import TRUST, Page
 from reward_servers.limits import Readers, RequestLimits
 from reward_servers.metrics import ServerMetrics
+from reward_servers.model_process.supervisor import Supervisor
 from reward_servers.openapi import describe
 from reward_servers.scoring import ScoringService, Served, refusal_of
 
@@ -47,14 +48,16 @@ class ServerApp:
         served: Sequence[Served],
         limits: RequestLimits,
         queue_bytes: int,
-        device: Device,
+        devices: Sequence[Device],
         metrics: ServerMetrics,
         readers: Readers,
         doors: Sequence[Door],
+        supervisors: Sequence[Supervisor] = (),
     ) -> None:
         self._served = served
         self._limits = limits
-        self._device = device
+        self._devices = devices
+        self._supervisors = supervisors
         self._readers = readers
         self._metrics = metrics
         scorers = [(one.prefix, one.info) for one in served]
@@ -103,13 +106,17 @@ class ServerApp:
         return _json({"alive": True})
 
     async def ready(self, request: Request) -> Response:  # noqa: ARG002
-        """503 while a model call or a reader outlasts every request it was made for: it may be stuck."""
-        for what, seconds in (("model call", self._device.call_seconds), ("reader", self._readers.call_seconds)):
+        """503 while a model is loading again, and while a call or a reader outlasts every request it was made for."""
+        for problem in [one.problem for one in self._supervisors]:
+            if problem is not None:
+                return _json({"error": "model", "message": problem}, 503)
+        calls = [("model call", device.call_seconds, device.stuck) for device in self._devices]
+        for what, seconds, way_out in [*calls, ("reader", self._readers.call_seconds, RESTART)]:
             if seconds > self._limits.deadline_s:
                 message = (
                     f"a {what} has been running for {seconds:.0f} s, the deadline is {self._limits.deadline_s:g} s"
                 )
-                return _json({"error": "deadline", "message": f"{message}: restart the server if it is stuck"}, 503)
+                return _json({"error": "deadline", "message": f"{message}: {way_out}"}, 503)
         return _json({"ready": True, "probe_scores": {one.info.scorer: one.check_score for one in self._served}})
 
     async def metrics(self, request: Request) -> Response:  # noqa: ARG002

@@ -36,12 +36,14 @@ from common.rewards.api import (
     ScoreResponse,
 )
 from reward_servers.metrics import ScorerMetrics
-from reward_servers.scorers.base import Scorer
+from reward_servers.scorers.base import ModelUnavailable, Scorer
 
 RETRY_AFTER_SECONDS = 1
 """Retry-After is given in whole seconds; clients add their own jitter."""
 KEPT_SHARE = 0.9
 """Each call weighs this share of the one after it in the measured speed."""
+
+RESTART = "restart the server if it is stuck"
 
 Request = ScoreRequest | GradientRequest
 Response = ScoreResponse | GradientResponse
@@ -123,10 +125,15 @@ class _Piece:
 class Device:
     """The device of all models of a process. It runs one call at a time, in a thread outside the event loop.
 
-    A model is not thread-safe, and two calls at once would only share the same cores.
+    A model is not thread-safe, and two calls at once would only share the same cores. Models in several processes have
+    a device each.
+
+    Attributes:
+        stuck: the way out of a call that does not end.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, stuck: str = RESTART) -> None:
+        self.stuck = stuck
         self.turn = asyncio.Lock()
         self._clock = clock
         self._call_began: float | None = None
@@ -228,7 +235,7 @@ class Batcher:
             async with self._device.turn:
                 pieces = self._take_call()
                 results = await self._device.run(partial(self._execute, pieces)) if pieces else []
-            if self._queue:
+            if self._queue and not any(isinstance(result, ModelUnavailable) for result in results):
                 self._speed.measured(sum(len(piece.images) for piece in pieces), loop.time() - began)
             for piece, result in zip(pieces, results, strict=True):
                 _deliver(piece.job, result)
@@ -298,10 +305,13 @@ class Batcher:
         """Run one call in the device's thread and cut its result into pieces. None for all but a request's last piece.
 
         A bad request must not fail those that share its call: a call that fails is halved until the request is alone.
+        A call whose model process is lost fails as a whole.
         """
         try:
             scores_B, gradients_BCHW = self._run_scorer(pieces)
         except Exception as error:  # anything a scorer raises fails its requests and never stops the server
+            if isinstance(error, ModelUnavailable):
+                return [error] * len(pieces)
             if len(pieces) > 1:
                 middle = len(pieces) // 2
                 return self._execute(pieces[:middle]) + self._execute(pieces[middle:])

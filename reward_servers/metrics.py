@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector, generate_latest
@@ -24,6 +24,8 @@ class ServerMetrics:
         ProcessCollector(registry=self._registry)
         self._scores = _ScoreHistograms()
         self._registry.register(self._scores)
+        self._model_processes = _ModelProcesses()
+        self._registry.register(self._model_processes)
         by_scorer, registry = ("scorer",), self._registry
         self._requests = Counter(
             "reward_server_requests_total", "Answered requests.", ("scorer", "path", "code"), registry=self._registry
@@ -50,6 +52,10 @@ class ServerMetrics:
             buckets=SECONDS_BUCKETS,
         )
 
+        self._restarts = Counter(
+            "reward_server_model_restarts", "Restarts of the model's process.", by_scorer, registry=registry
+        )
+
     def of_scorer(self, scorer: str, low: float, high: float) -> ScorerMetrics:
         """The series of one scorer whose scores lie in [low, high]."""
         return ScorerMetrics(
@@ -60,8 +66,13 @@ class ServerMetrics:
             queue_bytes=self._queue_bytes.labels(scorer),
             batch=self._batch.labels(scorer),
             model_seconds=self._model_seconds.labels(scorer),
+            restarts=self._restarts.labels(scorer),
             scores=self._scores.add(scorer, low, high),
         )
+
+    def watch_process(self, scorers: Sequence[str], pid: Callable[[], int]) -> None:
+        """Report processor time, memory and files of the model process of these scorers."""
+        self._model_processes.add(",".join(scorers), pid)
 
     def exposition(self) -> bytes:
         """All metrics in the Prometheus text format."""
@@ -80,6 +91,7 @@ class ScorerMetrics:
         queue_bytes: Gauge,
         batch: Histogram,
         model_seconds: Histogram,
+        restarts: Counter,
         scores: Histogram,
     ) -> None:
         self._scorer = scorer
@@ -89,6 +101,7 @@ class ScorerMetrics:
         self._queue_bytes = queue_bytes
         self._batch = batch
         self._model_seconds = model_seconds
+        self._restarts = restarts
         self._scores = scores
 
     def answered(self, path: str, code: int, seconds: float) -> None:
@@ -104,6 +117,9 @@ class ScorerMetrics:
     def model_called(self, images: int, seconds: float) -> None:
         self._batch.observe(images)
         self._model_seconds.observe(seconds)
+
+    def restarted(self) -> None:
+        self._restarts.inc()
 
     def scored(self, scores_B: FloatArray) -> None:
         for score in scores_B.tolist():
@@ -129,6 +145,25 @@ class _ScoreHistograms(Collector):
             for metric in family.collect():
                 merged.samples += metric.samples
         yield merged
+
+
+class _ModelProcesses(Collector):
+    """The metrics of `ProcessCollector` for each model process, labelled with its scorers."""
+
+    def __init__(self) -> None:
+        self._processes: list[tuple[str, ProcessCollector]] = []
+
+    def add(self, scorers: str, pid: Callable[[], int]) -> None:
+        self._processes.append((scorers, ProcessCollector("reward_server_model", pid, registry=None)))
+
+    def collect(self) -> Iterator[Metric]:
+        merged: dict[str, Metric] = {}
+        for scorers, process in self._processes:
+            for metric in process.collect():
+                one = merged.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
+                for sample in metric.samples:
+                    one.add_sample(sample.name, {"scorer": scorers}, sample.value)
+        yield from merged.values()
 
 
 def _score_buckets(low: float, high: float) -> tuple[float, ...]:

@@ -53,10 +53,10 @@ ERRORS = {
     429: "The queue is full, or too long for the deadline; nothing was done. Retry after Retry-After seconds.",
     431: "The head of the request is too long.",
     500: "The scorer failed or returned invalid scores.",
-    503: "A model call or a reader has outlasted every request it was made for.",
+    503: "The model is loading again. Of readiness also: a call or a reader has outlasted all its requests.",
     504: "No answer within the deadline; the work was dropped if it had not begun.",
 }
-SCORE_ERRORS = (400, 408, 413, 415, 422, 429, 431, 500, 504)
+SCORE_ERRORS = (400, 408, 413, 415, 422, 429, 431, 500, 503, 504)
 TEXT = {"type": "string"}
 MAP = {"type": "object"}
 DEADLINE_PARAMETER = {

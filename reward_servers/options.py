@@ -17,6 +17,7 @@ from common.rewards.bearer import REWARD_TOKEN, reward_token
 from common.urls import host_fault, host_of, is_loopback, registered_url_fault, server_url_fault, without_secrets
 from reward_servers.batcher import BatchLimits
 from reward_servers.limits import RequestLimits
+from reward_servers.loading import ScorerSettings
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 """A name must match this, because it becomes a part of URLs."""
@@ -28,17 +29,10 @@ ANY_ADDRESS = ("0.0.0.0", "::")
 """These addresses listen on every interface, but no client can connect to them by this name."""
 COPIES_OF_A_BODY = 2
 """A plain JSON request's body and its decoded images are in memory at the same time."""
+DEADLINES_OF_A_CALL = 2
+"""By default a model call may take this many times the deadline. Nobody waits for its scores by then."""
 USAGE_ERROR = 2
 """Every command here exits with this status when it could not do what its command line asks for."""
-
-
-@dataclass(frozen=True)
-class ScorerSettings:
-    """One scorer to serve: a built-in name or package.module:Class, its model directory and its served name."""
-
-    scorer: str
-    model: Path | None
-    name: str | None
 
 
 @dataclass(frozen=True)
@@ -46,8 +40,10 @@ class ServerSettings:
     """The validated command line.
 
     Attributes:
-        queue_bytes: bounds the bytes that each scorer's requests hold at once.
+        queue_bytes: bound on the bytes that each scorer's requests hold at once.
         accept_flow_grpo: whether pickles of plain containers are read, at `POST /`.
+        in_process: whether every model runs in the server's own process.
+        call_s: seconds that a call of a model in a process of its own may take.
     """
 
     scorers: tuple[ScorerSettings, ...]
@@ -58,6 +54,8 @@ class ServerSettings:
     limits: RequestLimits
     queue_bytes: int
     accept_flow_grpo: bool
+    in_process: bool
+    call_s: float
     ready_file: Path | None
     redis_url: str | None
     advertise_url: str | None
@@ -108,7 +106,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--port", type=int, default=8000, help="port to listen on; 0 picks a free one, see --ready-file"
     )
     parser.add_argument("--device", default="cpu", help="torch device of the models")
-    parser.add_argument("--threads", type=_positive, default=1, help="CPU threads of the models")
+    parser.add_argument("--threads", type=_positive, default=1, help="CPU threads of each process of models")
+    parser.add_argument(
+        "--in-process",
+        action="store_true",
+        help="run the models in the server's own process, for debugging: one that crashes or is stuck takes it along",
+    )
     parser.add_argument("--max-batch", type=_positive, default=16, help="images per model call")
     parser.add_argument(
         "--reproducible",
@@ -160,6 +163,12 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--deadline-s", type=some_time, default=60.0, help="seconds that a request may take; then it gets status 504"
     )
+    parser.add_argument(
+        "--call-s",
+        type=some_time,
+        help="seconds that a model call may take; then its requests get status 503 and the model is loaded again "
+        f"(default: {DEADLINES_OF_A_CALL} times --deadline-s)",
+    )
 
 
 def check(options: argparse.Namespace) -> ServerSettings:
@@ -185,6 +194,8 @@ def check(options: argparse.Namespace) -> ServerSettings:
         limits=RequestLimits(options.max_body_mb * MEBIBYTE, options.max_pixels, options.deadline_s, token),
         queue_bytes=options.queue_mb * MEBIBYTE,
         accept_flow_grpo=options.accept_flow_grpo,
+        in_process=options.in_process,
+        call_s=options.call_s or DEADLINES_OF_A_CALL * options.deadline_s,
         ready_file=options.ready_file,
         redis_url=options.redis_url,
         advertise_url=options.advertise_url,

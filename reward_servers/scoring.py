@@ -1,7 +1,7 @@
 """The scoring routes of one scorer, from a request's head to its answer. Uses no torch and does not interpret scores.
 
     head ─► token ─► room in the queue? bytes left? ─► body ─► size, shape ─► batcher ─► answer
-             401          429, body not read           413       400, 413, 422   504, 500
+             401          429, body not read           413       400, 413, 422   504, 503, 500
 
 Nothing here waits: each step is a callback of the connection, a reader thread or the batcher.
 """
@@ -39,6 +39,7 @@ STATUS_OF_CAUSE = {
     "not_differentiable": 404,
     "overloaded": 429,
     "deadline": 504,
+    "model": 503,
 }
 OVERLOADED = error_answer(429, "overloaded", "the queue is full: try later", {"retry-after": f"{RETRY_AFTER_SECONDS}"})
 

@@ -77,7 +77,7 @@ REQUEST_CAUSES = ("wire", "request", "too_large", "encoding")
 """The request itself is wrong: no server would accept it."""
 ACCESS_CAUSES = ("unauthorized", "not_found", "not_differentiable")
 """The server does not offer this route, or not to this client."""
-SERVER_CAUSES = ("overloaded", "deadline", "scorer", "nan", "count", "shape", "dtype")
+SERVER_CAUSES = ("overloaded", "deadline", "scorer", "model", "nan", "count", "shape", "dtype")
 CLIENT_CAUSES = (
     *("timeout", "hung", "refused", "disconnected", "answer", "range", "weights_changed"),
     *("circuit_open", "no_server"),

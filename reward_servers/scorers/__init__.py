@@ -16,6 +16,8 @@ BUILT_IN_SCORERS = {
     "vlm_judge": "reward_servers.scorers.vlm_judge.scorer:VlmJudgeScorer",
 }
 """Each name maps to the class path of its scorer."""
+CLIENTS_OF_MODELS = (BUILT_IN_SCORERS["vlm_judge"],)
+"""These scorers run in the server's own process: they compute nothing, their model has a process of its own already."""
 MOVED_SCORERS = {
     "reward_servers.scorers.geneval:GenevalScorer": BUILT_IN_SCORERS["geneval"],
     "reward_servers.scorers.geneval:GenevalPartsScorer": BUILT_IN_SCORERS["geneval_parts"],

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import ClassVar, NoReturn, Self
+from typing import NoReturn, Self
 
 import numpy as np
 
-from common.errors import ModelError, RewardRejected
+from common.errors import ModelError, RewardRejected, RewardUnavailable
 from common.rewards.api import (
     ANY_REWARD,
     CHANNELS,
@@ -22,6 +22,7 @@ from common.rewards.api import (
     Metadata,
     ScoreRequest,
 )
+from reward_servers.scorers import MOVED_SCORERS
 
 CHECK_SIDE = 64
 CHECK_GREY = 128
@@ -64,6 +65,10 @@ class ScorerLimits:
             _reject(f"an image has {height} x {width} pixels, this scorer takes {self.max_pixels}: shrink it")
 
 
+class ModelUnavailable(RewardUnavailable):
+    """The process of the model has ended, or is loading the model again: other requests would fail as well."""
+
+
 def _items(value: object, most: int) -> int:
     """Keys and values in nested lists and maps, counted up to little more than `most`."""
     left, count = [value], 0
@@ -94,7 +99,7 @@ class Scorer(ABC):
 
     name: str
     score_range: tuple[float, float]
-    differentiable: ClassVar[bool] = False
+    differentiable: bool = False
     weights_hash: str = ""
     version: str = "1"
     preprocess_version: str = "1"
@@ -113,6 +118,11 @@ class Scorer(ABC):
     @abstractmethod
     def load(cls, model_dir: Path | None, device: str) -> Self:
         """Build the scorer; ModelError when `model_dir` lacks what it needs. None means that no directory was given."""
+
+    def implementation(self) -> str:
+        """The class path that identifies a scorer; a moved class keeps its first one."""
+        present = f"{type(self).__module__}:{type(self).__qualname__}"
+        return next((first for first, path in MOVED_SCORERS.items() if path == present), present)
 
     @abstractmethod
     def score(self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]) -> FloatArray:

@@ -65,7 +65,7 @@ async def service_of(
         served.append(Served(prefix, info, batcher, counters, 0.5, scorer.limits))
     feeding = [asyncio.create_task(one.batcher.run()) for one in served]
     try:
-        yield ServerApp(served, limits, queue_bytes, device, metrics, readers, doors)
+        yield ServerApp(served, limits, queue_bytes, [device], metrics, readers, doors)
     finally:
         for task in feeding:
             task.cancel()

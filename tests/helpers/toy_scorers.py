@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 
 from common.rewards.api import ByteArray, FloatArray, Metadata
-from reward_servers.scorers.base import Scorer
+from reward_servers.scorers.base import ModelUnavailable, Scorer
 
 GATE_SECONDS = 10.0
 
@@ -88,6 +88,8 @@ class RecordingScorer(Scorer):
         assert self.gate.wait(GATE_SECONDS)
         if "raise" in prompts:
             raise RuntimeError("no luck")
+        if "lost" in prompts:
+            raise ModelUnavailable(self.name, "model", "its process has ended")
         scores_B = images_BHWC[:, 0, 0, 0].astype(np.float32)
         scores_B[[prompt == "nan" for prompt in prompts]] = np.nan
         return scores_B[1:] if "short" in prompts else scores_B

@@ -25,6 +25,7 @@ from common.rewards.api import METRICS_PATH, PLAIN_SCORE_PATH, READY_PATH, SCORE
 from reward_servers.front.connections import MAX_CONNECTIONS
 from reward_servers.front.listener import END_SECONDS
 from tests.helpers.raw_http import request
+from tests.helpers.running_service import descendants
 from tests.helpers.waiting import wait_until
 from tests.integration.test_reward_servers import BRIGHTNESS, MISCHIEF, TOKEN, Waiting, launch, running
 
@@ -176,17 +177,23 @@ def test_aborted_uploads_leave_nothing_behind(tmp_path: Path) -> None:
         assert 'reward_server_queue_images{scorer="brightness"} 0.0' in honest.get(METRICS_PATH).text
 
 
-@pytest.mark.parametrize("stuck", ["a model", "a reader", "uploads"])
+@pytest.mark.parametrize("stuck", ["a model", "a model in process", "a stopped model", "a reader", "uploads"])
 def test_a_stop_signal_ends_the_process_in_time_whatever_runs(stuck: str, tmp_path: Path) -> None:
     ready = tmp_path / "ready.json"
-    process = launch("--scorer", MISCHIEF, "--port", "0", "--ready-file", str(ready), "--max-pixels", str(2**23))
+    where = ("--in-process",) if stuck == "a model in process" else ()
+    options = ("--port", "0", "--ready-file", str(ready), "--max-pixels", str(2**23), *where)
+    process = launch("--scorer", MISCHIEF, *options)
     try:
         wait_until(ready.exists)
         url = f"http://127.0.0.1:{json.loads(ready.read_text())['port']}"
         with ExitStack() as stack:
             waiting = None
-            if stuck == "a model":
+            below = descendants(process.pid)
+            assert len(below) == (0 if where else 1)
+            if "model" in stuck:
                 waiting = Waiting(url, tmp_path)
+                if stuck == "a stopped model":
+                    os.kill(below[0].pid, signal.SIGSTOP)
             elif stuck == "a reader":
                 body = plain(*[progressive(2048, 90)] * 20)
                 strangers(stack, int(url.rsplit(":", 1)[1]), 3, request(PLAIN_SCORE_PATH, body))
@@ -199,6 +206,7 @@ def test_a_stop_signal_ends_the_process_in_time_whatever_runs(stuck: str, tmp_pa
             process.wait(ANSWER_SECONDS)
             assert time.monotonic() - started < END_SECONDS + 1
             assert process.returncode == 0
+            wait_until(lambda: not any(one.alive for one in below))
             if waiting is not None:
                 waiting.abandon()
     finally:

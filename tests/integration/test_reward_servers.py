@@ -38,7 +38,11 @@ PROMPTS = ["a red cat", "two dogs", "a red cat"]
 
 
 def launch(
-    *options: str, cwd: Path = PROJECT_ROOT, stdout: int | None = None, **variables: str
+    *options: str,
+    cwd: Path = PROJECT_ROOT,
+    stdout: int | None = None,
+    own_group: bool = False,
+    **variables: str,
 ) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "reward_servers", *options],
@@ -47,6 +51,7 @@ def launch(
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=own_group,
     )
 
 
@@ -234,13 +239,23 @@ def test_a_full_queue_answers_429_and_a_vanished_client_is_forgotten(tmp_path: P
     )  # start-up check, waiting, last; not the vanished
 
 
-def test_a_model_that_is_stuck_is_told_by_readyz_and_does_not_keep_the_server(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "way_out"),
+    [
+        (("--call-s", "60"), "its process is ended after 60 s"),
+        (("--in-process",), "restart the server if it is stuck"),
+    ],
+)
+def test_a_model_that_is_stuck_is_told_by_readyz_and_does_not_keep_the_server(
+    options: tuple[str, ...], way_out: str, tmp_path: Path
+) -> None:
     """`running` asks for a clean end: the call still runs then, and whom it was made for was answered."""
-    with running(tmp_path, "--scorer", MISCHIEF, "--deadline-s", "0.3") as (url, _):
+    with running(tmp_path, "--scorer", MISCHIEF, "--deadline-s", "0.3", *options) as (url, _):
         waiting = Waiting(url, tmp_path)
         wait_until(lambda: bool(waiting.answers))
         assert waiting.answers[0].json()["error"] == "deadline"
         wait_until(lambda: httpx.get(url + READY_PATH).status_code == 503)
+        assert way_out in httpx.get(url + READY_PATH).json()["message"]
     assert waiting.release() == 504
 
 

@@ -12,7 +12,13 @@ from reward_servers.scorers import BUILT_IN_SCORERS
 
 REPOSITORY = Path(__file__).parents[3]
 OURS = ("common", "reward_servers")
-ENTRIES = ["reward_servers.__main__", "reward_servers.score_images", "common.rewards.client", "reward_servers.remote"]
+ENTRIES = [
+    "reward_servers.__main__",
+    "reward_servers.model_process.__main__",
+    "reward_servers.score_images",
+    "common.rewards.client",
+    "reward_servers.remote",
+]
 MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "jsonpickle"}
 CALLS = {"torch.load", "numpy.load", "np.load", "pandas.read_pickle", "yaml.load", "yaml.unsafe_load", "eval", "exec"}
 

@@ -12,6 +12,7 @@ from common.errors import RewardInvalid, RewardOverloaded, RewardRejected
 from common.rewards.api import ByteArray, FloatArray, GradientRequest, Metadata, ScoreRequest
 from reward_servers.batcher import Batcher, BatchLimits, Device, Response, Speed
 from reward_servers.metrics import ServerMetrics
+from reward_servers.scorers.base import ModelUnavailable
 from tests.helpers.toy_scorers import RecordingScorer
 
 TIMEOUT = 10.0
@@ -212,6 +213,23 @@ def test_a_failed_call_fails_its_requests_and_the_next_one_works(prompt: str, ca
         assert (await batcher.submit(request(2))).scores_B.tolist() == [2.0]
 
     drive(scenario)
+
+
+def test_a_call_whose_model_is_lost_fails_as_a_whole_and_says_nothing_of_the_speed() -> None:
+    async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
+        held = await hold_the_model(batcher, scorer)
+        lost = [batcher.submit(request(value, 2, prompt=prompt)) for value, prompt in ((1, "lost"), (2, ""))]
+        waits = batcher.submit(request(3))
+        scorer.gate.set()
+        await held
+        for answer in lost:
+            with pytest.raises(ModelUnavailable, match="its process has ended"):
+                await answer
+        assert (await waits).scores_B.tolist() == [3.0]
+        # Others waited during two calls, but only the first of them measured anything: one image.
+        assert batcher._speed._images == 1
+
+    assert drive(scenario).calls == [["0"], ["lost", "lost", "2", "2"], ["3"]]
 
 
 def test_metadata_reaches_the_scorer_as_one_dict_per_image() -> None:

@@ -15,7 +15,9 @@ from PIL import Image
 
 from common.errors import ConfigError, ModelError
 from reward_servers import main, score_images
-from reward_servers.main import load_scorers, open_for_requests, remedy, server_info
+from reward_servers.loading import ScorerSettings, load, remedy, scorer_class
+from reward_servers.main import open_for_requests, server_info
+from reward_servers.models import loaded_models
 from reward_servers.options import ServerSettings, build_parser, check
 from reward_servers.scorers import BUILT_IN_SCORERS, MOVED_SCORERS
 from reward_servers.scorers.base import ScorerLimits
@@ -48,21 +50,20 @@ def test_a_scorer_that_is_not_installed_says_how_to_install_it(
     def missing(module: str) -> None:
         raise ModuleNotFoundError("No module named 'rapidocr'")
 
-    monkeypatch.setattr("reward_servers.main.import_own", missing)
+    monkeypatch.setattr("reward_servers.loading.import_own", missing)
     with pytest.raises(ConfigError) as caught:
-        load_scorers(settings("--scorer", name))
+        scorer_class(name)
     assert str(caught.value) == f"--scorer {name}: No module named 'rapidocr'; pip install -e '.[{extra}]'"
 
 
-def test_what_a_library_misses_when_a_model_is_built_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_library_misses_when_a_model_is_built_is_one_line() -> None:
     class Unbuildable(BrightnessScorer):
         @classmethod
         def load(cls, model_dir: Path | None, device: str) -> Self:
             raise ImportError("\nMask2Former requires the scipy library\nbut it was not found" + " at all" * 200)
 
-    monkeypatch.setattr(main, "_scorer_class", lambda spec: Unbuildable)
     with pytest.raises(ConfigError) as caught:
-        load_scorers(settings("--scorer", "geneval"))
+        load(Unbuildable, ScorerSettings("geneval", None, None), "cpu")
     assert str(caught.value).startswith("--scorer geneval: Mask2Former requires the scipy library but it was not")
     assert str(caught.value).endswith("; pip install -e '.[geneval]'")
     assert len(str(caught.value)) < 400
@@ -77,8 +78,8 @@ def test_every_built_in_scorer_has_its_extra() -> None:
 @pytest.mark.parametrize("name", BUILT_IN_SCORERS)
 def test_a_built_in_scorer_is_found_and_identified_by_the_class_path_that_checkpoints_hold(name: str) -> None:
     pytest.importorskip("transformers")
-    kind = main._scorer_class(name)
-    assert main._scorer_class(IDENTITIES[name]) is kind
+    kind = scorer_class(name)
+    assert scorer_class(IDENTITIES[name]) is kind
     unloaded = kind.__new__(kind)
     unloaded.score_range = (0.0, 1.0)  # Some scorers know it only when they are loaded.
     assert server_info("a", unloaded, reproducible=False).implementation == IDENTITIES[name]
@@ -92,7 +93,7 @@ def test_only_a_moved_scorer_is_identified_by_another_class_path_than_its_own() 
 
 def test_a_subclass_of_a_moved_scorer_is_another_reward() -> None:
     pytest.importorskip("transformers")
-    kind = type("Stricter", (main._scorer_class("geneval"),), {"__module__": "mine.rewards"})
+    kind = type("Stricter", (scorer_class("geneval"),), {"__module__": "mine.rewards"})
     assert server_info("a", kind.__new__(kind), reproducible=False).implementation == "mine.rewards:Stricter"
 
 
@@ -159,11 +160,14 @@ def test_a_checkpoint_file_for_a_model_directory_is_told_how_to_convert_it(tmp_p
     checkpoint.write_bytes(b"weights")
     scorer = "tests.helpers.toy_scorers:BrightnessScorer"
     settings = check(build_parser().parse_args(["--scorer", scorer, "--model", str(checkpoint)]))
-    with pytest.raises(ModelError, match=r"compressed\.pt is not a directory, but a file: .* reward_servers\.convert"):
-        load_scorers(settings)
+    with (
+        pytest.raises(ModelError, match=r"compressed\.pt is not a directory, but a file: .* reward_servers\.convert"),
+        loaded_models(settings),
+    ):
+        pass
     settings = check(build_parser().parse_args(["--scorer", scorer, "--model", str(tmp_path / "none")]))
-    with pytest.raises(ModelError, match=r"none is not a directory$"):
-        load_scorers(settings)
+    with pytest.raises(ModelError, match=r"none is not a directory$"), loaded_models(settings):
+        pass
 
 
 def test_a_name_of_the_hub_is_told_from_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigError
-from reward_servers.options import ScorerSettings, ServerSettings, build_parser, check, check_names
+from reward_servers.loading import ScorerSettings
+from reward_servers.options import ServerSettings, build_parser, check, check_names
 
 
 def parse(*arguments: str) -> ServerSettings:

@@ -8,7 +8,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from reward_servers.main import load_scorers, server_info
+from reward_servers.loading import load, scorer_class
+from reward_servers.main import server_info
 from reward_servers.options import build_parser, check
 from reward_servers.scorers import BUILT_IN_SCORERS
 from reward_servers.tiny.main import ELSEWHERE, WRITERS, main
@@ -26,8 +27,10 @@ def test_every_directory_is_a_model_that_scores(tmp_path: Path, capsys: pytest.C
     for line in lines:
         # The command that is printed, as the server reads it.
         settings = check(build_parser().parse_args(line.removeprefix("python -m reward_servers ").split()))
-        ((name, scorer),) = load_scorers(settings).items()
-        assert settings.scorers[0].model == tmp_path / "tiny" / name
+        (one,) = settings.scorers
+        kind = scorer_class(one.scorer)
+        name, scorer = kind.name, load(kind, one, settings.device)
+        assert one.model == tmp_path / "tiny" / name
         request = scorer.check_request()
         score = float(scorer.score(request.images_BHWC, request.prompts, request.metadata)[0])
         low, high = scorer.score_range
