@@ -54,6 +54,10 @@ class CheckpointError(RtdmdError):
     """A checkpoint that is missing, incomplete or belongs to another run."""
 
 
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint whose content is not what was written."""
+
+
 class WireError(RtdmdError):
     """Bytes that are not a valid message."""
 

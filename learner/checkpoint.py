@@ -11,6 +11,7 @@ without it.
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import logging
 import os
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Self
 import xxhash
 
 from common.command import system_error
-from common.errors import CheckpointError
+from common.errors import CheckpointError, DamagedCheckpoint
 from common.types import Position, Stage
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ class Checkpoint:
         """Read a checkpoint and verify the hash of its state.
 
         Raises:
-            CheckpointError: it is missing or damaged.
+            CheckpointError: it cannot be read.
+            DamagedCheckpoint: it is incomplete, or its content is not what was written.
         """
         try:
             about = json.loads((directory / ABOUT).read_text())
@@ -92,10 +94,12 @@ class Checkpoint:
                 payload,
             )
             digest = about["xxh3"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+            raise DamagedCheckpoint(f"{directory} is not a checkpoint: {error!r}") from error
+        except OSError as error:
             raise CheckpointError(f"{directory} is not a checkpoint: {error!r}") from error
         if xxhash.xxh3_128_hexdigest(payload) != digest:
-            raise CheckpointError(f"checkpoint {directory} is damaged: its hash differs")
+            raise DamagedCheckpoint(f"checkpoint {directory} is damaged: its hash differs")
         return opened
 
     def require_settings(self, settings: Mapping[str, Any]) -> None:
@@ -202,8 +206,26 @@ class CheckpointStore:
 
     def latest(self, stage: Stage | None = None) -> Path | None:
         """The most advanced checkpoint, of this stage if one is given, or None."""
+        return next(iter(self.newest_first(stage)), None)
+
+    def newest_first(self, stage: Stage | None = None) -> list[Path]:
+        """All checkpoints, or those of a stage, the most advanced first."""
         found = [(position, path) for position, path in self._found() if stage in (None, position.stage)]
-        return max(found)[1] if found else None
+        return [path for _, path in sorted(found, reverse=True)]
+
+    def set_aside(self, checkpoint: Path) -> Path:
+        """Rename a checkpoint, so that nothing takes it for one; return its new path.
+
+        Raises:
+            CheckpointError: the directory cannot be written to.
+        """
+        names = (f"{checkpoint.name}.damaged{number or ''}" for number in itertools.count())
+        aside = next(path for path in (self.root / name for name in names) if not path.exists())
+        try:
+            checkpoint.rename(aside)
+        except OSError as error:
+            raise CheckpointError(f"cannot set a checkpoint aside: {system_error(error, checkpoint)}") from error
+        return aside
 
     def prune(self, stage: Stage, keep: int) -> None:
         """Remove all but the newest `keep` checkpoints of a stage."""

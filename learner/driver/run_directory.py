@@ -18,7 +18,7 @@ from typing import Any
 from common.config.run import Config
 from common.config.stages import AlignmentConfig, ColdStartConfig, SamplingConfig
 from common.config.upgrade import upgraded
-from common.errors import CheckpointError, ConfigError
+from common.errors import CheckpointError, ConfigError, DamagedCheckpoint
 from common.prompts import prompts_fingerprint
 from common.rewards.api import ServerInfo
 from common.types import Position, PromptSets, Stage
@@ -214,15 +214,18 @@ def _verified_start(invocation: Invocation) -> Start:
     """The run's own checkpoint, another run's cold start, or the beginning."""
     config, run_dir = invocation.config, invocation.run_dir
     _require_run(invocation)
-    own = CheckpointStore.of_run(run_dir).latest()
     if not invocation.resume:
         _require_free(run_dir)
-    if own is not None:
+    store = CheckpointStore.of_run(run_dir)
+    checkpoint, damaged = _newest_whole(store)
+    if checkpoint is not None:
         # `require_same_prompts` and `require_same_rewards` compare the rest, once it is known.
-        checkpoint = _opened(own, "remove it to resume from the one before")
         settings = _as_of(checkpoint.settings, config)
         checkpoint.require_settings(settings)
-        return Start(checkpoint.position, own, settings)
+        for directory, error in damaged.items():
+            where = "left" if invocation.dry_run else f"kept as {store.set_aside(directory)}"
+            print(f"{error}; it is {where}, and the run resumes from {checkpoint.directory}", file=sys.stderr)
+        return Start(checkpoint.position, checkpoint.directory, settings)
     if invocation.resume:
         _require_none_lost(run_dir)
         print(f"--resume: {run_dir} has no checkpoint yet: the run starts anew", file=sys.stderr)
@@ -231,6 +234,23 @@ def _verified_start(invocation: Invocation) -> Start:
         _require_same_student(_borrowed(borrowed), config)
         return Start(Position(Stage.COLD_START, config.cold_start.iterations), borrowed)
     return Start(BEGINNING)
+
+
+def _newest_whole(store: CheckpointStore) -> tuple[Checkpoint | None, dict[Path, DamagedCheckpoint]]:
+    """The most advanced checkpoint that is whole, or None if there are none; and the damaged ones after it.
+
+    Raises:
+        CheckpointError: all of them are damaged, or one cannot be read.
+    """
+    damaged: dict[Path, DamagedCheckpoint] = {}
+    for directory in store.newest_first():
+        try:
+            return Checkpoint.open(directory), damaged
+        except DamagedCheckpoint as error:
+            damaged[directory] = error
+    if damaged:
+        raise CheckpointError(f"{next(iter(damaged.values()))}, and there is no other: restore it, or start anew")
+    return None, damaged
 
 
 def _opened(directory: Path, remedy: str) -> Checkpoint:

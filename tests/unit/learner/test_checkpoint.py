@@ -143,6 +143,13 @@ def test_damage_is_named(tmp_path: Path, damage: Callable[[Path], None], message
         Checkpoint.open(directory)
 
 
+def test_a_checkpoint_is_set_aside_under_a_name_that_is_free(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for name in ("alignment-000007.damaged", "alignment-000007.damaged1"):
+        assert store.set_aside(write(tmp_path)) == tmp_path / name
+    assert store.latest() is None
+
+
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"{tmp_path}/alignment-000001 is not a checkpoint"):
         Checkpoint.open(tmp_path / "alignment-000001")

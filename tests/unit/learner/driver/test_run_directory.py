@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import subprocess
 import sys
@@ -209,8 +210,44 @@ def test_a_checkpoint_that_cannot_be_used_is_refused_before_anything_changes(tmp
     assert contents(tmp_path) == before
     state = checkpoint / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match="is damaged"):
+    with pytest.raises(CheckpointError, match="is damaged: its hash differs, and there is no other: restore it"):
         start_of(invocation(tmp_path, resume=True, dry_run=dry_run))
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
+    tmp_path: Path, dry_run: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = finished_run(tmp_path)
+    store = CheckpointStore(tmp_path / "checkpoints")
+    newer = [store.save(Position(Stage.ALIGNMENT, number), STATE, continuity(config())) for number in (5, 7)]
+    (newer[0] / "state.safetensors").unlink()
+    (newer[1] / "state.safetensors").write_bytes(b"cut")
+    start = start_of(invocation(tmp_path, resume=True, dry_run=dry_run))
+    assert (start.position, start.checkpoint) == (Position(Stage.ALIGNMENT, 3), whole)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert f"checkpoint {newer[1]} is damaged: its hash differs; it is " in said[0]
+    assert all(line.endswith(f"and the run resumes from {whole}") for line in said)
+    names = {path.name for path in store.root.iterdir()}
+    left = {"alignment-000003"} | {f"{path.name}{'' if dry_run else '.damaged'}" for path in newer}
+    assert names == left
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fails for a moment is no damage."""
+    finished_run(tmp_path)
+    read = Path.read_bytes
+
+    def fail(path: Path) -> bytes:
+        if path.name == "state.safetensors":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(CheckpointError, match="Input/output error"):
+        start_of(invocation(tmp_path, resume=True))
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["alignment-000003"]
 
 
 def test_a_dry_run_writes_elsewhere(tmp_path: Path) -> None:
