@@ -1,9 +1,11 @@
 """Reward servers whose url is `local`: started with the run, on loopback, and stopped with it.
 
     specs ─► one process each, all at once ─► ready file (port) ─► urls ─► ... ─► SIGTERM, drain, SIGKILL
+                                                                      died ─► the same again, at the same port
 
-Every exit from the `with` block stops them. A launcher that is killed cannot stop them, so each server also watches its
-parent process and ends by itself (`--parent-pid`).
+While one starts again, its reward is out, and the outage policy says what happens. A client refuses a server whose
+identity has changed. Every exit from the `with` block stops them. A launcher that is killed cannot stop them, so each
+server also watches its parent process and ends by itself (`--parent-pid`).
 """
 
 from __future__ import annotations
@@ -13,11 +15,14 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Container, Sequence
+from collections import deque
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Self
+from urllib.parse import urlsplit
 
 from common.errors import RewardUnavailable
 from common.project_files import python_command, python_environment
@@ -25,6 +30,8 @@ from common.project_files import python_command, python_environment
 POLL_SECONDS = 0.05
 STOP_SECONDS = 10.0
 LOG_LINES_QUOTED = 5
+RESTARTS, WINDOW_S = 3, 600.0
+"""A server is started again so many times within so many seconds."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +53,20 @@ class LocalServers:
         specs: the servers, with unique names.
         log_dir: gets `reward_NAME.log` of each server; created when missing.
         ready_timeout_s: seconds in which all of them together must load and score their test images.
+        say: is told of servers that are started again.
     """
 
-    def __init__(self, specs: Sequence[LocalServerSpec], log_dir: Path, ready_timeout_s: float = 300.0) -> None:
+    def __init__(
+        self,
+        specs: Sequence[LocalServerSpec],
+        log_dir: Path,
+        ready_timeout_s: float = 300.0,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.urls: dict[str, str] = {}
+        self._say = say
+        self._deaths: dict[str, deque[float]] = {spec.name: deque() for spec in specs}
+        self._lock = Lock()
         self._specs = tuple(specs)
         self._log_dir = log_dir
         self._ready_timeout_s = ready_timeout_s
@@ -60,7 +77,7 @@ class LocalServers:
         self._log_dir.mkdir(parents=True, exist_ok=True)
         try:
             for spec in self._specs:
-                self._processes[spec.name] = self._start(spec)
+                self._processes[spec.name] = self._start(spec, port=0)
             deadline = time.monotonic() + self._ready_timeout_s
             for spec in self._specs:
                 self.urls[spec.name] = self._wait_until_ready(spec.name, deadline)
@@ -74,24 +91,48 @@ class LocalServers:
     ) -> None:
         self._stop()
 
-    def check(self, names: Container[str] | None = None) -> None:
-        """RewardUnavailable when a server has died: any of them, or any of those named."""
+    def check(self) -> None:
+        """RewardUnavailable when a server has died."""
         for name, process in self._processes.items():
-            if (names is None or name in names) and process.poll() is not None:
+            if process.poll() is not None:
                 raise self._failure(name, "died", f"ended with exit status {process.returncode}")
 
-    def _start(self, spec: LocalServerSpec) -> subprocess.Popen[bytes]:
+    def keep_up(self, needed: Container[str] | None = None) -> None:
+        """Start servers again that have died. May be called from several threads.
+
+        Raises:
+            RewardUnavailable: a server (of those named) has died more often than it is started again.
+        """
+        with self._lock:
+            for spec in self._specs:
+                process = self._processes.get(spec.name)
+                if process is not None and process.poll() is not None:
+                    self._revive(spec, process.returncode, required=needed is None or spec.name in needed)
+
+    def _revive(self, spec: LocalServerSpec, status: int, *, required: bool) -> None:
+        deaths, now = self._deaths[spec.name], time.monotonic()
+        while deaths and now - deaths[0] > WINDOW_S:
+            deaths.popleft()
+        if len(deaths) < RESTARTS:
+            deaths.append(now)
+            self._say(f"the local reward server {spec.name} ended with exit status {status}: it is started again")
+            self._processes[spec.name] = self._start(spec, port=urlsplit(self.urls[spec.name]).port or 0)
+        elif required:
+            what = f"ended with exit status {status}, for the {RESTARTS + 1}th time in {WINDOW_S / 60:.0f} minutes"
+            raise self._failure(spec.name, "died", what)
+
+    def _start(self, spec: LocalServerSpec, port: int) -> subprocess.Popen[bytes]:
         self._ready_file(spec.name).unlink(missing_ok=True)
         command = [
             *(*python_command("reward_servers"), "--scorer", spec.scorer, "--name", spec.name),
             *("--threads", str(spec.threads), "--max-batch", str(spec.max_batch), "--device", spec.device),
             "--reproducible",
-            *("--port", "0", "--ready-file", str(self._ready_file(spec.name)), "--parent-pid", str(os.getpid())),
+            *("--port", str(port), "--ready-file", str(self._ready_file(spec.name)), "--parent-pid", str(os.getpid())),
         ]
         if spec.model is not None:
             command += ["--model", str(spec.model)]
         # The servers keep our working directory, so that a custom scorer is found as it is for the run.
-        with self._log_file(spec.name).open("wb") as log:
+        with self._log_file(spec.name).open("wb" if port == 0 else "ab") as log:
             return subprocess.Popen(
                 command,
                 env=python_environment(),

@@ -14,7 +14,7 @@ import pytest
 from common.errors import RewardUnavailable
 from common.project_files import PROJECT_ROOT
 from common.rewards.api import READY_PATH
-from learner.driver.local_servers import LocalServers, LocalServerSpec
+from learner.driver.local_servers import RESTARTS, LocalServers, LocalServerSpec
 from tests.helpers.tiny_rewards import write_hps
 from tests.helpers.waiting import wait_until
 
@@ -107,6 +107,31 @@ def test_a_death_is_noticed(tmp_path: Path) -> None:
         with pytest.raises(RewardUnavailable, match="ended with exit status -9") as caught:
             servers.check()
     assert caught.value.cause == "died"
+
+
+def test_a_dead_server_is_started_again_at_its_port_and_not_for_ever(tmp_path: Path) -> None:
+    said: list[str] = []
+    with LocalServers([BRIGHTNESS], tmp_path, say=said.append) as servers:
+        servers.keep_up()
+        url, first = servers.urls["brightness"], servers._processes["brightness"]
+        for death in range(RESTARTS):
+            kill(servers)
+            servers.keep_up({"another"})
+            wait_until(lambda: not gone(url), "the server to answer again")
+            assert len(said) == death + 1
+        assert said[0] == "the local reward server brightness ended with exit status -9: it is started again"
+        assert servers._processes["brightness"].pid != first.pid
+        kill(servers)
+        servers.keep_up({"another"})  # nobody needs it
+        with pytest.raises(
+            RewardUnavailable, match=r"for the 4th time in 10 minutes; the end of .*log:\n.*is ready at"
+        ):
+            servers.keep_up({"brightness"})
+
+
+def kill(servers: LocalServers) -> None:
+    servers._processes["brightness"].kill()
+    servers._processes["brightness"].wait(DEADLINE)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
