@@ -46,7 +46,7 @@ def main() -> None:
         records = _short_run(arguments, Path(directory) / "run")
     config = parse(["--config", str(arguments.config)], {}).config
     images = config.alignment.prompts_per_iteration * config.alignment.group_size
-    workers = config.workers.count
+    workers = config.workers.most
     # All workers sample at once, so the iteration's sampling takes the sum of their seconds over their number.
     actors = statistics.median(images * workers / (r["worker_rollout"] + r["worker_decode"]) for r in records)
     bare = _bare_loop(config)

@@ -242,6 +242,38 @@ class RolloutOutcome:
 
 
 @dataclass(frozen=True)
+class ProcessPlace:
+    """Where a process runs.
+
+    Attributes:
+        node: Ray's id of the machine.
+    """
+
+    node: str
+    host: str
+    pid: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.pid}"
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """A process's answer to a ping.
+
+    Attributes:
+        steps: parts of its work begun and ended so far; it grows as long as the process gets on.
+        step: the part of work that it is in; "" between calls.
+        limit_s: seconds that this part may take.
+    """
+
+    place: ProcessPlace
+    steps: int
+    step: str
+    limit_s: float
+
+
+@dataclass(frozen=True)
 class EvaluatedPrompt:
     """One prompt's images under one policy, uint8 [G, H, W, C], every reward of each [G], and their diversity.
 

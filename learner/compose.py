@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -37,8 +37,10 @@ from learner.driver.calls import CALL_TIMEOUT_S, answer, remote_reason
 from learner.driver.cluster import actor_environment, ray_cluster
 from learner.driver.comparison import PolicyRecords
 from learner.driver.embedded_redis import embedded_redis
+from learner.driver.fleet import Fleet
 from learner.driver.learner_group import started_learner
 from learner.driver.local_servers import LocalServers, LocalServerSpec
+from learner.driver.machines import RayMachines
 from learner.driver.publisher import Publisher
 from learner.driver.run_directory import (
     Start,
@@ -49,7 +51,7 @@ from learner.driver.run_directory import (
     require_same_rewards,
 )
 from learner.driver.threads import with_known_threads, with_probed_threads
-from learner.driver.worker_pool import WorkerPool
+from learner.driver.worker_pool import HEALTH, WorkerPool
 from learner.preflight.checks import (
     check_enough_prompts,
     check_files,
@@ -66,7 +68,7 @@ from learner.preflight.ray_environment import check_storage, cluster_address, te
 from learner.records.console import Console
 from learner.records.metrics_log import Tracker
 from learner.records.prometheus import DriverMetrics, LearnerMetrics, serve
-from learner.records.run_log import run_log
+from learner.records.run_log import announce, run_log
 from learner.run import PolicySpecs, Service
 from rollout_workers.actor import RolloutWorker, WorkerSettings
 
@@ -192,7 +194,7 @@ def started_service(
         stack.enter_context(run_log(run_dir / "logs" / "run.log"))
         config = with_known_threads(invocation.config, run_dir, resume=invocation.resume)
         redis = stack.enter_context(_redis(config, run_dir))
-        servers = stack.enter_context(LocalServers(_local_servers(config), run_dir / "logs"))
+        servers = stack.enter_context(LocalServers(_local_servers(config), run_dir / "logs", say=announce))
         access = _reward_access(config, servers.urls, redis)
         controls = control_requests(config, prompts.alignment[0], prompts.evaluation[0])
         access = check_rewards(config, access, controls)
@@ -200,8 +202,10 @@ def started_service(
         stack.enter_context(ray_cluster(config))
         device = _device(config.learner.num_gpus)
         ranks = stack.enter_context(started_learner(config, prompts.cold_start, access, device))
-        workers = _start_workers(config, access)
-        sigmas = _wait_until_loaded(config, ranks, workers)
+        pool = stack.enter_context(_workers(config, access, lambda: servers.keep_up(_waited_for(config))))
+        fingerprint = _wait_until_loaded(config, ranks)
+        pool.admit(fingerprint, config.workers.least)
+        sigmas: tuple[float, ...] = answer(ranks[0].sigmas.remote(config.sampling.steps))
         check_schedule(config, sigmas)
         check_guidance(config, answer(ranks[0].guidance.remote()))
         if not invocation.dry_run:
@@ -213,12 +217,11 @@ def started_service(
             learner=ranks[0],
             publisher=Publisher(ranks[0]),
             sigmas=sigmas,
-            pool=WorkerPool(workers, CALL_TIMEOUT_S, lambda: servers.check(_waited_for(config))),
+            pool=pool,
             tracker=stack.enter_context(_tracker(config, run_dir)),
             records=PolicyRecords(run_dir, config.evaluation.grid_prompts),
             prompts=prompts,
             specs=PolicySpecs(teacher_spec(config), few_step_teacher_spec(config), student_spec(config)),
-            health_check=servers.check,
             control=stack.enter_context(_run_control(config, redis, access.token)),
             prediction=prediction,
             settings=continuity(config, prompts, access.infos),
@@ -264,7 +267,7 @@ def _tracker(config: Config, run_dir: Path) -> Iterator[Tracker]:
             stack.callback(server.close)
             console.message(f"metrics: http://127.0.0.1:{server.port}/metrics")
         driver, learner = DriverMetrics.build(registry), LearnerMetrics.build(registry)
-        tracker = Tracker(run_dir / "metrics.jsonl", console, driver, learner, config.workers.count)
+        tracker = Tracker(run_dir / "metrics.jsonl", console, driver, learner, config.workers.most)
         stack.callback(tracker.close)
         yield tracker
 
@@ -292,12 +295,12 @@ def _reward_access(config: Config, local_urls: dict[str, str], redis: RedisAddre
 
 
 def _waited_for(config: Config) -> set[str]:
-    """Rewards that the run cannot continue without: if a local server of one dies, the run ends at once."""
+    """Rewards that the run cannot continue without: if a local server of one dies too often, the run ends."""
     return {reward.name for reward in config.rewards if reward.outage.holds_requests}
 
 
-def _start_workers(config: Config, access: RewardAccess) -> list[ActorHandle]:
-    """Rollout workers, placed by their resources."""
+def _workers(config: Config, access: RewardAccess, watch: Callable[[], None]) -> WorkerPool:
+    """Rollout workers, placed by their resources; they start when the pool is entered."""
     settings = WorkerSettings(
         backbone=config.backbone,
         lora=config.lora,
@@ -308,36 +311,40 @@ def _start_workers(config: Config, access: RewardAccess) -> list[ActorHandle]:
         device=_device(config.workers.num_gpus),
         compiled=config.workers.compiled,
     )
-    worker_class = ray.remote(RolloutWorker).options(
+    # The pool starts another worker in the place of one that is gone. Ray's own restart would hold its calls back.
+    actor = ray.remote(
         num_cpus=config.workers.num_cpus,
         num_gpus=config.workers.num_gpus,
-        max_restarts=config.workers.restarts,
-        max_task_retries=config.workers.restarts,
+        max_restarts=0,
+        max_task_retries=0,
+        concurrency_groups={HEALTH: 1},
         runtime_env=actor_environment(),
-    )
-    return [worker_class.remote(settings) for _ in range(config.workers.count)]
+    )(RolloutWorker)
+    workers = config.workers
+    fleet = Fleet(lambda: actor.remote(settings), workers.most, workers.restarts, workers.unhealthy_after_s)
+    return WorkerPool(fleet, RayMachines(), workers.unhealthy_after_s, watch, announce)
 
 
-def _wait_until_loaded(config: Config, ranks: list[ActorHandle], workers: list[ActorHandle]) -> tuple[float, ...]:
-    """The student's noise levels, once all processes have loaded the same base model."""
-    pending = [*(rank.base_fingerprint.remote() for rank in ranks), *(worker.ready.remote() for worker in workers)]
-    fingerprints, until = set(), time.monotonic() + CALL_TIMEOUT_S
+def _wait_until_loaded(config: Config, ranks: list[ActorHandle]) -> str:
+    """The fingerprint of the base, once all ranks have loaded the same one."""
+    pending = [rank.base_fingerprint.remote() for rank in ranks]
+    fingerprints: set[str] = set()
+    until = time.monotonic() + CALL_TIMEOUT_S
     try:
         while pending:
             # One at a time: the error of a failed rank must not be hidden behind the ranks that wait for it.
             done, pending = ray.wait(pending, timeout=max(0.0, until - time.monotonic()))
             if not done:
                 raise ConfigError(
-                    f"learner and workers did not start in {CALL_TIMEOUT_S:.0f} s: does the cluster have the CPUs and "
-                    "GPUs that learner.* and workers.* ask for?"
+                    f"the learner did not start in {CALL_TIMEOUT_S:.0f} s: does the cluster have the CPUs and GPUs "
+                    "that learner.* asks for?"
                 )
             fingerprints |= set(ray.get(done))
     except ray.exceptions.RayActorError as error:
         raise ModelError(f"learner or workers could not start: {remote_reason(error)}") from error
     if len(fingerprints) > 1:
-        raise ModelError(f"learner and workers found different models at {config.backbone.path}: give all the same")
-    sigmas: tuple[float, ...] = answer(ranks[0].sigmas.remote(config.sampling.steps))
-    return sigmas
+        raise ModelError(f"the learner's ranks found different models at {config.backbone.path}: give all the same")
+    return fingerprints.pop()
 
 
 def plan_text(invocation: Invocation, start: Start) -> str:
@@ -353,7 +360,7 @@ def plan_text(invocation: Invocation, start: Start) -> str:
         f"stage 1    {cold_start.iterations} iterations of {cold_start.batch_size} samples",
         f"stage 2    {alignment.iterations} iterations of {images} samples, "
         f"policy gradient {alignment.policy_gradient}",
-        f"workers    {config.workers.count} of {config.workers.num_cpus:g} CPU, {config.workers.num_gpus:g} GPU",
+        f"workers    {config.workers.numbers} of {config.workers.num_cpus:g} CPU, {config.workers.num_gpus:g} GPU",
         f"learner    {config.learner.ranks} of {config.learner.num_cpus:g} CPU, {config.learner.num_gpus:g} GPU",
         *(_reward_text(reward) for reward in config.rewards),
         "everything loaded, every reward server answered: ready to run",

@@ -55,7 +55,7 @@ def run_alignment(
             with step.timed("wait_rollouts"):
                 collected = rollouts.collect(iteration)
             with step.timed("wait_update"):
-                result: UpdateResult = answer(learner.align.remote(collected.groups))
+                result: UpdateResult = answer(learner.align.remote(collected.groups), rollouts.check)
             step.record(collected, result)
         milestones.after(Position(Stage.ALIGNMENT, iteration + 1))
 

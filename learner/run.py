@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ray.actor import ActorHandle
 
 from common import seeding
 from common.config.run import Config
-from common.errors import CheckpointError, RewardError, RtdmdError
+from common.errors import CheckpointError, RtdmdError
 from common.policies import SamplingSpec
 from common.prompts import prompts_fingerprint
 from common.run_control import RunControl
@@ -61,7 +61,6 @@ class Service:
     records: PolicyRecords
     prompts: PromptSets
     specs: PolicySpecs
-    health_check: Callable[[], None]
     control: RunControl | None
     prediction: Prediction | None
     """The forecast of the run's needs; None if the model's sizes are unknown."""
@@ -72,11 +71,8 @@ class Service:
         """Run both stages and all evaluations; a failed run leaves a report of what it reached."""
         try:
             self._run_stages(start)
-        except BaseException as error:  # includes interrupts
+        except BaseException:  # includes interrupts
             self._report_so_far()
-            if isinstance(error, RewardError):
-                # If a local server died, its log has the reason.
-                self.health_check()
             raise
 
     def _run_stages(self, start: Start) -> None:
@@ -166,7 +162,6 @@ class Service:
         basis = self._basis(spec, trained)
         if self.records.has(policy, basis):
             return
-        self.health_check()
         started, settings = time.perf_counter(), self.config.evaluation
         weights = None if trained is None else self.publisher.publish(EVALUATION_VERSION, averaged=True)
         evaluation = evaluate(

@@ -6,13 +6,11 @@ be repeated on a restarted worker. A worker swaps weights between groups, never 
 
 from __future__ import annotations
 
-import os
-import socket
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+import ray
 import torch
 
 from common.backbones import load_backbone
@@ -24,7 +22,9 @@ from common.rewards.access import RewardAccess
 from common.types import (
     ByteArray,
     EvaluatedPrompt,
+    Heartbeat,
     Network,
+    ProcessPlace,
     Prompt,
     RolloutOutcome,
     ScoredGroup,
@@ -34,6 +34,7 @@ from common.types import (
 )
 from common.weights import Payload, PublishedWeights
 from rollout_workers.diversity import mean_pairwise_distance
+from rollout_workers.progress import Call, Progress
 from rollout_workers.sampler import decode_to_uint8, sample_for_evaluation, sample_group
 from rollout_workers.weight_receiver import VELOCITY_TOLERANCE, WeightReceiver
 
@@ -52,26 +53,13 @@ class WorkerSettings:
     compiled: bool
 
 
-class _Stopwatch:
-    """Seconds between laps, by name."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name] = now - self._last
-        self._last = now
-
-
 class RolloutWorker:
     """Holds a backbone, a reward client and one version of the student's weights."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         torch.set_num_threads(settings.threads)
         self._settings = settings
-        self._name = f"{socket.gethostname()}:{os.getpid()}"
+        self._progress = Progress(ray.get_runtime_context().get_node_id() if ray.is_initialized() else "")
         self._backbone = load_backbone(settings.backbone, settings.lora, torch.device(settings.device))
         if settings.compiled:
             self._backbone.compile_blocks()
@@ -82,9 +70,13 @@ class RolloutWorker:
         self._connections = ExitStack()
         self._rewards = self._connections.enter_context(settings.rewards.guard())
 
-    def ready(self) -> str:
-        """Return the fingerprint of the base once the backbone is loaded."""
-        return self._backbone.base_fingerprint()
+    def ready(self) -> tuple[str, ProcessPlace]:
+        """Return the fingerprint of the base once the backbone is loaded, and where this process runs."""
+        return self._backbone.base_fingerprint(), self._progress.place
+
+    def heartbeat(self) -> Heartbeat:
+        """What the worker is doing. Answered by another thread than that of the other calls."""
+        return self._progress.heartbeat()
 
     def rollout(
         self, prompt: Prompt, plan: StepPlan, group_size: int, weights: PublishedWeights, frozen: Payload
@@ -95,27 +87,34 @@ class RolloutWorker:
             WeightUpdateError, AttestationError: the weights did not take effect; the run must stop.
             RewardOutage: a reward under `pause` did not recover in time; the run must stop.
         """
-        clock = _Stopwatch()
+        with self._progress.call() as call:
+            return self._rollout(call, prompt, plan, group_size, weights, frozen)
+
+    def _rollout(
+        self, call: Call, prompt: Prompt, plan: StepPlan, group_size: int, weights: PublishedWeights, frozen: Payload
+    ) -> tuple[RolloutOutcome, ScoredGroup | None]:
+        call.begin("weights")
         version = self._receiver.receive(weights, frozen)
-        clock.lap("weights")
+        call.begin("rollout")
         sampled = sample_group(self._backbone, prompt, plan, seed=self._settings.seed, group_size=group_size)
-        clock.lap("rollout")
+        call.begin("decode")
         images = decode_to_uint8(self._backbone, sampled.latents_SGchw[-1])
-        clock.lap("decode")
         texts, metadata = [prompt.text] * group_size, [dict(prompt.metadata)] * group_size
+        call.begin("score", self._settings.rewards.longest_wait_s())
         answers = self._rewards.score(images, texts, metadata, self._settings.trained_rewards)
-        clock.lap("score")
+        call.end()
         if answers.held_s > 0:
-            clock.seconds["held"] = answers.held_s
-            clock.seconds["score"] -= answers.held_s
+            call.seconds["held"] = answers.held_s
+            call.seconds["score"] -= answers.held_s
+        name = str(self._progress.place)
         if answers.failure is not None:
             failure = ScoringFailure.of(answers.failure)
-            return RolloutOutcome(self._name, version, clock.seconds, failure), None
+            return RolloutOutcome(name, version, call.seconds, failure), None
         left_out = tuple(map(ScoringFailure.of, answers.left_out.values()))
         trajectory = TrajectoryGroup(
             prompt, plan, version, sampled.latents_SGchw.cpu().numpy(), sampled.surrogate_TG.cpu().numpy()
         )
-        outcome = RolloutOutcome(self._name, version, clock.seconds, left_out=left_out)
+        outcome = RolloutOutcome(name, version, call.seconds, left_out=left_out)
         return outcome, ScoredGroup(trajectory, answers.values)
 
     def evaluate(
@@ -132,18 +131,22 @@ class RolloutWorker:
             WeightUpdateError, AttestationError: the weights are missing or did not take effect.
             RewardError: a reward was not available; an evaluation never contains zeros for missing scores.
         """
-        if weights is not None:
-            self._receiver.receive(weights, frozen)
-        elif spec.network is not Network.TEACHER:
-            raise WeightUpdateError(f"an evaluation of the {spec.network} needs its weights: publish them first")
-        latents = sample_for_evaluation(
-            self._backbone, prompts, spec, seed=self._settings.seed, count=images_per_prompt, empty=self._empty
-        )
-        images = decode_to_uint8(self._backbone, latents)
-        parts = images.reshape(len(prompts), images_per_prompt, *images.shape[1:])
-        return [self._evaluated(prompt, part) for prompt, part in zip(prompts, parts, strict=True)]
+        with self._progress.call() as call:
+            call.begin("weights")
+            if weights is not None:
+                self._receiver.receive(weights, frozen)
+            elif spec.network is not Network.TEACHER:
+                raise WeightUpdateError(f"an evaluation of the {spec.network} needs its weights: publish them first")
+            call.begin("evaluation")
+            latents = sample_for_evaluation(
+                self._backbone, prompts, spec, seed=self._settings.seed, count=images_per_prompt, empty=self._empty
+            )
+            images = decode_to_uint8(self._backbone, latents)
+            parts = images.reshape(len(prompts), images_per_prompt, *images.shape[1:])
+            return [self._evaluated(call, prompt, part) for prompt, part in zip(prompts, parts, strict=True)]
 
-    def _evaluated(self, prompt: Prompt, images: ByteArray) -> EvaluatedPrompt:
+    def _evaluated(self, call: Call, prompt: Prompt, images: ByteArray) -> EvaluatedPrompt:
+        call.begin("score", self._settings.rewards.longest_wait_s())
         count = len(images)
         rewards = self._rewards.score_all(images, [prompt.text] * count, [dict(prompt.metadata)] * count)
         features = self._backbone.image_features(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)

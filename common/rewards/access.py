@@ -43,6 +43,11 @@ class RewardAccess:
     controls: Mapping[str, ControlRequest] = field(default_factory=dict)
     references: Mapping[str, Reference] = field(default_factory=dict)
 
+    def longest_wait_s(self) -> float:
+        """Seconds that one request may take, retries and a held outage included."""
+        held_s = max(outage.limit_s for outage in self.outages.values())
+        return held_s + (self.settings.attempts + 1) * self.settings.timeout_s
+
     @contextmanager
     def guard(self) -> Iterator[RewardGuard]:
         """A client with the outage policies of the run."""

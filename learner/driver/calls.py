@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import textwrap
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +16,23 @@ from common.errors import LearnerError, one_line
 
 CALL_TIMEOUT_S = 1800.0
 """The run fails when one call of the learner takes longer, or when no worker finishes anything for this long."""
+WATCH_S = 1.0
+"""Seconds between two looks at the rest of the run while the learner works."""
 REASON_LENGTH = 160
 
 
-def answer(reference: ray.ObjectRef[Any]) -> Any:
-    """The result of a call of the learner.
+def answer(reference: ray.ObjectRef[Any], watch: Callable[[], None] | None = None) -> Any:
+    """The result of a call of the learner; meanwhile `watch` is called at intervals, and may raise.
 
     Raises:
         LearnerError: the learner died, or did not answer within `CALL_TIMEOUT_S`.
         RayTaskError: the call raised; the exception is its `cause`.
     """
+    until = time.monotonic() + CALL_TIMEOUT_S
     try:
-        return ray.get(reference, timeout=CALL_TIMEOUT_S)
+        while watch is not None and time.monotonic() < until and not ray.wait([reference], timeout=WATCH_S)[0]:
+            watch()
+        return ray.get(reference, timeout=max(0.0, until - time.monotonic()))
     except RayTaskError:
         # Must come first: Ray makes it an instance of its cause's class as well.
         raise

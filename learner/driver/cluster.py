@@ -87,7 +87,7 @@ class _ProjectFirst(list[str]):
 def _start(config: Config) -> None:
     # Ray gives its workers a low priority by default; on this machine they are the main load.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    needed = config.learner.ranks * config.learner.num_cpus + config.workers.count * config.workers.num_cpus
+    needed = config.learner.ranks * config.learner.num_cpus + config.workers.most * config.workers.num_cpus
     ray.init(
         address="local",
         num_cpus=max(os.cpu_count() or 1, 1 + int(needed)),

@@ -14,8 +14,9 @@ from ray.actor import ActorHandle
 
 from common.policies import SamplingSpec
 from common.types import EvaluatedPrompt, Prompt
+from learner.driver.call_queue import Call
 from learner.driver.publisher import Publication
-from learner.driver.worker_pool import Call, WorkerPool
+from learner.driver.worker_pool import WorkerPool
 from learner.records.pictures import save_png
 
 PROMPTS_PER_CALL = 4

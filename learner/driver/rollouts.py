@@ -18,8 +18,9 @@ from ray.actor import ActorHandle
 from common.errors import RewardInvalid, RewardOutage
 from common.rewards.api import REQUEST_CAUSES
 from common.types import Collected, Prompt, RolloutOutcome, ScoredGroup, ScoringFailure, StepPlan
+from learner.driver.call_queue import Call
 from learner.driver.publisher import Publication
-from learner.driver.worker_pool import Call, WorkerPool
+from learner.driver.worker_pool import WorkerPool
 
 GROUP_ATTEMPTS = 2
 """A group is sampled and scored this many times before it is dropped; each time includes the client's own retries."""
@@ -50,6 +51,10 @@ class Rollouts:
         self._group_size = group_size
         self._outage_limit_s = outage_limit_s
         self._calls: dict[int, list[partial[list[ray.ObjectRef]]]] = {}
+
+    def check(self) -> None:
+        """Raise what has ended the workers, or the servers that they need."""
+        self._pool.check()
 
     def request(self, plan: StepPlan, prompts: Sequence[Prompt], weights: Publication) -> None:
         """Request one group per prompt, sampled with these weights."""

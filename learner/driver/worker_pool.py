@@ -1,40 +1,40 @@
-"""Distributes calls to rollout workers and collects results in the order in which they finish.
+"""Distributes calls to rollout workers, and collects results in the order in which they finish.
 
-Ray restarts a dead worker and repeats its call (`max_restarts`, `max_task_retries`). Every call carries all it needs,
-so repeating it is safe. If Ray could not restart a worker, this file gives its calls to the others.
+A thread of its own hands out calls, follows the workers' health and replaces those that are gone, whatever the driver
+waits for. Every call carries all it needs, so a call whose worker is gone is given to another, and a slow worker's call
+to an idle one as well: the first result counts, and both would be the same.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Container, Hashable
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from functools import partial
+from queue import Empty, SimpleQueue
+from threading import Condition, Thread
+from typing import Any, Generic, Self, TypeVar
 
 import ray
-from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from common.errors import WorkerError, one_line
-from learner.driver.calls import death
+from common.errors import ModelError
+from common.types import Heartbeat, ProcessPlace
+from learner.driver.call_queue import Attempt, Call, CallQueue
+from learner.driver.calls import death, remote_reason
+from learner.driver.fleet import Fleet, Worker
+from learner.driver.machines import Machines
 
-CALLS_AHEAD = 2
-"""A worker holds this many calls at a time, one running and one waiting, so that it never idles between them."""
-WATCH_S = 2.0
-"""While no call finishes, the servers that this process started are checked at this interval."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """One remote call: `key` identifies it for the caller, `submit` starts it on a worker.
-
-    The first reference that `submit` returns is small and fetched when ready; the others are not fetched.
-    """
-
-    key: Hashable
-    submit: Callable[[ActorHandle], list[ray.ObjectRef]]
-
+HEALTH = "health"
+"""The concurrency group of a worker's `heartbeat`: a thread of its own answers it."""
+CHECK_S = 0.25
+"""Health is judged, and the servers that this process started are looked at, at this interval."""
+PINGS = 5
+"""Pings within `workers.unhealthy_after_s`."""
+START_LIMIT_S = 1800.0
+"""Workers may take this long to be placed and to load."""
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -48,89 +48,239 @@ class Finished(Generic[Key]):
     references: list[ray.ObjectRef]
 
 
-@dataclass
-class _Running:
-    call: Call
-    worker: ActorHandle
-    references: list[ray.ObjectRef]
-
-
 class WorkerPool:
-    """A queue of calls over a changing set of workers."""
+    """A queue of calls over a changing set of workers. A context manager: inside it the thread runs."""
 
-    def __init__(self, workers: list[ActorHandle], timeout_s: float, watch: Callable[[], None] = lambda: None) -> None:
-        """`timeout_s`: the run fails when no call finishes for this long.
-
-        `watch` is called at intervals while waiting; an error that it raises ends the wait.
-        """
-        self._workers = list(workers)
-        self._timeout_s = timeout_s
-        self._watch = watch
-        self._waiting: deque[Call] = deque()
-        self._running: dict[ray.ObjectRef, _Running] = {}
+    def __init__(
+        self,
+        fleet: Fleet,
+        machines: Machines,
+        unhealthy_after_s: float,
+        watch: Callable[[], None] = lambda: None,
+        say: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`watch` is called at intervals; an error that it raises ends the wait. `say` tells of losses and joins."""
+        self._fleet, self._machines, self._watch, self._say, self._clock = fleet, machines, watch, say, clock
+        self._ping_s = unhealthy_after_s / PINGS
+        self._calls = CallQueue()
+        self._fingerprint: str | None = None
+        self._arrived: list[tuple[Worker, str, ProcessPlace]] = []
+        self._pinged: dict[Worker, float] = {}
+        self._asked: set[Worker] = set()
+        self._events: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._changed = Condition()
         self._finished: dict[Any, Finished[Any]] = {}
+        self._ready = 0
+        self._error: BaseException | None = None
+        self._open = True
+        self._thread = Thread(target=self._serve, name="worker-pool", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open = False
+        self._events.put(lambda: None)
+        self._thread.join()
+
+    # ── the driver's side ────────────────────────────────────────────────────────────────────────────────────────────
 
     def __len__(self) -> int:
-        return len(self._workers)
+        """The number of workers that are ready."""
+        return self._ready
+
+    def check(self) -> None:
+        """Raise what a wait for a result would raise at once."""
+        if self._error is not None:
+            raise self._error
 
     def submit(self, call: Call) -> None:
-        self._waiting.append(call)
-        self._dispatch()
+        self._events.put(partial(self._add, call))
 
     def take(self, keys: Container[Key]) -> Finished[Key]:
         """The next submitted call with one of these keys to finish; others that finish meanwhile are kept for later.
 
         Raises:
-            WorkerError: no worker is left, or no call finished within the timeout.
+            WorkerError: no worker is left and none may be started, or none could be placed in time.
             LearnerError: the learner died while a call was waiting for its weights.
             RtdmdError: the call raised it in its worker.
         """
-        while True:
-            for key in self._finished:
-                if key in keys:
-                    return self._finished.pop(key)
-            self._wait()
+        with self._changed:
+            while True:
+                for key in self._finished:
+                    if key in keys:
+                        return self._finished.pop(key)
+                self._wait()
+
+    def admit(self, fingerprint: str, count: int) -> None:
+        """Let the workers whose base has this fingerprint join, and wait until `count` of them are ready.
+
+        Raises:
+            ModelError: a worker could not load the model, or has another one.
+            WorkerError: too few could be placed in time.
+        """
+        self._events.put(partial(self._know, fingerprint))
+        with self._changed:
+            while self._ready < count:
+                self._wait()
 
     def _wait(self) -> None:
-        """Wait until one call has finished, or one worker has turned out to be dead."""
-        deadline = time.monotonic() + self._timeout_s
-        ready: list[ray.ObjectRef] = []
-        while not ready and (left_s := deadline - time.monotonic()) > 0:
-            ready, _ = ray.wait(list(self._running), num_returns=1, timeout=min(WATCH_S, left_s))
-            if not ready:
-                self._watch()
-        if not ready:
-            raise WorkerError(f"no worker finished anything in {self._timeout_s:.0f} s: see the workers' logs")
-        running = self._running.pop(ready[0])
+        """Wait for a change; the lock is held."""
+        self.check()
+        self._changed.wait()
+
+    # ── the thread's side ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _serve(self) -> None:
         try:
-            result = ray.get(ready[0])
-        except RayTaskError as error:
-            # The worker is alive. Must come first: Ray makes it an instance of its cause's class as well.
-            if isinstance(error.cause, RayActorError):
-                raise death(error.cause) from error
-            raise
-        except RayActorError as error:
-            self._remove(running, error)
-            return
-        self._finished[running.call.key] = Finished(running.call.key, result, running.references)
+            next_check = self._clock()
+            while self._open:
+                with suppress(Empty):
+                    self._events.get(timeout=max(0.0, next_check - self._clock()))()
+                if self._clock() >= next_check:
+                    next_check = self._clock() + CHECK_S
+                    self._check()
+        except BaseException as error:  # the driver raises it where it waits
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
+
+    def _check(self) -> None:
+        self._watch()
+        for worker in self._fleet.start_due():
+            self._when(worker.handle.ready.remote(), partial(self._arrive, worker))
+        self._fleet.require_hope()
+        for worker in self._fleet.workers:
+            self._look_at(worker)
         self._dispatch()
 
-    def _remove(self, running: _Running, error: RayActorError) -> None:
-        """Remove a worker that could not be restarted, and give its call to the others."""
-        self._workers = [worker for worker in self._workers if worker != running.worker]
-        if not self._workers:
-            raise WorkerError(f"the last rollout worker died and could not be restarted: {one_line(error)}") from error
-        self._waiting.appendleft(running.call)
+    def _when(self, reference: ray.ObjectRef, then: Callable[[Future[Any]], None]) -> None:
+        """Have the thread call `then` when the reference is ready."""
+        reference.future().add_done_callback(lambda answer: self._events.put(partial(then, answer)))
+
+    # workers
+
+    def _arrive(self, worker: Worker, answer: Future[tuple[str, ProcessPlace]]) -> None:
+        """A worker has loaded, or could not."""
+        error = answer.exception()
+        if error is None:
+            fingerprint, process = answer.result()
+            self._arrived.append((worker, fingerprint, process))
+            self._join()
+            return
+        reason = remote_reason(error)
+        if not self._fleet.ready and not (isinstance(error, RayActorError) and _was_killed(error)):
+            raise ModelError(f"learner or workers could not start: {reason}") from error
+        self._lose(worker, f"it could not start: {reason}")
+
+    def _know(self, fingerprint: str) -> None:
+        self._fingerprint = fingerprint
+        self._join()
+
+    def _join(self) -> None:
+        """Make workers ready that have arrived with the run's base."""
+        if self._fingerprint is None:
+            return
+        for worker, fingerprint, process in self._arrived:
+            if fingerprint != self._fingerprint and not self._fleet.ready:
+                raise ModelError("learner and workers found different models at backbone.path: give all the same")
+            worker.process, worker.pulse.last_answer = process, self._clock()
+            if fingerprint != self._fingerprint:
+                self._lose(worker, "it found another model at backbone.path than the learner")
+        self._arrived.clear()
+        self._tell_ready()
+        self._dispatch()
+
+    def _lose(self, worker: Worker, reason: str) -> None:
+        """Remove a worker, and give its calls to the others."""
+        if not self._fleet.remove(worker, reason):
+            return  # it was removed before
+        back = self._calls.give_up(worker)
+        self._pinged.pop(worker, None)
+        with suppress(RayError):
+            ray.kill(worker.handle)
+        if worker.process is not None:
+            self._machines.end(worker.process)
+        self._say(f"{worker} is gone: {reason}; {back} calls go to others, and another worker is started")
+        self._tell_ready()
+
+    def _tell_ready(self) -> None:
+        with self._changed:
+            self._ready = len(self._fleet.ready)
+            self._changed.notify_all()
+
+    # health
+
+    def _look_at(self, worker: Worker) -> None:
+        """Ping a worker that has calls, and end it if it must be."""
+        now = self._clock()
+        if worker.process is None:
+            if now - worker.pulse.last_answer > START_LIMIT_S:
+                self._lose(worker, f"it was not ready {START_LIMIT_S:.0f} s after its start")
+            return
+        if not self._calls.load(worker):
+            worker.pulse.rested(now)
+            return
+        if worker not in self._asked and now - self._pinged.get(worker, 0.0) >= self._ping_s:
+            self._asked.add(worker)
+            self._pinged[worker] = now
+            heartbeat = worker.handle.heartbeat.options(concurrency_group=HEALTH).remote()
+            self._when(heartbeat, partial(self._hear, worker))
+        if worker.pulse.is_doubtful(now):
+            self._machines.cpu_seconds(worker.process, partial(self._see, worker))
+        fault = worker.pulse.fault(now)
+        if fault:
+            self._lose(worker, fault)
+
+    def _hear(self, worker: Worker, answer: Future[Heartbeat]) -> None:
+        self._asked.discard(worker)
+        if answer.exception() is None:
+            worker.pulse.answered(answer.result(), self._clock())
+
+    def _see(self, worker: Worker, seconds: float) -> None:
+        now = self._clock()
+        self._events.put(lambda: worker.pulse.used_cpu(seconds, now))
+
+    # calls
+
+    def _add(self, call: Call) -> None:
+        self._calls.add(call)
         self._dispatch()
 
     def _dispatch(self) -> None:
-        while self._waiting:
-            load = {id(worker): 0 for worker in self._workers}
-            for running in self._running.values():
-                load[id(running.worker)] = load.get(id(running.worker), 0) + 1
-            worker = min(self._workers, key=lambda candidate: load[id(candidate)])
-            if load[id(worker)] >= CALLS_AHEAD:
-                return
-            call = self._waiting.popleft()
-            references = call.submit(worker)
-            self._running[references[0]] = _Running(call, worker, references)
+        ready, now = self._fleet.ready, self._clock()
+        while (attempt := self._calls.next(ready, now)) is not None:
+            if self._calls.load(attempt.worker) == 1:
+                attempt.worker.pulse.rested(now)
+            references = attempt.call.submit(attempt.worker.handle)
+            self._when(references[0], partial(self._end, attempt, references))
+
+    def _end(self, attempt: Attempt, references: list[ray.ObjectRef], answer: Future[Any]) -> None:
+        """A call has finished on a worker, or its worker is gone."""
+        if not self._calls.holds(attempt):
+            return  # the worker was given up before
+        error = answer.exception()
+        if isinstance(error, RayActorError) and not isinstance(error, RayTaskError):
+            self._lose(attempt.worker, remote_reason(error))
+        elif error is not None:
+            # Ray makes an error that was raised remotely an instance of its cause's class as well.
+            if isinstance(error, RayTaskError) and isinstance(error.cause, RayActorError):
+                raise death(error.cause) from error
+            raise error
+        else:
+            attempt.worker.pulse.proven = True
+            if self._calls.finish(attempt, self._clock()):
+                self._keep(Finished(attempt.call.key, answer.result(), references))
+        self._dispatch()
+
+    def _keep(self, finished: Finished[Any]) -> None:
+        with self._changed:
+            self._finished[finished.key] = finished
+            self._changed.notify_all()
+
+
+def _was_killed(error: RayActorError) -> bool:
+    """Whether the process was ended from outside: then another one may load what this one did not."""
+    return not error.actor_init_failed

@@ -77,7 +77,7 @@ def check_files(config: Config, *, resuming: bool) -> None:
 def gpus_wanted(config: Config) -> float:
     """GPUs wanted by learner and workers together."""
     learner, workers = config.learner, config.workers
-    return learner.ranks * learner.num_gpus + workers.count * workers.num_gpus
+    return learner.ranks * learner.num_gpus + workers.least * workers.num_gpus
 
 
 def check_gpus(config: Config) -> None:
@@ -85,11 +85,11 @@ def check_gpus(config: Config) -> None:
     import torch  # only here: other checks run without torch
 
     learner, workers, found = config.learner, config.workers, torch.cuda.device_count()
-    if not _have_room([learner.num_gpus] * learner.ranks + [workers.num_gpus] * workers.count, found):
+    if not _have_room([learner.num_gpus] * learner.ranks + [workers.num_gpus] * workers.least, found):
         raise ConfigError(
-            f"learner.ranks = {learner.ranks} of learner.num_gpus = {learner.num_gpus:g} and workers.count = "
-            f"{workers.count} of workers.num_gpus = {workers.num_gpus:g} have no room on this machine's {found} GPUs: "
-            "ask for fewer (they may be shares, 0 is the CPU), or submit the run to a Ray cluster"
+            f"learner.ranks = {learner.ranks} of learner.num_gpus = {learner.num_gpus:g} and "
+            f"{workers.least} workers of workers.num_gpus = {workers.num_gpus:g} have no room on this machine's "
+            f"{found} GPUs: ask for fewer (they may be shares, 0 is the CPU), or submit the run to a Ray cluster"
         )
 
 

@@ -179,7 +179,7 @@ def _seconds(config: Config, sizes: ModelSizes, device: Device) -> dict[str, flo
     learned = {"surrogate_reward": one_pass * (trained + 2) / ranks} if _learns_surrogate(config) else {}
     judged = 2 * steps if learned else 0
     return learned | {
-        "rollouts": one_pass * config.sampling.steps / config.workers.count,
+        "rollouts": one_pass * config.sampling.steps / config.workers.most,
         "fake_score": one_pass * trained * (1 + _regularised_passes(config, alignment.consistency_weight)) / ranks,
         "student": one_pass * (trained * (steps + 1) + matching + judged) / ranks,
     }
@@ -201,7 +201,7 @@ def requirements_text(config: Config, sizes: ModelSizes, prediction: Prediction,
     """The output of `rtdmd forecast`."""
     rows = [
         ("learner rank", config.learner.ranks, config.learner.num_gpus, prediction.learner_gib),
-        ("rollout worker", config.workers.count, config.workers.num_gpus, prediction.worker_gib),
+        ("rollout worker", config.workers.most, config.workers.num_gpus, prediction.worker_gib),
     ]
     lines = [
         f"{config.backbone.path}: transformer {sizes.transformer / 1e6:,.1f} M weights"

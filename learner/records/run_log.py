@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,12 @@ LOGGERS = (LOG.name, "ray")
 class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         """A full disk ends the run where it is needed, at the next checkpoint, and not here."""
+
+
+def announce(text: str) -> None:
+    """Show a line on the console, above a live table, and write it into the run's log. From any thread."""
+    LOG.warning(text)
+    print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -9,29 +9,37 @@ from pathlib import Path
 import pytest
 
 from common import WAIT_POLICY
-from tests.helpers.running_service import Process, Run, Service, assert_equal_runs
+from learner.driver.local_servers import RESTARTS
+from tests.helpers.running_service import Run, Service, assert_equal_runs
 from tests.helpers.shared_services import Cluster
 from tests.helpers.waiting import wait_until
 
+BRIGHTNESS = "reward_servers --scorer tests.helpers.toy_scorers:BrightnessScorer"
 PARTS = ("ray::Learner", "ray::RolloutWorker", "-m reward_servers")
 """Processes of a run, by what is known of their command lines."""
 
 
 def test_neither_number_nor_death_of_workers_changes_anything(finished: Run, service: Service) -> None:
-    """Two workers; one is killed, Ray brings it back, and it is killed for good: the other takes over its calls."""
-    run = service.run("two_workers", "--workers.count", "2", "--workers.restarts", "1")
+    """Two workers; one is killed: its calls go to the other, and another worker is started."""
+    run = service.run("two_workers", "--workers.count", "2")
     run.wait_for_lines(2, stage="alignment")
     workers = run.processes("ray::RolloutWorker")
     assert len(workers) == 2
     os.kill(workers[0].pid, signal.SIGKILL)
-
-    def replacement() -> list[Process]:
-        return [process for process in run.processes("ray::RolloutWorker") if process not in workers]
-
-    wait_until(lambda: bool(replacement()), "Ray to bring the worker back")
-    os.kill(replacement()[0].pid, signal.SIGKILL)
     run.finish()
     assert_equal_runs(run, finished)
+    assert "is gone: " in run.output
+    assert "another worker is started" in run.output
+
+
+def test_a_frozen_worker_is_replaced_and_changes_nothing(finished: Run, service: Service) -> None:
+    run = service.run("frozen_worker", "--workers.unhealthy_after_s", "2")
+    run.wait_for_lines(2, stage="alignment")
+    (worker,) = run.processes("ray::RolloutWorker")
+    os.kill(worker.pid, signal.SIGSTOP)
+    run.finish()
+    assert_equal_runs(run, finished)
+    assert "it has not answered for 2 s, and uses no processor" in run.output
 
 
 def assert_nearly_equal_runs(run: Run, finished: Run) -> None:
@@ -77,7 +85,17 @@ def wait_policies(run: Run) -> set[tuple[str, str]]:
     return found
 
 
-def test_a_local_reward_server_that_dies_ends_the_run_by_name(
+def test_a_local_reward_server_that_dies_is_started_again(config: Path, finished: Run, cluster: Cluster) -> None:
+    run = Run(config, config.parent / "revived", cluster=cluster)
+    run.wait_for_lines(2, stage="alignment")
+    (server,) = (process.pid for process in run.processes(BRIGHTNESS))
+    os.kill(server, signal.SIGKILL)
+    run.finish()
+    assert_equal_runs(run, finished)
+    assert "the local reward server bright ended with exit status -9: it is started again" in run.output
+
+
+def test_a_local_reward_server_that_dies_too_often_ends_the_run_by_name(
     config: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Until then it ran ahead by one iteration, evaluations among the rollouts in flight.
@@ -91,9 +109,18 @@ def test_a_local_reward_server_that_dies_ends_the_run_by_name(
     run.wait_for_lines(4, stage="alignment")
     assert "evaluation" in [line["kind"] for line in run.lines()]
     assert wait_policies(run) == {(part, "passive") for part in PARTS}
-    (server,) = run.processes("reward_servers --scorer tests.helpers.toy_scorers:BrightnessScorer")
-    os.kill(server.pid, signal.SIGKILL)
+    killed: set[int] = set()
+
+    def kill_another() -> bool:
+        found = {server.pid for server in run.processes(BRIGHTNESS)} - killed
+        for pid in found:
+            os.kill(pid, signal.SIGKILL)
+        killed.update(found)
+        return len(killed) > RESTARTS
+
+    wait_until(kill_another, "the server to die once more than it is started again")
     run.finish(status=1)
     assert "error: " in run.output
-    assert "local reward server bright ended with exit status -9; the end of" in run.output.rpartition("error: ")[2]
+    last = run.output.rpartition("error: ")[2]
+    assert "local reward server bright ended with exit status -9, for the 4th time in 10 minutes; the end of" in last
     assert "Traceback" not in run.output

@@ -1,4 +1,4 @@
-"""The learner's death has a name, and costs no worker its place."""
+"""The learner's death has a name."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import pytest
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from common.errors import AttestationError, LearnerError, RewardUnavailable, WorkerError
+from common.errors import AttestationError, LearnerError, RewardUnavailable
 from learner.driver import calls as learner_calls
 from learner.driver.calls import answer
-from learner.driver.worker_pool import Call, WorkerPool
 
 DEAD = RayActorError(error_msg="The actor died.\nThe process was killed: out of memory.")
 
@@ -32,7 +31,18 @@ def ray_that_raises(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
 
 def test_an_answer_is_waited_for_with_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "get", lambda reference, timeout: (reference, timeout))
-    assert answer("reference") == ("reference", learner_calls.CALL_TIMEOUT_S)
+    reference, seconds = answer("reference")
+    assert reference == "reference"
+    assert seconds == pytest.approx(learner_calls.CALL_TIMEOUT_S, abs=60)
+
+
+def test_the_rest_of_the_run_is_watched_while_the_learner_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    def watch() -> None:
+        raise RewardUnavailable("bright", "died", "the local server bright ended")
+
+    monkeypatch.setattr(ray, "wait", lambda references, timeout: ([], references))
+    with pytest.raises(RewardUnavailable, match="bright ended"):
+        answer("reference", watch)
 
 
 def test_a_dead_learner_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,40 +64,3 @@ def test_what_the_learner_raises_is_not_its_death(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(RayTaskError) as caught:
         answer("reference")
     assert caught.value.cause is cause
-
-
-def pool_with_one_call(workers: int) -> WorkerPool:
-    pool = WorkerPool([object() for _ in range(workers)], timeout_s=1.0)
-    pool.submit(Call("key", lambda worker: [object()]))
-    return pool
-
-
-def test_a_call_that_waited_for_a_dead_learner_costs_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    pool = pool_with_one_call(workers=2)
-    ray_that_raises(monkeypatch, raised_remotely(DEAD))
-    with pytest.raises(LearnerError, match="the learner died: The process was killed"):
-        pool.take(["key"])
-    assert len(pool) == 2
-
-
-def test_an_error_in_a_worker_passes_and_a_dead_worker_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    pool = pool_with_one_call(workers=2)
-    ray_that_raises(monkeypatch, raised_remotely(AttestationError("other weights")))
-    with pytest.raises(AttestationError, match="other weights"):
-        pool.take(["key"])
-    pool = pool_with_one_call(workers=2)
-    ray_that_raises(monkeypatch, DEAD)
-    with pytest.raises(WorkerError, match="the last rollout worker died"):
-        pool.take(["key"])
-    assert len(pool) == 0
-
-
-def test_while_nothing_finishes_the_servers_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    def watch() -> None:
-        raise RewardUnavailable("bright", "died", "the local server bright ended")
-
-    pool = WorkerPool([object()], timeout_s=600.0, watch=watch)
-    pool.submit(Call("key", lambda worker: [object()]))
-    monkeypatch.setattr(ray, "wait", lambda references, num_returns, timeout: ([], references))
-    with pytest.raises(RewardUnavailable, match="bright ended"):
-        pool.take(["key"])

@@ -10,9 +10,10 @@ import pytest
 
 from common.errors import RewardInvalid, RewardOutage
 from common.types import PolicyVersion, Prompt, RolloutOutcome, ScoringFailure, StepPlan
+from learner.driver.call_queue import Call
 from learner.driver.publisher import Publication
 from learner.driver.rollouts import GROUP_ATTEMPTS, Rollouts
-from learner.driver.worker_pool import Call, Finished
+from learner.driver.worker_pool import Finished
 
 PROMPTS = [Prompt(index, f"prompt {index}") for index in (4, 2, 9)]
 TIMEOUT = ScoringFailure("hps", "timeout", "no answer within 1 s")

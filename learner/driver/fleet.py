@@ -1,0 +1,105 @@
+"""The rollout workers of a run: places, and who holds them. A place whose worker died gets a new one.
+
+    place ──start──► loading ──base is the run's──► ready ──died, or ended as unhealthy──► start again
+
+A place may start a few workers within `WINDOW_S`; then it rests until the first of these starts is that long ago. A run
+goes on with whoever is ready, and ends when no place has a worker and none may start one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ray.actor import ActorHandle
+
+from common.errors import WorkerError
+from common.types import ProcessPlace
+from learner.driver.health import Pulse
+
+WINDOW_S = 600.0
+
+
+@dataclass(eq=False)
+class Worker:
+    """A worker, from its start to its end.
+
+    Attributes:
+        place: its number, from 1.
+        process: where it runs; None while it loads.
+    """
+
+    place: int
+    handle: ActorHandle
+    pulse: Pulse
+    process: ProcessPlace | None = None
+
+    def __str__(self) -> str:
+        return f"worker {self.place}" if self.process is None else f"worker {self.place} ({self.process})"
+
+
+@dataclass
+class _Place:
+    number: int
+    starts: deque[float] = field(default_factory=deque)
+    worker: Worker | None = None
+
+
+class Fleet:
+    """Starts workers, and knows which are ready. Used by one thread."""
+
+    def __init__(
+        self,
+        start: Callable[[], ActorHandle],
+        places: int,
+        restarts: int,
+        unhealthy_after_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`restarts`: how many times a place may start another worker within `WINDOW_S`."""
+        self._start = start
+        self._restarts = restarts
+        self._unhealthy_after_s = unhealthy_after_s
+        self._clock = clock
+        self._places = [_Place(number) for number in range(1, places + 1)]
+        self._last_loss = ""
+
+    def start_due(self) -> list[Worker]:
+        """Start a worker in every empty place that may; return them."""
+        now, started = self._clock(), []
+        for place in self._places:
+            while place.starts and now - place.starts[0] >= WINDOW_S:
+                place.starts.popleft()
+            if place.worker is None and len(place.starts) <= self._restarts:
+                place.starts.append(now)
+                place.worker = Worker(place.number, self._start(), Pulse(self._unhealthy_after_s, now))
+                started.append(place.worker)
+        return started
+
+    @property
+    def workers(self) -> list[Worker]:
+        """All that hold a place, loading ones too."""
+        return [place.worker for place in self._places if place.worker is not None]
+
+    @property
+    def ready(self) -> list[Worker]:
+        return [worker for worker in self.workers if worker.process is not None]
+
+    def remove(self, worker: Worker, reason: str) -> bool:
+        """Empty a worker's place; whether it held one."""
+        for place in self._places:
+            if place.worker is worker:
+                place.worker, self._last_loss = None, f"{worker}: {reason}"
+                return True
+        return False
+
+    def require_hope(self) -> None:
+        """Raises WorkerError: no worker is left, and none may be started yet."""
+        if not self.workers:
+            raise WorkerError(
+                f"the last rollout worker is gone, and each place has started {self._restarts + 1} of them within "
+                f"{WINDOW_S / 60:.0f} minutes (workers.restarts = {self._restarts}): look at why the last one ended, "
+                f"and continue with --resume; {self._last_loss}"
+            )

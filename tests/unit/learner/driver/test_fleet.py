@@ -1,0 +1,61 @@
+"""Places that start workers, and how often."""
+
+from __future__ import annotations
+
+import pytest
+
+from common.errors import WorkerError
+from common.types import ProcessPlace
+from learner.driver.fleet import WINDOW_S, Fleet
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def fleet(places: int, restarts: int) -> tuple[Fleet, Clock]:
+    clock = Clock()
+    return Fleet(object, places, restarts, 5.0, clock), clock  # type: ignore[arg-type]
+
+
+def test_every_place_starts_one_worker_and_a_lost_one_is_replaced() -> None:
+    workers, _ = fleet(places=2, restarts=1)
+    first, second = workers.start_due()
+    assert (first.place, second.place) == (1, 2)
+    assert workers.start_due() == []
+    assert workers.ready == []
+    second.process = ProcessPlace("node", "host", 7)
+    assert workers.ready == [second]
+    assert str(second) == "worker 2 (host:7)"
+    assert workers.remove(first, "it died")
+    assert not workers.remove(first, "it died")
+    (third,) = workers.start_due()
+    assert third.place == 1
+    assert workers.workers == [third, second]
+
+
+def test_a_place_rests_after_its_restarts_and_starts_again_later() -> None:
+    workers, clock = fleet(places=1, restarts=2)
+    for start in range(3):
+        clock.now = 10.0 * start
+        (worker,) = workers.start_due()
+        workers.remove(worker, "out of memory")
+    clock.now = WINDOW_S - 0.1
+    assert workers.start_due() == []
+    clock.now = WINDOW_S
+    assert len(workers.start_due()) == 1
+    workers.require_hope()
+
+
+def test_without_a_worker_and_without_a_start_there_is_no_hope() -> None:
+    workers, _ = fleet(places=2, restarts=0)
+    first, second = workers.start_due()
+    workers.remove(first, "it died")
+    workers.require_hope()
+    workers.remove(second, "out of memory")
+    workers.start_due()
+    with pytest.raises(WorkerError, match=r"workers\.restarts = 0\).*--resume; worker 2: out of memory"):
+        workers.require_hope()

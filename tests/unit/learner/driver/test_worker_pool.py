@@ -1,0 +1,117 @@
+"""What ends the wait for a result. Faults of real workers: `tests/integration/test_worker_pool.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError, RayTaskError
+
+from common.errors import AttestationError, LearnerError, ModelError, RewardUnavailable
+from common.types import ProcessPlace
+from learner.driver.call_queue import Call
+from learner.driver.fleet import Fleet
+from learner.driver.worker_pool import WorkerPool
+
+DEAD = RayActorError(error_msg="The actor died.\nThe process was killed: out of memory.")
+PLACE = ProcessPlace("node", "host", 0)
+
+
+def raised_remotely(cause: Exception) -> Exception:
+    """The exception that `ray.get` raises for a failed task: an instance of its cause's class too."""
+    error: Exception = RayTaskError("call", f"Traceback\n{cause}", cause, "title", 1, "ip").as_instanceof_cause()
+    return error
+
+
+class Reference:
+    """A reference whose answer is known."""
+
+    def __init__(self, answer: Any) -> None:
+        self._answer: Future[Any] = Future()
+        if isinstance(answer, Exception):
+            self._answer.set_exception(answer)
+        else:
+            self._answer.set_result(answer)
+
+    def future(self) -> Future[Any]:
+        return self._answer
+
+
+class Method:
+    def __init__(self, answer: Any) -> None:
+        self._answer = answer
+
+    def options(self, **_: object) -> Method:
+        return self
+
+    def remote(self) -> Reference:
+        return Reference(self._answer)
+
+
+class Handle:
+    """A worker that answers as it is told."""
+
+    def __init__(self, ready: Any) -> None:
+        self.ready, self.heartbeat = Method(ready), Method(DEAD)
+
+
+class NoMachines:
+    def cpu_seconds(self, *_: object) -> None:
+        """Never known."""
+
+    def end(self, *_: object) -> None:
+        """There is no process."""
+
+
+@contextmanager
+def pool(ready: Any = ("base", PLACE), **more: Any) -> Iterator[WorkerPool]:
+    fleet = Fleet(lambda: Handle(ready), 2, 0, 5.0)  # type: ignore[arg-type,return-value]
+    with WorkerPool(fleet, NoMachines(), 5.0, **more) as started:
+        yield started
+
+
+def call(answer: Any) -> Call:
+    return Call("key", lambda _: [Reference(answer), None])  # type: ignore[list-item]
+
+
+def test_a_result_is_returned_with_its_references() -> None:
+    with pool() as workers:
+        workers.admit("base", 2)
+        workers.submit(call("result"))
+        finished = workers.take(["key"])
+        assert (finished.key, finished.result, finished.references[1]) == ("key", "result", None)
+        assert len(workers) == 2
+
+
+def test_a_call_that_waited_for_a_dead_learner_costs_no_worker() -> None:
+    with pool() as workers:
+        workers.admit("base", 2)
+        workers.submit(call(raised_remotely(DEAD)))
+        with pytest.raises(LearnerError, match="the learner died: The process was killed"):
+            workers.take(["key"])
+        assert len(workers) == 2
+
+
+def test_an_error_in_a_worker_is_raised_where_the_driver_waits() -> None:
+    with pool() as workers:
+        workers.admit("base", 1)
+        workers.submit(call(raised_remotely(AttestationError("other weights"))))
+        with pytest.raises(AttestationError, match="other weights"):
+            workers.take(["key"])
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_start() -> None:
+    failed = RayActorError(error_msg="The actor failed.\nModelError: model is no directory", actor_init_failed=True)
+    with pool(ready=failed) as workers, pytest.raises(ModelError, match="could not start: ModelError: model is no dir"):
+        workers.admit("base", 1)
+
+
+def test_servers_are_watched_while_nothing_finishes() -> None:
+    def watch() -> None:
+        raise RewardUnavailable("bright", "died", "the local server bright ended")
+
+    with pool(watch=watch) as workers, pytest.raises(RewardUnavailable, match="bright ended"):
+        workers.take(["key"])
