@@ -191,6 +191,7 @@ def started_service(
     require_same_prompts(start, prompts, invocation.config)
     with ExitStack() as stack:
         stack.enter_context(run_log(run_dir / "logs" / "run.log"))
+        stack.enter_context(_errors_in_one_line(invocation))  # inside: the log gets the line that the console shows
         config = with_known_threads(invocation.config, run_dir, resume=invocation.resume)
         redis = stack.enter_context(_redis(config, run_dir))
         servers = stack.enter_context(LocalServers(_local_servers(config), run_dir / "logs"))
