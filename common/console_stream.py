@@ -34,6 +34,8 @@ class LastingStream(io.TextIOBase):
     def __init__(self, stream: TextIO | None, name: str) -> None:
         self._stream = stream
         self._name = name
+        self.loss = "" if stream is not None else self._loss_text("it was closed when the command started")
+        """Why nothing is shown any more, in one line; empty while the stream is there."""
         if stream is not None:
             # A parent such as node may leave it non-blocking: a reader that is slow for a moment would end it.
             with suppress(OSError, ValueError):  # ValueError: the stream has no descriptor
@@ -82,7 +84,11 @@ class LastingStream(io.TextIOBase):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, lost)
             os.close(nowhere)
-        LOG.warning("%s is lost (%s): the command goes on and shows no more", self._name, error)
+        self.loss = self._loss_text(str(error))
+        LOG.warning(self.loss)
+
+    def _loss_text(self, reason: str) -> str:
+        return f"{self._name} is lost ({reason}): the command goes on and shows no more"
 
 
 @contextmanager
@@ -101,6 +107,13 @@ def lasting_output() -> Iterator[None]:
         for stream in lasting:
             stream.flush()
         sys.stdout, sys.stderr = before
+
+
+def log_lost_streams() -> None:
+    """Log again which streams are lost. A log that has just been opened does not know it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, LastingStream) and stream.loss:
+            LOG.warning(stream.loss)
 
 
 def _fill_closed_descriptors() -> None:

@@ -1,8 +1,8 @@
 """Prompts in parquet: a text column "prompt"; every other column is metadata, like the other keys of a .jsonl line.
 
-A column has one type and a value in every row; JSON keys need neither. So nulls are dropped at any depth (GenEval's
-objects have a colour only if one is demanded). Values that fit no column type (its position ["left of", 0]) may be JSON
-in a text column "metadata", whose keys are merged with the others.
+A column has one type and a value in every row; JSON keys need neither. A null means an absent key (GenEval's objects
+have a colour only if one is demanded). Values that fit no column type (its position ["left of", 0]) may be JSON in a
+text column "metadata", whose keys are merged with the others.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from common import strict_json
 from common.errors import PromptError, one_line
+from common.metadata import without_nulls
 from common.visible_text import trimmed
 
 PROMPT, METADATA = "prompt", "metadata"
@@ -73,10 +74,11 @@ def _prompt(where: str, row: dict[str, Any], column: str) -> tuple[str, dict[str
     text = row.pop(column, None)
     if not isinstance(text, str) or not trimmed(text):
         raise PromptError(f'{where} has no "{column}" text; its columns are {", ".join([column, *row])}')
-    metadata = _without_nulls(row)
+    metadata = without_nulls(row)
     extra = metadata.get(METADATA)
     if isinstance(extra, str):
-        metadata = {key: value for key, value in metadata.items() if key != METADATA} | _parsed(where, extra)
+        del metadata[METADATA]
+        metadata |= without_nulls(_parsed(where, extra))
     return text, metadata
 
 
@@ -87,12 +89,4 @@ def _parsed(where: str, text: str) -> dict[str, Any]:
         raise PromptError(f'{where}: its "{METADATA}" is text, but not JSON: {error}') from error
     if not isinstance(value, dict):
         raise PromptError(f'{where}: its "{METADATA}" is JSON, but no object: {text[:40]}')
-    return value
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_nulls(item) for item in value if item is not None]
     return value

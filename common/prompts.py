@@ -1,9 +1,9 @@
 """Prompt files: .txt with one prompt per line, .jsonl with {"prompt": text, ...metadata} per line, or .parquet with a
 column "prompt" and columns of metadata (see `parquet_prompts`). The ending may be in capitals.
 
-A prompt is text, and its metadata is what JSON can represent: both are checked for the whole file before anything
-starts, with the file and the line. Special tokens such as <|endoftext|> or </s> are plain text here; the text encoders
-escape them.
+A prompt is text, and its metadata is what JSON can represent, where null means an absent key: both are checked for the
+whole file before anything starts, with the file and the line. Special tokens such as <|endoftext|> or </s> are plain
+text here; the text encoders escape them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import xxhash
 
 from common import git_lfs, strict_json
 from common.errors import PromptError, RewardRejected, WireError
+from common.metadata import without_nulls
 from common.parquet_prompts import METADATA, PROMPT, read_parquet
 from common.rewards.api import check_texts
 from common.types import Prompt
@@ -88,7 +89,7 @@ def _checked(where: str, index: int, text: str, metadata: Mapping[str, Any]) -> 
         check_texts([text], [metadata])
     except RewardRejected as error:
         raise PromptError(f"{where} is not accepted by reward servers: {error}") from error
-    metadata = _unnested(where, metadata)
+    metadata = _unnested(where, without_nulls(metadata))
     if metadata:
         _check_metadata(where, metadata)
     if len(text) > TRUNCATION_NOTE_CHARACTERS:

@@ -64,6 +64,7 @@ from learner.preflight.checks import (
 )
 from learner.preflight.command_line import Invocation
 from learner.preflight.forecast import Prediction, choose_device, predict, requirements_text
+from learner.preflight.prompt_checks import check_prompts
 from learner.preflight.ray_environment import check_storage, cluster_address, temporary_folder
 from learner.records.console import Console
 from learner.records.metrics_log import Tracker
@@ -192,10 +193,12 @@ def started_service(
     require_same_prompts(start, prompts, invocation.config)
     with ExitStack() as stack:
         stack.enter_context(run_log(run_dir / "logs" / "run.log"))
+        stack.enter_context(_errors_in_one_line(invocation))  # inside: the log gets the line that the console shows
         config = with_known_threads(invocation.config, run_dir, resume=invocation.resume)
         redis = stack.enter_context(_redis(config, run_dir))
         servers = stack.enter_context(LocalServers(_local_servers(config), run_dir / "logs", say=announce))
         access = _reward_access(config, servers.urls, redis)
+        check_prompts(config, access, prompts)
         controls = control_requests(config, prompts.alignment[0], prompts.evaluation[0])
         access = check_rewards(config, access, controls)
         require_same_rewards(start, access.infos)

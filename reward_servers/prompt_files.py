@@ -18,7 +18,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from common.command import exit_status, user_path
-from common.errors import ConfigError, PromptError, RewardRejected, one_line
+from common.errors import ConfigError, PromptError, RewardRejected
+from common.hub_errors import not_given
 from common.prompts import load_prompts
 from common.types import Prompt
 from common.visible_text import printable, trimmed
@@ -101,7 +102,7 @@ def _source(file: str, name_in_folder: str) -> Path:
     try:
         return Path(hf_hub_download(f"{organisation}/{name}", inside, repo_type="dataset"))
     except Exception as error:  # the hub's client raises a different class for each kind of failed download
-        raise PromptError(f"{file}: the hub does not give it: {one_line(error)}; check the name, or log in") from error
+        raise PromptError(f"{file}: {not_given(error)}") from error
 
 
 def _require_no_empty_line(path: Path) -> None:

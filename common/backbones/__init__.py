@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
+from common.backbones.files.pipeline_files import find_index
 from common.backbones.files.sizes import ModelSizes
 from common.config.backbones import BackboneConfig
 from common.config.run import LoraConfig
@@ -54,6 +55,8 @@ def load_backbone(
 
 
 def _family(settings: BackboneConfig) -> Any:
+    if settings.family in _FAMILIES:
+        find_index(settings.path)  # before the import, which takes seconds
     path = _FAMILIES.get(settings.family, settings.family)
     module, _, name = path.partition(":")
     try:

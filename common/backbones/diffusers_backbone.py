@@ -143,6 +143,7 @@ class DiffusersBackbone(ABC, Generic[Settings]):
         self._files = find_pipeline(self._settings.path, self.family, list(self.kinds))
         require_parts(self._files, self.kinds[self._files.kind], self.optional_parts)
         require_classes(self._files, self.kinds[self._files.kind])
+        self.check_files(self._files)
         self._plan()
         scale = self._settings.guidance_scale
         if self.guidance is Guidance.NONE and scale != 1:
@@ -150,6 +151,10 @@ class DiffusersBackbone(ABC, Generic[Settings]):
                 f"backbone.guidance_scale = {scale:g}: the teacher takes no guidance: set it to 1, or for a "
                 "step-distilled FLUX.2 set backbone.teacher_path to its base model"
             )
+
+    @classmethod
+    def check_files(cls, files: PipelineFiles) -> None:
+        """ModelError if small files show that the family's own pipeline cannot sample from them, with any settings."""
 
     def _all_files(self) -> tuple[PipelineFiles, ...]:
         """The pipelines whose weights are loaded."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from common.backbones.base import Conditioning
 from common.backbones.diffusers_backbone import DiffusersBackbone, image_sides, require_vae, vae_factor
+from common.backbones.files.pipeline_files import PipelineFiles
 from common.backbones.files.schedules import linear_mu_of, pipeline_sigmas, scheduler_config
 from common.backbones.files.tokenizer_files import clip_tokens
 from common.backbones.plain_text import make_special_tokens_plain_text
@@ -29,15 +30,18 @@ class Flux1(DiffusersBackbone[Flux1Backbone]):
     family = "flux1"
     kinds = MappingProxyType({"FluxPipeline": FluxPipeline})
 
+    @classmethod
+    def check_files(cls, files: PipelineFiles) -> None:
+        require_vae(files, files.config("transformer")["in_channels"] // PATCH**2)
+        clip_tokens(files, ("text_encoder",))
+
     def _plan(self) -> None:
         transformer, factor = self._files.config("transformer"), vae_factor(self._files)
         pixels = PATCH * factor  # per token
         height, width = image_sides(self._settings, DEFAULT_LATENT_SIDE * factor, pixels)
         self.latent_shape = (transformer["in_channels"] // PATCH**2, height // factor, width // factor)
-        require_vae(self._files, self.latent_shape[0])
         self._image_tokens = (height // pixels) * (width // pixels)
         self._scheduler = scheduler_config(self._files)
-        clip_tokens(self._files, ("text_encoder",))
         self.guidance = Guidance.INPUT if transformer.get("guidance_embeds") else Guidance.NONE
 
     def _prepare(self, pipeline: DiffusionPipeline) -> None:

@@ -47,6 +47,10 @@ class Flux2(DiffusersBackbone[Flux2Backbone]):
     own_parts = MappingProxyType({DEV: ("tokenizer",)})
     """This part is a processor; it would need torchvision, for images that our prompts never contain."""
 
+    @classmethod
+    def check_files(cls, files: PipelineFiles) -> None:
+        require_chat_template(files)
+
     def _plan(self) -> None:
         transformer, factor = self._files.config("transformer"), vae_factor(self._files)
         pixels = PATCH * factor  # per token
@@ -55,7 +59,6 @@ class Flux2(DiffusersBackbone[Flux2Backbone]):
         self._scheduler = scheduler_config(self._files)
         self._text_layers = self._settings.text_encoder_layers or TEXT_LAYERS[self._files.kind]
         self._check_text_encoder(transformer["joint_attention_dim"])
-        require_chat_template(self._files)
         self._teacher_files = self._find_teacher(transformer)
         if transformer.get("guidance_embeds", True):
             self.guidance = Guidance.INPUT

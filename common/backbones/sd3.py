@@ -11,6 +11,7 @@ from torch import Tensor
 
 from common.backbones.base import Conditioning
 from common.backbones.diffusers_backbone import DiffusersBackbone, image_sides, require_vae, vae_factor
+from common.backbones.files.pipeline_files import PipelineFiles
 from common.backbones.files.schedules import linear_mu_of, pipeline_sigmas, scheduler_config
 from common.backbones.files.tokenizer_files import clip_tokens
 from common.backbones.plain_text import make_special_tokens_plain_text
@@ -20,6 +21,7 @@ from common.types import Guidance
 
 TIMESTEP_SCALE = 1000.0
 """SD3's transformer counts noise levels from 0 to 1000."""
+CLIP_ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 class StableDiffusion3(DiffusersBackbone[Sd3Backbone]):
@@ -29,6 +31,11 @@ class StableDiffusion3(DiffusersBackbone[Sd3Backbone]):
     kinds = MappingProxyType({"StableDiffusion3Pipeline": StableDiffusion3Pipeline})
     optional_parts = ("text_encoder_3", "tokenizer_3")
     """Without T5, zeros take the place of its `max_sequence_length` tokens, as in the pipeline itself."""
+
+    @classmethod
+    def check_files(cls, files: PipelineFiles) -> None:
+        require_vae(files, files.config("transformer")["in_channels"])
+        clip_tokens(files, CLIP_ENCODERS)
 
     def _plan(self) -> None:
         transformer, factor = self._files.config("transformer"), vae_factor(self._files)
@@ -40,10 +47,9 @@ class StableDiffusion3(DiffusersBackbone[Sd3Backbone]):
                 f"backbone.height x width = {height} x {width}: this model has positions for sides up to {largest}"
             )
         self.latent_shape = (transformer["in_channels"], height // factor, width // factor)
-        require_vae(self._files, transformer["in_channels"])
         self._image_tokens = (height // factor // patch) * (width // factor // patch)
         self._scheduler = scheduler_config(self._files)
-        self._clip_tokens = clip_tokens(self._files, ("text_encoder", "text_encoder_2"))
+        self._clip_tokens = clip_tokens(self._files, CLIP_ENCODERS)
         self.guidance = Guidance.CLASSIFIER_FREE
 
     def _text_tokens(self) -> int:

@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import RewardError, RewardInvalid, RewardRejected
+from common.metadata import without_nulls
 from common.wire import DEFAULT_MAX_BYTES, ArrayCheck, pack, unpack
 
 ByteArray = npt.NDArray[np.uint8]
@@ -93,7 +94,7 @@ class ScoreRequest:
     Attributes:
         images_BHWC: uint8 [B, H, W, 3], RGB.
         prompts: B texts.
-        metadata: one dict per image for scorers that need more than the prompt, or empty.
+        metadata: one dict per image for scorers that need more than the prompt, or empty. Nulls are left out.
     """
 
     images_BHWC: ByteArray
@@ -103,6 +104,7 @@ class ScoreRequest:
     def __post_init__(self) -> None:
         _check_images("images_BHWC", self.images_BHWC, np.dtype(np.uint8), channel_axis=3)
         _check_lists(len(self.images_BHWC), self.prompts, self.metadata)
+        object.__setattr__(self, "metadata", _each_without_nulls(self.metadata))
 
     def to_bytes(self) -> bytes:
         return pack(vars(self))
@@ -123,7 +125,7 @@ class GradientRequest:
     Attributes:
         images_BCHW: float32 [B, 3, H, W], RGB in [0, 1].
         prompts: B texts.
-        metadata: one dict per image, or empty.
+        metadata: one dict per image, or empty. Nulls are left out.
     """
 
     images_BCHW: FloatArray
@@ -136,6 +138,7 @@ class GradientRequest:
         if not (low >= 0.0 and high <= 1.0):
             _reject(f"images_BCHW spans [{low}, {high}]: pixels of a gradient request lie in [0, 1]")
         _check_lists(len(self.images_BCHW), self.prompts, self.metadata)
+        object.__setattr__(self, "metadata", _each_without_nulls(self.metadata))
 
     def to_bytes(self) -> bytes:
         return pack(vars(self))
@@ -330,6 +333,12 @@ def _check_lists(count: int, prompts: object, metadata: object) -> None:
     if len(metadata) not in (0, count):
         _reject(f"{len(metadata)} metadata for {count} images: one each, or none")
     check_texts(prompts, metadata)
+
+
+def _each_without_nulls(metadata: Sequence[Metadata]) -> Sequence[Metadata]:
+    """Copies without nulls; images that share a map share its copy."""
+    copies = {key: without_nulls(item) for key, item in {id(item): item for item in metadata}.items()}
+    return [copies[id(item)] for item in metadata]
 
 
 def _check_answer(scorer: object, field: str, values: object, rank: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from common.console_stream import LOG
+from common.console_stream import LOG, log_lost_streams
 from common.errors import one_line
 
 FORMAT = "%(asctime)s %(name)s %(levelname)s %(message)s"
@@ -40,6 +40,7 @@ def run_log(path: Path) -> Iterator[None]:
     for logger in loggers:
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO)
+    log_lost_streams()
     try:
         yield
     except BaseException as error:

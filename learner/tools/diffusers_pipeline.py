@@ -14,7 +14,10 @@ import torch
 from diffusers import DiffusionPipeline, ModelMixin
 
 from common import seeding
+from common.backbones.diffusers_backbone import DiffusersBackbone
 from common.backbones.files.pipeline_files import PipelineFiles, read_index, require_parts_alone
+from common.backbones.flux1 import Flux1
+from common.backbones.flux2 import Flux2
 from common.backbones.pipeline_loading import (
     ignored_option,
     load_pipeline,
@@ -28,6 +31,8 @@ from common.types import ByteArray, Prompt
 
 logger = logging.getLogger(__name__)
 
+FAMILIES: tuple[type[DiffusersBackbone[Any]], ...] = (StableDiffusion3, Flux1, Flux2)
+"""The families whose files are checked by more than what any pipeline needs."""
 OURS = ("prompt", "num_images_per_prompt", "generator", "output_type")
 """`pictures` sets these arguments of a pipeline's call itself."""
 
@@ -89,6 +94,9 @@ def _load(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
     files = dataclasses.replace(files, parts=tuple(part for part in files.parts if part in taken))
     require_parts_alone(files)
     files.require_usable_weights()
+    for family in FAMILIES:
+        if files.kind in family.kinds:
+            family.check_files(files)
     _warn_of_ignored_options(files)
     return load_pipeline(files, kind, dtype)
 

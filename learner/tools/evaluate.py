@@ -67,7 +67,7 @@ def evaluate(arguments: argparse.Namespace) -> Path:
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     with started(choice, out / "logs", arguments.timeout_s) as rewards:
-        infos = rewards.introduce(prompts[0])
+        infos = rewards.introduce(arguments.prompts, prompts)
         subject = _pipeline(arguments) if run is None else _policy(run, arguments)
         shown: list[tuple[str, ByteArray]] = []
         scored = list(_scored(prompts, subject, rewards, out / PARTIAL_SCORES, shown, arguments.grid_prompts))

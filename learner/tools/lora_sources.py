@@ -6,7 +6,8 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from common.errors import ModelError, one_line
+from common.errors import ModelError
+from common.hub_errors import not_given
 from common.weight_names import ADAPTER_CONFIG
 from learner.training.lora_file import LORA_FILE
 
@@ -62,10 +63,7 @@ def _of_hub(source: str) -> Path:
     try:
         directory = Path(snapshot_download(f"{organisation}/{name}", allow_patterns=wanted))
     except Exception as error:  # the hub's client raises a different class for each kind of failed download
-        raise ModelError(
-            f"there is no {source} here, and the hub does not give it: {one_line(error)}; check the name, or log in "
-            "where it is gated"
-        ) from error
+        raise ModelError(f"there is no {source} here, and {not_given(error)}") from error
     if not (directory / inside).exists():
         raise ModelError(f"{organisation}/{name} on the hub has no {inside}: check the name")
     return directory / inside

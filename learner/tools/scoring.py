@@ -14,7 +14,7 @@ from common.errors import ConfigError, RewardError
 from common.rewards.api import ServerInfo
 from common.rewards.bearer import reward_token
 from common.rewards.client import RewardClient, RewardEndpoint
-from common.rewards.control_request import ControlRequest
+from common.rewards.prompt_check import require_scorable, varied
 from common.types import ByteArray, FloatArray, Prompt
 from common.urls import host_of, server_url_fault, without_secrets
 from learner.driver.local_servers import LocalServers, LocalServerSpec
@@ -37,11 +37,16 @@ class EvaluationRewards:
         self._servers = servers
         self._order = tuple(order)
 
-    def introduce(self, prompt: Prompt) -> dict[str, ServerInfo]:
-        """Check every server's identity and send it a control request, before anything takes time; RewardError."""
+    def introduce(self, path: Path, prompts: Sequence[Prompt]) -> dict[str, ServerInfo]:
+        """Check every server's identity and that it can score the prompts of a file, before anything takes time.
+
+        Raises:
+            PromptError, RewardError: see `require_scorable`.
+        """
         infos = {name: self._client.verify(name) for name in self._order}
+        tried = varied(prompts)
         for name in self._order:
-            self._client.send_control(name, ControlRequest(prompt.text, dict(prompt.metadata)))
+            require_scorable(self._client, name, path, tried)
         return infos
 
     def score(self, prompt: Prompt, images_GHWC: ByteArray) -> dict[str, FloatArray]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from common.rewards.api import SCORE_PATH, ScoreRequest, ScoreResponse
+from common.wire import pack
 from learner.driver.local_servers import LocalServers, LocalServerSpec
 from tests.helpers.tiny_rewards import random_images
 from tests.helpers.tiny_vision import write_geneval, write_hpsv3
@@ -51,6 +54,18 @@ def test_a_request_that_cannot_be_scored_is_refused_not_zero(urls: dict[str, str
     assert answer.status_code == 422
     assert answer.json()["error"] == "request"
     assert "metadata" in answer.json()["message"]
+
+
+def test_a_null_in_metadata_is_an_absent_key(urls: dict[str, str]) -> None:
+    filled = {"tag": "single_object", "include": [{"class": "dog", "count": 1, "color": None}], "exclude": None}
+    images = random_images(1)
+    body = pack({"images_BHWC": images, "prompts": ["a dog"], "metadata": [filled]})
+    answer = httpx.post(f"{urls['geneval']}{SCORE_PATH}", content=body, timeout=DEADLINE)
+    assert ScoreResponse.from_bytes(answer.content).scores_B.tolist() == [0.0]
+    file = io.BytesIO()
+    Image.fromarray(images[0]).save(file, "PNG")
+    fields = {"images": [base64.b64encode(file.getvalue()).decode()], "prompts": ["a dog"], "metadata": [filled]}
+    assert httpx.post(f"{urls['geneval']}/score", json=fields, timeout=DEADLINE).json() == {"scores": [0.0]}
 
 
 def test_the_models_with_metadata_and_long_prompts_answer(urls: dict[str, str]) -> None:

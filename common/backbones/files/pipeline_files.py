@@ -20,7 +20,8 @@ from common.backbones.files.weight_files import (
     read_files,
     without_weights,
 )
-from common.errors import ModelError, one_line
+from common.errors import ModelError
+from common.hub_errors import not_given
 from common.weight_names import (
     ADAPTER_BESIDE,
     ADAPTER_CONFIG,
@@ -171,8 +172,7 @@ def find_pipeline(path: Path, family: str, kinds: Sequence[str], only: str | Non
         ModelError: there is no pipeline, its kind is not in `kinds`, or a file is missing or, in a directory,
             truncated.
     """
-    directory = path if path.exists() else _fetch(path, (INDEX,))
-    files = read_index(path, directory, only)
+    files = read_index(path, find_index(path), only)
     if files.kind not in kinds:
         raise ModelError(f"{path} holds a {files.kind}, but family {family} needs a {' or '.join(kinds)}")
     if files.of_hub:
@@ -181,6 +181,15 @@ def find_pipeline(path: Path, family: str, kinds: Sequence[str], only: str | Non
     if not files.of_hub:
         files.fetch_weights()
     return files
+
+
+def find_index(path: Path) -> Path:
+    """The local directory of a pipeline's index, which is downloaded unless it is local. It may not be one.
+
+    Raises:
+        ModelError: there is no such directory, and the hub does not give it.
+    """
+    return path if path.exists() else _fetch(path, (INDEX,))
 
 
 def read_index(path: Path, directory: Path, only: str | None = None) -> PipelineFiles:
@@ -254,10 +263,8 @@ def _no_pipeline(path: Path) -> ModelError:
 
 
 def _not_given(path: Path, error: Exception) -> ModelError:
-    return ModelError(
-        f"no pipeline at {path}: there is no such directory, and the hub does not give it: {one_line(error)}; "
-        "check the name, log in where it is gated, or set backbone.path to a directory"
-    )
+    reason = not_given(error, "set backbone.path to a directory")
+    return ModelError(f"no pipeline at {path}: there is no such directory, and {reason}")
 
 
 def _shapes_on_hub(path: Path, part: str) -> dict[str, tuple[int, ...]]:

@@ -65,6 +65,40 @@ def test_a_lost_stream_is_noted_once(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
+RUN = """
+import sys
+from pathlib import Path
+from common.command import exit_status
+from learner.records.run_log import run_log
+def run():
+    print("before the log", flush=True)
+    with run_log(Path(sys.argv[1])):
+        print("a line", flush=True)
+        print("a line", file=sys.stderr, flush=True)
+sys.exit(exit_status(run))
+"""
+AT_THE_START = "{} is lost (it was closed when the command started): the command goes on and shows no more"
+
+
+@pytest.mark.parametrize(
+    ("closed", "expected"),
+    [
+        ("<&- >&- 2>&-", [AT_THE_START.format("standard output"), AT_THE_START.format("standard error")]),
+        ("2>&-", [AT_THE_START.format("standard error")]),
+        (
+            "> /dev/full",
+            ["standard output is lost ([Errno 28] No space left on device): the command goes on and shows no "],
+        ),
+        ("<&-", []),
+    ],
+)
+def test_a_run_log_says_what_was_lost_before_it_began(tmp_path: Path, closed: str, expected: list[str]) -> None:
+    assert shell(f'"$0" -c "$1" "$2" {closed}', RUN, str(tmp_path / "run.log")).returncode == 0
+    lines = (tmp_path / "run.log").read_text().splitlines()
+    assert len(lines) == len(expected)
+    assert all(text in line for text, line in zip(expected, lines, strict=True))
+
+
 def test_a_full_pipe_that_does_not_block_is_waited_for() -> None:
     """Parents such as node make a pipe non-blocking. Its reader may be slow for a moment."""
     reader, writer = os.pipe()

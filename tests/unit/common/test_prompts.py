@@ -173,8 +173,8 @@ def test_what_is_no_text_or_no_value_is_refused_with_its_line(tmp_path: Path, li
     assert (len(message.splitlines()), message.encode().decode()) == (1, message)
 
 
-def test_large_numbers_and_nulls_travel(tmp_path: Path) -> None:
-    about: dict[str, Any] = {"id": 2**64 - 1, "least": -(2**63), "none": None, "share": 0.5, "deep": [[{"a": []}]]}
+def test_large_numbers_and_empty_lists_travel(tmp_path: Path) -> None:
+    about: dict[str, Any] = {"id": 2**64 - 1, "least": -(2**63), "share": 0.5, "deep": [[{"a": []}]]}
     path = write(tmp_path, json.dumps({"prompt": "a", **about}), "prompts.jsonl")
     assert load_prompts(path)[0].metadata == about
 

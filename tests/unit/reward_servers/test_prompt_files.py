@@ -108,6 +108,15 @@ def test_geneval_keeps_the_metadata_that_its_rules_read(tmp_path: Path, capsys: 
     assert "0 of its prompts are also in data/evaluation.jsonl" in printed
 
 
+def test_a_table_written_as_jsonl_is_geneval_without_its_nulls(tmp_path: Path) -> None:
+    bench = {"class": "bench", "count": 1}
+    filled = {"prompt": "a bench", "tag": "single_object", "include": [bench | {"color": None, "position": None}]}
+    jsonl(tmp_path / "filled.jsonl", [filled | {"exclude": None}])
+    assert main(["geneval", "filled.jsonl"]) == 0
+    written = json.loads(Path("data/geneval_train.jsonl").read_text())
+    assert written == {"prompt": "a bench", "tag": "single_object", "include": [bench]}
+
+
 def test_one_text_with_two_tasks_is_no_duplicate(tmp_path: Path) -> None:
     jsonl(tmp_path / "two.jsonl", [COW, COW | {"include": [{"class": "cow", "count": 2}]}])
     assert main(["geneval", "two.jsonl"]) == 0

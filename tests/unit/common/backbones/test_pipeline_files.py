@@ -34,7 +34,10 @@ def test_a_pipeline_of_the_hub_is_found_where_it_was_downloaded(cached: Path) ->
 
 @pytest.mark.usefixtures("cached")
 def test_a_pipeline_that_the_hub_does_not_give_is_named() -> None:
-    expected = "no pipeline at nobody/nothing: there is no such directory, and the hub does not give it: .*log in"
+    expected = (
+        "no pipeline at nobody/nothing: there is no such directory, and HF_HUB_OFFLINE = 1 forbids downloads, and the "
+        "hub's cache here does not have it; unset HF_HUB_OFFLINE, or set backbone.path to a directory"
+    )
     with pytest.raises(ModelError, match=expected):
         find_pipeline(Path("nobody/nothing"), "sd3", [KIND])
 

@@ -17,8 +17,10 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from common.errors import ModelError
 from common.types import Prompt
 from learner.tools.diffusers_pipeline import PipelinePictures
+from tests.helpers.tiny_families import FAMILIES, TinyFamily
 from tests.helpers.tiny_pipeline import CLIP_TOKENS, clip_tokenizer
 
+SD3, FLUX2, FLUX1 = FAMILIES
 State = dict[str, torch.Tensor]
 CALL = {"num_inference_steps": 2, "height": 16, "width": 16}
 LORA = "up_blocks.0.attentions.0.transformer_blocks.0.attn1"
@@ -217,3 +219,42 @@ def test_an_option_that_diffusers_ignores_is_said(copy: Path, caplog: pytest.Log
     assert record.getMessage().startswith(
         f"the pipeline at {copy}: its unet/config.json has rope_scaling = 2.0, which "
     )
+
+
+@pytest.mark.parametrize(
+    ("family", "file", "changes", "expected"),
+    [
+        (SD3, "vae/config.json", {"shift_factor": None}, "its vae/config.json has shift_factor = None, not a number: "),
+        (FLUX1, "vae/config.json", {"scaling_factor": None}, "its vae/config.json has scaling_factor = None, "),
+        (SD3, "vae/config.json", {"latent_channels": 16}, "its vae has 16 latent channels, its transformer 4"),
+        (FLUX1, "tokenizer/tokenizer_config.json", {"model_max_length": 1e30}, "has model_max_length = 1e+30, but "),
+        (FLUX2, "tokenizer/chat_template.jinja", None, "there is no tokenizer/chat_template.jinja in it, nor a "),
+    ],
+)
+def test_what_our_families_refuse_in_small_files_is_refused_by_both_doors(
+    family: TinyFamily, file: str, changes: dict[str, object] | None, expected: str, tmp_path: Path
+) -> None:
+    """It would fail at the first picture, and the error would name the options of the call."""
+    family.write(tmp_path)
+    path = family.pipeline_at(tmp_path)
+    if changes is None:
+        (path / file).unlink()
+    else:
+        (path / file).write_text(json.dumps(json.loads((path / file).read_text()) | changes))
+    with pytest.raises(ModelError) as evaluated:
+        PipelinePictures(path, {}, "cpu", torch.float32)
+    assert str(evaluated.value).startswith(f"cannot load the pipeline at {path}: ")
+    assert expected in str(evaluated.value)
+    with pytest.raises(ModelError) as trained:
+        family.load(tmp_path)
+    assert str(trained.value) == str(evaluated.value)
+
+
+def test_a_shift_that_is_not_in_the_file_is_refused_as_a_null_is(tiny_pipeline: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(tiny_pipeline, tmp_path / "copy")
+    file = path / "vae" / "config.json"
+    config = json.loads(file.read_text())
+    del config["shift_factor"]
+    file.write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"its vae/config\.json has shift_factor = None, not a number: "):
+        load(path)

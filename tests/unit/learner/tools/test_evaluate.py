@@ -149,7 +149,7 @@ def test_options_of_a_call_are_json() -> None:
 class Rewards:
     """Scores each picture 1.0, but refuses a prompt that contains `bad`."""
 
-    def introduce(self, _prompt: Prompt) -> dict[str, object]:
+    def introduce(self, _path: Path, _prompts: list[Prompt]) -> dict[str, object]:
         return {}
 
     def score(self, prompt: Prompt, images_GHWC: np.ndarray) -> dict[str, np.ndarray]:
