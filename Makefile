@@ -88,7 +88,7 @@ $(JUDGE_STAMP): reward_servers/scorers/vlm_judge/torchvision_operators.py
 zoo: $(STAMP)
 	$(BIN)/python -m zoo.build
 
-# What the service costs. Whole runs of hours, to be started by hand: benchmarks/ablation.py, benchmarks/seeds.py.
+# What the service costs. Whole runs of hours, to be started by hand: benchmarks/claims, benchmarks/seeds.py.
 bench: $(STAMP)
 	@$(BIN)/python benchmarks/throughput.py
 	@for part in "null --images 1" null model groups "overload --seconds 60" consolidated; do \
