@@ -38,7 +38,7 @@ from learner.driver.cluster import actor_environment, ray_cluster
 from learner.driver.comparison import PolicyRecords
 from learner.driver.embedded_redis import embedded_redis
 from learner.driver.learner_group import started_learner
-from learner.driver.local_servers import LocalServers, LocalServerSpec
+from learner.driver.local_servers import LocalServers, local_specs
 from learner.driver.publisher import Publisher
 from learner.driver.run_directory import (
     Start,
@@ -56,6 +56,7 @@ from learner.preflight.checks import (
     check_gpus,
     check_guidance,
     check_requests,
+    check_reward_devices,
     check_rewards,
     check_schedule,
     control_requests,
@@ -151,6 +152,7 @@ def _run(invocation: Invocation) -> None:
     config = invocation.config
     check_storage(invocation.run_dir, os.environ)
     check_files(config, resuming=invocation.resume)
+    check_reward_devices(config)
     reward_token(_token_hosts(config))
     if cluster_address(os.environ) is None:
         temporary_folder(os.environ)
@@ -192,7 +194,7 @@ def started_service(
         stack.enter_context(run_log(run_dir / "logs" / "run.log"))
         config = with_known_threads(invocation.config, run_dir, resume=invocation.resume)
         redis = stack.enter_context(_redis(config, run_dir))
-        servers = stack.enter_context(LocalServers(_local_servers(config), run_dir / "logs"))
+        servers = stack.enter_context(LocalServers(local_specs(config.rewards), run_dir / "logs"))
         access = _reward_access(config, servers.urls, redis)
         controls = control_requests(config, prompts.alignment[0], prompts.evaluation[0])
         access = check_rewards(config, access, controls)
@@ -267,14 +269,6 @@ def _tracker(config: Config, run_dir: Path) -> Iterator[Tracker]:
         tracker = Tracker(run_dir / "metrics.jsonl", console, driver, learner, config.workers.count)
         stack.callback(tracker.close)
         yield tracker
-
-
-def _local_servers(config: Config) -> list[LocalServerSpec]:
-    return [
-        LocalServerSpec(reward.name, reward.scorer, reward.model, reward.threads, reward.max_batch)
-        for reward in config.rewards
-        if reward.url == "local" and reward.scorer is not None
-    ]
 
 
 def _reward_access(config: Config, local_urls: dict[str, str], redis: RedisAddress | None) -> RewardAccess:
@@ -364,6 +358,7 @@ def plan_text(invocation: Invocation, start: Start) -> str:
 def _reward_text(reward: RewardConfig) -> str:
     use = "evaluation only" if not reward.trained else f"weight {reward.weight:g}"
     where = reward.url if isinstance(reward.url, str) else ", ".join(reward.url)
+    where += f" on {reward.device}" if reward.device != "cpu" else ""
     gradient = ", differentiable" if reward.differentiable else ""
     return f"reward     {reward.name} at {where}, {use}{gradient}, when out: {reward.outage}"
 

@@ -194,7 +194,10 @@ class GradientResponse:
         return cls(**_read_fields(cls, data, max_bytes, RewardInvalid, "answer"))
 
 
-INFO_TEXTS = ("scorer", "version", "weights_hash", "preprocess_version", "implementation")
+INFO_TEXTS = ("scorer", "version", "weights_hash", "preprocess_version", "implementation", "precision")
+FORMER_PRECISION = "float32"
+FORMER_PRECISION_OF = {"reward_servers.scorers.hpsv3:HpsV3Scorer": "bfloat16"}
+"""The precision of servers, and of identities in checkpoints, from before it was declared, by implementation."""
 INFO_FLAGS = ("differentiable", "reproducible")
 
 
@@ -209,6 +212,7 @@ class ServerInfo:
         implementation: class path of the scorer, the first one if its class has moved. Two recipes over the same
             weights are two rewards.
         reproducible: no two requests share a model call, so scores are equal to the last bit.
+        precision: type in which the model computes (`common.types.Precision`).
     """
 
     scorer: str
@@ -220,6 +224,7 @@ class ServerInfo:
     preprocess_version: str
     implementation: str = ""
     reproducible: bool = False
+    precision: str = FORMER_PRECISION
 
     def to_json(self) -> bytes:
         """JSON has no infinity, so an infinite bound is written as null."""
@@ -235,12 +240,19 @@ class ServerInfo:
             values = json.loads(data)
             low = -math.inf if values["low"] is None else float(values["low"])
             high = math.inf if values["high"] is None else float(values["high"])
-            declared: dict[str, Any] = {key: str(values[key]) for key in INFO_TEXTS}
+            texts = with_precision(values)
+            declared: dict[str, Any] = {key: str(texts[key]) for key in INFO_TEXTS}
             declared |= {key: values[key] is True for key in INFO_FLAGS}
             return cls(**declared, low=low, high=high)
         except (ValueError, KeyError, TypeError) as error:
             message = f"{INFO_PATH} did not describe a reward server: {error!r}"
             raise RewardInvalid(ANY_REWARD, "answer", message) from error
+
+
+def with_precision(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity as a map, with the precision that its server had if it was too old to declare one."""
+    former = FORMER_PRECISION_OF.get(identity.get("implementation", ""), FORMER_PRECISION)
+    return {"precision": former} | dict(identity)
 
 
 def _reject(message: str) -> NoReturn:

@@ -20,7 +20,7 @@ from common.config.stages import AlignmentConfig, ColdStartConfig, SamplingConfi
 from common.config.upgrade import upgraded
 from common.errors import CheckpointError, ConfigError
 from common.prompts import prompts_fingerprint
-from common.rewards.api import ServerInfo
+from common.rewards.api import ServerInfo, with_precision
 from common.types import Position, PromptSets, Stage
 from common.whole_files import write_whole
 from learner.checkpoint import Checkpoint, CheckpointStore
@@ -164,7 +164,8 @@ def require_same_prompts(start: Start, prompts: PromptSets, config: Config) -> N
 
 def require_same_rewards(start: Start, infos: Mapping[str, ServerInfo]) -> None:
     """CheckpointError unless the reward servers declare the same identities as when the checkpoint was written."""
-    before = (start.settings or {}).get(DECLARED, {})
+    declared = (start.settings or {}).get(DECLARED, {})
+    before = {name: with_precision(identity) for name, identity in declared.items()}
     for name, info in infos.items():
         for field, now in json.loads(info.to_json()).items():
             if name in before and before[name].get(field) != now:

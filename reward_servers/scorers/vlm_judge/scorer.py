@@ -50,6 +50,7 @@ class VlmJudgeScorer(Scorer):
     name = JUDGE
     score_range = (0.0, 1.0)
     differentiable = False
+    precisions = ()
 
     def __init__(
         self, settings: JudgeSettings, rubric: dict[str, str], client: VllmClient, process: VllmProcess | None
