@@ -47,6 +47,7 @@ from learner.driver.run_directory import (
     continuity,
     require_same_prompts,
     require_same_rewards,
+    run_id,
 )
 from learner.driver.threads import with_known_threads, with_probed_threads
 from learner.driver.worker_pool import WorkerPool
@@ -195,7 +196,7 @@ def started_service(
         config = with_known_threads(invocation.config, run_dir, resume=invocation.resume)
         redis = stack.enter_context(_redis(config, run_dir))
         servers = stack.enter_context(LocalServers(local_specs(config.rewards), run_dir / "logs"))
-        access = _reward_access(config, servers.urls, redis)
+        access = _reward_access(config, servers.urls, redis, run_id(run_dir))
         controls = control_requests(config, prompts.alignment[0], prompts.evaluation[0])
         access = check_rewards(config, access, controls)
         require_same_rewards(start, access.infos)
@@ -271,7 +272,7 @@ def _tracker(config: Config, run_dir: Path) -> Iterator[Tracker]:
         yield tracker
 
 
-def _reward_access(config: Config, local_urls: dict[str, str], redis: RedisAddress | None) -> RewardAccess:
+def _reward_access(config: Config, local_urls: dict[str, str], redis: RedisAddress | None, run: str) -> RewardAccess:
     urls = {
         reward.name: (local_urls[reward.name],) if reward.url == "local" else reward.urls for reward in config.rewards
     }
@@ -282,6 +283,7 @@ def _reward_access(config: Config, local_urls: dict[str, str], redis: RedisAddre
         token=reward_token(),
         redis=redis,
         cached_scores=config.redis.cached_scores,
+        run=run,
     )
 
 

@@ -9,7 +9,8 @@
     GET  /healthz /readyz /metrics /openapi.json /docs        alive; scored a test image; Prometheus text; all of this
 
 A process with several scorers serves the first six lines for each under `/{name}`. A scorer's base URL is then
-`http://host:port/{name}`. A request may carry `DEADLINE_HEADER`: the seconds after which its response is useless.
+`http://host:port/{name}`. A request may carry `DEADLINE_HEADER`: the seconds after which its response is useless,
+and `RUN_HEADER`: the run that sent it. Runs that share a server take turns.
 
 A failure is a status code and the JSON body {"error": cause, "message": text}. `CAUSES` lists every cause.
 A message validates itself when it is built: a bad request raises RewardRejected, a bad response raises RewardInvalid.
@@ -48,6 +49,7 @@ OPENAPI_PATH = "/openapi.json"
 DOCS_PATH = "/docs"
 MEDIA_TYPE = "application/msgpack"
 DEADLINE_HEADER = "x-deadline-seconds"
+RUN_HEADER = "x-run"
 """Name of the header with the client's deadline: a positive number of seconds, capped by the server's own limit."""
 
 CHANNELS = 3

@@ -5,8 +5,10 @@ claimed: lock ─► refuse, or verify the checkpoint ─► (start everything) 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -78,6 +80,11 @@ def claimed(invocation: Invocation) -> Iterator[tuple[Path, Start]]:
         return
     with _locked(invocation.run_dir):
         yield invocation.run_dir, _verified_start(invocation)
+
+
+def run_id(run_dir: Path) -> str:
+    """A name of the run for reward servers that several runs share. It tells them neither path nor host."""
+    return hashlib.sha256(f"{socket.gethostname()}:{run_dir.absolute()}".encode()).hexdigest()[:16]
 
 
 def begin(invocation: Invocation, start: Start) -> None:

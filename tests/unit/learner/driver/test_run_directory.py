@@ -23,6 +23,7 @@ from learner.driver.run_directory import (
     continuity,
     require_same_prompts,
     require_same_rewards,
+    run_id,
 )
 from learner.driver.run_lock import LOCK
 from learner.preflight.command_line import Invocation
@@ -397,3 +398,10 @@ def test_a_run_whose_checkpoints_are_gone_is_not_started_anew(tmp_path: Path, it
     with pytest.raises(CheckpointError, match=r"goes on to iteration 51 of cold_start, but .*checkpoints has no "):
         start_of(invocation(tmp_path, resume=True))
     assert contents(tmp_path) == before
+
+
+def test_each_run_directory_has_its_own_id_and_keeps_it(tmp_path: Path) -> None:
+    one, two = run_id(tmp_path / "one"), run_id(tmp_path / "two")
+    assert one == run_id(tmp_path / "one") != two
+    assert len(one) == 16
+    assert "one" not in one
