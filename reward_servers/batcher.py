@@ -7,8 +7,8 @@ the previous calls and does not wait. Only on an idle device does a first reques
 
 Runs that wait take turns (`fair_queue`). The head of the queue always goes first. Every call is filled up to
 `max_batch` with images that fit it, even if that splits a request: groups of 9 fill calls of 16. A request is answered
-as a whole, as soon as its last image is done. Without shared calls (`share_calls` off) a request's scores depend only on
-the request itself, to the last bit and at any load. That makes whole runs reproducible.
+as a whole, as soon as its last image is done. Without shared calls (`share_calls` off) a request's scores depend only
+on the request itself, to the last bit and at any load. That makes whole runs reproducible.
 """
 
 from __future__ import annotations
