@@ -91,21 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.set_defaults(of_scorers=[])
-    for option, explanation in (
-        ("scorer", "a built-in scorer (hps, pickscore, ...), or package.module:Class"),
-        ("model", "the scorer's model directory"),
-        ("name", "name in responses, in metrics and, with several scorers, in URLs (default: the scorer's own)"),
-    ):
-        parser.add_argument(f"--{option}", action=_OfScorer, default=argparse.SUPPRESS, help=explanation)
-    parser.add_argument(
-        "--precision",
-        action=_OfScorer,
-        type=Precision,
-        choices=list(Precision),
-        default=argparse.SUPPRESS,
-        help="type in which the scorer's model computes (default: float32 on the CPU; on a GPU that of its published "
-        "recipe, see docs/rewards.md)",
-    )
+    _add_scorers(parser)
     parser.add_argument(
         "--host",
         type=_without_brackets,
@@ -148,6 +134,25 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--advertise-url", type=server_url, help="base URL to register (default: http://HOST:PORT)")
     parser.add_argument("--parent-pid", type=int, help="stop when the process with this id is no longer the parent")
     return parser
+
+
+def _add_scorers(parser: argparse.ArgumentParser) -> None:
+    """Add the options of which each scorer has its own."""
+    for option, explanation in (
+        ("scorer", "a built-in scorer (hps, pickscore, ...), or package.module:Class"),
+        ("model", "the scorer's model directory"),
+        ("name", "name in responses, in metrics and, with several scorers, in URLs (default: the scorer's own)"),
+    ):
+        parser.add_argument(f"--{option}", action=_OfScorer, default=argparse.SUPPRESS, help=explanation)
+    parser.add_argument(
+        "--precision",
+        action=_OfScorer,
+        type=Precision,
+        choices=list(Precision),
+        default=argparse.SUPPRESS,
+        help="type in which the scorer's model computes (default: float32 on the CPU; on a GPU that of its published "
+        "recipe, see docs/rewards.md)",
+    )
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
