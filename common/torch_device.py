@@ -16,10 +16,9 @@ def require_device(device: str) -> None:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:  # without CUDA support torch raises AssertionError
         message = f"--device {device} cannot be used: {one_line(error, SHORT)}"
-        raise ConfigError(f"{message}; this machine has {', '.join(devices())}") from error
+        raise ConfigError(f"{message}; usable here: {', '.join(devices())}") from error
 
 
 def devices() -> list[str]:
-    """The devices of this machine that torch can use: `cpu`, then each GPU as cuda:N with its name."""
-    gpus = range(torch.cuda.device_count())
-    return ["cpu", *(f"cuda:{index} ({torch.cuda.get_device_name(index)})" for index in gpus)]
+    """The devices of this machine that torch can use: `cpu`, then each GPU as cuda:N. Nothing is started on a GPU."""
+    return ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]

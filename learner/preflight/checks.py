@@ -104,9 +104,7 @@ def check_reward_devices(config: Config) -> None:
     for name, device in wanted.items():
         index = int(device.partition(":")[2] or 0)
         if index >= len(there) - 1:
-            raise ConfigError(
-                f"rewards.{name}.device = {device}: this machine has {', '.join(there)}: choose one of these"
-            )
+            raise ConfigError(f"rewards.{name}.device = {device}: usable on this machine: {', '.join(there)}")
 
 
 def _have_room(shares: Sequence[float], gpus: int) -> bool:

@@ -28,5 +28,5 @@ def test_a_reward_on_a_gpu_that_is_not_there_is_refused_with_the_devices_that_ar
     config = parse([], {}).config
     one, two = RewardConfig(name="one", scorer="ocr"), RewardConfig(name="two", scorer="hps", device="cuda:97")
     check_reward_devices(config.model_copy(update={"rewards": (one,)}))
-    with pytest.raises(ConfigError, match=r"rewards\.two\.device = cuda:97: this machine has cpu"):
+    with pytest.raises(ConfigError, match=r"rewards\.two\.device = cuda:97: usable on this machine: cpu"):
         check_reward_devices(config.model_copy(update={"rewards": (one, two)}))
