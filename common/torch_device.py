@@ -16,6 +16,9 @@ def require_device(device: str) -> None:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:  # without CUDA support torch raises AssertionError
         message = f"--device {device} cannot be used: {one_line(error, SHORT)}"
-        raise ConfigError(
-            f"{message}; cpu can everywhere, cuda where there is a GPU and a torch built for it"
-        ) from error
+        raise ConfigError(f"{message}; usable here: {', '.join(devices())}") from error
+
+
+def devices() -> list[str]:
+    """The devices of this machine that torch can use: `cpu`, then each GPU as cuda:N. Nothing is started on a GPU."""
+    return ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]

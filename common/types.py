@@ -75,6 +75,14 @@ class OutagePolicy(StrEnum):
         return self is OutagePolicy.RENORMALISE
 
 
+class Precision(StrEnum):
+    """The type in which a reward's model computes."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
 class Stage(StrEnum):
     """The two stages of a run, with the names used in its files."""
 

@@ -39,7 +39,7 @@ from learner.driver.comparison import PolicyRecords
 from learner.driver.embedded_redis import embedded_redis
 from learner.driver.fleet import Fleet
 from learner.driver.learner_group import started_learner
-from learner.driver.local_servers import LocalServers, LocalServerSpec
+from learner.driver.local_servers import LocalServers, local_specs
 from learner.driver.machines import RayMachines
 from learner.driver.publisher import Publisher
 from learner.driver.run_directory import (
@@ -49,6 +49,7 @@ from learner.driver.run_directory import (
     continuity,
     require_same_prompts,
     require_same_rewards,
+    run_id,
 )
 from learner.driver.threads import with_known_threads, with_probed_threads
 from learner.driver.worker_pool import HEALTH, WorkerPool
@@ -58,6 +59,7 @@ from learner.preflight.checks import (
     check_gpus,
     check_guidance,
     check_requests,
+    check_reward_devices,
     check_rewards,
     check_schedule,
     control_requests,
@@ -154,6 +156,7 @@ def _run(invocation: Invocation) -> None:
     config = invocation.config
     check_storage(invocation.run_dir, os.environ)
     check_files(config, resuming=invocation.resume)
+    check_reward_devices(config)
     reward_token(_token_hosts(config))
     if cluster_address(os.environ) is None:
         temporary_folder(os.environ)
@@ -196,8 +199,8 @@ def started_service(
         stack.enter_context(_errors_in_one_line(invocation))  # inside: the log gets the line that the console shows
         config = with_known_threads(invocation.config, run_dir, resume=invocation.resume)
         redis = stack.enter_context(_redis(config, run_dir))
-        servers = stack.enter_context(LocalServers(_local_servers(config), run_dir / "logs", say=announce))
-        access = _reward_access(config, servers.urls, redis)
+        servers = stack.enter_context(LocalServers(local_specs(config.rewards), run_dir / "logs", say=announce))
+        access = _reward_access(config, servers.urls, redis, run_id(run_dir))
         check_prompts(config, access, prompts)
         controls = control_requests(config, prompts.alignment[0], prompts.evaluation[0])
         access = check_rewards(config, access, controls)
@@ -275,15 +278,7 @@ def _tracker(config: Config, run_dir: Path) -> Iterator[Tracker]:
         yield tracker
 
 
-def _local_servers(config: Config) -> list[LocalServerSpec]:
-    return [
-        LocalServerSpec(reward.name, reward.scorer, reward.model, reward.threads, reward.max_batch)
-        for reward in config.rewards
-        if reward.url == "local" and reward.scorer is not None
-    ]
-
-
-def _reward_access(config: Config, local_urls: dict[str, str], redis: RedisAddress | None) -> RewardAccess:
+def _reward_access(config: Config, local_urls: dict[str, str], redis: RedisAddress | None, run: str) -> RewardAccess:
     urls = {
         reward.name: (local_urls[reward.name],) if reward.url == "local" else reward.urls for reward in config.rewards
     }
@@ -294,6 +289,7 @@ def _reward_access(config: Config, local_urls: dict[str, str], redis: RedisAddre
         token=reward_token(),
         redis=redis,
         cached_scores=config.redis.cached_scores,
+        run=run,
     )
 
 
@@ -374,6 +370,7 @@ def plan_text(invocation: Invocation, start: Start) -> str:
 def _reward_text(reward: RewardConfig) -> str:
     use = "evaluation only" if not reward.trained else f"weight {reward.weight:g}"
     where = reward.url if isinstance(reward.url, str) else ", ".join(reward.url)
+    where += f" on {reward.device}" if reward.device != "cpu" else ""
     gradient = ", differentiable" if reward.differentiable else ""
     return f"reward     {reward.name} at {where}, {use}{gradient}, when out: {reward.outage}"
 

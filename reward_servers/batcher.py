@@ -5,10 +5,10 @@
 A call is put together when the device becomes free, never before. Under load it holds the images that arrived during
 the previous calls and does not wait. Only on an idle device does a first request wait for others, at most `max_wait_s`.
 
-The head of the queue always goes first. Every call is filled up to `max_batch` with images that fit it, even if that
-splits a request: groups of 9 fill calls of 16. A request is answered as a whole, as soon as its last image is done.
-Without shared calls (`share_calls` off) a request's scores depend only on the request itself, to the last bit and at
-any load. That makes whole runs reproducible.
+Runs that wait take turns (`fair_queue`). The head of the queue always goes first. Every call is filled up to
+`max_batch` with images that fit it, even if that splits a request: groups of 9 fill calls of 16. A request is answered
+as a whole, as soon as its last image is done. Without shared calls (`share_calls` off) a request's scores depend only
+on the request itself, to the last bit and at any load. That makes whole runs reproducible.
 """
 
 from __future__ import annotations
@@ -19,22 +19,15 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 import numpy as np
 
 from common.errors import RewardError, RewardInvalid, RewardOverloaded, RewardRejected
-from common.rewards.api import (
-    ByteArray,
-    FloatArray,
-    GradientRequest,
-    GradientResponse,
-    Metadata,
-    ScoreRequest,
-    ScoreResponse,
-)
+from common.rewards.api import ByteArray, FloatArray, GradientRequest, GradientResponse, Metadata, ScoreResponse
+from reward_servers.fair_queue import ANONYMOUS, FairQueue, Job, Request, Response
 from reward_servers.metrics import ScorerMetrics
 from reward_servers.scorers.base import ModelUnavailable, Scorer
 
@@ -45,8 +38,6 @@ KEPT_SHARE = 0.9
 
 RESTART = "restart the server if it is stuck"
 
-Request = ScoreRequest | GradientRequest
-Response = ScoreResponse | GradientResponse
 Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
@@ -66,41 +57,11 @@ class BatchLimits:
     share_calls: bool = True
 
 
-@dataclass(eq=False)
-class _Job:
-    request: Request
-    answer: asyncio.Future[Response]
-    arrived: float
-    found_busy: bool
-    """The device was busy when the request came: it needs no further wait for others."""
-    begun: int = 0
-    """Number of images given to calls so far, counted from the first."""
-    parts: list[tuple[FloatArray, FloatArray]] = field(default_factory=list)
-    """Scores and gradients of the images that are done."""
-
-    @property
-    def images(self) -> ByteArray | FloatArray:
-        return self.request.images_BHWC if isinstance(self.request, ScoreRequest) else self.request.images_BCHW
-
-    @property
-    def waiting(self) -> int:
-        return len(self.images) - self.begun
-
-    @property
-    def vanished(self) -> bool:
-        """The response is no longer needed: the client left, its deadline has passed, or a part has failed."""
-        return self.answer.done()
-
-    def joins(self, other: _Job) -> bool:
-        """Whether both requests can share a model call."""
-        return type(self.request) is type(other.request) and self.images.shape[1:] == other.images.shape[1:]
-
-
 @dataclass(frozen=True)
 class _Piece:
     """A slice of one request's images, as one model call gets it."""
 
-    job: _Job
+    job: Job
     start: int
     stop: int
 
@@ -189,40 +150,43 @@ class Batcher:
         self._limits = limits
         self._device = device
         self._metrics = metrics
-        # In order of arrival; a dict, so that a withdrawn request is removed at once from any position.
-        self._queue: dict[_Job, None] = {}
-        self._images_waiting = 0
+        self._queue = FairQueue()
         self._arrival = asyncio.Event()
         self._speed = Speed()
 
-    def has_room(self, images: int, within_s: float) -> bool:
-        """Whether `images` more fit into the queue, and can be answered `within_s` seconds as fast as we are now."""
-        waiting = self._images_waiting
-        return waiting + images <= self._limits.queue_images and (
-            waiting == 0 or self._speed.seconds(waiting + images) <= within_s
+    def has_room(self, images: int, within_s: float, run: bytes = ANONYMOUS) -> bool:
+        """Whether `images` more of a run fit into the queue, and can be answered `within_s` seconds as fast as now."""
+        return self._queue.has_room(run, images, self._limits.queue_images) and (
+            self._queue.images == 0 or self._seconds(images, run) <= within_s
         )
 
-    def require_room(self, images: int, within_s: float) -> None:
+    def require_room(self, images: int, within_s: float, run: bytes = ANONYMOUS) -> None:
         """RewardOverloaded when `images` more do not fit now, RewardRejected when they can never fit."""
-        waiting, most = self._images_waiting, self._limits.queue_images
+        waiting, most = self._queue.images, self._limits.queue_images
         if images > most:
             message = f"{images} images in one request, at most {most} may wait: send fewer or raise --queue-items"
             raise RewardRejected(self._name, "too_large", message)
-        if not self.has_room(images, within_s):
+        if not self.has_room(images, within_s, run):
             reason = f"{waiting} images wait, {images} more exceed {most}"
-            if waiting + images <= most:
-                seconds = self._speed.seconds(waiting + images)
+            if self._queue.has_room(run, images, most):
+                seconds = self._seconds(images, run)
                 reason = f"{waiting} images wait, {images} more would take {seconds:.1f} s of {within_s:g} s"
+            elif waiting + images <= most:
+                reason = f"{waiting} images wait, {images} more exceed the share that a run has of {most}"
             raise RewardOverloaded(self._name, "overloaded", f"{reason}: try later", RETRY_AFTER_SECONDS)
 
-    def submit(self, request: Request, within_s: float = math.inf) -> asyncio.Future[Response]:
+    def _seconds(self, images: int, run: bytes) -> float:
+        """Expected seconds until so many more images of a run are answered."""
+        return self._speed.seconds(self._queue.ahead(run, images) + images)
+
+    def submit(self, request: Request, within_s: float = math.inf, run: bytes = ANONYMOUS) -> asyncio.Future[Response]:
         """Queue a request, or raise as `require_room`. Cancelling the future withdraws the request before it runs."""
         loop = asyncio.get_running_loop()
-        job = _Job(request, loop.create_future(), loop.time(), self._device.busy)
-        self.require_room(len(job.images), within_s)
-        self._queue[job] = None
+        job = Job(request, loop.create_future(), loop.time(), self._device.busy, run)
+        self.require_room(len(job.images), within_s, run)
+        self._queue.add(job)
         job.answer.add_done_callback(lambda _: self._leave_queue(job))
-        self._count(len(job.images))
+        self._metrics.waiting(self._queue.images)
         self._arrival.set()
         return job.answer
 
@@ -263,7 +227,7 @@ class Batcher:
         return True
 
     def _next_call(self) -> list[_Piece]:
-        """The first images that can share a call: the head of the queue, then all that fit it, in order of arrival."""
+        """The first images that can share a call: the head of the queue, then all that fit it, in the queue's order."""
         pieces: list[_Piece] = []
         room = self._limits.max_batch
         for job in self._queue:
@@ -286,20 +250,16 @@ class Batcher:
             self._leave_queue(job)
         pieces = self._next_call()
         for piece in pieces:
-            piece.job.begun = piece.stop
-            self._count(-len(piece.images))
-            if piece.last:
-                del self._queue[piece.job]
+            self._queue.took(piece.job, len(piece.images))
+        if pieces:
+            self._queue.end_turn(pieces[0].job.run)
+        self._metrics.waiting(self._queue.images)
         return pieces
 
-    def _leave_queue(self, job: _Job) -> None:
+    def _leave_queue(self, job: Job) -> None:
         if job in self._queue:
-            del self._queue[job]
-            self._count(-job.waiting)
-
-    def _count(self, images: int) -> None:
-        self._images_waiting += images
-        self._metrics.waiting(self._images_waiting)
+            self._queue.remove(job)
+            self._metrics.waiting(self._queue.images)
 
     def _execute(self, pieces: Sequence[_Piece]) -> list[Response | RewardError | None]:
         """Run one call in the device's thread and cut its result into pieces. None for all but a request's last piece.
@@ -377,7 +337,7 @@ class Batcher:
         return response
 
 
-def _deliver(job: _Job, result: Response | RewardError | None) -> None:
+def _deliver(job: Job, result: Response | RewardError | None) -> None:
     if job.vanished or result is None:
         return
     if isinstance(result, RewardError):

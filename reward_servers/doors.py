@@ -21,7 +21,7 @@ from common.rewards.api import (
     ScoreRequest,
 )
 from reward_servers import flow_grpo, plain_json
-from reward_servers.batcher import Request, Response
+from reward_servers.fair_queue import Request, Response
 from reward_servers.front.answers import JSON_TYPE
 from reward_servers.limits import Patience, RequestLimits
 from reward_servers.picture_request import PictureRequest

@@ -20,7 +20,7 @@ from typing import Any
 
 from common.rewards.api import Metadata
 from reward_servers import plain_pickle
-from reward_servers.batcher import Response
+from reward_servers.fair_queue import Response
 from reward_servers.limits import RequestLimits
 from reward_servers.picture_files import Check
 from reward_servers.picture_request import (

@@ -10,22 +10,29 @@ from pathlib import Path
 
 from common.errors import ConfigError, ModelError
 from common.project_files import import_own
+from common.types import Precision
 from reward_servers.scorers import BUILT_IN_SCORERS, MOVED_SCORERS
 from reward_servers.scorers.base import Scorer
 
 HUB_PARTS = 2
 """A name of the Hugging Face hub is organisation/name."""
+CPU = "cpu"
 REASON_CHARACTERS = 300
 """A library's message is cut to this many characters in ours."""
 
 
 @dataclass(frozen=True)
 class ScorerSettings:
-    """One scorer to serve: a built-in name or package.module:Class, its model directory and its served name."""
+    """One scorer to serve: a built-in name or package.module:Class, its model directory and its served name.
+
+    Attributes:
+        precision: type in which its model computes; None for that of its published recipe on this kind of device.
+    """
 
     scorer: str
     model: Path | None
     name: str | None
+    precision: Precision | None = None
 
 
 def class_path(spec: str) -> str:
@@ -50,10 +57,21 @@ def scorer_class(spec: str) -> type[Scorer]:
 
 
 def load(kind: type[Scorer], one: ScorerSettings, device: str) -> Scorer:
+    """Load a scorer onto a device; ConfigError for a precision that it cannot compute in, before anything is read."""
+    kind.require_precision(one.precision)
+    default = None if is_cpu(device) else kind.gpu_precision
     try:
-        return kind.load(one.model, device)
+        scorer = kind.load(one.model, device)
     except ImportError as error:  # some libraries import others only when a model is built
         raise _missing(one.scorer, error) from error
+    precision = one.precision or default
+    if precision is not None and precision != scorer.precision:
+        scorer.use(precision)
+    return scorer
+
+
+def is_cpu(device: str) -> bool:
+    return device.partition(":")[0] == CPU
 
 
 def require_directory(model: Path | None) -> None:

@@ -161,6 +161,7 @@ def server_info(name: str, scorer: Scorer, reproducible: bool) -> ServerInfo:
         preprocess_version=scorer.preprocess_version,
         implementation=scorer.implementation(),
         reproducible=reproducible,
+        precision=str(scorer.precision),
     )
 
 

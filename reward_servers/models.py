@@ -15,14 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from reward_servers.batcher import Device
-from reward_servers.loading import class_path, load, require_directory, scorer_class
+from reward_servers.loading import class_path, is_cpu, load, require_directory, scorer_class
 from reward_servers.model_process.remote_scorer import RemoteScorer
 from reward_servers.model_process.supervisor import Supervisor
 from reward_servers.options import ServerSettings, check_names
 from reward_servers.scorers import CLIENTS_OF_MODELS
 from reward_servers.scorers.base import Scorer
 
-CPU = "cpu"
 STOP_SECONDS, STOP_SHARE = 1.0, 0.2
 """Model processes have this long to end by themselves, at most this share of what a stop signal leaves the server."""
 
@@ -93,7 +92,7 @@ def _plan(settings: ServerSettings) -> tuple[Places, list[Places]]:
         if settings.in_process or class_path(settings.scorers[place].scorer) in CLIENTS_OF_MODELS
     ]
     elsewhere = [place for place in places if place not in here]
-    if settings.device.partition(":")[0] == CPU:
+    if is_cpu(settings.device):
         return here, [[place] for place in elsewhere]
     return here, [elsewhere] if elsewhere else []
 

@@ -27,6 +27,7 @@ from common.rewards.api import (
     PLAIN_SCORE_PATH,
     READY_PATH,
     REQUEST_CAUSES,
+    RUN_HEADER,
     SCORE_PATH,
     SERVER_CAUSES,
     UNIRL_HEALTH_PATH,
@@ -64,6 +65,12 @@ DEADLINE_PARAMETER = {
     "in": "header",
     "description": "Seconds after which the response is useless. The server's own limit caps it.",
     "schema": {"type": "number", "exclusiveMinimum": 0},
+}
+RUN_PARAMETER = {
+    "name": RUN_HEADER,
+    "in": "header",
+    "description": "Any name of the run that sends the request. Runs that share a server take turns.",
+    "schema": TEXT,
 }
 
 
@@ -122,7 +129,7 @@ def _operation(summary: str, request: str | None, response: str | None, errors: 
         responses[str(status)] = {"description": ERRORS[status]} | _content("Error")
     if "429" in responses:
         responses["429"]["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
-    operation: Json = {"summary": summary, "parameters": [DEADLINE_PARAMETER], "responses": responses}
+    operation: Json = {"summary": summary, "parameters": [DEADLINE_PARAMETER, RUN_PARAMETER], "responses": responses}
     if request is not None:
         operation["requestBody"] = {"required": True} | _content(request)
     if guarded:

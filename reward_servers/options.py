@@ -14,6 +14,7 @@ from common.errors import ConfigError
 from common.redis_link import RedisAddress
 from common.rewards.api import DEFAULT_MAX_PIXELS
 from common.rewards.bearer import REWARD_TOKEN, reward_token
+from common.types import Precision
 from common.urls import host_fault, host_of, is_loopback, registered_url_fault, server_url_fault, without_secrets
 from reward_servers.batcher import BatchLimits
 from reward_servers.limits import RequestLimits
@@ -69,7 +70,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class _OfScorer(argparse.Action):
-    """Records `--scorer`, `--model` and `--name` in the order in which they are given."""
+    """Records `--scorer`, `--model`, `--name` and `--precision` in the order in which they are given."""
 
     def __call__(
         self,
@@ -84,18 +85,13 @@ class _OfScorer(argparse.Action):
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m reward_servers",
-        description="Serve rewards over HTTP. Repeat --scorer to serve several; --model and --name belong to the "
-        "--scorer before them.",
+        description="Serve rewards over HTTP. Repeat --scorer to serve several; --model, --name and --precision "
+        "belong to the --scorer before them.",
         formatter_class=_Formatter,
         allow_abbrev=False,
     )
     parser.set_defaults(of_scorers=[])
-    for option, explanation in (
-        ("scorer", "a built-in scorer (hps, pickscore, ...), or package.module:Class"),
-        ("model", "the scorer's model directory"),
-        ("name", "name in responses, in metrics and, with several scorers, in URLs (default: the scorer's own)"),
-    ):
-        parser.add_argument(f"--{option}", action=_OfScorer, default=argparse.SUPPRESS, help=explanation)
+    _add_scorers(parser)
     parser.add_argument(
         "--host",
         type=_without_brackets,
@@ -105,7 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--port", type=int, default=8000, help="port to listen on; 0 picks a free one, see --ready-file"
     )
-    parser.add_argument("--device", default="cpu", help="torch device of the models")
+    parser.add_argument("--device", default="cpu", help="torch device of the models: cpu, cuda, cuda:N")
     parser.add_argument("--threads", type=_positive, default=1, help="CPU threads of each process of models")
     parser.add_argument(
         "--in-process",
@@ -138,6 +134,25 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--advertise-url", type=server_url, help="base URL to register (default: http://HOST:PORT)")
     parser.add_argument("--parent-pid", type=int, help="stop when the process with this id is no longer the parent")
     return parser
+
+
+def _add_scorers(parser: argparse.ArgumentParser) -> None:
+    """Add the options of which each scorer has its own."""
+    for option, explanation in (
+        ("scorer", "a built-in scorer (hps, pickscore, ...), or package.module:Class"),
+        ("model", "the scorer's model directory"),
+        ("name", "name in responses, in metrics and, with several scorers, in URLs (default: the scorer's own)"),
+    ):
+        parser.add_argument(f"--{option}", action=_OfScorer, default=argparse.SUPPRESS, help=explanation)
+    parser.add_argument(
+        "--precision",
+        action=_OfScorer,
+        type=Precision,
+        choices=list(Precision),
+        default=argparse.SUPPRESS,
+        help="type in which the scorer's model computes (default: float32 on the CPU; on a GPU that of its published "
+        "recipe, see docs/rewards.md)",
+    )
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
@@ -212,14 +227,14 @@ def check_names(names: Sequence[str]) -> None:
             raise ConfigError(f"two scorers are named {name}: give each its own --name, after its --scorer")
 
 
-def _pair(given: Sequence[tuple[str, str]]) -> tuple[ScorerSettings, ...]:
+def _pair(given: Sequence[tuple[str, Any]]) -> tuple[ScorerSettings, ...]:
     """Give each scorer the options that follow it. A single scorer may also have them before it."""
     count = sum(option == "scorer" for option, _ in given)
     if count == 0:
         raise ConfigError("--scorer is missing: hps, pickscore, ..., or package.module:Class")
     if count == 1:
         given = sorted(given, key=lambda pair: pair[0] != "scorer")
-    scorers: list[dict[str, str]] = []
+    scorers: list[dict[str, Any]] = []
     for option, value in given:
         if option == "scorer":
             scorers.append({})
@@ -231,7 +246,9 @@ def _pair(given: Sequence[tuple[str, str]]) -> tuple[ScorerSettings, ...]:
             )
         scorers[-1][option] = value
     return tuple(
-        ScorerSettings(one["scorer"], user_path(one["model"]) if "model" in one else None, one.get("name"))
+        ScorerSettings(
+            one["scorer"], user_path(one["model"]) if "model" in one else None, one.get("name"), one.get("precision")
+        )
         for one in scorers
     )
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from common.errors import RewardRejected
 from common.rewards.api import ANY_REWARD, CHANNELS, QUOTED_CHARACTERS, Metadata, ScoreRequest, check_texts
-from reward_servers.batcher import Response
+from reward_servers.fair_queue import Response
 from reward_servers.limits import RequestLimits
 from reward_servers.picture_files import SENT_FORMATS, Check, open_picture, pixels_HWC
 

@@ -21,7 +21,7 @@ from common import strict_json
 from common.errors import RewardRejected
 from common.rewards.api import ANY_REWARD, QUOTED_CHARACTERS
 from reward_servers import unirl
-from reward_servers.batcher import Response
+from reward_servers.fair_queue import Response
 from reward_servers.limits import RequestLimits
 from reward_servers.picture_files import Check, unhurried
 from reward_servers.picture_request import PictureRequest, list_of, metadata_of, open_request, reject

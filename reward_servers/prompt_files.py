@@ -1,12 +1,14 @@
-"""Make the prompt files that the run files of the published models read: `rtdmd prompts pickscore|geneval FILE`.
+"""Make the prompt files that the run files of the published models read: `rtdmd prompts KIND FILE`.
 
     rtdmd prompts pickscore FILE               data/pickscore_train.txt    one prompt on each line
     rtdmd prompts geneval FILE                 data/geneval_train.jsonl    {"prompt": ..., "tag": ..., "include": [...]}
     rtdmd prompts geneval FILE --evaluation    data/evaluation.jsonl       the same, held out
+    rtdmd prompts geneval2 FILE                data/geneval2.jsonl         {"prompt": ..., "vqa_list": ...}, a benchmark
 
 FILE is yours: the authors' `dataset/pickscore` and `dataset/geneval` (the folder or a file in it), GenEval's
-`evaluation_metadata.jsonl`, or Pick-a-Pic as .txt, .jsonl or .parquet. `hub:ORGANISATION/NAME/PATH` downloads one file
-of a dataset from the Hugging Face hub. GenEval's metadata is checked with the rules that score it.
+`evaluation_metadata.jsonl`, GenEval 2's `geneval2_data.jsonl`, or Pick-a-Pic as .txt, .jsonl or .parquet.
+`hub:ORGANISATION/NAME/PATH` downloads one file of a dataset from the Hugging Face hub. The metadata of GenEval and
+GenEval 2 is checked with the rules that score it.
 """
 
 from __future__ import annotations
@@ -14,25 +16,29 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from common.command import exit_status, user_path
 from common.errors import ConfigError, PromptError, RewardRejected
 from common.hub_errors import not_given
 from common.prompts import load_prompts
+from common.rewards.api import Metadata
 from common.types import Prompt
 from common.visible_text import printable, trimmed
 from common.whole_files import whole_files
 from reward_servers.options import USAGE_ERROR
 from reward_servers.scorers.geneval.rules import TAGS, parse_task
+from reward_servers.scorers.vlm_judge.atoms import parse_atoms
 
-PICKSCORE, GENEVAL = KINDS = ("pickscore", "geneval")
+PICKSCORE, GENEVAL, GENEVAL2 = KINDS = ("pickscore", "geneval", "geneval2")
 DATA = Path("data")
 TRAIN_FILES = {PICKSCORE: DATA / "pickscore_train.txt", GENEVAL: DATA / "geneval_train.jsonl"}
+BENCHMARK_FILE = DATA / "geneval2.jsonl"
+BENCHMARKS = {GENEVAL: "GenEval", GENEVAL2: "GenEval 2"}
 EVALUATION_FILE = DATA / "evaluation.jsonl"
 """The files that deploy/runs/cold_start_*.yaml and rtdmd_*.yaml name."""
-IN_FOLDER = {PICKSCORE: "train.txt", GENEVAL: "train_metadata.jsonl"}
+IN_FOLDER = {PICKSCORE: "train.txt", GENEVAL: "train_metadata.jsonl", GENEVAL2: "geneval2_data.jsonl"}
 EVALUATION_IN_FOLDER = "test_metadata.jsonl"
 """Names of the files in the folders of RTDMD's authors."""
 HUB = "hub:"
@@ -61,15 +67,15 @@ def write_prompts(options: argparse.Namespace) -> Iterator[str]:
     evaluation = options.evaluation
     if evaluation and options.kind != GENEVAL:
         raise ConfigError("--evaluation belongs to geneval: data/evaluation.jsonl needs GenEval's metadata")
-    out: Path = options.out or (EVALUATION_FILE if evaluation else TRAIN_FILES[options.kind])
-    endings = (".jsonl",) if options.kind == GENEVAL else (".txt", ".jsonl")
+    out: Path = options.out or (EVALUATION_FILE if evaluation else TRAIN_FILES.get(options.kind, BENCHMARK_FILE))
+    endings = (".txt", ".jsonl") if options.kind == PICKSCORE else (".jsonl",)
     if out.suffix.lower() not in endings:
         raise ConfigError(f"--out {out}: {options.kind} is written as {' or '.join(endings)}")
     if out.exists():
         raise ConfigError(f"{out} is there already: remove it, or name another file with --out")
     source = _source(options.file, EVALUATION_IN_FOLDER if evaluation else IN_FOLDER[options.kind])
     _require_no_empty_line(source)
-    prompts = _geneval(source) if options.kind == GENEVAL else _pickscore(source, options.column)
+    prompts = _pickscore(source, options.column) if options.kind == PICKSCORE else _checked(source, options.kind)
     kept, repeated = (prompts, 0) if options.keep_duplicates else _distinct(prompts)
     held_out = {prompt.text for path in options.without for prompt in load_prompts(path)}
     left = [prompt for prompt in kept if prompt.text not in held_out]
@@ -125,15 +131,17 @@ def _pickscore(path: Path, column: str | None) -> list[Prompt]:
     return [Prompt(prompt.index, " ".join(prompt.text.split()), {}) for prompt in load_prompts(path, column or default)]
 
 
-def _geneval(path: Path) -> list[Prompt]:
-    """Prompts with metadata that GenEval's rules accept."""
+def _checked(path: Path, kind: str) -> list[Prompt]:
+    """Prompts with metadata that the benchmark's rules accept."""
     prompts = load_prompts(path)
+    parse: Callable[[Metadata], object] = parse_task if kind == GENEVAL else parse_atoms
     for prompt in prompts:
         try:
-            parse_task(prompt.metadata)
+            parse(prompt.metadata)
         except RewardRejected as error:
             raise PromptError(
-                f'{printable(path)}: prompt {prompt.index + 1} ("{prompt.text[:60]}"): {error}: GenEval cannot score it'
+                f'{printable(path)}: prompt {prompt.index + 1} ("{prompt.text[:60]}"): {error}: {BENCHMARKS[kind]} '
+                "cannot score it"
             ) from error
     return prompts
 
@@ -184,7 +192,9 @@ def _build_parser() -> argparse.ArgumentParser:
         prog="rtdmd prompts",
         description="Make the prompt files that deploy/runs/cold_start_*.yaml and rtdmd_*.yaml read.",
     )
-    parser.add_argument("kind", choices=KINDS, help="pickscore: prompts of stage 1. geneval: prompts of stage 2")
+    parser.add_argument(
+        "kind", choices=KINDS, help="pickscore: prompts of stage 1. geneval: of stage 2. geneval2: a benchmark"
+    )
     parser.add_argument(
         "file",
         metavar="FILE",

@@ -20,16 +20,19 @@ from typing import Any, TypeVar
 
 from common.errors import RewardError, RewardOverloaded, RewardRejected, RewardUnavailable, WireError
 from common.rewards.api import ANY_REWARD, DEADLINE_HEADER, ServerInfo
-from reward_servers.batcher import RETRY_AFTER_SECONDS, Batcher, Request, Response
+from reward_servers.batcher import RETRY_AFTER_SECONDS, Batcher
 from reward_servers.doors import Door, Opened
+from reward_servers.fair_queue import ANONYMOUS, Request, Response
 from reward_servers.front.answers import Answer, answer, error_answer
-from reward_servers.front.exchange import AUTHORIZATION, DEADLINE, ENCODING, LENGTH, Consumer, Exchange
+from reward_servers.front.exchange import AUTHORIZATION, DEADLINE, ENCODING, LENGTH, RUN, Consumer, Exchange
 from reward_servers.limits import ByteBudget, Holding, Patience, Readers, RequestLimits
 from reward_servers.metrics import ScorerMetrics
 from reward_servers.scorers.base import ScorerLimits
 
 BEARER = b"bearer"
 UNCOMPRESSED = (b"", b"identity")
+RUN_BYTES = 64
+"""Only so much of a run's name is read."""
 STATUS_OF_CAUSE = {
     "wire": 400,
     "request": 422,
@@ -88,7 +91,7 @@ class ScoringService:
             if door.needs_gradient and not self._differentiable:
                 message = f"the scorer {self.name} is not differentiable"
                 raise RewardRejected(self.name, "not_differentiable", message)
-            if not self.batcher.has_room(1, seconds):
+            if not self.batcher.has_room(1, seconds, run_of(exchange.fields)):
                 refusal = OVERLOADED
             else:
                 _require_plain_body(exchange.fields)
@@ -185,7 +188,7 @@ class ScoringRequest(Consumer):
 
     def _decoded(self, request: Request, opened: Opened) -> None:
         self._service.scorer_limits.check(request)
-        self._answer = self._service.batcher.submit(request, self._seconds)
+        self._answer = self._service.batcher.submit(request, self._seconds, run_of(self._exchange.fields))
         self._answer.add_done_callback(lambda done: self._scored(done, opened))
 
     def _scored(self, done: asyncio.Future[Response], opened: Opened) -> None:
@@ -264,6 +267,11 @@ def refusal_of(error: RewardError | WireError) -> Answer:
     if cause == "unauthorized":
         headers["www-authenticate"] = "Bearer"
     return error_answer(STATUS_OF_CAUSE.get(cause, 500), cause, str(error), headers)
+
+
+def run_of(fields: Mapping[bytes, bytes]) -> bytes:
+    """The run that a request names."""
+    return fields.get(RUN, ANONYMOUS)[:RUN_BYTES]
 
 
 def _is_bearer(given: bytes, token: bytes) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.rewards.api import Metadata
-from reward_servers.batcher import Response
+from reward_servers.fair_queue import Response
 from reward_servers.limits import RequestLimits
 from reward_servers.picture_files import Check
 from reward_servers.picture_request import PictureRequest, list_of, open_request, reject, require_fields

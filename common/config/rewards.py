@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator, mode
 from pydantic_core import PydanticCustomError
 
 from common.config.section import Section, problem
-from common.types import OutagePolicy
+from common.types import OutagePolicy, Precision
 from common.urls import redis_url_fault, server_url_fault
 
 LONGEST_OUTAGE_S = 1500
@@ -51,6 +51,17 @@ class RewardConfig(Section):
     )
     max_batch: PositiveInt = Field(16, description="Local only: images per batch of the server.")
     threads: PositiveInt = Field(1, description="Local only: CPU threads of the server.")
+    device: str = Field(
+        "cpu",
+        pattern=r"^(cpu|cuda(:[0-9]+)?)$",
+        description="Local only: cpu, cuda (the first GPU) or cuda:N, on the machine of the driver. Rewards with the "
+        "same GPU and max_batch share one server. Ray does not count this use of the GPU.",
+    )
+    precision: Precision | None = Field(
+        None,
+        description="Local only: type in which the model computes. null: float32 on the CPU; on a GPU that of its "
+        "published recipe, see rewards.md. It is part of the reward's identity.",
+    )
 
     @property
     def trained(self) -> bool:
@@ -77,6 +88,9 @@ class RewardConfig(Section):
     def _consistent(self) -> Self:
         if self.url == "local" and self.scorer is None:
             raise problem("scorer", 'url is "local" but no scorer is named: set scorer, or url to a running server')
+        for key, value in (("device", None if self.device == "cpu" else self.device), ("precision", self.precision)):
+            if self.url != "local" and value is not None:
+                raise problem(key, f"{value}, but url is not local: give --{key} to that server, and leave it out here")
         if self.evaluation_only and self.weight > 0:
             raise problem("weight", f"{self.weight:g} on an evaluation-only reward: set it to 0 or train on the reward")
         return self

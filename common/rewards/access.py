@@ -30,6 +30,7 @@ class RewardAccess:
         infos: the identities that the rewards declared at the start; empty before the first request.
         controls: each reward's control request.
         references: what the rewards' servers answered to random pictures at the start; empty before that.
+        run: name of the run in its requests, see `RewardHttp`.
         redis: where more servers register and cached scores are kept; None for a run without Redis.
     """
 
@@ -42,6 +43,7 @@ class RewardAccess:
     infos: Mapping[str, ServerInfo] = field(default_factory=dict)
     controls: Mapping[str, ControlRequest] = field(default_factory=dict)
     references: Mapping[str, Reference] = field(default_factory=dict)
+    run: str | None = None
 
     def longest_wait_s(self) -> float:
         """Seconds that one request may take, retries and a held outage included."""
@@ -82,6 +84,7 @@ class RewardAccess:
             controls=self.controls,
             references=self.references,
             cache=cache,
+            run=self.run,
         )
 
 

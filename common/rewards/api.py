@@ -9,7 +9,8 @@
     GET  /healthz /readyz /metrics /openapi.json /docs        alive; scored a test image; Prometheus text; all of this
 
 A process with several scorers serves the first six lines for each under `/{name}`. A scorer's base URL is then
-`http://host:port/{name}`. A request may carry `DEADLINE_HEADER`: the seconds after which its response is useless.
+`http://host:port/{name}`. A request may carry `DEADLINE_HEADER`: the seconds after which its response is useless,
+and `RUN_HEADER`: the run that sent it. Runs that share a server take turns.
 
 A failure is a status code and the JSON body {"error": cause, "message": text}. `CAUSES` lists every cause.
 A message validates itself when it is built: a bad request raises RewardRejected, a bad response raises RewardInvalid.
@@ -49,6 +50,7 @@ OPENAPI_PATH = "/openapi.json"
 DOCS_PATH = "/docs"
 MEDIA_TYPE = "application/msgpack"
 DEADLINE_HEADER = "x-deadline-seconds"
+RUN_HEADER = "x-run"
 """Name of the header with the client's deadline: a positive number of seconds, capped by the server's own limit."""
 
 CHANNELS = 3
@@ -197,7 +199,10 @@ class GradientResponse:
         return cls(**_read_fields(cls, data, max_bytes, RewardInvalid, "answer"))
 
 
-INFO_TEXTS = ("scorer", "version", "weights_hash", "preprocess_version", "implementation")
+INFO_TEXTS = ("scorer", "version", "weights_hash", "preprocess_version", "implementation", "precision")
+FORMER_PRECISION = "float32"
+FORMER_PRECISION_OF = {"reward_servers.scorers.hpsv3:HpsV3Scorer": "bfloat16"}
+"""The precision of servers, and of identities in checkpoints, from before it was declared, by implementation."""
 INFO_FLAGS = ("differentiable", "reproducible")
 
 
@@ -212,6 +217,7 @@ class ServerInfo:
         implementation: class path of the scorer, the first one if its class has moved. Two recipes over the same
             weights are two rewards.
         reproducible: no two requests share a model call, so scores are equal to the last bit.
+        precision: type in which the model computes (`common.types.Precision`).
     """
 
     scorer: str
@@ -223,6 +229,7 @@ class ServerInfo:
     preprocess_version: str
     implementation: str = ""
     reproducible: bool = False
+    precision: str = FORMER_PRECISION
 
     def to_json(self) -> bytes:
         """JSON has no infinity, so an infinite bound is written as null."""
@@ -238,12 +245,19 @@ class ServerInfo:
             values = json.loads(data)
             low = -math.inf if values["low"] is None else float(values["low"])
             high = math.inf if values["high"] is None else float(values["high"])
-            declared: dict[str, Any] = {key: str(values[key]) for key in INFO_TEXTS}
+            texts = with_precision(values)
+            declared: dict[str, Any] = {key: str(texts[key]) for key in INFO_TEXTS}
             declared |= {key: values[key] is True for key in INFO_FLAGS}
             return cls(**declared, low=low, high=high)
         except (ValueError, KeyError, TypeError) as error:
             message = f"{INFO_PATH} did not describe a reward server: {error!r}"
             raise RewardInvalid(ANY_REWARD, "answer", message) from error
+
+
+def with_precision(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity as a map, with the precision that its server had if it was too old to declare one."""
+    former = FORMER_PRECISION_OF.get(identity.get("implementation", ""), FORMER_PRECISION)
+    return {"precision": former} | dict(identity)
 
 
 def _reject(message: str) -> NoReturn:

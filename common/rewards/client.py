@@ -99,6 +99,7 @@ class RewardClient:
         controls: each reward's control request, for the prompt of random pictures.
         references: what the servers answered to random pictures when the run began.
         cache: cache of scores.
+        run: name of the run in every request, see `RewardHttp`.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class RewardClient:
         references: Mapping[str, Reference] | None = None,
         cache: ScoreCache | None = None,
         timing: Timing | None = None,
+        run: str | None = None,
     ) -> None:
         timing = timing or Timing()
         urls: dict[str, list[str]] = {name: [] for name in (*(endpoint.name for endpoint in endpoints), *discovered)}
@@ -121,7 +123,7 @@ class RewardClient:
             urls[endpoint.name].append(_checked_url(endpoint))
         self._replicas = {name: ReplicaSet(found, timing) for name, found in urls.items()}
         self._cache = cache
-        self._http = RewardHttp(token, [endpoint.url for endpoint in endpoints])
+        self._http = RewardHttp(token, [endpoint.url for endpoint in endpoints], run)
         self._identities = RewardIdentities(self._http, infos or {}, timeout_s)
         self._attempts = Attempts(timeout_s, attempts, timing, self._identities.verify)
         self._timeout_s = timeout_s

@@ -29,7 +29,7 @@ from common.errors import (
     RewardUnavailable,
     WireError,
 )
-from common.rewards.api import CAUSES, DEADLINE_HEADER, INFO_PATH, MEDIA_TYPE, REQUEST_CAUSES
+from common.rewards.api import CAUSES, DEADLINE_HEADER, INFO_PATH, MEDIA_TYPE, REQUEST_CAUSES, RUN_HEADER
 from common.rewards.bearer import REWARD_TOKEN, bearer_token
 from common.rewards.proxies import UNUSABLE_ENVIRONMENT, trusts_environment, unreachable, unusable_environment
 from common.urls import host_of, uses_proxies, without_secrets
@@ -85,13 +85,15 @@ class RewardHttp:
     Args:
         token: bearer token for the servers, if they require one.
         urls: base URLs of the servers that may receive the token, beside those that `trust` adds.
+        run: name of the run in every request, ASCII. Servers that several runs share serve them in turns.
 
     Raises:
         ConfigError: no HTTP header can carry the token, or it is too short for a host that is not loopback.
     """
 
-    def __init__(self, token: str | None, urls: Collection[str] = ()) -> None:
+    def __init__(self, token: str | None, urls: Collection[str] = (), run: str | None = None) -> None:
         self._token = bearer_token(token, REWARD_TOKEN, map(host_of, urls))
+        self._run = run
         self._trusted: set[Origin] = set()
         self.trust(urls)
         self._clients: dict[bool, httpx.AsyncClient] = {}
@@ -205,6 +207,8 @@ class RewardHttp:
 
     def _headers(self, exchange: Exchange, body: bytes | None) -> dict[str, str]:
         headers = {DEADLINE_HEADER: f"{DEADLINE_SHARE * exchange.timeout_s:g}"}
+        if self._run is not None:
+            headers[RUN_HEADER] = self._run
         if body is not None:
             headers["content-type"] = MEDIA_TYPE
         if self._token is not None and _origin(exchange.url) in self._trusted:

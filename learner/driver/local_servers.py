@@ -1,6 +1,6 @@
 """Reward servers whose url is `local`: started with the run, on loopback, and stopped with it.
 
-    specs ─► one process each, all at once ─► ready file (port) ─► urls ─► ... ─► SIGTERM, drain, SIGKILL
+    specs ─► a process each (one for a GPU) ─► ready file (port) ─► urls ─► ... ─► SIGTERM, drain, SIGKILL
                                                                       died ─► the same again, at the same port
 
 While one starts again, its reward is out, and the outage policy says what happens. A client refuses a server whose
@@ -17,15 +17,18 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
+from common.config.rewards import RewardConfig
 from common.errors import RewardUnavailable
 from common.project_files import python_command, python_environment
+from common.types import Precision
 
 POLL_SECONDS = 0.05
 STOP_SECONDS = 10.0
@@ -36,7 +39,11 @@ RESTARTS, WINDOW_S = 3, 600.0
 
 @dataclass(frozen=True)
 class LocalServerSpec:
-    """One server to start. All fields but the name are options of `python -m reward_servers`, explained there."""
+    """One server to start. Most fields are options of `python -m reward_servers`, explained there.
+
+    Attributes:
+        beside: further rewards that the same process serves, with this one's device, threads and max_batch.
+    """
 
     name: str
     scorer: str
@@ -44,14 +51,36 @@ class LocalServerSpec:
     threads: int = 1
     max_batch: int = 16
     device: str = "cpu"
+    precision: Precision | None = None
+    beside: tuple[LocalServerSpec, ...] = ()
+
+    @property
+    def rewards(self) -> tuple[LocalServerSpec, ...]:
+        return (self, *self.beside)
+
+    def urls(self, base: str) -> dict[str, str]:
+        """The URL of each reward, by name. Several scorers of a process have theirs under the base."""
+        return {one.name: f"{base}/{one.name}" if self.beside else base for one in self.rewards}
+
+
+def shared(specs: Sequence[LocalServerSpec]) -> list[LocalServerSpec]:
+    """The servers to start: rewards on one GPU with the same max_batch share a process. On CPUs each has one."""
+    groups: dict[object, list[LocalServerSpec]] = {}
+    for spec in specs:
+        gpu = "cuda:0" if spec.device == "cuda" else spec.device
+        groups.setdefault(spec.name if gpu == "cpu" else (gpu, spec.max_batch), []).append(spec)
+    return [
+        replace(first, beside=tuple(others), threads=max(one.threads for one in (first, *others)))
+        for first, *others in groups.values()
+    ]
 
 
 class LocalServers:
     """Context manager: inside it every server in `specs` has scored its test image and answers at `urls[name]`.
 
     Args:
-        specs: the servers, with unique names.
-        log_dir: gets `reward_NAME.log` of each server; created when missing.
+        specs: the rewards, with unique names.
+        log_dir: gets `reward_NAME.log` of each server, with the name of its first reward; created when missing.
         ready_timeout_s: seconds in which all of them together must load and score their test images.
         say: is told of servers that are started again.
     """
@@ -65,9 +94,9 @@ class LocalServers:
     ) -> None:
         self.urls: dict[str, str] = {}
         self._say = say
-        self._deaths: dict[str, deque[float]] = {spec.name: deque() for spec in specs}
         self._lock = Lock()
-        self._specs = tuple(specs)
+        self._specs = tuple(shared(specs))
+        self._deaths: dict[str, deque[float]] = {spec.name: deque() for spec in self._specs}
         self._log_dir = log_dir
         self._ready_timeout_s = ready_timeout_s
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -80,7 +109,7 @@ class LocalServers:
                 self._processes[spec.name] = self._start(spec, port=0)
             deadline = time.monotonic() + self._ready_timeout_s
             for spec in self._specs:
-                self.urls[spec.name] = self._wait_until_ready(spec.name, deadline)
+                self.urls |= spec.urls(self._wait_until_ready(spec.name, deadline))
         except BaseException:  # includes Ctrl-C: the servers must be stopped in any case
             self._stop()
             raise
@@ -107,7 +136,8 @@ class LocalServers:
             for spec in self._specs:
                 process = self._processes.get(spec.name)
                 if process is not None and process.poll() is not None:
-                    self._revive(spec, process.returncode, required=needed is None or spec.name in needed)
+                    required = needed is None or any(one.name in needed for one in spec.rewards)
+                    self._revive(spec, process.returncode, required=required)
 
     def _revive(self, spec: LocalServerSpec, status: int, *, required: bool) -> None:
         deaths, now = self._deaths[spec.name], time.monotonic()
@@ -124,13 +154,11 @@ class LocalServers:
     def _start(self, spec: LocalServerSpec, port: int) -> subprocess.Popen[bytes]:
         self._ready_file(spec.name).unlink(missing_ok=True)
         command = [
-            *(*python_command("reward_servers"), "--scorer", spec.scorer, "--name", spec.name),
+            *(*python_command("reward_servers"), *chain.from_iterable(map(_scorer_options, spec.rewards))),
             *("--threads", str(spec.threads), "--max-batch", str(spec.max_batch), "--device", spec.device),
             "--reproducible",
             *("--port", str(port), "--ready-file", str(self._ready_file(spec.name)), "--parent-pid", str(os.getpid())),
         ]
-        if spec.model is not None:
-            command += ["--model", str(spec.model)]
         # The servers keep our working directory, so that a custom scorer is found as it is for the run.
         with self._log_file(spec.name).open("wb" if port == 0 else "ab") as log:
             return subprocess.Popen(
@@ -155,7 +183,7 @@ class LocalServers:
         return f"http://127.0.0.1:{port}"
 
     def _failure(self, name: str, cause: str, what: str) -> RewardUnavailable:
-        log = self._log_file(name)
+        log = self._log_file(next(spec.name for spec in self._specs if name in {one.name for one in spec.rewards}))
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES_QUOTED:]
         quoted = "\n".join(f"    {line}" for line in lines) or "    (empty)"
         return RewardUnavailable(name, cause, f"the local reward server {name} {what}; the end of {log}:\n{quoted}")
@@ -180,3 +208,18 @@ class LocalServers:
 
     def _log_file(self, name: str) -> Path:
         return self._log_dir / f"reward_{name}.log"
+
+
+def _scorer_options(spec: LocalServerSpec) -> list[str]:
+    model = [] if spec.model is None else ["--model", str(spec.model)]
+    precision = [] if spec.precision is None else ["--precision", str(spec.precision)]
+    return ["--scorer", spec.scorer, "--name", spec.name, *model, *precision]
+
+
+def local_specs(rewards: Sequence[RewardConfig]) -> list[LocalServerSpec]:
+    """The local servers of a run file's rewards."""
+    return [
+        LocalServerSpec(one.name, one.scorer, one.model, one.threads, one.max_batch, one.device, one.precision)
+        for one in rewards
+        if one.url == "local" and one.scorer is not None
+    ]

@@ -5,8 +5,10 @@ claimed: lock ─► refuse, or verify the checkpoint ─► (start everything) 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -20,7 +22,7 @@ from common.config.stages import AlignmentConfig, ColdStartConfig, SamplingConfi
 from common.config.upgrade import upgraded
 from common.errors import CheckpointError, ConfigError, DamagedCheckpoint
 from common.prompts import prompts_fingerprint
-from common.rewards.api import ServerInfo
+from common.rewards.api import ServerInfo, with_precision
 from common.types import Position, PromptSets, Stage
 from common.whole_files import write_whole
 from learner.checkpoint import Checkpoint, CheckpointStore
@@ -78,6 +80,11 @@ def claimed(invocation: Invocation) -> Iterator[tuple[Path, Start]]:
         return
     with _locked(invocation.run_dir):
         yield invocation.run_dir, _verified_start(invocation)
+
+
+def run_id(run_dir: Path) -> str:
+    """A name of the run for reward servers that several runs share. It tells them neither path nor host."""
+    return hashlib.sha256(f"{socket.gethostname()}:{run_dir.absolute()}".encode()).hexdigest()[:16]
 
 
 def begin(invocation: Invocation, start: Start) -> None:
@@ -164,7 +171,8 @@ def require_same_prompts(start: Start, prompts: PromptSets, config: Config) -> N
 
 def require_same_rewards(start: Start, infos: Mapping[str, ServerInfo]) -> None:
     """CheckpointError unless the reward servers declare the same identities as when the checkpoint was written."""
-    before = (start.settings or {}).get(DECLARED, {})
+    declared = (start.settings or {}).get(DECLARED, {})
+    before = {name: with_precision(identity) for name, identity in declared.items()}
     for name, info in infos.items():
         for field, now in json.loads(info.to_json()).items():
             if name in before and before[name].get(field) != now:

@@ -93,6 +93,20 @@ def check_gpus(config: Config) -> None:
         )
 
 
+def check_reward_devices(config: Config) -> None:
+    """ConfigError for a local reward on a GPU that this machine does not have."""
+    wanted = {one.name: one.device for one in config.rewards if one.url == "local" and one.device != "cpu"}
+    if not wanted:
+        return
+    from common.torch_device import devices  # only here: it imports torch
+
+    there = devices()
+    for name, device in wanted.items():
+        index = int(device.partition(":")[2] or 0)
+        if index >= len(there) - 1:
+            raise ConfigError(f"rewards.{name}.device = {device}: usable on this machine: {', '.join(there)}")
+
+
 def _have_room(shares: Sequence[float], gpus: int) -> bool:
     """Whether each share fits on one GPU, or on whole ones, when placed one after the other as Ray does."""
     free = [1.0] * gpus

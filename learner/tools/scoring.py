@@ -17,7 +17,7 @@ from common.rewards.client import RewardClient, RewardEndpoint
 from common.rewards.prompt_check import require_scorable, varied
 from common.types import ByteArray, FloatArray, Prompt
 from common.urls import host_of, server_url_fault, without_secrets
-from learner.driver.local_servers import LocalServers, LocalServerSpec
+from learner.driver.local_servers import LocalServers, LocalServerSpec, local_specs
 
 
 @dataclass(frozen=True)
@@ -98,17 +98,7 @@ def _of_run(run: Config) -> RewardChoice:
             f"the run found its reward {unknown[0]} through Redis: name its server with --reward NAME=URL"
         )
     endpoints = [RewardEndpoint(reward.name, url) for reward in run.rewards for url in reward.urls]
-    local = [
-        LocalServerSpec(
-            reward.name,
-            reward.scorer,
-            reward.model,
-            reward.threads,
-            reward.max_batch,
-        )
-        for reward in run.rewards
-        if reward.url == "local" and reward.scorer is not None
-    ]
+    local = local_specs(run.rewards)
     return RewardChoice(tuple(endpoints), tuple(local), tuple(reward.name for reward in run.rewards))
 
 

@@ -8,12 +8,13 @@ from urllib.parse import unquote_to_bytes
 
 import httptools
 
-from common.rewards.api import DEADLINE_HEADER
+from common.rewards.api import DEADLINE_HEADER, RUN_HEADER
 from reward_servers.front.answers import Answer
 
 AUTHORIZATION, LENGTH, ENCODING = b"authorization", b"content-length", b"content-encoding"
 TRANSFER, EXPECT, DEADLINE = b"transfer-encoding", b"expect", DEADLINE_HEADER.encode()
-KEPT_FIELDS = frozenset({AUTHORIZATION, LENGTH, ENCODING, TRANSFER, EXPECT, DEADLINE})
+RUN = RUN_HEADER.encode()
+KEPT_FIELDS = frozenset({AUTHORIZATION, LENGTH, ENCODING, TRANSFER, EXPECT, DEADLINE, RUN})
 """Header fields that a server reads; of a repeated one the first counts. All others are dropped as they come."""
 CONTINUE_EXPECTED = b"100-continue"
 HANG_UP = 499

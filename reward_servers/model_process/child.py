@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import ModelError
+from common.types import Precision
 from common.wire import AnyArray
 from reward_servers.loading import ScorerSettings, load, scorer_class
 from reward_servers.model_process import errors
@@ -58,9 +59,7 @@ class Models:
     def _reply(self, call: dict[str, Any], arrays: list[AnyArray]) -> Reply:
         match call["call"]:
             case "find":
-                return self._find(
-                    [ScorerSettings(spec, model and Path(model), name) for spec, model, name in call["of"]]
-                )
+                return self._find([_settings(*one) for one in call["of"]])
             case "load":
                 return self._load(call["names"], call["device"])
             case _:
@@ -104,6 +103,10 @@ class Models:
             return errors.of_call(error, name), []
 
 
+def _settings(spec: str, model: str | None, name: str | None, precision: str | None) -> ScorerSettings:
+    return ScorerSettings(spec, Path(model) if model else None, name, Precision(precision) if precision else None)
+
+
 def _declared(scorer: Scorer) -> dict[str, Any]:
     """What a server needs to know of a scorer. After a restart it must be the same."""
     if type(scorer.limits) is not ScorerLimits:
@@ -119,5 +122,6 @@ def _declared(scorer: Scorer) -> dict[str, Any]:
         "version": scorer.version,
         "preprocess_version": scorer.preprocess_version,
         "implementation": scorer.implementation(),
+        "precision": str(scorer.precision),
         "limits": asdict(scorer.limits),
     }

@@ -8,6 +8,7 @@ from typing import Self
 
 from common.errors import ModelError
 from common.rewards.api import ByteArray, FloatArray, Metadata, ScoreRequest
+from common.types import Precision
 from reward_servers.model_process.supervisor import Declared, Supervisor
 from reward_servers.scorers.base import Scorer, ScorerLimits
 
@@ -23,6 +24,7 @@ class RemoteScorer(Scorer):
         self.weights_hash = values["weights_hash"]
         self.version = values["version"]
         self.preprocess_version = values["preprocess_version"]
+        self.precision = Precision(values["precision"])
         self.limits = ScorerLimits(**values["limits"])
         self._implementation: str = values["implementation"]
         self._check = declared.check

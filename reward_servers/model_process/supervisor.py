@@ -241,7 +241,10 @@ class Supervisor:
 
 
 def _find(process: ModelProcess, settings: Sequence[ScorerSettings], until: float = math.inf) -> list[str]:
-    of = [[one.scorer, None if one.model is None else str(one.model), one.name] for one in settings]
+    of = [
+        [one.scorer, None if one.model is None else str(one.model), one.name, one.precision and str(one.precision)]
+        for one in settings
+    ]
     message, _ = process.ask({"call": "find", "of": of}, until=until)
     names: list[str] = message["names"]
     return names

@@ -1,6 +1,8 @@
 """LAION aesthetic predictor v2 (Schuhmann et al. 2022, arXiv 2210.08402): a linear head on the normalised image
 embedding of CLIP ViT-L/14, released as christophschuhmann/improved-aesthetic-predictor. It ignores the prompt.
 
+On a GPU the released script computes CLIP in float16 and the head in float32, which is the default there.
+
 Human ratings range from 1 to 10. A model directory, written by `python -m reward_servers.convert aesthetic`, holds
 
     config.json, model.safetensors    CLIP's vision tower and projection (transformers CLIPVisionModelWithProjection)
@@ -18,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import CLIPVisionModelWithProjection
 
+from common.types import Precision
 from reward_servers.scorers.linear_head import LinearHead
 from reward_servers.scorers.model_directory import load_pretrained, load_state, read_weights, require_directory
 from reward_servers.scorers.pixels import ImageRecipe
@@ -37,7 +40,8 @@ class AestheticModel(nn.Module):
 
     def forward(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         embeddings_BD = self.clip(pixel_values=pixels_BCHW).image_embeds
-        ratings_B: torch.Tensor = self.head(F.normalize(embeddings_BD, dim=-1))
+        with torch.autocast(pixels_BCHW.device.type, enabled=False):
+            ratings_B: torch.Tensor = self.head(F.normalize(embeddings_BD.float(), dim=-1))
         return ratings_B
 
 
@@ -47,6 +51,7 @@ class AestheticScorer(TorchScorer):
     name = "aesthetic"
     version = "2"
     preprocess_version = "aesthetic-1"
+    gpu_precision = Precision.FLOAT16
 
     def __init__(self, model: AestheticModel, recipe: ImageRecipe, device: str) -> None:
         slope_D, offset = model.head.affine()

@@ -11,7 +11,7 @@ from typing import NoReturn, Self
 
 import numpy as np
 
-from common.errors import ModelError, RewardRejected, RewardUnavailable
+from common.errors import ConfigError, ModelError, RewardRejected, RewardUnavailable
 from common.rewards.api import (
     ANY_REWARD,
     CHANNELS,
@@ -22,6 +22,7 @@ from common.rewards.api import (
     Metadata,
     ScoreRequest,
 )
+from common.types import Precision
 from reward_servers.scorers import MOVED_SCORERS
 
 CHECK_SIDE = 64
@@ -93,6 +94,9 @@ class Scorer(ABC):
         differentiable: whether `score_with_gradient` exists.
         weights_hash: identity of the weights (see common.wire.fingerprint); a client stops when it changes mid-run.
         version, preprocess_version: increase them when the same weights begin to score differently.
+        precision: type in which the model computes, declared to clients.
+        precisions: those that can be chosen (`--precision`).
+        gpu_precision: the one of its published recipe on GPUs, where it is the default; None keeps that of `load`.
         limits: sizes and texts that it takes.
         check_prompt, check_metadata: prompt and metadata of the test image that the server scores before it is ready.
     """
@@ -103,6 +107,9 @@ class Scorer(ABC):
     weights_hash: str = ""
     version: str = "1"
     preprocess_version: str = "1"
+    precision: Precision = Precision.FLOAT32
+    precisions: tuple[Precision, ...] = (Precision.FLOAT32,)
+    gpu_precision: Precision | None = None
     limits: ScorerLimits = ScorerLimits()
     check_prompt: str = "a photo"
     check_metadata: Metadata = MappingProxyType({})
@@ -118,6 +125,18 @@ class Scorer(ABC):
     @abstractmethod
     def load(cls, model_dir: Path | None, device: str) -> Self:
         """Build the scorer; ModelError when `model_dir` lacks what it needs. None means that no directory was given."""
+
+    @classmethod
+    def require_precision(cls, precision: Precision | None) -> None:
+        """ConfigError for a precision in which this scorer cannot compute. None stands for its own choice."""
+        if precision is not None and precision not in cls.precisions:
+            known = ", ".join(cls.precisions)
+            remedy = f"choose {known}" if known else "the server of its model decides, see its settings"
+            raise ConfigError(f"--precision {precision}: the scorer {cls.name} cannot compute in it: {remedy}")
+
+    def use(self, precision: Precision) -> None:
+        """Compute in this precision from now on. It is one of `precisions`."""
+        self.precision = precision
 
     def implementation(self) -> str:
         """The class path that identifies a scorer; a moved class keeps its first one."""

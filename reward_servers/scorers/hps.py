@@ -3,8 +3,9 @@
 Both releases are one architecture with different weights. The recipe is that of `score()` in the `hpsv2` package:
 prompt -> ftfy, HTML-unescaped twice, spaces collapsed, lower case, BPE; image -> [0, 1] -> longer side resized by
 antialiased bicubic, without clamp -> black bars to a square -> OpenAI mean and std; exact GELU. All in float32, as the
-package computes on a CPU (on a GPU it lets autocast choose float16). Departure: the package fails on an image of which
-only the longer side has the model's size; here that image gets its bars as well.
+package computes on a CPU. On a GPU it lets autocast choose float16, which is the default there. Departures: the cosine
+itself is never rounded to float16; the package fails on an image of which only the longer side has the model's size,
+here that image gets its bars as well.
 
 A model directory, written by `python -m reward_servers.convert hps`, holds
 
@@ -26,6 +27,7 @@ import ftfy
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from common.errors import ModelError
+from common.types import Precision
 from common.weight_names import is_recomputed
 from reward_servers.scorers.clip import ClipScorer, PromptTokens, load_clip_tokenizer
 from reward_servers.scorers.model_directory import (
@@ -70,6 +72,7 @@ class HpsScorer(ClipScorer):
 
     name = "hps"
     preprocess_version = "hpsv2-1"
+    gpu_precision = Precision.FLOAT16
 
     @classmethod
     def load(cls, model_dir: Path | None, device: str) -> Self:

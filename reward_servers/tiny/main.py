@@ -68,8 +68,12 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "pickscore": _clip,
 }
 """Each scorer maps to what writes its model directory."""
+BEHIND_VLLM = "its model is behind vLLM (docs/rewards.md): python -m reward_servers --scorer {} --model DIR"
 ELSEWHERE = {
+    "geneval2": BEHIND_VLLM.format("geneval2"),
+    "geneval2_parts": BEHIND_VLLM.format("geneval2_parts"),
     "ocr": "its models come with rapidocr: python -m reward_servers --scorer ocr",
+    "unified_reward": BEHIND_VLLM.format("unified_reward"),
     "vlm_judge": "zoo/weights/judge has a small one, and `make judge-env` its environment: python -m reward_servers "
     "--scorer vlm_judge --model zoo/weights/judge",
 }

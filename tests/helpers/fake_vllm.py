@@ -23,7 +23,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-TOKENS = {"yes": [7], "no": [8]}
+TOKENS = {"yes": [7], "no": [8], "nothing": []}
+WORDS = ("Yes", "yes", "one", "two", "three", "ten", "One", "Two", "Three", "1", "2", "3")
+"""Further words of one token. Words have one also after a space; digits and the space before them stand alone."""
 QUALITY = 0.25
 
 
@@ -35,14 +37,15 @@ class Handler(BaseHTTPRequestHandler):
         self.server.asked.append(self.path)
         if self.path == "/v1/models":
             self._send(200, {"data": [{"id": "fake-judge"}]})
+        elif self.path == "/version" and self.server.version:
+            self._send(200, {"version": self.server.version})
         else:
             self._send_bytes(404, b"<html>\n<h1>404 Not Found</h1>\n</html>")
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if self.path == "/tokenize":
-            tokens = TOKENS.get(body["prompt"], [1] * len(body["prompt"]))
-            self._send(200, {"tokens": tokens})
+            self._send(200, {"tokens": self.server.tokens.get(body["prompt"], tokens_of(body["prompt"]))})
         else:
             self._judge(body)
 
@@ -50,6 +53,9 @@ class Handler(BaseHTTPRequestHandler):
         image, text = body["messages"][0]["content"]
         url, question = image["image_url"]["url"], text["text"]
         self.server.requests.append(body)
+        if "logprob_token_ids" not in body:
+            self._reply(question)
+            return
         pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,")))))
         probability = QUALITY if "clean" in question else float(pixels.mean()) / 255
         values = [math.log(probability), math.log(1 - probability)]
@@ -68,6 +74,8 @@ class Handler(BaseHTTPRequestHandler):
             self._send(400, {"error": "prompt too long"})
         elif "junk" in question:
             self._send_bytes(200, b"<html>")
+        elif self.server.probabilities:
+            self._first_tokens(body["logprob_token_ids"])
         else:
             listed = [
                 {"token": f"token_id:{token}", "logprob": value}
@@ -75,6 +83,19 @@ class Handler(BaseHTTPRequestHandler):
             ]
             kept = listed[:1] if "missing" in question else listed
             self._send(200, {"choices": [{"logprobs": {"content": [{"top_logprobs": kept}]}}]})
+
+    def _reply(self, question: str) -> None:
+        """Reply with the text after the last "reply:" of a question; cut short after the word "endless"."""
+        said = question.rpartition("reply:")[2].strip("]").replace("|", chr(10))
+        ending = "length" if "endless" in question else "stop"
+        self._send(200, {"choices": [{"message": {"content": said}, "finish_reason": ending}]})
+
+    def _first_tokens(self, tokens: list[int]) -> None:
+        listed = [
+            {"token": f"token_id:{token}", "logprob": math.log(self.server.probabilities.get(token, 0.0) or 1e-300)}
+            for token in tokens
+        ]
+        self._send(200, {"choices": [{"logprobs": {"content": [{"top_logprobs": listed}]}}]})
 
     def _send(self, status: int, body: object) -> None:
         self._send_bytes(status, json.dumps(body).encode())
@@ -89,6 +110,14 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+def tokens_of(text: str) -> list[int]:
+    """A known word has one token; any other text one for each character."""
+    known = [*WORDS, *(f" {word}" for word in WORDS if not word.isdigit())]
+    if text in TOKENS:
+        return TOKENS[text]
+    return [100 + known.index(text)] if text in known else [ord(letter) for letter in text]
+
+
 class FakeServer(ThreadingHTTPServer):
     """On a loopback port."""
 
@@ -96,6 +125,9 @@ class FakeServer(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.version = "0.32.0"
+        self.tokens: dict[str, list[int]] = {}
+        self.probabilities: dict[int, float] = {}
         self.asked: list[str] = []
         self.requests: list[dict[str, Any]] = []
         self.release = threading.Event()
@@ -112,6 +144,9 @@ class FakeSocketServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServe
 
     def __init__(self, path: str) -> None:
         super().__init__(path, Handler)
+        self.version = "0.32.0"
+        self.tokens: dict[str, list[int]] = {}
+        self.probabilities: dict[int, float] = {}
         self.asked: list[str] = []
         self.requests: list[dict[str, Any]] = []
         self.release = threading.Event()

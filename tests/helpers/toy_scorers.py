@@ -11,6 +11,7 @@ from typing import Self
 import numpy as np
 
 from common.rewards.api import ByteArray, FloatArray, Metadata
+from common.types import Precision
 from reward_servers.scorers.base import ModelUnavailable, Scorer
 
 GATE_SECONDS = 10.0
@@ -36,6 +37,14 @@ class BrightnessScorer(Scorer):
     ) -> tuple[FloatArray, FloatArray]:
         gradients = np.full_like(images_BCHW, 1 / images_BCHW[0].size)
         return images_BCHW.mean(axis=(1, 2, 3)), gradients
+
+
+class ChoosyScorer(BrightnessScorer):
+    """Scores alike in every precision, and declares the chosen one."""
+
+    name = "choosy"
+    precisions = tuple(Precision)
+    gpu_precision = Precision.BFLOAT16
 
 
 class MischiefScorer(BrightnessScorer):

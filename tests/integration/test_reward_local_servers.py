@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -13,7 +14,8 @@ import pytest
 
 from common.errors import RewardUnavailable
 from common.project_files import PROJECT_ROOT
-from common.rewards.api import READY_PATH
+from common.rewards.api import INFO_PATH, READY_PATH, ServerInfo
+from common.types import Precision
 from learner.driver.local_servers import RESTARTS, LocalServers, LocalServerSpec
 from tests.helpers.tiny_rewards import write_hps
 from tests.helpers.waiting import wait_until
@@ -54,6 +56,28 @@ def test_servers_answer_inside_the_block_and_are_gone_after_it(tmp_path: Path) -
     assert all(gone(url) for url in urls.values())
     said = (tmp_path / "logs" / "reward_brightness.log").read_text()
     assert said == f"loading {BRIGHTNESS.scorer}\nbrightness is ready at {urls['brightness']}\n"
+
+
+def test_rewards_on_one_gpu_share_a_process_and_each_has_a_url(tmp_path: Path) -> None:
+    """This scorer needs no GPU, whatever it is told. It has the default precision of GPUs, or the chosen one."""
+    choosy = LocalServerSpec("twin", "tests.helpers.toy_scorers:ChoosyScorer", None, device="cuda:0")
+    specs = [replace(choosy, name="brightness", device="cuda"), replace(choosy, precision=Precision.FLOAT16)]
+    with LocalServers(specs, tmp_path) as servers:
+        base = servers.urls["brightness"].removesuffix("/brightness")
+        assert servers.urls == {"brightness": f"{base}/brightness", "twin": f"{base}/twin"}
+        infos = {name: ServerInfo.from_json(httpx.get(url + INFO_PATH).content) for name, url in servers.urls.items()}
+        assert [(info.scorer, info.precision) for info in infos.values()] == [
+            ("brightness", "bfloat16"),
+            ("twin", "float16"),
+        ]
+        (process,) = servers._processes.values()
+        process.kill()
+        process.wait(DEADLINE)
+        with pytest.raises(RewardUnavailable, match="the local reward server brightness ended with exit status -9"):
+            servers.check()
+        servers.keep_up({"twin"})
+        wait_until(lambda: not gone(servers.urls["twin"]), "both rewards to answer again")
+        assert len(servers._processes) == 1
 
 
 def test_packages_named_as_ours_in_the_current_directory_are_not_taken(

@@ -10,8 +10,8 @@ holds
     prompt.json                                           see `prompt.py`
 
 Positions count every token once, including image tokens: the published code calls the language model without the
-image's grid, and transformers 4.45, which it pins, then uses the positions of plain text. The body runs in the dtype of
-config.json (published: bfloat16), the head in float32.
+image's grid, and transformers 4.45, which it pins, then uses the positions of plain text. Unless another precision
+is chosen, the body runs in the dtype of config.json (published: bfloat16). The head runs in float32.
 
 Not verified here, because the weights (8.3 G parameters) are not available: a published score. With tiny random weights
 of the same class, scores equal those of the published class run on transformers 4.45.2 (see the tests).
@@ -33,6 +33,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from common.errors import ModelError, RewardRejected
 from common.rewards.api import ByteArray, FloatArray, Metadata
 from common.torch_device import require_device
+from common.types import Precision
 from common.wire import fingerprint
 from reward_servers.scorers.base import Scorer
 from reward_servers.scorers.hpsv3.prompt import PLACEHOLDER, REWARD_TOKEN, HpsV3Prompt, read_prompt
@@ -52,6 +53,7 @@ from reward_servers.scorers.processor import require_processor
 WEIGHTS_FILE = "HPSv3.safetensors"
 IMAGE_PIXELS = 256 * 28 * 28
 HEAD_WIDTHS = (1024, 16, 2)
+TYPES = {Precision.FLOAT32: torch.float32, Precision.BFLOAT16: torch.bfloat16, Precision.FLOAT16: torch.float16}
 # Text that apply_chat_template of Qwen2-VL puts before and after the user's one message.
 SYSTEM_TURN = "system\nYou are a helpful assistant."
 TURN, TURN_END, VISION, VISION_END, IMAGE = (
@@ -118,10 +120,12 @@ class HpsV3Scorer(Scorer):
     name = "hpsv3"
     score_range = (-math.inf, math.inf)
     preprocess_version = "hpsv3-1"
+    precisions = tuple(Precision)
 
     def __init__(self, model: Qwen2VLModel, head: nn.Sequential, tokens: HpsV3Tokens, prompt: HpsV3Prompt) -> None:
         self.weights_hash = fingerprint({"weights": hash_weights(model, head), "prompt": repr(prompt)})
         self._model = model.eval().requires_grad_(False)
+        self.precision = Precision(str(model.dtype).removeprefix("torch."))
         self._head = head.eval().requires_grad_(False)
         self._tokens = tokens
         self._images = Qwen2VLImageProcessorPil(size={"shortest_edge": IMAGE_PIXELS, "longest_edge": IMAGE_PIXELS})
@@ -143,6 +147,12 @@ class HpsV3Scorer(Scorer):
         )
         require_complete(report, model, weights)
         return cls(model.to(device), head.to(device), tokens, prompt)
+
+    def use(self, precision: Precision) -> None:
+        super().use(precision)
+        # Not `to`: it would also round the frequencies of the positions, which stay float32 in every precision.
+        for parameter in self._model.parameters():
+            parameter.data = parameter.data.to(TYPES[precision])
 
     def score(self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]) -> FloatArray:  # noqa: ARG002
         for prompt in prompts:

@@ -10,8 +10,7 @@ import io
 import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx
@@ -34,14 +33,6 @@ IMPOSSIBLE = -9999.0
 """vLLM writes this for the logarithm of zero."""
 
 
-@dataclass(frozen=True)
-class Answers:
-    """The token ids of the two answers."""
-
-    positive: int
-    negative: int
-
-
 class VllmClient:
     """Client of one server.
 
@@ -49,11 +40,13 @@ class VllmClient:
         http: a client whose base URL or transport leads to the server.
         where: the server's name in errors.
         died: waits up to so many seconds; returns what ended the server if it is known to be dead, else None.
+        name: the reward in errors.
     """
 
-    def __init__(self, http: httpx.Client, where: str, died: Callable[[float], str | None]) -> None:
+    def __init__(self, http: httpx.Client, where: str, died: Callable[[float], str | None], name: str = JUDGE) -> None:
         self._http = http
-        self._where = where
+        self.where = where
+        self._name = name
         self._died = died
         self._model = ""
 
@@ -70,7 +63,7 @@ class VllmClient:
                 self._model = str(listed["data"][0]["id"])
                 return self._model
             except (KeyError, IndexError, TypeError) as error:
-                raise ModelError(f"{self._where} lists no model: {error!r}; is it a vLLM server?") from error
+                raise ModelError(f"{self.where} lists no model: {error!r}; is it a vLLM server?") from error
             except RewardInvalid as error:  # such as a wrong path or key: waiting changes nothing
                 raise ModelError(f"no judge: {error}; check its url and key") from error
             except RewardError as error:
@@ -78,43 +71,71 @@ class VllmClient:
                     raise ModelError(f"no judge within {timeout_s:g} s: {error}") from error
             time.sleep(POLL_SECONDS)
 
+    def version(self) -> str:
+        """The version of vLLM; ModelError when the server names none."""
+        try:
+            return str(self._request("GET", "/version", None, time.monotonic() + HELLO_TIMEOUT_S)["version"])
+        except RewardError as error:
+            raise ModelError(f"the version of vLLM is unknown: {error}") from error
+        except (KeyError, TypeError) as error:
+            raise ModelError(f"{self.where} names no version: is it a vLLM server?") from error
+
     def token(self, text: str) -> int:
         """The single token of `text`; ModelError when it has several: only a single token has one probability."""
+        tokens = self.tokens(text)
+        if len(tokens) != 1:
+            raise ModelError(f"the answer {text!r} is not one token for {self.where}: choose another word")
+        return tokens[0]
+
+    def tokens(self, text: str) -> list[int]:
+        """The tokens of a text, without those that a model puts before every text; ModelError when there are none."""
         body = {"model": self._model, "prompt": text, "add_special_tokens": False}
         try:
-            tokens = self._request("POST", "/tokenize", body, time.monotonic() + HELLO_TIMEOUT_S)["tokens"]
-            (token,) = tokens
-            return int(token)
+            found = self._request("POST", "/tokenize", body, time.monotonic() + HELLO_TIMEOUT_S)["tokens"]
+            return [int(token) for token in found]
         except RewardError as error:
             raise ModelError(f"the answer {text!r} could not be tokenized: {error}") from error
         except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"the answer {text!r} is not one token for {self._where}: choose another word") from error
+            raise ModelError(f"{self.where} answered /tokenize with no tokens of {text!r}: {error!r}") from error
 
-    def log_probabilities(
-        self, image_url: str, question: str, answers: Answers, deadline: float
-    ) -> tuple[float, float]:
-        """ln P(positive) and ln P(negative) of the first token of the reply; `deadline` as time.monotonic().
+    def log_probabilities(self, image_url: str, question: str, tokens: Sequence[int], deadline: float) -> list[float]:
+        """ln P of each token as the first one of the reply; `deadline` as time.monotonic().
 
         Raises:
             RewardUnavailable: the server is gone or too slow.
-            RewardInvalid: the server refused the question, or its response is not a pair of log-probabilities.
+            RewardInvalid: the server refused the question, or its response lacks one of the log-probabilities.
         """
-        content = [{"type": "image_url", "image_url": {"url": image_url}}, {"type": "text", "text": question}]
-        body = {
-            "model": self._model,
-            "messages": [{"role": "user", "content": content}],
+        asked = {
             "max_tokens": 1,
-            "temperature": 0,
             "logprobs": True,
-            "logprob_token_ids": [answers.positive, answers.negative],
+            "logprob_token_ids": list(tokens),
             "return_tokens_as_token_ids": True,
         }
-        reply = self._request("POST", "/v1/chat/completions", body, deadline)
-        positive, negative = (self._read(reply, token) for token in (answers.positive, answers.negative))
-        if max(positive, negative) <= IMPOSSIBLE:
-            message = f"to {self._where} neither answer is possible: are positive_answer and negative_answer right?"
-            raise RewardInvalid(JUDGE, "answer", message)
-        return positive, negative
+        reply = self._chat(image_url, question, asked, deadline)
+        return [self._read(reply, token) for token in tokens]
+
+    def reply(self, image_url: str, question: str, most_tokens: int, deadline: float) -> str:
+        """The likeliest reply, token by token.
+
+        Raises:
+            RewardUnavailable: as `log_probabilities`.
+            RewardInvalid: also a reply of more than `most_tokens` tokens.
+        """
+        reply = self._chat(image_url, question, {"max_tokens": most_tokens}, deadline)
+        try:
+            choice = reply["choices"][0]
+            text, ending = choice["message"]["content"], choice["finish_reason"]
+        except (KeyError, IndexError, TypeError) as error:
+            raise RewardInvalid(self._name, "answer", f"{self.where} gave no reply ({error!r}): is it vLLM?") from error
+        if ending != "stop" or not isinstance(text, str):
+            message = f"{self.where} did not end its reply within {most_tokens} tokens ({ending}): {str(text)[:80]!r}"
+            raise RewardInvalid(self._name, "answer", message)
+        return text
+
+    def _chat(self, image_url: str, question: str, more: dict[str, Any], deadline: float) -> Any:
+        content = [{"type": "image_url", "image_url": {"url": image_url}}, {"type": "text", "text": question}]
+        body = {"model": self._model, "messages": [{"role": "user", "content": content}], "temperature": 0}
+        return self._request("POST", "/v1/chat/completions", body | more, deadline)
 
     def close(self) -> None:
         self._http.close()
@@ -125,10 +146,10 @@ class VllmClient:
             found = {entry["token"]: float(entry["logprob"]) for entry in listed}
             value = found[f"{TOKEN_PREFIX}{token}"]
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            message = f"{self._where} gave no log-probability of token {token} ({error!r}): is it vLLM >= 0.32?"
-            raise RewardInvalid(JUDGE, "answer", message) from error
+            message = f"{self.where} gave no log-probability of token {token} ({error!r}): is it vLLM >= 0.32?"
+            raise RewardInvalid(self._name, "answer", message) from error
         if not math.isfinite(value):
-            raise RewardInvalid(JUDGE, "nan", f"{self._where} gave the log-probability {value} of token {token}")
+            raise RewardInvalid(self._name, "nan", f"{self.where} gave the log-probability {value} of token {token}")
         return value
 
     def _request(self, method: str, path: str, body: object, deadline: float) -> Any:
@@ -140,11 +161,11 @@ class VllmClient:
                 RewardUnavailable if status in PASSING or status >= httpx.codes.INTERNAL_SERVER_ERROR else RewardInvalid
             )
             told = f"{shown_answer(content)}{remedy_of_status(status, headers)}"
-            raise kind(JUDGE, "scorer", f"{self._where} answered {path} with {status}: {told}")
+            raise kind(self._name, "scorer", f"{self.where} answered {path} with {status}: {told}")
         try:
             return json.loads(content)
         except ValueError as error:
-            raise RewardInvalid(JUDGE, "answer", f"{self._where} answered {path} with no JSON: {error}") from error
+            raise RewardInvalid(self._name, "answer", f"{self.where} answered {path} with no JSON: {error}") from error
 
     def _exchange(self, method: str, path: str, body: object, deadline: float) -> tuple[int, httpx.Headers, bytes]:
         # httpx limits each read, not their sum: the deadline is checked after every chunk.
@@ -157,19 +178,19 @@ class VllmClient:
                     if time.monotonic() > deadline:
                         raise httpx.ReadTimeout("the answer came too slowly")
                     if len(content) > MAX_ANSWER_BYTES:
-                        message = f"{self._where} answered {path} with more than {MAX_ANSWER_BYTES} bytes"
-                        raise RewardInvalid(JUDGE, "answer", message)
+                        message = f"{self.where} answered {path} with more than {MAX_ANSWER_BYTES} bytes"
+                        raise RewardInvalid(self._name, "answer", message)
                 return response.status_code, response.headers, bytes(content)
         except httpx.TimeoutException as error:
-            message = f"{self._where} did not answer {path} in time: raise timeout_s, or lower the server's --max-batch"
-            raise RewardUnavailable(JUDGE, "timeout", message) from error
+            message = f"{self.where} did not answer {path} in time: raise timeout_s, or lower the server's --max-batch"
+            raise RewardUnavailable(self._name, "timeout", message) from error
         except httpx.TransportError as error:
             # A broken connection is often the first sign that the server is dying: wait a moment for its exit.
             died = self._died(0.0 if isinstance(error, httpx.ConnectError) else DEATH_SECONDS)
             cause = "disconnected" if died is None else "died"
             remedy = unreachable(str(self._http.base_url), "") if isinstance(error, UNREACHED) else ""
-            message = died or f"{self._where} cannot be reached: {error!r}{remedy and ': '}{remedy}"
-            raise RewardUnavailable(JUDGE, cause, message) from error
+            message = died or f"{self.where} cannot be reached: {error!r}{remedy and ': '}{remedy}"
+            raise RewardUnavailable(self._name, cause, message) from error
 
 
 def data_url(image_HWC: ByteArray) -> str:

@@ -24,6 +24,7 @@ from common.rewards.api import (
     OPENAPI_PATH,
     PLAIN_SCORE_PATH,
     READY_PATH,
+    RUN_HEADER,
     SCORE_PATH,
     ByteArray,
     GradientRequest,
@@ -129,6 +130,31 @@ def test_bytes_are_bounded_before_they_are_read_and_given_back_after_the_answer(
         assert 'queue_bytes{scorer="r"} 0.0' in (await client.get(METRICS_PATH)).text
 
     drive(scenario, scorers={"r": scorer}, queue_bytes=size + 10)
+
+
+def test_runs_that_share_a_server_take_turns() -> None:
+    scorer = RecordingScorer()
+    scorer.gate.clear()
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        async def send(count: int, run: str | None) -> int:
+            headers = {} if run is None else {RUN_HEADER: run}
+            return (await client.post(SCORE_PATH, content=body(count), headers=headers)).status_code
+
+        sent = [asyncio.create_task(send(1, "a"))]
+        await asyncio.to_thread(scorer.entered.wait, TIMEOUT)
+        waiting = 0
+        # The number of images tells the requests apart.
+        for count, run in ((2, "a"), (3, "a"), (4, None), (5, "b" * 100)):
+            sent.append(asyncio.create_task(send(count, run)))
+            waiting += count
+            while f'queue_images{{scorer="r"}} {waiting}.0' not in (await client.get(METRICS_PATH)).text:
+                await asyncio.sleep(0.001)
+        scorer.gate.set()
+        assert await asyncio.gather(*sent) == [200] * 5
+
+    drive(scenario, scorers={"r": scorer}, batch=BatchLimits(8, 0.0, queue_images=100, share_calls=False))
+    assert [len(call) for call in scorer.calls] == [1, 2, 4, 5, 3]
 
 
 async def counted(client: httpx.AsyncClient, status: int) -> None:

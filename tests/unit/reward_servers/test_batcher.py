@@ -10,7 +10,8 @@ import pytest
 
 from common.errors import RewardInvalid, RewardOverloaded, RewardRejected
 from common.rewards.api import ByteArray, FloatArray, GradientRequest, Metadata, ScoreRequest
-from reward_servers.batcher import Batcher, BatchLimits, Device, Response, Speed
+from reward_servers.batcher import Batcher, BatchLimits, Device, Speed
+from reward_servers.fair_queue import Response
 from reward_servers.metrics import ServerMetrics
 from reward_servers.scorers.base import ModelUnavailable
 from tests.helpers.toy_scorers import RecordingScorer
@@ -387,5 +388,76 @@ def test_the_speed_is_measured_while_others_wait() -> None:
         scorer.gate.set()
         await asyncio.gather(held, waiting)
         assert batcher._speed.seconds(1) > 0.0
+
+    drive(scenario)
+
+
+def test_runs_take_turns_and_each_keeps_its_own_order() -> None:
+    """Without shared calls each call shows whose turn it was."""
+
+    async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
+        await hold_the_model(batcher, scorer)
+        answers = [
+            batcher.submit(request(0, prompt=f"{run}{place}"), run=run.encode())
+            for run, count in (("a", 4), ("b", 2), ("c", 1))
+            for place in range(count)
+        ]
+        scorer.gate.set()
+        await asyncio.gather(*answers)
+
+    called = [prompt for (prompt,) in drive(scenario, share_calls=False).calls]
+    assert called == ["0", "a0", "b0", "c0", "a1", "b1", "a2", "a3"]
+
+
+def test_a_shared_call_has_images_of_every_run_that_waits() -> None:
+    async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
+        await hold_the_model(batcher, scorer)
+        answers = [batcher.submit(request(0, prompt=f"a{place}"), run=b"a") for place in range(5)]
+        answers.append(batcher.submit(request(0, prompt="b0"), run=b"b"))
+        answers.append(batcher.submit(request(0, prompt="none")))
+        scorer.gate.set()
+        await asyncio.gather(*answers)
+
+    assert drive(scenario).calls == [["0"], ["a0", "b0", "none", "a1"], ["a2", "a3", "a4"]]
+
+
+def test_a_large_request_does_not_keep_the_model_from_other_runs() -> None:
+    async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
+        await hold_the_model(batcher, scorer)
+        answers = [batcher.submit(request(0, 10, prompt="large"), run=b"a")]
+        answers += [batcher.submit(request(0, 4, prompt=prompt), run=b"b") for prompt in ("b0", "b1")]
+        scorer.gate.set()
+        await asyncio.gather(*answers)
+
+    large = ["large"] * 4
+    called = drive(scenario).calls
+    # After b0 the call of a's turn is filled with b1.
+    assert called == [["0"], large, ["b0"] * 4, large, ["b1"] * 4, ["large"] * 2]
+
+
+def test_a_named_run_leaves_room_in_the_queue_to_others() -> None:
+    async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
+        await hold_the_model(batcher, scorer)
+        batcher.submit(request(1, 6), run=b"a")
+        with pytest.raises(RewardOverloaded, match="6 images wait, 1 more exceed the share that a run has of 8"):
+            batcher.submit(request(2), run=b"a")
+        batcher.submit(request(3), run=b"b")
+        batcher.submit(request(4))
+        with pytest.raises(RewardOverloaded, match="8 images wait, 1 more exceed 8"):
+            batcher.submit(request(5), run=b"c")
+
+    drive(scenario, queue_images=8)
+
+
+def test_the_expected_wait_is_that_of_the_run() -> None:
+    async def scenario(batcher: Batcher, scorer: RecordingScorer) -> None:
+        await hold_the_model(batcher, scorer)
+        batcher._speed.measured(1, 1.0)
+        batcher.submit(request(1, 20), run=b"a")
+        # Of the 20 images of the other run, two are taken before these two.
+        assert batcher.has_room(2, 4.0, b"b")
+        assert not batcher.has_room(2, 3.9, b"b")
+        with pytest.raises(RewardOverloaded, match=r"20 images wait, 2 more would take 22\.0 s of 4 s"):
+            batcher.require_room(2, 4.0, b"a")
 
     drive(scenario)

@@ -29,11 +29,14 @@ IDENTITIES = {
     "clipscore": "reward_servers.scorers.clipscore:ClipScoreScorer",
     "geneval": "reward_servers.scorers.geneval:GenevalScorer",
     "geneval_parts": "reward_servers.scorers.geneval:GenevalPartsScorer",
+    "geneval2": "reward_servers.scorers.vlm_judge.geneval2:Geneval2Scorer",
+    "geneval2_parts": "reward_servers.scorers.vlm_judge.geneval2:Geneval2PartsScorer",
     "hps": "reward_servers.scorers.hps:HpsScorer",
     "hpsv3": "reward_servers.scorers.hpsv3:HpsV3Scorer",
     "image_reward": "reward_servers.scorers.image_reward:ImageRewardScorer",
     "ocr": "reward_servers.scorers.ocr:OcrScorer",
     "pickscore": "reward_servers.scorers.pickscore:PickScoreScorer",
+    "unified_reward": "reward_servers.scorers.vlm_judge.unified_reward:UnifiedRewardScorer",
     "vlm_judge": "reward_servers.scorers.vlm_judge:VlmJudgeScorer",
 }
 """The class path that checkpoints hold for each built-in scorer, wherever its class is now."""

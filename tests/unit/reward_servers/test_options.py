@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigError
+from common.types import Precision
 from reward_servers.loading import ScorerSettings
 from reward_servers.options import ServerSettings, build_parser, check, check_names
 
@@ -25,6 +26,11 @@ def test_model_and_name_belong_to_the_scorer_before_them() -> None:
     )
 
 
+def test_each_scorer_may_have_a_precision_of_its_own() -> None:
+    line = "--scorer hps --precision bfloat16 --scorer pickscore --scorer x:Y --precision float32"
+    assert [one.precision for one in parse(*line.split()).scorers] == [Precision.BFLOAT16, None, Precision.FLOAT32]
+
+
 @pytest.mark.parametrize("line", ["--scorer hps --model a --name n", "--name n --model a --scorer hps"])
 def test_a_single_scorer_may_be_described_in_any_order(line: str) -> None:
     assert parse(*line.split()).scorers == (ScorerSettings("hps", Path("a"), "n"),)
@@ -36,6 +42,7 @@ def test_a_single_scorer_may_be_described_in_any_order(line: str) -> None:
         ("--port 1", "--scorer is missing"),
         ("--model a --scorer hps --scorer pickscore --model b", "--model a is before the first of 2"),
         ("--scorer hps --model a --model b --scorer pickscore", "--model b: hps has --model a already"),
+        ("--precision float16 --scorer hps --scorer ocr", "--precision float16 is before the first of 2"),
         ("--scorer hps --name a --name b", "--name b: hps has --name a already"),
         ("--scorer hps --queue-mb 3 --max-body-mb 2", "less than twice --max-body-mb 2: .* would never be accepted"),
         ("--scorer hps --redis-url redis://redis:6379/0", "give a URL that they can reach with --advertise-url"),

@@ -159,3 +159,17 @@ def test_a_file_of_the_hub_is_downloaded_by_its_name(tmp_path: Path, monkeypatch
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     assert main(["geneval", "hub:OWNER/NAME/data/train.jsonl"]) == 0
     assert asked == [("OWNER/NAME", "data/train.jsonl", "dataset")]
+
+
+def test_geneval2_is_written_with_its_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dogs = {"prompt": "two dogs", "atom_count": 2, "vqa_list": [["How many dogs are in the image?", "two"]]}
+    assert main(["geneval2", str(jsonl(tmp_path / "geneval2_data.jsonl", [dogs]))]) == 0
+    assert capsys.readouterr().out == f"data/geneval2.jsonl: 1 prompts of 1 in {tmp_path}/geneval2_data.jsonl\n"
+    (prompt,) = load_prompts(tmp_path / "data/geneval2.jsonl")
+    assert (prompt.text, prompt.metadata["vqa_list"]) == ("two dogs", dogs["vqa_list"])
+
+
+def test_prompts_of_geneval_are_none_of_geneval2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = refused(capsys, "geneval2", str(jsonl(tmp_path / "a.jsonl", [COW])))
+    assert 'prompt 1 ("a photo of a cow"): ' in error
+    assert error.endswith("as the lines of geneval2_data.jsonl have: GenEval 2 cannot score it")

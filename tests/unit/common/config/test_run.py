@@ -192,6 +192,16 @@ def test_a_config_is_frozen() -> None:
         ({"rewards": []}, "rewards = []"),
         ({"rewards": [{"name": "hps"}]}, 'rewards.hps.scorer: url is "local" but no scorer is named'),
         ({"rewards": [{"name": "a", "url": "ftp://x"}]}, "rewards.a.url"),
+        ({"rewards": [{"name": "a", "scorer": "hps", "device": "gpu"}]}, 'rewards.a.device = "gpu"'),
+        ({"rewards": [{"name": "a", "scorer": "hps", "precision": "half"}]}, 'rewards.a.precision = "half"'),
+        (
+            {"rewards": [{"name": "a", "url": "http://x", "device": "cuda"}]},
+            "rewards.a.device: cuda, but url is not local: give --device to that server",
+        ),
+        (
+            {"rewards": [{"name": "a", "url": "http://x", "precision": "float32"}]},
+            "rewards.a.precision: float32, but url is not local: give --precision to that server",
+        ),
         ({"rewards": [{"name": "a", "url": ["http://x", "local"]}]}, "rewards.a.url"),
         ({"rewards": [{"name": "a", "url": ["http://x", "http://x"]}]}, "nor http(s) URLs that all differ"),
         (

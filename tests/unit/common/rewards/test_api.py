@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -148,6 +149,14 @@ def test_info_keeps_infinite_bounds() -> None:
     info = ServerInfo("judge", "1", "abc", False, 0.0, math.inf, "p1")
     assert ServerInfo.from_json(info.to_json()) == info
     assert b"Infinity" not in info.to_json()
+
+
+def test_a_server_from_before_precisions_computed_in_float32() -> None:
+    values = json.loads(ServerInfo("judge", "1", "abc", False, 0.0, 1.0, "p1").to_json())
+    del values["precision"]
+    assert ServerInfo.from_json(json.dumps(values).encode()).precision == "float32"
+    values["precision"] = "bfloat16"
+    assert ServerInfo.from_json(json.dumps(values).encode()).precision == "bfloat16"
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"low": "x", "high": 1}', b"\xff"])

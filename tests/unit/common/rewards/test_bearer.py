@@ -14,7 +14,7 @@ from common.rewards.http import RewardHttp
 from learner.tools.scoring import RewardChoice, started
 from reward_servers import score_images
 from reward_servers.options import build_parser, check
-from reward_servers.scorers.vlm_judge.scorer import _http_of_url
+from reward_servers.scorers.vlm_judge.judge import _http_of_url
 
 UNUSABLE = ["ses\name", "s\xe9same", "\ufeffsesame", "ses\udce9ame", "ses\x7fame"]
 

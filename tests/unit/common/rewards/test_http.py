@@ -14,7 +14,7 @@ import pytest
 from common.errors import RewardUnavailable
 from common.rewards import http as reward_http
 from common.rewards import replicas as reward_replicas
-from common.rewards.api import DEADLINE_HEADER, SCORE_PATH
+from common.rewards.api import DEADLINE_HEADER, RUN_HEADER, SCORE_PATH
 from common.rewards.breaker import FAILURES_TO_OPEN, BreakerState, CircuitBreaker
 from common.rewards.client import ScoreQuestion
 from common.rewards.http import Exchange, RewardHttp
@@ -134,6 +134,13 @@ def test_the_server_is_told_less_than_our_deadline() -> None:
     """So the server times out first, and its response shows that it is alive."""
     http = RewardHttp(None)
     assert http._headers(Exchange("fake", "http://host", timeout_s=60.0), None)[DEADLINE_HEADER] == "57"
+    http.close()
+
+
+@pytest.mark.parametrize("run", [None, "0123456789abcdef"])
+def test_every_request_names_the_run(run: str | None) -> None:
+    http = RewardHttp(None, run=run)
+    assert http._headers(Exchange("fake", "http://host", timeout_s=60.0), b"").get(RUN_HEADER) == run
     http.close()
 
 

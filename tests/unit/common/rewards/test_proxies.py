@@ -21,7 +21,7 @@ from common.rewards.http import Exchange, RewardHttp, _tls
 from common.rewards.proxies import trusts_environment, unreachable
 from reward_servers import score_images
 from reward_servers.scorers.vlm_judge.client import VllmClient
-from reward_servers.scorers.vlm_judge.scorer import _http_of_url
+from reward_servers.scorers.vlm_judge.judge import _http_of_url
 from tests.helpers.fake_reward_server import closed_url, fake_server
 
 PROJECT_ROOT = Path(__file__).resolve().parents[4]

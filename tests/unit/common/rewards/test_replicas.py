@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -224,6 +225,19 @@ def test_of_two_registered_servers_that_differ_none_is_taken_for_the_reward(
             client.verify("fake")
     assert server.url in str(caught.value)
     assert stranger.url in str(caught.value)
+
+
+def test_servers_of_another_precision_are_no_replicas(server: FakeServer) -> None:
+    with fake_server(replace(INFO, precision="bfloat16")) as half, client_at(server.url) as client:
+        client.verify("fake")
+        client.offer("fake", [half.url])
+        assert list(client.states("fake")) == [server.url]
+    with (
+        fake_server(replace(INFO, precision="bfloat16")) as half,
+        client_at(server.url, half.url) as client,
+        pytest.raises(RewardInvalid, match="precision is 'bfloat16', in this run it is 'float32'"),
+    ):
+        client.verify("fake")
 
 
 def test_a_registered_server_does_not_say_what_a_reward_of_the_run_file_is(

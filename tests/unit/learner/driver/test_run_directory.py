@@ -6,6 +6,7 @@ import errno
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from learner.driver.run_directory import (
     continuity,
     require_same_prompts,
     require_same_rewards,
+    run_id,
 )
 from learner.driver.run_lock import LOCK
 from learner.preflight.command_line import Invocation
@@ -164,7 +166,9 @@ def test_resuming_takes_the_checkpoint_and_its_settings(tmp_path: Path) -> None:
     assert start.resumes
 
 
-@pytest.mark.parametrize("change", [{"weights_hash": "def"}, {"high": 2.0}, {"implementation": "x:Y"}])
+@pytest.mark.parametrize(
+    "change", [{"weights_hash": "def"}, {"high": 2.0}, {"implementation": "x:Y"}, {"precision": "float16"}]
+)
 def test_a_reward_that_has_become_another_is_refused_on_resume(tmp_path: Path, change: dict[str, object]) -> None:
     finished_run(tmp_path)
     settings = continuity(config(), infos={"hps": INFO})
@@ -175,6 +179,23 @@ def test_a_reward_that_has_become_another_is_refused_on_resume(tmp_path: Path, c
     (field,) = change
     with pytest.raises(CheckpointError, match=f"reward hps declares {field} = .*{checkpoint} was written"):
         require_same_rewards(start, {"hps": ServerInfo(**(vars(INFO) | change))})
+
+
+@pytest.mark.parametrize(
+    ("implementation", "precision"), [("hps:Hps", "float32"), ("reward_servers.scorers.hpsv3:HpsV3Scorer", "bfloat16")]
+)
+def test_a_reward_of_a_checkpoint_from_before_precisions_had_that_of_its_scorer(
+    tmp_path: Path, implementation: str, precision: str
+) -> None:
+    finished_run(tmp_path)
+    info = replace(INFO, implementation=implementation, precision=precision)
+    settings = continuity(config(), infos={"hps": info})
+    del settings["reward_servers"]["hps"]["precision"]
+    CheckpointStore(tmp_path / "checkpoints").save(Position(Stage.ALIGNMENT, 4), STATE, settings)
+    start = start_of(invocation(tmp_path, resume=True))
+    require_same_rewards(start, {"hps": info})
+    with pytest.raises(CheckpointError, match=f"declares precision = 'float16', .* it was '{precision}'"):
+        require_same_rewards(start, {"hps": replace(info, precision="float16")})
 
 
 def test_a_checkpoint_without_declared_rewards_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -414,3 +435,10 @@ def test_a_run_whose_checkpoints_are_gone_is_not_started_anew(tmp_path: Path, it
     with pytest.raises(CheckpointError, match=r"goes on to iteration 51 of cold_start, but .*checkpoints has no "):
         start_of(invocation(tmp_path, resume=True))
     assert contents(tmp_path) == before
+
+
+def test_each_run_directory_has_its_own_id_and_keeps_it(tmp_path: Path) -> None:
+    one, two = run_id(tmp_path / "one"), run_id(tmp_path / "two")
+    assert one == run_id(tmp_path / "one") != two
+    assert len(one) == 16
+    assert "one" not in one

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from common.config.rewards import RewardConfig
 from common.errors import ConfigError
 from common.types import Prompt, PromptSets
-from learner.preflight.checks import check_enough_prompts
+from learner.preflight.checks import check_enough_prompts, check_reward_devices
 from learner.preflight.command_line import parse
 
 
@@ -20,3 +21,12 @@ def test_the_final_table_needs_a_prompt() -> None:
     check_enough_prompts(config, prompt_sets(33))
     with pytest.raises(ConfigError, match=r"evaluation\.final_from = 32, but .*evaluation\.txt has only 32 prompts"):
         check_enough_prompts(config, prompt_sets(32))
+
+
+def test_a_reward_on_a_gpu_that_is_not_there_is_refused_with_the_devices_that_are() -> None:
+    pytest.importorskip("torch")
+    config = parse([], {}).config
+    one, two = RewardConfig(name="one", scorer="ocr"), RewardConfig(name="two", scorer="hps", device="cuda:97")
+    check_reward_devices(config.model_copy(update={"rewards": (one,)}))
+    with pytest.raises(ConfigError, match=r"rewards\.two\.device = cuda:97: usable on this machine: cpu"):
+        check_reward_devices(config.model_copy(update={"rewards": (one, two)}))

@@ -30,7 +30,16 @@ from tests.helpers.waiting import wait_until
 FRAGILE = "tests.helpers.fragile_scorer:FragileScorer"
 IMAGES: ByteArray = np.random.default_rng(1).integers(0, 256, (2, 4, 6, 3), dtype=np.uint8)
 CALL_SECONDS = 60.0
-IDENTITY = ("name", "score_range", "differentiable", "weights_hash", "version", "preprocess_version", "limits")
+IDENTITY = (
+    "name",
+    "score_range",
+    "differentiable",
+    "weights_hash",
+    "version",
+    "preprocess_version",
+    "limits",
+    "precision",
+)
 NOTHING: tuple[dict[str, Any], ...] = ({}, {})
 
 

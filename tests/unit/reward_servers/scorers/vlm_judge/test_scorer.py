@@ -12,7 +12,8 @@ import pytest
 
 from common.errors import ModelError, RewardError, RewardInvalid, RewardUnavailable
 from reward_servers.scorers.vlm_judge.client import VllmClient
-from reward_servers.scorers.vlm_judge.scorer import VlmJudgeScorer, geometric_mean, refuse_unescapable
+from reward_servers.scorers.vlm_judge.judge import refuse_unescapable
+from reward_servers.scorers.vlm_judge.scorer import VlmJudgeScorer, geometric_mean
 from reward_servers.scorers.vlm_judge.settings import JudgeSettings, ask_about, escape, read_rubric
 from tests.helpers.fake_vllm import FakeServer
 
@@ -131,7 +132,7 @@ def test_a_slow_server_is_given_up(server: FakeServer, tmp_path: Path) -> None:
 
 def test_the_url_may_end_as_for_clients_of_openai(server: FakeServer, tmp_path: Path) -> None:
     VlmJudgeScorer.load(_by_url(tmp_path, f"{server.url}/v1/"), "cpu").close()
-    assert server.asked == ["/v1/models"]
+    assert server.asked == ["/v1/models", "/version"]
 
 
 def test_a_server_without_our_paths_is_asked_once(server: FakeServer, tmp_path: Path) -> None:
@@ -177,6 +178,22 @@ def test_the_weights_hash_knows_model_and_rubric(server: FakeServer, tmp_path: P
         hashes.append(scorer.weights_hash)
         scorer.close()
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_the_weights_hash_knows_the_version_of_vllm(server: FakeServer, tmp_path: Path) -> None:
+    hashes = []
+    for version in ("0.32.0", "0.32.0", "0.33.0"):
+        server.version = version
+        scorer = VlmJudgeScorer.load(_by_url(tmp_path, server.url), "cpu")
+        hashes.append(scorer.weights_hash)
+        scorer.close()
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_a_server_that_names_no_version_is_refused(server: FakeServer, tmp_path: Path) -> None:
+    server.version = ""
+    with pytest.raises(ModelError, match=r"the version of vLLM is unknown: .* answered /version with 404"):
+        VlmJudgeScorer.load(_by_url(tmp_path, server.url), "cpu")
 
 
 def test_an_answer_of_several_tokens_is_refused(server: FakeServer, tmp_path: Path) -> None:
