@@ -64,13 +64,13 @@ def closed_port() -> int:
 def test_every_reward_server_is_asked_before_the_run(closed_port: int) -> None:
     chosen = config(rewards=[{"name": "unasked", "url": f"http://127.0.0.1:{closed_port}"}])
     with pytest.raises(RewardUnavailable, match=rf"reward unasked at http://127\.0\.0\.1:{closed_port}"):
-        check_rewards(chosen, _reward_access(chosen, {}, None), CONTROLS)
+        check_rewards(chosen, _reward_access(chosen, {}, None, "run"), CONTROLS)
 
 
 def test_a_reward_nobody_serves_is_refused_before_the_run() -> None:
     chosen = config(rewards=[{"name": "unasked", "url": "redis"}], redis={"url": "redis://host:1/0"})
     with pytest.raises(RewardUnavailable, match="reward unasked: no usable server is registered under that name"):
-        check_rewards(chosen, _reward_access(chosen, {}, None), CONTROLS)
+        check_rewards(chosen, _reward_access(chosen, {}, None, "run"), CONTROLS)
 
 
 def test_every_reward_answers_a_control_request_before_the_run() -> None:
@@ -80,12 +80,12 @@ def test_every_reward_answers_a_control_request_before_the_run() -> None:
         server.replies = [(200, ScoreResponse("fake", "hash", SCORES[:1]).to_bytes())]
         controls = control_requests(chosen, Prompt(0, "a train", {"count": 1}), Prompt(1, "evaluation"))
         assert controls == {"unasked": ControlRequest("a train", {"count": 1})}
-        access = check_rewards(chosen, _reward_access(chosen, {}, None), controls)
+        access = check_rewards(chosen, _reward_access(chosen, {}, None, "run"), controls)
         assert (access.infos, access.controls, access.references) == ({"unasked": INFO}, controls, {})
         assert ScoreRequest.from_bytes(server.bodies[0]).metadata == [{"count": 1}]
         server.replies = [(422, error_body("request"))]
         with pytest.raises(RewardRejected):
-            check_rewards(chosen, _reward_access(chosen, {}, None), controls)
+            check_rewards(chosen, _reward_access(chosen, {}, None, "run"), controls)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_random_pictures_are_asked_of_the_servers_if_others_may_register(url: st
         chosen = config(rewards=[{"name": "unasked", "url": server.url}], redis={"url": url})
         server.replies = [(200, ScoreResponse("fake", "hash", SCORES[:1]).to_bytes())]
         controls = control_requests(chosen, Prompt(0, "a train"), Prompt(1, "evaluation"))
-        access = check_rewards(chosen, _reward_access(chosen, {}, None), controls)
+        access = check_rewards(chosen, _reward_access(chosen, {}, None, "run"), controls)
         assert len(server.introductions) == len(access.references) == asked
         assert [reference.scores for reference in access.references.values()] == [(0.5, 0.5)] * asked
         assert all("a train" in ScoreRequest.from_bytes(body).prompts for body in server.introductions)
