@@ -242,7 +242,8 @@ CLAIMS: dict[str, Claim] = {
         arms={
             "shuffled": _text("subgrpo", shuffled_advantages=True),
             "subgrpo": _text("subgrpo"),
-            "surrogate_reward": _text("surrogate_reward"),
+            "surrogate_reward": _text("surrogate_reward", matching_weight=1.0),  # as published: about as large
+            "surrogate_reward_002": _text("surrogate_reward"),  # SubGRPO's weight of matching
             "nft": _text("nft"),
         },
         preparing={"start": Arm({**TEXT_START.options, "alignment.iterations": 0})},
