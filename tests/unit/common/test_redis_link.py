@@ -60,20 +60,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisAddress]:
     assert not answers(started)
 
 
-@pytest.fixture
-def client(address: RedisAddress) -> Iterator[redis.Redis]:
-    with address.connect() as connected:
-        connected.flushall()
-        yield connected
-
-
-@pytest.fixture
-def link(address: RedisAddress, client: redis.Redis) -> Iterator[RedisLink]:
-    opened = RedisLink(address)
-    yield opened
-    opened.close()
-
-
 def test_servers_are_listed_by_reward_while_their_lease_lives(link: RedisLink, client: redis.Redis) -> None:
     registry = ServerRegistry(link)
     for reward, server in (("hps", "http://b:1"), ("hps", "http://a:1"), ("other", "http://c:1")):

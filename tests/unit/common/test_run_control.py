@@ -2,48 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import redis
 
-from common.redis_link import RedisAddress, RedisLink
+from common.redis_link import RedisLink
 from common.run_control import RunControl
 from common.signed_values import CLOCK_TOLERANCE_S
-from learner.driver.embedded_redis import embedded_redis
+from tests.helpers.hand_clock import HandClock
 
 TOKEN = "0123456789abcdef"
+EPOCH_S = 1_700_000_000.5
 KEY = "rtdmd:run:shapes"
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisAddress]:
-    with embedded_redis(tmp_path_factory.mktemp("redis") / "redis.log") as started:
-        yield started
-
-
-@pytest.fixture
-def client(address: RedisAddress) -> Iterator[redis.Redis]:
-    with address.connect() as connected:
-        connected.flushall()
-        yield connected
-
-
-@pytest.fixture
-def link(address: RedisAddress, client: redis.Redis) -> Iterator[RedisLink]:
-    opened = RedisLink(address)
-    yield opened
-    opened.close()
-
-
-class Clock:
-    """Seconds since the epoch, made by hand."""
-
-    def __init__(self) -> None:
-        self.now = 1_700_000_000.5
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_without_a_token_redis_cli_is_enough(link: RedisLink, client: redis.Redis) -> None:
@@ -85,7 +54,7 @@ def test_with_a_token_only_a_signed_request_of_this_run_counts(
 def test_a_request_of_an_earlier_run_is_not_repeated(
     link: RedisLink, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    clock = Clock()
+    clock = HandClock(EPOCH_S)
     RunControl(link, "shapes", TOKEN, clock).ask("stop")
     captured = client.get(KEY)
     clock.now += CLOCK_TOLERANCE_S + 1
@@ -100,7 +69,7 @@ def test_a_request_of_an_earlier_run_is_not_repeated(
 
 
 def test_a_request_made_while_a_run_starts_counts(link: RedisLink) -> None:
-    clock = Clock()
+    clock = HandClock(EPOCH_S)
     RunControl(link, "shapes", TOKEN, clock).ask("pause")
     clock.now += CLOCK_TOLERANCE_S - 1
     assert RunControl(link, "shapes", TOKEN, clock).asked() == "pause"
@@ -108,7 +77,7 @@ def test_a_request_made_while_a_run_starts_counts(link: RedisLink) -> None:
 
 @pytest.mark.parametrize("withdrawn", ["deleted", "overwritten", "followed"])
 def test_a_pause_that_is_over_is_not_repeated(link: RedisLink, client: redis.Redis, withdrawn: str) -> None:
-    clock = Clock()
+    clock = HandClock(EPOCH_S)
     control = RunControl(link, "shapes", TOKEN, clock)
     control.ask("pause")
     captured = client.get(KEY)

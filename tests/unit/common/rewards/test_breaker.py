@@ -13,17 +13,10 @@ from common.rewards.retry_budget import (
     RetryBudget,
     Timing,
 )
+from tests.helpers.hand_clock import HandClock
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def opened(clock: Clock) -> CircuitBreaker:
+def opened(clock: HandClock) -> CircuitBreaker:
     breaker = CircuitBreaker(clock, draw=lambda: 1.0)
     for _ in range(FAILURES_TO_OPEN):
         assert breaker.begin()
@@ -32,7 +25,7 @@ def opened(clock: Clock) -> CircuitBreaker:
 
 
 def test_only_failures_in_a_row_open_it() -> None:
-    breaker = CircuitBreaker(Clock())
+    breaker = CircuitBreaker(HandClock(100.0))
     for outcome in [breaker.failed] * (FAILURES_TO_OPEN - 1) + [breaker.succeeded] + [breaker.failed] * 2:
         assert breaker.begin()
         outcome()
@@ -43,13 +36,13 @@ def test_only_failures_in_a_row_open_it() -> None:
 
 
 def test_a_certain_failure_opens_it_at_once() -> None:
-    breaker = CircuitBreaker(Clock())
+    breaker = CircuitBreaker(HandClock(100.0))
     breaker.failed(certain=True)
     assert breaker.state is BreakerState.OPEN
 
 
 def test_after_a_while_one_check_then_one_question_and_its_success_closes() -> None:
-    clock = Clock()
+    clock = HandClock(100.0)
     breaker = opened(clock)
     assert breaker.seconds_to_probe == FIRST_OPEN_S
     assert not breaker.begin_check()
@@ -69,7 +62,7 @@ def test_after_a_while_one_check_then_one_question_and_its_success_closes() -> N
 
 @pytest.mark.parametrize("answers_checks", [True, False])
 def test_every_failed_check_or_trial_doubles_the_wait_up_to_a_limit(answers_checks: bool) -> None:
-    clock, waits = Clock(), []
+    clock, waits = HandClock(100.0), []
     breaker = opened(clock)
     for _ in range(5):
         waits.append(breaker.seconds_to_probe)
@@ -87,7 +80,7 @@ def test_every_failed_check_or_trial_doubles_the_wait_up_to_a_limit(answers_chec
 
 
 def test_a_check_that_comes_back_late_changes_nothing() -> None:
-    clock = Clock()
+    clock = HandClock(100.0)
     breaker = opened(clock)
     clock.now += FIRST_OPEN_S
     assert breaker.begin_check()
@@ -98,7 +91,7 @@ def test_a_check_that_comes_back_late_changes_nothing() -> None:
 
 
 def test_failures_that_arrive_late_do_not_postpone_the_probe() -> None:
-    clock = Clock()
+    clock = HandClock(100.0)
     breaker = opened(clock)
     clock.now += FIRST_OPEN_S / 2
     breaker.failed()
@@ -106,7 +99,7 @@ def test_failures_that_arrive_late_do_not_postpone_the_probe() -> None:
 
 
 def test_the_probes_of_many_clients_are_spread() -> None:
-    clock = Clock()
+    clock = HandClock(100.0)
     soonest = CircuitBreaker(clock, draw=lambda: 0.0)
     for _ in range(FAILURES_TO_OPEN):
         soonest.failed()

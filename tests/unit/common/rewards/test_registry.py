@@ -3,49 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import redis
 
-from common.redis_link import RedisAddress, RedisLink
+from common.redis_link import RedisLink
 from common.rewards.cache import LARGEST_REQUEST, ScoreCache
 from common.rewards.registry import LARGEST_SAMPLE, LEASE_S, MOST_SERVERS, ServerRegistry
 from common.signed_values import CLOCK_TOLERANCE_S
-from learner.driver.embedded_redis import embedded_redis
+from tests.helpers.hand_clock import HandClock
 
 TOKEN = "0123456789abcdef"
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisAddress]:
-    with embedded_redis(tmp_path_factory.mktemp("redis") / "redis.log") as started:
-        yield started
-
-
-@pytest.fixture
-def client(address: RedisAddress) -> Iterator[redis.Redis]:
-    with address.connect() as connected:
-        connected.flushall()
-        yield connected
-
-
-@pytest.fixture
-def link(address: RedisAddress, client: redis.Redis) -> Iterator[RedisLink]:
-    opened = RedisLink(address)
-    yield opened
-    opened.close()
-
-
-class Clock:
-    """Seconds since the epoch, made by hand."""
-
-    def __init__(self) -> None:
-        self.now = 1_700_000_000.5
-
-    def __call__(self) -> float:
-        return self.now
+EPOCH_S = 1_700_000_000.5
 
 
 def plant(client: redis.Redis, url: str, lease: bytes = b"", reward: str = "hps") -> None:
@@ -78,7 +48,7 @@ def test_with_a_token_only_signed_servers_are_listed(
 def test_an_old_registration_is_not_repeated(
     link: RedisLink, client: redis.Redis, caplog: pytest.LogCaptureFixture, late: bool
 ) -> None:
-    clock = Clock()
+    clock = HandClock(EPOCH_S)
     registry = ServerRegistry(link, TOKEN, clock)
     registry.register("hps", "http://a:1")
     captured = client.get("rtdmd:lease:hps:http://a:1")
