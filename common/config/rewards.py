@@ -15,7 +15,7 @@ from common.urls import redis_url_fault, server_url_fault
 
 LONGEST_OUTAGE_S = 1500
 LONGEST_REQUEST_S = 1700
-"""A request must take less than the 1800 s after which a run gives up on workers that finish nothing."""
+"""A request must take less than the 1800 s in which a worker or the learner must finish a call."""
 
 
 class RewardConfig(Section):

@@ -61,12 +61,16 @@ class CallQueue:
     def add(self, call: Call) -> None:
         self._waiting.append(call)
 
+    def due(self) -> bool:
+        """Whether a result is still to come."""
+        return bool(self._waiting or self._of_key)
+
     def load(self, worker: Worker) -> int:
         """The number of calls that a worker holds."""
         return len(self._of_worker.get(worker, ()))
 
     def next(self, ready: Sequence[Worker], now: float) -> Attempt | None:
-        """What to start now: the oldest waiting call, else a slow one again; None if there is no room for any."""
+        """The oldest waiting call, or a slow one again, on the worker with the least to do; None without room."""
         worker = min(ready, key=self.load, default=None)
         if worker is None or self.load(worker) >= CALLS_AHEAD:
             return None

@@ -15,7 +15,7 @@ from common.command import system_error
 from common.errors import LearnerError, one_line
 
 CALL_TIMEOUT_S = 1800.0
-"""The run fails when one call of the learner takes longer, or when no worker finishes anything for this long."""
+"""The run fails when one call of the learner takes longer, or when no worker starts or finishes in this time."""
 WATCH_S = 1.0
 """Seconds between two looks at the rest of the run while the learner works."""
 REASON_LENGTH = 160

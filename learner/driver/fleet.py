@@ -95,6 +95,15 @@ class Fleet:
                 return True
         return False
 
+    def outlook(self, number: int) -> str:
+        """What becomes of an empty place: the end of a sentence."""
+        starts = self._places[number - 1].starts
+        if len(starts) <= self._restarts:
+            return "another worker is started"
+        return (
+            f"its place rests for {WINDOW_S - (self._clock() - starts[0]):.0f} s (workers.restarts = {self._restarts})"
+        )
+
     def require_hope(self) -> None:
         """Raises WorkerError: no worker is left, and none may be started yet."""
         if not self.workers:

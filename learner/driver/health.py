@@ -22,7 +22,7 @@ STILL_S = 0.02
 
 @dataclass
 class Pulse:
-    """What is known of one process, with the driver's clock.
+    """The signs of life of one process, with the driver's clock.
 
     Attributes:
         unhealthy_after_s: seconds of silence that are a sign.

@@ -20,10 +20,10 @@ from typing import Any, Generic, Self, TypeVar
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from common.errors import ModelError
+from common.errors import ConfigError, ModelError, WorkerError
 from common.types import Heartbeat, ProcessPlace
 from learner.driver.call_queue import Attempt, Call, CallQueue
-from learner.driver.calls import death, remote_reason
+from learner.driver.calls import CALL_TIMEOUT_S, death, remote_reason
 from learner.driver.fleet import Fleet, Worker
 from learner.driver.machines import Machines
 
@@ -33,8 +33,6 @@ CHECK_S = 0.25
 """Health is judged, and the servers that this process started are looked at, at this interval."""
 PINGS = 5
 """Pings within `workers.unhealthy_after_s`."""
-START_LIMIT_S = 1800.0
-"""Workers may take this long to be placed and to load."""
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -64,6 +62,7 @@ class WorkerPool:
         self._fleet, self._machines, self._watch, self._say, self._clock = fleet, machines, watch, say, clock
         self._ping_s = unhealthy_after_s / PINGS
         self._calls = CallQueue()
+        self._last_result = clock()
         self._fingerprint: str | None = None
         self._arrived: list[tuple[Worker, str, ProcessPlace]] = []
         self._pinged: dict[Worker, float] = {}
@@ -103,7 +102,7 @@ class WorkerPool:
         """The next submitted call with one of these keys to finish; others that finish meanwhile are kept for later.
 
         Raises:
-            WorkerError: no worker is left and none may be started, or none could be placed in time.
+            WorkerError: no worker is left and none may be started, or no call finished in `CALL_TIMEOUT_S`.
             LearnerError: the learner died while a call was waiting for its weights.
             RtdmdError: the call raised it in its worker.
         """
@@ -119,17 +118,23 @@ class WorkerPool:
 
         Raises:
             ModelError: a worker could not load the model, or has another one.
-            WorkerError: too few could be placed in time.
+            ConfigError: fewer were placed and have loaded in `CALL_TIMEOUT_S`.
         """
         self._events.put(partial(self._know, fingerprint))
+        until = self._clock() + CALL_TIMEOUT_S
         with self._changed:
             while self._ready < count:
-                self._wait()
+                if self._clock() >= until:
+                    raise ConfigError(
+                        f"{self._ready} of {count} workers were ready in {CALL_TIMEOUT_S:.0f} s: does the cluster have "
+                        "the CPUs and GPUs that workers.* asks for?"
+                    )
+                self._wait(until - self._clock())
 
-    def _wait(self) -> None:
+    def _wait(self, seconds: float | None = None) -> None:
         """Wait for a change; the lock is held."""
         self.check()
-        self._changed.wait()
+        self._changed.wait(seconds)
 
     # ── the thread's side ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -154,6 +159,11 @@ class WorkerPool:
         self._fleet.require_hope()
         for worker in self._fleet.workers:
             self._look_at(worker)
+        if self._calls.due() and self._clock() - self._last_result > CALL_TIMEOUT_S:
+            raise WorkerError(
+                f"no worker finished anything in {CALL_TIMEOUT_S:.0f} s: look into the logs of workers and learner, "
+                "and continue with --resume"
+            )
         self._dispatch()
 
     def _when(self, reference: ray.ObjectRef, then: Callable[[Future[Any]], None]) -> None:
@@ -203,7 +213,8 @@ class WorkerPool:
             ray.kill(worker.handle)
         if worker.process is not None:
             self._machines.end(worker.process)
-        self._say(f"{worker} is gone: {reason}; {back} calls go to others, and another worker is started")
+        calls = f"{back} call goes" if back == 1 else f"{back} calls go"
+        self._say(f"{worker} is gone: {reason}; {calls} to others, and {self._fleet.outlook(worker.place)}")
         self._tell_ready()
 
     def _tell_ready(self) -> None:
@@ -217,8 +228,8 @@ class WorkerPool:
         """Ping a worker that has calls, and end it if it must be."""
         now = self._clock()
         if worker.process is None:
-            if now - worker.pulse.last_answer > START_LIMIT_S:
-                self._lose(worker, f"it was not ready {START_LIMIT_S:.0f} s after its start")
+            if now - worker.pulse.last_answer > CALL_TIMEOUT_S:
+                self._lose(worker, f"it was not ready {CALL_TIMEOUT_S:.0f} s after its start")
             return
         if not self._calls.load(worker):
             worker.pulse.rested(now)
@@ -246,6 +257,8 @@ class WorkerPool:
     # calls
 
     def _add(self, call: Call) -> None:
+        if not self._calls.due():
+            self._last_result = self._clock()
         self._calls.add(call)
         self._dispatch()
 
@@ -271,6 +284,7 @@ class WorkerPool:
             raise error
         else:
             attempt.worker.pulse.proven = True
+            self._last_result = self._clock()
             if self._calls.finish(attempt, self._clock()):
                 self._keep(Finished(attempt.call.key, answer.result(), references))
         self._dispatch()

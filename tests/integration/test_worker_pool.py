@@ -64,7 +64,7 @@ def test_a_worker_that_is_lost_loses_no_call_and_is_replaced(tmp_path: Path, fau
         workers.admit("base", 2)
         assert "is gone: " in said[0]
         assert reason in said[0]
-        assert said[0].endswith("1 calls go to others, and another worker is started")
+        assert said[0].endswith("1 call goes to others, and another worker is started")
 
 
 @pytest.mark.usefixtures("cluster")

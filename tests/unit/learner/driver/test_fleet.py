@@ -7,17 +7,11 @@ import pytest
 from common.errors import WorkerError
 from common.types import ProcessPlace
 from learner.driver.fleet import WINDOW_S, Fleet
+from tests.helpers.hand_clock import HandClock
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def fleet(places: int, restarts: int) -> tuple[Fleet, Clock]:
-    clock = Clock()
+def fleet(places: int, restarts: int) -> tuple[Fleet, HandClock]:
+    clock = HandClock()
     return Fleet(object, places, restarts, 5.0, clock), clock  # type: ignore[arg-type]
 
 
@@ -43,6 +37,7 @@ def test_a_place_rests_after_its_restarts_and_starts_again_later() -> None:
         clock.now = 10.0 * start
         (worker,) = workers.start_due()
         workers.remove(worker, "out of memory")
+    assert workers.outlook(1) == f"its place rests for {WINDOW_S - 20:.0f} s (workers.restarts = 2)"
     clock.now = WINDOW_S - 0.1
     assert workers.start_due() == []
     clock.now = WINDOW_S

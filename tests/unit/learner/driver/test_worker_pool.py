@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from threading import Event
 from typing import Any
 
 import pytest
 from ray.exceptions import RayActorError, RayTaskError
 
-from common.errors import AttestationError, LearnerError, ModelError, RewardUnavailable
+from common.errors import AttestationError, ConfigError, LearnerError, ModelError, RewardUnavailable, WorkerError
 from common.types import ProcessPlace
+from learner.driver import worker_pool
 from learner.driver.call_queue import Call
+from learner.driver.calls import CALL_TIMEOUT_S
 from learner.driver.fleet import Fleet
 from learner.driver.worker_pool import WorkerPool
+from tests.helpers.hand_clock import HandClock
 
 DEAD = RayActorError(error_msg="The actor died.\nThe process was killed: out of memory.")
 PLACE = ProcessPlace("node", "host", 0)
@@ -27,13 +31,13 @@ def raised_remotely(cause: Exception) -> Exception:
 
 
 class Reference:
-    """A reference whose answer is known."""
+    """A reference whose answer is known, or a future."""
 
     def __init__(self, answer: Any) -> None:
-        self._answer: Future[Any] = Future()
+        self._answer: Future[Any] = answer if isinstance(answer, Future) else Future()
         if isinstance(answer, Exception):
             self._answer.set_exception(answer)
-        else:
+        elif not isinstance(answer, Future):
             self._answer.set_result(answer)
 
     def future(self) -> Future[Any]:
@@ -115,3 +119,26 @@ def test_servers_are_watched_while_nothing_finishes() -> None:
 
     with pool(watch=watch) as workers, pytest.raises(RewardUnavailable, match="bright ended"):
         workers.take(["key"])
+
+
+def test_a_learner_that_never_answers_ends_the_wait_for_its_weights() -> None:
+    """The calls wait for the weights, so no worker is at work, and none can be blamed."""
+    clock, begun = HandClock(), Event()
+
+    def submit(_: Any) -> list[Any]:
+        begun.set()
+        return [Reference(Future()), None]
+
+    with pool(clock=clock) as workers:
+        workers.admit("base", 2)
+        workers.submit(Call("key", submit))
+        assert begun.wait(60)
+        clock.now = CALL_TIMEOUT_S + 1
+        with pytest.raises(WorkerError, match="no worker finished anything in 1800 s"):
+            workers.take(["key"])
+
+
+def test_too_few_workers_end_the_start_with_what_to_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_pool, "CALL_TIMEOUT_S", 0.1)
+    with pool(ready=Future()) as workers, pytest.raises(ConfigError, match="0 of 2 workers were ready in"):
+        workers.admit("base", 2)
