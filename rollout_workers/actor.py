@@ -75,7 +75,7 @@ class RolloutWorker:
         return self._backbone.base_fingerprint(), self._progress.place
 
     def heartbeat(self) -> Heartbeat:
-        """What the worker is doing. Answered by another thread than that of the other calls."""
+        """The step that the worker is in. A thread of its own answers."""
         return self._progress.heartbeat()
 
     def rollout(

@@ -1,4 +1,4 @@
-"""What a worker is doing, for the driver's health checks: another thread of its process reads it.
+"""The present step of a worker's work. Another thread of its process reads it, for the driver's health checks.
 
 A step of work has a limit. The driver ends a worker whose step is older than that, and whose process does nothing.
 """
@@ -19,8 +19,9 @@ FIRST_CALL_LIMIT_S = 1800.0
 class Progress:
     """The present step of the worker's calls, and the seconds of the finished ones."""
 
-    def __init__(self, node: str) -> None:
+    def __init__(self, node: str, first_call_limit_s: float = FIRST_CALL_LIMIT_S) -> None:
         """`node`: Ray's id of this machine."""
+        self._first_call_limit_s = first_call_limit_s
         self._place = ProcessPlace(node, socket.gethostname(), os.getpid())
         self._begun = 0
         self._first_call = True
@@ -40,7 +41,7 @@ class Progress:
 
     def begin(self, step: str, limit_s: float) -> None:
         self._begun += 1
-        limit_s = max(limit_s, FIRST_CALL_LIMIT_S) if self._first_call else limit_s
+        limit_s = max(limit_s, self._first_call_limit_s) if self._first_call else limit_s
         self._now = Heartbeat(self._place, self._begun, step, limit_s)
 
     def end_call(self, *, finished: bool) -> None:

@@ -180,7 +180,7 @@ class RewardClient:
         self._newcomers[name].welcome(replicas, urls)
 
     def reference(self, name: str) -> Reference | None:
-        """What the servers of a reward answer to random pictures; None if they have no valid answer."""
+        """The answer of a reward's servers to random pictures; None if they have no valid one."""
         replicas = self._named(name)
         return self._newcomers[name].reference(replicas)
 

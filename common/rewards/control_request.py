@@ -44,7 +44,7 @@ WITHOUT_PROMPT = ControlRequest('the words "red cat"', {})
 
 @dataclass(frozen=True)
 class Reference:
-    """What the known servers of a reward answer to random pictures; newcomers must answer the same."""
+    """The known servers' answer to random pictures. Newcomers must answer the same."""
 
     seed: int
     scores: tuple[float, ...]

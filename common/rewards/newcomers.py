@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Introduction:
-    """What a server declares, and its scores of the random pictures, float32 [2]."""
+    """A server's declaration, and its scores of the random pictures, float32 [2]."""
 
     info: ServerInfo
     scores_B: FloatArray

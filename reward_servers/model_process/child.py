@@ -108,7 +108,7 @@ def _settings(spec: str, model: str | None, name: str | None, precision: str | N
 
 
 def _declared(scorer: Scorer) -> dict[str, Any]:
-    """What a server needs to know of a scorer. After a restart it must be the same."""
+    """A scorer's description for its server. After a restart it must be the same."""
     if type(scorer.limits) is not ScorerLimits:
         kind = type(scorer.limits).__name__
         raise ModelError(f"the scorer {scorer.name} has limits of the type {kind}: use ScorerLimits, or --in-process")

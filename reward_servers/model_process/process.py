@@ -67,7 +67,7 @@ class ModelProcess:
         self._process.wait()
 
     def ending(self) -> str:
-        """How it ended, after it closed its socket: the end of a sentence."""
+        """The way it ended, after it closed its socket, as the end of a sentence."""
         try:
             status = self._process.wait(SETTLE_SECONDS)
         except subprocess.TimeoutExpired:

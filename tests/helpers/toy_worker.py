@@ -25,7 +25,7 @@ class ToyWorker:
 
     def __init__(self, folder: Path, fingerprint: str = "base") -> None:
         self._folder, self._fingerprint = folder, fingerprint
-        self._progress = Progress(ray.get_runtime_context().get_node_id())
+        self._progress = Progress(ray.get_runtime_context().get_node_id(), first_call_limit_s=0.0)
 
     def ready(self) -> tuple[str, ProcessPlace]:
         return self._fingerprint, self._progress.place
@@ -40,7 +40,6 @@ class ToyWorker:
         """
         kind, _, value = what.partition(" ")
         with self._progress.call() as call:
-            self._progress._first_call = False  # no limit of half an hour
             call.begin(kind, limit_s)
             if kind == "lock":
                 until = time.monotonic() + float(value)

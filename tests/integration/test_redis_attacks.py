@@ -84,7 +84,7 @@ def access(address: RedisAddress, honest: FakeServer) -> RewardAccess:
 
 
 def plant(stranger: redis.Redis, *urls: str, lease: bytes = b"") -> None:
-    """Register servers, for ever."""
+    """Registrations that never end."""
     stranger.sadd("rtdmd:servers:fake", *urls)
     stranger.mset({f"rtdmd:lease:fake:{url}": lease for url in urls})
 

@@ -180,6 +180,7 @@ def test_a_model_process_never_outlasts_its_server(how: str, tmp_path: Path, mod
             os.kill(process.pid, signal.SIGSTOP)
         os.kill(server, signal.SIGKILL)
         wait_until(lambda: not process.alive)
+        assert not process.alive
         waiting.abandon()
 
 

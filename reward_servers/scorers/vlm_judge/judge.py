@@ -1,4 +1,4 @@
-"""What all judges share: a vLLM server that is started or connected to, and questions that are asked in parallel."""
+"""The base of all judges: it starts or connects to a vLLM server, and asks its questions in parallel."""
 
 from __future__ import annotations
 
