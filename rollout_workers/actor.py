@@ -1,7 +1,7 @@
 """Rollout worker: samples whole groups, has them scored, and samples for evaluations.
 
-Plain Python; `learner/compose.py` makes a Ray actor of it. Every call carries the weights it must run with, so it can
-be repeated on a restarted worker. A worker swaps weights between groups, never inside one.
+`learner/compose.py` makes a Ray actor of it. Every call carries the weights that it must run with, so any other worker
+can repeat it. A worker swaps weights between groups, never inside one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Applies published weights to a worker's backbone and proves that they took effect.
 
 A publication leaves out the adapters that are frozen. The receiver keeps those that it attested with the publication
-before, if they are the same. Otherwise it takes them from the call's frozen weights: on a new or restarted worker, and
+before, if they are the same. Otherwise it takes them from the call's frozen weights: on a new worker, and
 when a stage begins. Either way it hashes all weights that it holds.
 """
 

@@ -4,7 +4,7 @@
     learner.frozen_weights   once per stage: the adapters that do not
 
 Each machine fetches a reference once, and its workers share the memory. So the frozen adapters cost a call nothing, and
-a new or restarted worker finds all that it needs in its first call.
+a new worker finds all that it needs in its first call.
 """
 
 from __future__ import annotations
