@@ -36,6 +36,7 @@ class Pulse:
     step_since: float = 0.0
     cpu_s: float | None = None
     still_since: float | None = None
+    seen_at: float | None = None
 
     def answered(self, heartbeat: Heartbeat, now: float) -> None:
         if self.heartbeat is None or heartbeat.steps != self.heartbeat.steps:
@@ -45,10 +46,11 @@ class Pulse:
     def rested(self, now: float) -> None:
         """It has no work: silence until now was no sign."""
         self.last_answer, self.heartbeat = now, None
-        self.cpu_s = self.still_since = None
+        self._forget_cpu()
 
     def used_cpu(self, seconds: float, now: float) -> None:
         """Its processor seconds so far, as they were at `now`."""
+        self.seen_at = now
         if self.cpu_s is None or seconds > self.cpu_s + STILL_S:
             self.cpu_s, self.still_since = seconds, now
 
@@ -56,18 +58,25 @@ class Pulse:
         """Whether its processor time should be looked at."""
         doubtful = now - self.last_answer > self.unhealthy_after_s * (1 - STILL_FRACTION) or self._is_late(now)
         if not doubtful:  # what was seen in an earlier moment of doubt is no sign in a later one
-            self.cpu_s = self.still_since = None
+            self._forget_cpu()
         return doubtful
 
     def fault(self, now: float) -> str:
         """Why the process must be ended; "" while it need not be."""
         silent_s = now - self.last_answer
-        still = self.still_since is not None and now - self.still_since >= self.unhealthy_after_s * STILL_FRACTION
+        still = self._still_s() >= self.unhealthy_after_s * STILL_FRACTION
         if self.proven and silent_s >= self.unhealthy_after_s and still:
             return f"it has not answered for {silent_s:.0f} s, and uses no processor{self._in_step()}"
         if self._is_late(now) and (still or now - self.step_since > ENDLESS * self._limit_s()):
             return f"it gets no further{self._in_step()} for {now - self.step_since:.0f} s"
         return ""
+
+    def _still_s(self) -> float:
+        """Between the first and the last look that found the same: the driver itself may have had no turn since."""
+        return self.seen_at - self.still_since if self.seen_at is not None and self.still_since is not None else 0.0
+
+    def _forget_cpu(self) -> None:
+        self.cpu_s = self.still_since = self.seen_at = None
 
     def _is_late(self, now: float) -> bool:
         at_work = self.heartbeat is not None and self.heartbeat.step != ""

@@ -41,6 +41,17 @@ def test_a_busy_process_that_cannot_answer_is_left_alone() -> None:
     assert watched(pulse(), 100.0, cpu_per_s=0.3) == []
 
 
+def test_only_looks_prove_that_a_process_stands_still() -> None:
+    """The driver had no turn for 5 s: its one look of before says nothing about the time since."""
+    found = pulse()
+    found.used_cpu(1.0, 3.0)
+    assert found.fault(8.0) == ""
+    found.used_cpu(1.0, 8.0)
+    assert found.fault(8.0) != ""
+    found.used_cpu(2.0, 8.1)
+    assert found.fault(8.1) == ""
+
+
 def test_before_its_first_call_is_finished_silence_is_no_sign() -> None:
     assert watched(pulse(proven=False), 59.0, cpu_per_s=0.0) == []
 
