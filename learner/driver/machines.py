@@ -15,6 +15,7 @@ from typing import Protocol
 import psutil
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from common.types import ProcessPlace
@@ -22,13 +23,16 @@ from learner.driver.cluster import actor_environment
 
 
 class Machines(Protocol):
-    """Processor time and end of processes."""
+    """Processor time and end of processes, and of actors."""
 
     def cpu_seconds(self, place: ProcessPlace, then: Callable[[float], None]) -> None:
         """Call `then`, perhaps from another thread, with the processor seconds; never, if they cannot be known."""
 
     def end(self, place: ProcessPlace) -> None:
         """SIGKILL; nothing if the process, or its machine, is gone."""
+
+    def kill(self, actor: ActorHandle) -> None:
+        """End an actor, also one that waits for room; nothing if it is gone. A frozen process needs `end` as well."""
 
 
 class RayMachines:
@@ -51,6 +55,10 @@ class RayMachines:
             _end(place.pid)
         else:
             self._at(place).end.remote(place.pid)
+
+    def kill(self, actor: ActorHandle) -> None:
+        with suppress(RayError):
+            ray.kill(actor)
 
     def _at(self, place: ProcessPlace) -> ActorHandle:
         if place.node not in self._others:

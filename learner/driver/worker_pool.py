@@ -18,7 +18,7 @@ from threading import Condition, Thread
 from typing import Any, Generic, Self, TypeVar
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from common.errors import ConfigError, ModelError, WorkerError
 from common.types import Heartbeat, ProcessPlace
@@ -83,6 +83,8 @@ class WorkerPool:
         self._open = False
         self._events.put(lambda: None)
         self._thread.join()
+        for worker in self._fleet.workers:  # one that something still refers to would keep its resources
+            self._machines.kill(worker.handle)
 
     # ── the driver's side ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -209,8 +211,7 @@ class WorkerPool:
             return  # it was removed before
         back = self._calls.give_up(worker)
         self._pinged.pop(worker, None)
-        with suppress(RayError):
-            ray.kill(worker.handle)
+        self._machines.kill(worker.handle)
         if worker.process is not None:
             self._machines.end(worker.process)
         calls = f"{back} call goes" if back == 1 else f"{back} calls go"

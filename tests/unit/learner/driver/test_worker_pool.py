@@ -69,12 +69,29 @@ class NoMachines:
     def end(self, *_: object) -> None:
         """There is no process."""
 
+    def kill(self, *_: object) -> None:
+        """There is no actor."""
+
 
 @contextmanager
 def pool(ready: Any = ("base", PLACE), **more: Any) -> Iterator[WorkerPool]:
     fleet = Fleet(lambda: Handle(ready), 2, 0, 5.0)  # type: ignore[arg-type,return-value]
     with WorkerPool(fleet, NoMachines(), 5.0, **more) as started:
         yield started
+
+
+def test_workers_end_with_the_pool_also_those_that_still_load() -> None:
+    killed: list[object] = []
+
+    class Machines(NoMachines):
+        def kill(self, *actors: object) -> None:
+            killed.extend(actors)
+
+    handles = [Handle(("base", PLACE)), Handle(Future())]
+    fleet = Fleet(iter(handles).__next__, 2, 0, 5.0)  # type: ignore[arg-type]
+    with WorkerPool(fleet, Machines(), 5.0) as workers:
+        workers.admit("base", 1)
+    assert killed == handles
 
 
 def call(answer: Any) -> Call:
