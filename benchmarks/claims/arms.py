@@ -166,7 +166,7 @@ def _text(policy_gradient: str, **others: object) -> Arm:
 CLAIMS: dict[str, Claim] = {
     "A": Claim(
         statement="AC-DMD distils better than plain DMD",
-        config="deploy/runs/shapes.yaml",
+        config="deploy/runs/shapes_finished.yaml",
         reference="plain",
         policy="cold_start",
         common=FINAL_TABLE | COLD_START | {"alignment.iterations": 0, "evaluation.prompts": 128},
@@ -183,7 +183,7 @@ CLAIMS: dict[str, Claim] = {
     ),
     "B": Claim(
         statement="SubGRPO trains better than all-step GRPO (from the teacher in four steps, no cold start)",
-        config="deploy/runs/shapes.yaml",
+        config="deploy/runs/shapes_finished.yaml",
         reference="grpo",
         policy="rtdmd",
         common={**FINAL_TABLE, **POLICY_ALONE, **DETECTOR_ALONE, "cold_start.iterations": 0},
@@ -196,7 +196,7 @@ CLAIMS: dict[str, Claim] = {
     ),
     "C": Claim(
         statement="All three terms train better than any of them alone",
-        config="deploy/runs/shapes_early.yaml",
+        config="deploy/runs/shapes.yaml",
         reference="all",
         policy="rtdmd",
         common={
@@ -218,7 +218,7 @@ CLAIMS: dict[str, Claim] = {
     ),
     "D": Claim(
         statement="Four aligned steps beat the teacher's 28",
-        config="deploy/runs/shapes_early.yaml",
+        config="deploy/runs/shapes.yaml",
         reference="all",
         policy="rtdmd",
         common={

@@ -147,7 +147,7 @@ def main() -> int:
     add_out(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    student = Student(parse(["--config", "deploy/runs/shapes.yaml"], {}).config, arguments.cold_start)
+    student = Student(parse(["--config", "deploy/runs/shapes_finished.yaml"], {}).config, arguments.cold_start)
     reference_n = torch.zeros(())
     for iteration in range(arguments.reference):
         reference_n = reference_n + student.gradient(ARMS["grpo"], REFERENCE_SEED + arguments.seed, iteration)

@@ -44,7 +44,7 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         yield started
 
 
-@pytest.mark.parametrize(("name", "pipelines"), [("shapes", "pipeline"), ("shapes_flux2", "flux2")])
+@pytest.mark.parametrize(("name", "pipelines"), [("shapes", "early_pipeline"), ("shapes_flux2", "flux2")])
 def test_the_shapes_world_runs_as_recorded(
     name: str, pipelines: str, urls: dict[str, str], cluster: Cluster, tmp_path: Path
 ) -> None:

@@ -58,7 +58,7 @@ def test_the_default_run_and_its_world_are_found_from_an_empty_directory(
 def test_in_the_project_every_path_stays_as_the_run_file_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(PROJECT_ROOT)
     assert DEFAULT_RUN_FILE.is_file()
-    assert parse([], {}).config.backbone.path == Path("zoo/weights/pipeline")
+    assert parse([], {}).config.backbone.path == Path("zoo/weights/early_pipeline")
 
 
 FIND = "import sys; from common.project_files import import_own; import_own(sys.argv[1]); import_own('json'); {more}"

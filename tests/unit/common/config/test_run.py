@@ -327,7 +327,8 @@ def test_a_dumped_config_loads_back_equal(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "rewards"),
     [
-        ("shapes", ["hps", "pickscore", "detector", "gold"]),
+        ("shapes", ["detector", "hps", "pickscore", "gold"]),
+        ("shapes_finished", ["hps", "pickscore", "detector", "gold"]),
         ("shapes_judge", ["hps", "judge", "gold"]),
         ("text", ["ocr", "gold"]),
     ],

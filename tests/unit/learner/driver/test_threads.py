@@ -65,7 +65,7 @@ def test_the_choice_is_told_in_one_line(
     assert with_probed_threads(given, Chooser()) is given
 
 
-@pytest.mark.parametrize("name", ["shapes", "shapes_flux2", "shapes_judge", "text"])
+@pytest.mark.parametrize("name", ["shapes", "shapes_finished", "shapes_flux2", "shapes_judge", "text"])
 def test_equal_seeds_of_the_small_worlds_are_equal_runs(name: str) -> None:
     """Their number of threads is not left to timing."""
     assert read_run_file(RUN_FILES / f"{name}.yaml")["learner"]["threads"] == 1

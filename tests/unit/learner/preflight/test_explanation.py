@@ -93,6 +93,6 @@ def test_the_command_explains_and_starts_nothing(tmp_path: Path, capsys: pytest.
     line = ["--config", str(RUNS / "shapes.yaml"), "--run-dir", str(tmp_path / "run"), "--explain"]
     assert main(line) == 0
     printed = capsys.readouterr().out
-    assert "zoo/weights/pipeline is no published model" in printed
+    assert "zoo/weights/early_pipeline is no published model" in printed
     assert printed.splitlines()[-1].endswith(" yours")
     assert not (tmp_path / "run").exists()
