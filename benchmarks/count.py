@@ -9,6 +9,11 @@ Passes, without gradients:
     student     the backbone with the two adapters of stage 2; the fake score of stage 2 is such a stack too
     group       a sampled group of this batch: four steps of the student
 
+Values that are kept for the backward pass, which the forecast of memory is made of:
+
+    block       of the student of stage 2, per token, hidden unit and block
+    vae         of the decoder, per pixel and channel of its last stage
+
 `over_plain` is the student's pass over the plain one. `waits` are copies and reads for which the host waits for the
 device, after the first kernel and before the last. The model of the time is in `benchmarks/counting.py`.
 """
@@ -26,8 +31,9 @@ from typing import Any
 import torch
 
 from benchmarks.as_json import add_out, show
-from benchmarks.counting import DEVICE, Counts, counted
-from benchmarks.weightless import MODELS
+from benchmarks.counting import DEVICE, Counts, counted, kept_bytes
+from benchmarks.random_pipelines import in_bfloat16
+from benchmarks.weightless import MODELS, SIDE
 from common.backbones.base import Conditioning
 from common.backbones.diffusers_backbone import DiffusersBackbone
 from common.backbones.flux2 import image_positions, text_positions
@@ -35,6 +41,8 @@ from common.types import Network, Prompt, StepPlan
 from rollout_workers.sampler import sample_group
 
 STEPS, ETA = 4, 0.9
+STACK = ("cold_start", "aligned")
+"""The student's adapters in stage 2; the second is trained."""
 PROMPT = Prompt(0, "a red circle")
 COMPARED = ("kernels", "elementwise_gb", "modelled_ms")
 
@@ -58,12 +66,38 @@ def count(model: str, batch: int, layers: int | None = None) -> dict[str, Counts
 
 def add_student(backbone: DiffusersBackbone[Any]) -> None:
     """The student's stack of stage 2, with its copies of the weights made."""
-    stack = ("cold_start", "aligned")
-    for name in stack:
+    for name in STACK:
         backbone.adapters.add(name, seed=0, trainable=False)
-    backbone.adapters.define(Network.STUDENT, stack)
+    backbone.adapters.define(Network.STUDENT, STACK)
     with backbone.adapters.active(Network.STUDENT):
         pass
+
+
+def kept(model: str, layers: int | None = None) -> dict[str, float]:
+    """Values that a sample's backward passes keep, by part; see the module's docstring."""
+    full_size, number = MODELS[model], torch.bfloat16.itemsize
+    backbone = full_size.backbone(layers)
+    for name in STACK:
+        backbone.adapters.add(name, seed=0, trainable=name == STACK[-1])
+    backbone.adapters.define(Network.STUDENT, STACK)
+    conditioning, batch = backbone.encode_prompts([PROMPT.text] * 2), 2
+    latents, sigma = torch.empty(batch, *backbone.latent_shape, device=DEVICE), torch.empty(batch, device=DEVICE)
+    weights = [weight for module in backbone.adapters.modules() for weight in module.parameters()]
+    (transformer,) = backbone.adapters.modules()
+    settings = transformer.config
+    tokens = latents[0, 0].numel() // (settings.patch_size or 1) ** 2 + len(conditioning.tensors["tokens_BLd"][0])
+    units = settings.num_attention_heads * settings.attention_head_dim
+    blocks = settings.num_layers + settings.get("num_single_layers", 0)
+    block = kept_bytes(lambda: backbone.velocity(Network.STUDENT, latents, sigma, conditioning), weights)
+    with DEVICE:
+        vae = in_bfloat16(full_size.build_vae).requires_grad_(False)
+    side = SIDE // 2 ** (len(vae.config.block_out_channels) - 1)
+    z = torch.empty(batch, vae.config.latent_channels, side, side, dtype=torch.bfloat16, device=DEVICE)
+    decoded = kept_bytes(lambda: vae.decode(z.requires_grad_()).sample, vae.parameters())
+    return {
+        "block": block / number / batch / (tokens * units * blocks),
+        "vae": decoded / number / batch / (SIDE**2 * vae.config.block_out_channels[0]),
+    }
 
 
 def _plain_pass(
@@ -108,7 +142,9 @@ def main() -> int:
         counts = count(model, arguments.batch, arguments.layers)
         passes = {name: {key: round(value, 2) for key, value in asdict(each).items()} for name, each in counts.items()}
         ratios = over(counts["student"], counts["plain"])
-        found[model] = passes | {"over_plain": {name: round(ratio, 3) for name, ratio in ratios.items()}}
+        kept_values = {name: round(value, 1) for name, value in kept(model, arguments.layers).items()}
+        rounded = {name: round(ratio, 3) for name, ratio in ratios.items()}
+        found[model] = passes | {"kept": kept_values, "over_plain": rounded}
     show(found, arguments.out)
     return 0
 

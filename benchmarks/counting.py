@@ -7,13 +7,15 @@ no kernels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -183,8 +185,28 @@ def _rms_norm(inputs: Tensor, shape: list[int], weight: Tensor | None = None, ep
 def counted(work: Callable[[], object]) -> Counts:
     """The counts of `work` on tensors of `DEVICE`, without gradients."""
     counter = Counter()
-    # torch refuses to say whether autocast is on for this device.
-    without_autocast = patch.object(torch, "is_autocast_enabled", lambda _: False)
-    with torch.no_grad(), without_autocast, _FusedKernels(), counter:
+    with torch.no_grad(), _without_autocast(), _FusedKernels(), counter:
         work()
     return counter.counts()
+
+
+def kept_bytes(work: Callable[[], object], weights: Iterable[Tensor]) -> int:
+    """The bytes that `work` on tensors of `DEVICE` keeps for its backward pass, without those of `weights`."""
+    known = {tensor.untyped_storage()._cdata for tensor in weights}
+    kept: dict[int, torch.UntypedStorage] = {}  # holds them, so that none takes another's address
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in known:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with _without_autocast(), _FusedKernels(), saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = work()
+    assert result is not None  # and with it its graph was alive until here
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def _without_autocast() -> AbstractContextManager[object]:
+    """torch refuses to say whether autocast is on for this device."""
+    return patch.object(torch, "is_autocast_enabled", lambda _: False)

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import Flux2Transformer2DModel, SD3Transformer2DModel
+from diffusers import AutoencoderKL, AutoencoderKLFlux2, Flux2Transformer2DModel, SD3Transformer2DModel
 from torch import nn
 
 from benchmarks.counting import DEVICE
-from benchmarks.random_pipelines import KLEIN_4B, SD35_MEDIUM, in_bfloat16
+from benchmarks.random_pipelines import KLEIN_4B, SD3_VAE, SD35_MEDIUM, in_bfloat16
 from common.backbones.base import Conditioning
 from common.backbones.diffusers_backbone import DiffusersBackbone
 from common.backbones.flux2 import Flux2
@@ -33,6 +33,7 @@ class FullSize:
 
     Attributes:
         build: its transformer, cut to a number of blocks of each kind.
+        build_vae: its VAE; its latents have `build_vae().config.latent_channels` channels and an eighth of the side.
         encoding: shapes of a prompt's encoding, without the sample's axis.
     """
 
@@ -41,6 +42,7 @@ class FullSize:
     build: Callable[[int | None], nn.Module]
     latent_shape: tuple[int, int, int]
     encoding: dict[str, tuple[int, ...]]
+    build_vae: Callable[[], nn.Module]
 
     def backbone(self, layers: int | None = None) -> DiffusersBackbone[Any]:
         """The backbone without adapters; `layers` blocks of each kind, None for all."""
@@ -92,6 +94,7 @@ MODELS = {
         _sd35_medium,
         (16, SIDE // 8, SIDE // 8),
         {"tokens_BLd": (77 + 128, 4096), "pooled_Bd": (2048,)},
+        lambda: AutoencoderKL(**SD3_VAE),
     ),
     "flux2_klein_4b": FullSize(
         Flux2,
@@ -99,5 +102,6 @@ MODELS = {
         _klein_4b,
         (128, SIDE // 16, SIDE // 16),
         {"tokens_BLd": (512, 7680)},
+        AutoencoderKLFlux2,
     ),
 }

@@ -3,8 +3,10 @@
 All numbers are estimated from the model's sizes alone. A run writes prediction and measurement into summary.json.
 
 Memory of a learner's rank: the frozen bases, text encoders and VAE; float32 adapters with gradients, two moments and
-the average; the transformer's activations of one micro-batch; the VAE's activations of one chunk, if rewards are
-back-propagated. Seconds include only the transformer's passes: no VAE, no rewards, no data transfer.
+the average; the latents of its samples; the transformer's activations of one micro-batch; the VAE's activations of one
+chunk, if rewards are back-propagated. Memory of a worker: the frozen parts, the student's adapters, one block's
+activations of a group, and one decoded chunk. Local reward servers on the same GPU are not included. Seconds include
+only the transformer's passes: no VAE, no rewards, no data transfer.
 """
 
 from __future__ import annotations
@@ -22,15 +24,17 @@ GIB = 2**30
 FLOAT32 = 4
 TRAINED_COPIES = 5
 """A trained adapter is held this many times: weights, gradient, two moments and the average."""
-BLOCK_ACTIVATIONS = 40
-"""Activation values saved per token and hidden unit, per block with adapters."""
-VAE_ACTIVATIONS = 24
-"""Activation values saved per pixel and channel of the decoder's last stage."""
+BLOCK_ACTIVATIONS = 23
+"""Activation values saved per token and hidden unit, per block with two adapters (counted: `benchmarks/count.py`)."""
+VAE_ACTIVATIONS = 45
+"""Activation values saved per pixel and channel of the decoder's last stage (counted: `benchmarks/count.py`)."""
+DECODE_VALUES = 7
+"""Values per pixel and channel of that stage that decoding holds at once, without a backward pass (a guess)."""
 PROCESS_GIB = {"cpu": 0.9, "cuda": 0.6}
 """Memory of Python, torch and its libraries before any model is loaded: CPU memory, or GPU memory."""
 MATRIX_SIDE = 512
 UTILISATION = 0.4
-"""Transformers of this kind reach this fraction of the device's peak."""
+"""Transformers of this kind are guessed to reach this fraction of the device's peak. Not measured on a GPU yet."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +103,12 @@ def predict(config: Config, sizes: ModelSizes, device: Device) -> Prediction:
     # The surrogate reward has no average.
     surrogate = TRAINED_COPIES - 1 if _learns_surrogate(config) else 0
     learner += adapter * (frozen + 2 * TRAINED_COPIES + surrogate) + _activations_gib(config, sizes)
+    if config.alignment.iterations > 0:
+        learner += _rank_samples(config) * (config.sampling.steps + 1) * sizes.latents * FLOAT32 / GIB
     one_sample = sizes.tokens * sizes.width * BLOCK_ACTIVATIONS * number / GIB
     worker = PROCESS_GIB[kind] + _frozen_gib(config, sizes, False) + 2 * adapter
     worker += config.alignment.group_size * one_sample
+    worker += min(config.backbone.decode_chunk, config.alignment.group_size) * _image_gib(config, sizes, DECODE_VALUES)
     return Prediction(learner, worker, _seconds(config, sizes, device))
 
 
@@ -125,9 +132,13 @@ def _activations_gib(config: Config, sizes: ModelSizes) -> float:
     transformer = max(_passes_kept(config)) * block * layers
     vae = 0.0
     if config.alignment.reward_gradient_weight > 0 and config.alignment.iterations > 0:
-        image = sizes.pixels * sizes.vae_width * VAE_ACTIVATIONS * number
-        vae = min(settings.decode_chunk, _micro_batch(config)) * image
-    return (transformer + vae) / GIB
+        vae = min(settings.decode_chunk, _micro_batch(config)) * _image_gib(config, sizes, VAE_ACTIVATIONS)
+    return transformer / GIB + vae
+
+
+def _image_gib(config: Config, sizes: ModelSizes, values: int) -> float:
+    """GiB of so many values per pixel and channel of the decoder's last stage, for one image."""
+    return sizes.pixels * sizes.vae_width * values * (4 if config.backbone.dtype == "float32" else 2) / GIB
 
 
 def _passes_kept(config: Config) -> tuple[float, float]:
@@ -151,9 +162,13 @@ def _regularised_passes(config: Config, consistency_weight: float) -> float:
 
 
 def _micro_batch(config: Config) -> int:
+    return min(config.alignment.micro_batch, _rank_samples(config))
+
+
+def _rank_samples(config: Config) -> int:
+    """Samples of an alignment iteration that a rank trains on."""
     alignment = config.alignment
-    share = math.ceil(alignment.prompts_per_iteration * alignment.group_size / config.learner.ranks)
-    return min(alignment.micro_batch, share)
+    return math.ceil(alignment.prompts_per_iteration * alignment.group_size / config.learner.ranks)
 
 
 def _seconds(config: Config, sizes: ModelSizes, device: Device) -> dict[str, float]:
@@ -203,6 +218,9 @@ def requirements_text(config: Config, sizes: ModelSizes, prediction: Prediction,
         ("learner rank", config.learner.ranks, config.learner.num_gpus, prediction.learner_gib),
         ("rollout worker", config.workers.most, config.workers.num_gpus, prediction.worker_gib),
     ]
+    shared = config.learner.num_gpus + config.workers.num_gpus
+    if config.learner.num_gpus > 0 and config.workers.num_gpus > 0 and shared <= 1:
+        rows.append(("both on one GPU", config.learner.ranks, shared, prediction.learner_gib + prediction.worker_gib))
     lines = [
         f"{config.backbone.path}: transformer {sizes.transformer / 1e6:,.1f} M weights"
         f"{' (two bases)' if sizes.bases > 1 else ''}, {sizes.image_tokens} + {sizes.text_tokens} tokens a sample, "

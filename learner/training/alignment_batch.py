@@ -25,6 +25,8 @@ class Batch:
         group_of_B: the number of each row's group, of all `groups` of the batch; int64 on the host.
         middle: the number of these rows that are in the first half of the batch's groups.
         effective_samples: of the whole batch, see `effective_samples`.
+        encoded: the prompts of the groups that have a row here, once each: a copy for every row would take gigabytes.
+        encoded_of_B: the place of each row's prompt in `encoded`, on its device.
     """
 
     rows: range
@@ -35,7 +37,8 @@ class Batch:
     effective_samples: float
     plan: StepPlan
     prompts: list[Prompt]
-    conditioning: Conditioning
+    encoded: Conditioning
+    encoded_of_B: Tensor
     latents_SBchw: Tensor
     old_surrogate_TB: Tensor
     advantages_B: Tensor
@@ -43,9 +46,13 @@ class Batch:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def conditioning(self, rows: slice) -> Conditioning:
+        """The encoded prompts of some rows, one each."""
+        return self.encoded.rows(self.encoded_of_B[rows])
+
     def transition(self, backbone: Backbone, step: int, rows: slice) -> Transition:
         """The student's transition at a step of the rollout, with its graph."""
-        conditioning = self.conditioning.rows(rows)
+        conditioning = self.conditioning(rows)
 
         def student(latents_Bchw: Tensor, sigma_B: Tensor) -> Tensor:
             return backbone.velocity(Network.STUDENT, latents_Bchw, sigma_B, conditioning)
@@ -56,7 +63,7 @@ class Batch:
         """The student's clean prediction at a step of the rollout, with its graph."""
         latents, sigma = self.latents_SBchw[step, rows], self.plan.steps[step].sigma
         sigma_B = torch.full((len(latents),), sigma, device=latents.device)
-        velocity = backbone.velocity(Network.STUDENT, latents, sigma_B, self.conditioning.rows(rows))
+        velocity = backbone.velocity(Network.STUDENT, latents, sigma_B, self.conditioning(rows))
         return clean_prediction(latents, velocity, sigma)
 
 
@@ -82,7 +89,8 @@ def assemble(
         effective_samples=effective_samples(advantages_PG.flatten()[kept]),
         plan=groups[0].plan,
         prompts=[group.prompt for group, inside in chosen for _ in inside],
-        conditioning=backbone.encode_prompts([group.prompt.text for group, _ in chosen]).rows(order.to(device)),
+        encoded=backbone.encode_prompts([group.prompt.text for group, _ in chosen]),
+        encoded_of_B=order.to(device),
         latents_SBchw=_columns([(group.latents_SGchw, inside) for group, inside in chosen]).to(device),
         old_surrogate_TB=_columns([(group.surrogate_TG, inside) for group, inside in chosen]).to(device),
         advantages_B=advantages_PG.flatten()[mine].to(device),

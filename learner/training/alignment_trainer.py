@@ -145,7 +145,7 @@ class AlignmentTrainer:
     def _fake_score_gradient(self, batch: Batch, totals: Totals) -> None:
         for rows, share, key in self._parts(batch, "fake"):
             renoised = renoise_samples(batch.latents_SBchw[-1, rows], 0.0, key)
-            conditioning = batch.conditioning.rows(rows)
+            conditioning = batch.conditioning(rows)
             loss = fake_score_objective(self._backbone, renoised, conditioning, self._matching, key)
             (loss.value * share).backward()
             totals.add(loss.metrics, share)
@@ -202,7 +202,7 @@ class AlignmentTrainer:
             return {}, {}
         metrics: dict[str, float | Tensor] = {}
         sample = batch.transition(self._backbone, batch.plan.num_steps - 1, rows).mean_Bchw
-        conditioning = batch.conditioning.rows(rows)
+        conditioning = batch.conditioning(rows)
         values = {}
         if settings.matching_weight > 0:
             renoised = renoise_samples(sample, 0.0, key)

@@ -44,7 +44,7 @@ class DiffusionNft:
         clean, sigma = batch.latents_SBchw[-1, rows], batch.plan.steps[step].sigma
         noised = add_noise(clean, key.normal(f"forward{step}", clean), sigma)
         sigma_B = torch.full((len(clean),), sigma, device=clean.device)
-        velocity = self._backbone.velocity(Network.STUDENT, noised, sigma_B, batch.conditioning.rows(rows))
+        velocity = self._backbone.velocity(Network.STUDENT, noised, sigma_B, batch.conditioning(rows))
         loss = nft_loss(
             clean,
             noised,

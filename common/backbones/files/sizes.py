@@ -23,6 +23,7 @@ class ModelSizes:
         adapter: number of weights of one adapter.
         layers, width: blocks of the transformer, and hidden units per token.
         image_tokens, text_tokens: tokens per sample.
+        latents: numbers of a sample's latents.
         forward_flops: operations per sample through the transformer, see `common/backbones/files/flops.py`.
         pixels: pixels per image.
         vae_width: channels of the decoder at full resolution.
@@ -39,6 +40,7 @@ class ModelSizes:
     width: int
     image_tokens: int
     text_tokens: int
+    latents: int
     forward_flops: float
     pixels: int
     vae_width: int
@@ -81,6 +83,7 @@ def model_sizes(
         width=hidden,
         image_tokens=image_tokens,
         text_tokens=text_tokens,
+        latents=math.prod(latent_shape),
         forward_flops=forward_flops(shapes, layers, hidden, image_tokens, text_tokens),
         pixels=height * width * packed_before * side**2,
         vae_width=vae["block_out_channels"][0],

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.count import STEPS, add_student, count, over
+from benchmarks.count import STEPS, add_student, count, kept, over
 from benchmarks.counting import DEVICE, counted
 from benchmarks.weightless import MODELS
 from common.config.stages import ColdStartConfig, SamplingConfig
 from common.types import Network
+from learner.preflight.forecast import BLOCK_ACTIVATIONS, VAE_ACTIVATIONS
 from learner.training.distribution_matching import (
     DrawKey,
     MatchingSettings,
@@ -37,6 +38,14 @@ def test_the_host_runs_ahead_of_the_device_for_a_whole_group(model: str) -> None
     """Nothing between a group's first kernel and its last makes the host wait; noise is copied from pinned memory."""
     group = count(model, batch=3, layers=2)["group"]
     assert (group.copies, group.waits) == (1 + STEPS, 0)
+
+
+@pytest.mark.parametrize("model", LIMITS)
+def test_the_forecast_of_memory_is_what_is_counted(model: str) -> None:
+    values = kept(model, layers=2)
+    # Two blocks keep less on average than all: the last one keeps nothing of the text.
+    assert 0.75 * BLOCK_ACTIVATIONS < values["block"] <= BLOCK_ACTIVATIONS
+    assert 0.95 * VAE_ACTIVATIONS < values["vae"] <= VAE_ACTIVATIONS
 
 
 @pytest.mark.parametrize("start", [0.0, 0.5])

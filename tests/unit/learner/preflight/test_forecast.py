@@ -14,11 +14,15 @@ from common.config.run import Config
 from common.errors import ConfigError, ModelError
 from common.types import Guidance
 from learner.main import forecast
+from learner.preflight.command_line import parse
 from learner.preflight.forecast import (
+    BLOCK_ACTIVATIONS,
+    DECODE_VALUES,
     DEVICES,
     FLOAT32,
     GIB,
     PROCESS_GIB,
+    VAE_ACTIVATIONS,
     choose_device,
     compared,
     predict,
@@ -36,6 +40,7 @@ SIZES = ModelSizes(
     width=1000,
     image_tokens=900,
     text_tokens=100,
+    latents=4096,
     forward_flops=2e12,
     pixels=10**6,
     vae_width=100,
@@ -82,15 +87,67 @@ def test_memory_by_hand() -> None:
     frozen = 2 * (10**9 + 10**8)
     adapters = 10**7 * FLOAT32 * (2 + 2 * 5)
     # The fake score's pass, and two of its regulariser.
-    activations = 3 * 2 * 1000 * 1000 * 2 * (20 + 40)
-    assert prediction.learner_gib == pytest.approx(PROCESS_GIB["cuda"] + (frozen + adapters + activations) / GIB)
+    activations = 3 * 2 * 1000 * 1000 * 2 * (20 + BLOCK_ACTIVATIONS)
+    latents = 32 * 16 * 5 * 4096 * FLOAT32
+    assert prediction.learner_gib == pytest.approx(
+        PROCESS_GIB["cuda"] + (frozen + adapters + activations + latents) / GIB
+    )
+
+
+def test_decoding_by_hand() -> None:
+    """A chunk of two images, of 10^6 pixels in 100 channels: with its backward pass in a rank, without in a worker."""
+
+    def both(chunk: int) -> tuple[float, float]:
+        prediction = predict(config(backbone={"decode_chunk": chunk}), SIZES, H100)
+        return prediction.learner_gib, prediction.worker_gib
+
+    one, two = both(1), both(2)
+    image = 10**6 * 100 * 2 / GIB
+    assert two[0] - one[0] == pytest.approx(image * VAE_ACTIVATIONS)
+    assert two[1] - one[1] == pytest.approx(image * DECODE_VALUES)
+
+
+def test_a_gpu_that_holds_a_rank_and_a_worker_needs_the_memory_of_both() -> None:
+    run = config(learner={"num_gpus": 0.5}, workers={"num_gpus": 0.5})
+    prediction = predict(run, SIZES, H100)
+    text = requirements_text(run, SIZES, prediction, H100)
+    (row,) = [line for line in text.splitlines() if line.startswith("both on one GPU")]
+    assert float(row.split()[6]) == pytest.approx(prediction.learner_gib + prediction.worker_gib, abs=0.06)
+    apart = config(learner={"num_gpus": 1}, workers={"num_gpus": 1})
+    assert "both on one GPU" not in requirements_text(apart, SIZES, predict(apart, SIZES, H100), H100)
+
+
+def test_the_run_file_for_one_gpu_fits_80_gb() -> None:
+    """FLUX.2-klein 4B's sizes, counted from its configuration; Qwen3-4B without its last nine layers."""
+    klein = ModelSizes(
+        transformer=3_875_544_576,
+        text_encoders=3_110_000_000,
+        vae=84_046_115,
+        bases=2,
+        adapter=37_355_520,
+        layers=25,
+        width=3072,
+        image_tokens=1024,
+        text_tokens=512,
+        latents=128 * 32 * 32,
+        forward_flops=1.0e13,
+        pixels=512**2,
+        vae_width=128,
+        guided_passes=2,
+        guidance=Guidance.CLASSIFIER_FREE,
+    )
+    run = parse(["--config", "deploy/runs/rtdmd_flux2_klein_4b_one_gpu.yaml"], {}).config
+    prediction = predict(run, klein, H100)
+    assert 50 < prediction.learner_gib + prediction.worker_gib < 70  # of 80; the rewards need about 5 more
+    published = parse(["--config", "deploy/runs/rtdmd_flux2_klein_4b.yaml"], {}).config
+    assert predict(published, klein, H100).learner_gib > prediction.learner_gib
 
 
 def test_of_two_stages_the_hungrier_one_counts() -> None:
     """9 rows of three passes in stage 1; in stage 2 micro-batches of three: 13 are more, 8 are fewer."""
     cold_start = {"batch_size": 18, "consistency_fraction": 1}
     learner = {"ranks": 2}
-    block = 1000 * 1000 * 2 * 20 * 40
+    block = 1000 * 1000 * 2 * 20 * BLOCK_ACTIVATIONS
 
     def gib(micro_batch: int) -> float:
         alignment = {"micro_batch": micro_batch, "reward_gradient_weight": 0.0}
@@ -141,7 +198,7 @@ def test_a_cold_start_alone_by_hand() -> None:
     one_pass = 8 * 2e12 / (0.4 * H100.peak_flops) / 2
     # 2.5 steps on the way and three of the fake score; every fifth time 2.5 steps and the student's five.
     assert prediction.seconds == pytest.approx({"fake_score": one_pass * 5.5, "student": one_pass * 7.5 / 5})
-    activations = 4 * 1000 * 1000 * 2 * (20 + 40)  # one pass of 4 rows: the fake score's, or the student's
+    activations = 4 * 1000 * 1000 * 2 * (20 + BLOCK_ACTIVATIONS)  # of one pass of 4 rows
     weights = 2 * (10**9 + 10**8) + 10**7 * FLOAT32 * 10
     assert prediction.learner_gib == pytest.approx(PROCESS_GIB["cuda"] + (weights + activations) / GIB)
 

@@ -60,8 +60,10 @@ def test_the_conditioning_is_that_of_each_rows_prompt(tiny_pipeline: Path) -> No
     groups = [group.trajectory for group in scored_groups(new_networks(tiny_pipeline).backbone, 0)]
     batch = assemble(groups, ADVANTAGES_PG, 0.5, Ranks(), backbone)
     expected = backbone.encode_prompts([prompt.text for prompt in batch.prompts])
-    for name, tensor in batch.conditioning.tensors.items():
+    for name, tensor in batch.conditioning(slice(0, 3)).tensors.items():
         assert torch.equal(tensor, expected.tensors[name])
+        assert torch.equal(batch.conditioning(slice(2, 3)).tensors[name], tensor[2:])
+    assert all(len(tensor) == 2 for tensor in batch.encoded.tensors.values())  # two prompts, three rows
 
 
 def test_a_fraction_trains_on_the_largest_advantages_alone(tiny_pipeline: Path) -> None:
