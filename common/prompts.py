@@ -175,9 +175,7 @@ def _decoded(path: Path, number: int, raw: bytes) -> Iterator[tuple[int, str]]:
         # A byte-order mark also begins a line where two files were joined.
         text = trimmed(raw.decode())
     except UnicodeDecodeError as error:
-        raise PromptError(
-            f"{path}: line {number} is not UTF-8 (byte {error.start}): binary or another encoding"
-        ) from error
+        raise PromptError(f"{path}: line {number} is not UTF-8 (byte {error.start}): save the file as UTF-8") from error
     if text:
         yield number, text
 

@@ -10,7 +10,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -33,7 +33,7 @@ def whole_files(directory: Path) -> Iterator[Path]:
             folder, mode = Path(name), _mode_of_new_files(Path(name))
             yield folder
             for file in sorted(folder.iterdir()):
-                file.chmod(mode)
+                _set_mode(file, mode)
                 _sync(file)
                 file.replace(directory / file.name)
     except SafetensorError as error:
@@ -75,6 +75,13 @@ def _mode_of_new_files(folder: Path) -> int:
     mode = probe.stat().st_mode
     probe.unlink()
     return mode
+
+
+def _set_mode(file: Path, mode: int) -> None:
+    """Give a file this mode, where the file system has modes: CIFS and vfat have only those of their mount."""
+    if file.stat().st_mode != mode:
+        with suppress(PermissionError, NotImplementedError):
+            file.chmod(mode)
 
 
 def _sync(file: Path) -> None:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from common.errors import ModelError
+from common.git_lfs import REMEDY, is_pointer
 
 
 def save_half(state: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -44,6 +45,8 @@ def load_full(path: Path) -> dict[str, torch.Tensor]:
     """
     if not path.is_file():
         raise ModelError(f"no weights at {path}: rebuild them with `python -m zoo.build`")
+    if is_pointer(path):
+        raise ModelError(f"{path} {REMEDY}")
     try:
         state = load_file(path)
     except SafetensorError as error:

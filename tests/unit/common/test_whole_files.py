@@ -31,6 +31,22 @@ def test_files_have_the_mode_of_the_umask(tmp_path: Path, umask: int) -> None:
     assert found == {"a.safetensors": 0o666 & ~umask, "b": 0o666 & ~umask}
 
 
+def test_a_file_system_that_refuses_chmod_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CIFS, Azure Files and vfat, mounted for another user: files can be written, their modes cannot be changed."""
+    refused = []
+
+    def chmod(path: Path, mode: int) -> None:
+        refused.append(path.name)
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(Path, "chmod", chmod)
+    with whole_files(tmp_path) as folder:
+        (folder / "right").write_bytes(b"1")
+        (folder / "other").touch(0o600)
+    assert refused == ["other"]  # where the mode is right, nothing is asked
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"right": b"1", "other": b""}
+
+
 def test_after_a_failure_the_file_before_is_there_and_nothing_else(tmp_path: Path) -> None:
     write_whole(tmp_path / "a", b"before")
 

@@ -409,7 +409,7 @@ def test_the_home_of_somebody_unknown_is_refused() -> None:
         (b"run: !!python/name:os.system\n", "not valid YAML"),
         (b"- a\n", "a run file is a mapping of sections"),
         (b"", "a run file is a mapping of sections, this one holds null"),
-        (b"\xff\xfe", "not a text file: byte 0 is not UTF-8"),
+        (b"\xff\xfe", "byte 0 is not UTF-8: save the file as UTF-8"),
     ],
 )
 def test_a_damaged_run_file_is_named(tmp_path: Path, content: bytes, expected: str) -> None:
