@@ -72,6 +72,9 @@ from learner.records.console import Console
 from learner.records.metrics_log import Tracker
 from learner.records.prometheus import DriverMetrics, LearnerMetrics, serve
 from learner.records.run_log import announce, run_log
+from learner.records.trackers.feed import Feed
+from learner.records.trackers.following import followed
+from learner.records.trackers.protocol import require_installed
 from learner.run import PolicySpecs, Service
 from rollout_workers.actor import RolloutWorker, WorkerSettings
 
@@ -157,6 +160,7 @@ def _run(invocation: Invocation) -> None:
     check_storage(invocation.run_dir, os.environ)
     check_files(config, resuming=invocation.resume)
     check_reward_devices(config)
+    require_installed(config.trackers.kinds)
     reward_token(_token_hosts(config))
     if cluster_address(os.environ) is None:
         temporary_folder(os.environ)
@@ -217,6 +221,8 @@ def started_service(
         if not invocation.dry_run:
             config = with_probed_threads(config, ranks[0])
             begin(replace(invocation, config=config), start)
+            feeds = [Feed(run_dir, config, kind) for kind in config.trackers.kinds]
+            stack.enter_context(followed(feeds, announce))
         yield Service(
             config=config,
             run_dir=run_dir,
