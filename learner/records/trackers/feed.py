@@ -24,12 +24,12 @@ from common.whole_files import write_whole
 from learner.records.trackers.protocol import ExperimentTracker, TrackedRun, open_tracker
 
 LINES_AT_ONCE = 500
-"""So many lines are sent before the progress is saved."""
+"""So many lines are sent before that is recorded."""
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a tracker is.
+class Sent:
+    """What a tracker has got.
 
     Attributes:
         id: the run's id in the tracker.
@@ -132,27 +132,27 @@ class Feed:
         self._lock = lock
 
     def _send(self) -> int:
-        progress = Progress.read(self._file)
+        sent = Sent.read(self._file)
         if self._tracker is None:
-            run = TrackedRun(self._run_dir, self._config.run.name, self._config.trackers.project, progress.id)
+            run = TrackedRun(self._run_dir, self._config.run.name, self._config.trackers.project, sent.id)
             self._tracker = open_tracker(self.kind, run)
             self._tracker.configuration(_options(self._config))
-            self._save(progress)
+            self._save(sent)
         count = 0
         for line in self._lines():
-            if progress.precedes(line):
+            if sent.precedes(line):
                 self._send_line(self._tracker, line)
-                progress, count = replace(progress, step=line.step, evaluated=line.evaluated), count + 1
+                sent, count = replace(sent, step=line.step, evaluated=line.evaluated), count + 1
                 if count % LINES_AT_ONCE == 0:
-                    self._save(progress)
-        progress = self._send_table(self._tracker, progress)
-        self._save(progress)
+                    self._save(sent)
+        sent = self._send_table(self._tracker, sent)
+        self._save(sent)
         return count
 
-    def _save(self, progress: Progress) -> None:
+    def _save(self, sent: Sent) -> None:
         assert self._tracker is not None
         self._tracker.flush()
-        write_whole(self._file, json.dumps(asdict(progress)).encode())
+        write_whole(self._file, json.dumps(asdict(sent)).encode())
 
     def _lines(self) -> Iterator[Line]:
         """The complete lines after those of the last call."""
@@ -175,20 +175,20 @@ class Feed:
         if line.evaluated and grid.is_file():
             tracker.picture(line.step, "samples", grid)
 
-    def _send_table(self, tracker: ExperimentTracker, progress: Progress) -> Progress:
+    def _send_table(self, tracker: ExperimentTracker, sent: Sent) -> Sent:
         """Send the final table, if there is one that the tracker does not have."""
         path = self._run_dir / "summary.json"
         if not path.is_file():
-            return progress
+            return sent
         content = path.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
-        if digest == progress.table:
-            return progress
+        if digest == sent.table:
+            return sent
         policies: dict[str, dict[str, Any]] = json.loads(content)["policies"]
         metrics = list(dict.fromkeys(name for values in policies.values() for name in values))
         rows = [[policy, *(values.get(name) for name in metrics)] for policy, values in policies.items()]
-        tracker.table(progress.step, "policies", ("policy", *metrics), rows)
-        return replace(progress, table=digest)
+        tracker.table(sent.step, "policies", ("policy", *metrics), rows)
+        return replace(sent, table=digest)
 
 
 def _options(config: Config) -> dict[str, str]:

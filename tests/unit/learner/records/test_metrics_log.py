@@ -35,7 +35,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tracker(path: Path, registry: CollectorRegistry) -> Iterator[Tracker]:
-    with Console(10, "test", io.StringIO()) as console:
+    with Console({}, "test", io.StringIO()) as console:
         tracker = Tracker(path, console, DriverMetrics.build(registry), LearnerMetrics.build(registry), workers=2)
         yield tracker
         tracker.close()
@@ -58,7 +58,7 @@ def run(tracker: Tracker) -> None:
 
 def test_the_reason_of_dropped_groups_is_named_once(path: Path, registry: CollectorRegistry) -> None:
     shown = io.StringIO()
-    with Console(10, "test", shown) as console:
+    with Console({}, "test", shown) as console:
         tracker = Tracker(path, console, DriverMetrics.build(registry), LearnerMetrics.build(registry), workers=2)
         for iteration in range(3):
             with tracker.iteration("alignment", iteration) as step:
@@ -73,7 +73,7 @@ def test_the_reason_of_dropped_groups_is_named_once(path: Path, registry: Collec
 
 def test_a_term_without_a_part_in_the_gradient_is_named_once(path: Path, registry: CollectorRegistry) -> None:
     shown = io.StringIO()
-    with Console(10, "test", shown) as console:
+    with Console({}, "test", shown) as console:
         tracker = Tracker(path, console, DriverMetrics.build(registry), LearnerMetrics.build(registry), workers=2)
         for iteration, policy in enumerate((0.02, 0.005, 0.005)):
             with tracker.iteration("alignment", iteration) as step:
