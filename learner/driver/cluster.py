@@ -30,11 +30,20 @@ EXPECTED = (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, 
 
 @contextmanager
 def ray_cluster(config: Config) -> Iterator[None]:
-    """Connect to the cluster, or start one that ends with the block.
+    """Connect to the cluster, or start one that ends with the block. Lines of its processes go to the run's log.
 
     Raises:
         ConfigError: there is no cluster at RAY_ADDRESS, or it cannot be started.
     """
+    with logged_processes():
+        _connect(config)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _connect(config: Config) -> None:
     address = cluster_address(os.environ)
     try:
         with _kept_sigterm():
@@ -51,11 +60,6 @@ def ray_cluster(config: Config) -> Iterator[None]:
         if address is None and "timed out" in str(error).lower():
             remedy = "; the machine may be busy, or the disk of RAY_TMPDIR or TMPDIR full: look there, and start again"
         raise ConfigError(f"no Ray cluster to run in: {one_line(error)}{remedy}") from error
-    with logged_processes():
-        try:
-            yield
-        finally:
-            ray.shutdown()
 
 
 @contextmanager

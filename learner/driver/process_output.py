@@ -1,7 +1,9 @@
 """Output of Ray's processes: their warnings reach the console as one line each, all their lines `logs/ray.log`.
 
-Ray sends the lines that workers and learner print, on any machine, to a function of the driver that prints them. It has
-no public way to give another function. The one used here is of the Ray that pyproject.toml pins.
+    worker, learner on any machine ──stderr, stdout──► Ray ──► ProcessOutput.take ──► ray.log; ours also the console
+
+Ray gives the lines that its processes print, and its own errors, to a function of the driver that prints them. It has
+no public way to name another function. The one replaced here is that of the Ray which pyproject.toml pins.
 """
 
 from __future__ import annotations
@@ -11,36 +13,38 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NotRequired, TypedDict
 
-from ray._private.ray_logging import global_worker_stdstream_dispatcher
+from ray._private import worker as ray_driver
 
 from common.console_stream import LOG
 from common.process_log import Repeats, reported
 
 RAY_LOG = logging.getLogger("ray.processes")
-OF_RAY, OURS = "ray_print_logs", "rtdmd"
-"""Names of the functions that get the lines."""
 NAMES = {"RolloutWorker": "worker", "Learner": "learner", "LearnerRank": "learner rank"}
+AUTOSCALER = "autoscaler"
+"""Prints its status every few seconds."""
 
 
 class Lines(TypedDict):
-    """Lines of one process, as Ray sends them."""
+    """Lines of one process, as Ray gives them. `pid` may be a name; errors of Ray itself have no `ip`."""
 
-    ip: str
     pid: int | str
     lines: list[str]
+    ip: NotRequired[str]
     actor_name: NotRequired[str | None]
 
 
 class ProcessOutput:
-    """Logs the lines of Ray's processes."""
+    """Logs the lines of Ray's processes. Used by two threads of Ray, which only share what `Repeats` remembers."""
 
     def __init__(self) -> None:
         self._repeats = Repeats()
 
-    def take(self, lines: Lines) -> None:
-        name = lines.get("actor_name") or ""
-        who = f"{NAMES.get(name, name or 'process')} ({lines['ip']}:{lines['pid']})"
-        for line in lines["lines"]:
+    def take(self, data: Lines, ignore_prefix: bool = False) -> None:  # noqa: ARG002 - Ray's signature
+        if data["pid"] == AUTOSCALER:
+            return
+        name = data.get("actor_name") or ""
+        who = f"{NAMES.get(name, name or 'process')} ({data.get('ip', 'this machine')}:{data['pid']})"
+        for line in data["lines"]:
             RAY_LOG.info("%s: %s", who, line)
             found = reported(line)
             if found is not None and self._repeats.is_new(found[1]):
@@ -49,10 +53,10 @@ class ProcessOutput:
 
 @contextmanager
 def logged_processes() -> Iterator[None]:
-    """Log the lines of Ray's processes, in place of Ray's own function that prints them. Enter it after `ray.init`."""
-    global_worker_stdstream_dispatcher.remove_handler(OF_RAY)
-    global_worker_stdstream_dispatcher.add_handler(OURS, ProcessOutput().take)
+    """Log the lines of Ray's processes, instead of printing them. Enter it before `ray.init`."""
+    before = ray_driver.print_to_stdstream
+    ray_driver.print_to_stdstream = ProcessOutput().take
     try:
         yield
     finally:
-        global_worker_stdstream_dispatcher.remove_handler(OURS)
+        ray_driver.print_to_stdstream = before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from learner.records.run_log import run_log
 process_output = pytest.importorskip("learner.driver.process_output", reason="needs ray")
 
 
-def lines(pid: int, *text: str, actor: str | None = "RolloutWorker") -> object:
+def lines(pid: int | str, *text: str, actor: str | None = "RolloutWorker") -> object:
     return {"ip": "10.0.0.1", "pid": pid, "lines": list(text), "actor_name": actor, "is_err": True}
 
 
@@ -33,14 +34,17 @@ def test_our_warnings_are_shown_and_everything_is_logged(tmp_path: Path, capsys:
     assert (tmp_path / "run.log").read_text().count("reward hps is out") == 1
 
 
-def test_the_function_of_ray_that_prints_is_replaced_until_the_end() -> None:
-    from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+def test_ray_prints_nothing_until_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ray's threads look the function up where it is replaced, as its own code shows."""
+    from ray._private import worker
 
-    before = list(dispatcher.handlers)
-    dispatcher.add_handler("ray_print_logs", pytest.fail)
-    try:
-        with process_output.logged_processes():
-            dispatcher.emit(lines(7, "chatter"))
-        assert dispatcher.handlers == before
-    finally:
-        dispatcher.handlers = before
+    before = worker.print_to_stdstream
+    for function in (worker.connect, worker.listen_error_messages):
+        assert "print_to_stdstream" in inspect.unwrap(function).__code__.co_names
+    with run_log(tmp_path), process_output.logged_processes():
+        worker.print_to_stdstream({"lines": ["A worker died"], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+        worker.print_to_stdstream(lines("autoscaler", "=== status ==="), ignore_prefix=True)
+    assert worker.print_to_stdstream is before
+    assert "process (this machine:raylet): A worker died" in (tmp_path / "ray.log").read_text()
+    assert "status" not in (tmp_path / "ray.log").read_text()
+    assert capsys.readouterr() == ("", "")
