@@ -285,9 +285,10 @@ def _run_control(config: Config, redis: RedisAddress | None, token: str | None) 
 def _tracker(config: Config, run_dir: Path, level: int) -> Iterator[Tracker]:
     """Console, metrics.jsonl and the /metrics endpoint."""
     registry = CollectorRegistry()
-    iterations = {Stage.COLD_START: config.cold_start.iterations, Stage.ALIGNMENT: config.alignment.iterations}
+    stages: dict[str, int] = {Stage.COLD_START: config.cold_start.iterations}
+    stages[Stage.ALIGNMENT] = config.alignment.iterations
     with ExitStack() as stack:
-        console = stack.enter_context(Console(iterations, config.run.name, quiet=level > logging.INFO))
+        console = stack.enter_context(Console(stages, config.run.name, quiet=level > logging.INFO))
         if config.metrics.port is not None:
             server = serve(config.metrics.port, registry)
             stack.callback(server.close)

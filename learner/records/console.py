@@ -33,6 +33,7 @@ UNKNOWN_WIDTH = 80
 STEP, ROLLOUTS, UPDATE = "seconds/step", "seconds/wait_rollouts", "seconds/wait_update"
 SPEED = "speed/images per second"
 REWARD, EVALUATION = "reward/", "evaluation/"
+REWARD_DIGITS = 4
 DROPPED = f"loss/{DROPPED_GROUPS}"
 NOTABLE = ("loss/teacher_distance", "loss/fake_score_loss", "loss/student_gradient_norm")
 """What else is shown, the most important first."""
@@ -119,7 +120,7 @@ class Console:
         evaluated = self._of_group(self._evaluation, EVALUATION)
         for group, values in ((REWARD, trained), (EVALUATION, _without(evaluated, trained))):
             for name, value in values.items():
-                yield f"{name} {_number(value)}{WORDS[self._progress.trend(group + name)]}"
+                yield f"{name} {_number(value, REWARD_DIGITS)}{WORDS[self._progress.trend(group + name)]}"
         if SPEED in record:
             yield f"{_number(record[SPEED])} img/s"
         yield from (f"{label} {value}" for label, value in self._notable(record))
@@ -154,7 +155,7 @@ class Console:
     def _cell(self, group: str, values: Mapping[str, float], name: str) -> str:
         if name not in values:
             return ""
-        return f"{_number(values[name])} {ARROWS[self._progress.trend(group + name)]:1}"
+        return f"{_number(values[name], REWARD_DIGITS)} {ARROWS[self._progress.trend(group + name)]:1}"
 
     def _speed(self, record: Mapping[str, float]) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
@@ -187,9 +188,9 @@ def _without(values: Mapping[str, float], names: Mapping[str, float]) -> dict[st
     return {name: value for name, value in values.items() if name not in names}
 
 
-def _number(value: float) -> str:
-    """Three digits; the zeros at the end stay, so that a column does not jump."""
-    return f"{value:#.3g}".rstrip(".") if 1e-4 <= abs(value) < 1e4 else f"{value:.3g}"
+def _number(value: float, digits: int = 3) -> str:
+    """The zeros at the end stay, so that a column does not jump."""
+    return f"{value:#.{digits}g}".rstrip(".") if 1e-4 <= abs(value) < 1e4 else f"{value:.{digits}g}"
 
 
 def _clock(seconds: float) -> str:

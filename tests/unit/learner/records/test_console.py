@@ -40,7 +40,7 @@ def test_without_a_terminal_each_iteration_is_one_line() -> None:
         console.message("checkpoint [bold]7[/bold] written")
     assert stream.getvalue().splitlines() == [
         "shapes  alignment 8/400  ETA 0:16:20  2.50 s (1.50 rollouts, 0.750 update)  dropped groups 2  "
-        "hps 0.250  pickscore 21.5  gold 0.625  diversity 0.125  25.6 img/s",
+        "hps 0.2500  pickscore 21.50  gold 0.6250  diversity 0.1250  25.6 img/s",
         "checkpoint [bold]7[/bold] written",
     ]
 
@@ -59,7 +59,7 @@ def test_a_line_has_the_figures_that_matter_and_no_more_than_fit(rewards: int, t
         assert len(line) <= 160
         assert line.isascii()
         assert "1.23e+04 s (1e-07 rollouts, nan update)" in line
-        assert "a_reward_with_a_name_0 0.123" in line
+        assert "a_reward_with_a_name_0 0.1235" in line
         assert "ratio" not in line
         assert "dropped" not in line
 
@@ -71,7 +71,7 @@ def test_a_line_says_which_way_a_reward_goes() -> None:
             record = {"reward/rising": float(iteration), "reward/falling": -float(iteration), "reward/flat": 1.0}
             console.update(record, stage="alignment", iteration=iteration)
     *_, last = stream.getvalue().splitlines()
-    assert last.endswith("  rising 5.00 up  falling -5.00 down  flat 1.00")
+    assert last.endswith("  rising 5.000 up  falling -5.000 down  flat 1.000")
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
@@ -87,7 +87,7 @@ def test_the_table_fits_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch
     lines = plain(stream)
     assert max(map(len, lines)) <= width
     for label, value in [
-        *((f"reward_{index}", f"{index + 0.125:.3g}") for index in range(1, 9)),
+        *((f"reward_{index}", f"{index + 0.125:.4g}") for index in range(1, 9)),
         ("s/iteration", "1.25"),
     ]:
         assert any(re.search(rf"\b{label} +{value}", line) for line in lines), label
@@ -105,8 +105,8 @@ def test_the_table_sets_training_beside_the_newest_evaluation() -> None:
             console.update({"reward/hps": iteration / 10}, stage="alignment", iteration=iteration)
     text = "\n".join(plain(stream))
     table = text[text.rindex("alignment 6/400") :]
-    assert re.search(r"^hps +0\.500 ↑ +0\.250", table, re.MULTILINE)
-    assert re.search(r"^gold +0\.875", table, re.MULTILINE)
+    assert re.search(r"^hps +0\.5000 ↑ +0\.2500", table, re.MULTILINE)
+    assert re.search(r"^gold +0\.8750", table, re.MULTILINE)
     assert "0.125" not in table
     assert "9.5" not in table
 
