@@ -115,7 +115,7 @@ class Console:
         if STEP in record:
             yield f"{_number(record[STEP])} s{self._split(record)}"
         if record.get(DROPPED, 0) > 0:
-            yield f"dropped groups {record[DROPPED]:g}"
+            yield f"dropped {record[DROPPED]:g}"
         trained = self._of_group(record, REWARD)
         evaluated = self._of_group(self._evaluation, EVALUATION)
         for group, values in ((REWARD, trained), (EVALUATION, _without(evaluated, trained))):
@@ -130,7 +130,7 @@ class Console:
         """What the iteration's seconds went to, if it had rollouts."""
         if ROLLOUTS not in record or UPDATE not in record:
             return ""
-        return f" ({_number(record[ROLLOUTS])} rollouts, {_number(record[UPDATE])} update)"
+        return f" ({_number(record[ROLLOUTS])} rollout, {_number(record[UPDATE])} update)"
 
     # ── the table ────────────────────────────────────────────────────────────────────────────────────────────────────
 

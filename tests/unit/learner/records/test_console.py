@@ -39,7 +39,7 @@ def test_without_a_terminal_each_iteration_is_one_line() -> None:
         console.update(record, stage="alignment", iteration=7)
         console.message("checkpoint [bold]7[/bold] written")
     assert stream.getvalue().splitlines() == [
-        "shapes  alignment 8/400  ETA 0:16:20  2.50 s (1.50 rollouts, 0.750 update)  dropped groups 2  "
+        "shapes  alignment 8/400  ETA 0:16:20  2.50 s (1.50 rollout, 0.750 update)  dropped 2  "
         "hps 0.2500  pickscore 21.50  gold 0.6250  diversity 0.1250  25.6 img/s",
         "checkpoint [bold]7[/bold] written",
     ]
@@ -58,7 +58,7 @@ def test_a_line_has_the_figures_that_matter_and_no_more_than_fit(rewards: int, t
     for line in stream.getvalue().splitlines():
         assert len(line) <= 160
         assert line.isascii()
-        assert "1.23e+04 s (1e-07 rollouts, nan update)" in line
+        assert "1.23e+04 s (1e-07 rollout, nan update)" in line
         assert "a_reward_with_a_name_0 0.1235" in line
         assert "ratio" not in line
         assert "dropped" not in line
