@@ -70,7 +70,8 @@ def open_tracker(kind: TrackerKind, run: TrackedRun) -> ExperimentTracker:
 def require_installed(kinds: Iterable[TrackerKind]) -> None:
     """ConfigError if the package of a tracker is missing."""
     for kind in kinds:
-        if find_spec(kind.value) is None:
+        spec = find_spec(kind.value)
+        if spec is None or spec.origin is None:  # without origin it is a folder of that name, such as wandb's own
             raise ConfigError(
                 f"trackers.kinds: {kind}: the package {kind} is not installed: pip install {kind}, or leave it out"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -117,6 +118,15 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     require_installed([])
     with pytest.raises(ConfigError, match=r"trackers\.kinds: wandb: the package wandb is not installed: pip install"):
         require_installed([TrackerKind.WANDB])
+
+
+def test_a_folder_of_the_name_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights & Biases leaves a folder `wandb` where it runs."""
+    monkeypatch.delitem(sys.modules, "mlflow", raising=False)
+    (tmp_path / "mlflow").mkdir()
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    with pytest.raises(ConfigError, match="the package mlflow is not installed"):
+        require_installed([TrackerKind.MLFLOW])
 
 
 def test_a_tracker_is_named_once() -> None:
