@@ -39,5 +39,7 @@ def _track(options: argparse.Namespace) -> None:
     except (RtdmdError, OSError):
         raise
     except Exception as error:
-        raise RtdmdError(f"{kind}: {one_line(error)}; what was not sent is sent by the same command") from error
+        raise RtdmdError(
+            f"{kind}: {one_line(error).rstrip('.')}; what was not sent is sent by the same command"
+        ) from error
     print(f"{count} lines of {options.run_dir} were sent to {kind}")

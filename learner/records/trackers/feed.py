@@ -82,7 +82,7 @@ class Feed:
 
     def __init__(self, run_dir: Path, config: Config, kind: TrackerKind) -> None:
         self.kind = kind
-        self._run_dir = run_dir
+        self.run_dir = run_dir
         self._config = config
         self._file = run_dir / "logs" / f"tracker_{kind}.json"
         self._lock: TextIO | None = None
@@ -126,7 +126,7 @@ class Feed:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             lock.close()
-            raise ConfigError(f"{self._run_dir}: another process sends this run to {self.kind}: let it end") from error
+            raise ConfigError(f"{self.run_dir}: another process sends this run to {self.kind}: let it end") from error
         except OSError:
             pass  # a file system without locks
         self._lock = lock
@@ -134,7 +134,7 @@ class Feed:
     def _send(self) -> int:
         sent = Sent.read(self._file)
         if self._tracker is None:
-            run = TrackedRun(self._run_dir, self._config.run.name, self._config.trackers.project, sent.id)
+            run = TrackedRun(self.run_dir, self._config.run.name, self._config.trackers.project, sent.id)
             self._tracker = open_tracker(self.kind, run)
             self._tracker.configuration(_options(self._config))
             self._save(sent)
@@ -156,7 +156,7 @@ class Feed:
 
     def _lines(self) -> Iterator[Line]:
         """The complete lines after those of the last call."""
-        path = self._run_dir / "metrics.jsonl"
+        path = self.run_dir / "metrics.jsonl"
         if not path.exists():
             return
         with path.open("rb") as file:
@@ -171,13 +171,13 @@ class Feed:
 
     def _send_line(self, tracker: ExperimentTracker, line: Line) -> None:
         tracker.scalars(line.step, line.values)
-        grid = self._run_dir / "samples" / f"{line.position.directory}.png"
+        grid = self.run_dir / "samples" / f"{line.position.directory}.png"
         if line.evaluated and grid.is_file():
             tracker.picture(line.step, "samples", grid)
 
     def _send_table(self, tracker: ExperimentTracker, sent: Sent) -> Sent:
         """Send the final table, if there is one that the tracker does not have."""
-        path = self._run_dir / "summary.json"
+        path = self.run_dir / "summary.json"
         if not path.is_file():
             return sent
         content = path.read_bytes()

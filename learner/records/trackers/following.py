@@ -39,7 +39,7 @@ def followed(
         for follower in followers:
             follower.join(max(0.0, deadline - time.monotonic()))
             if not follower.complete:
-                say(f"tracker {follower.kind}: not everything was sent: `rtdmd track RUN_DIR {follower.kind}` sends it")
+                say(f"tracker {follower.kind}: not everything was sent: `{follower.command}` sends the rest")
 
 
 class _Follower(Thread):
@@ -48,6 +48,7 @@ class _Follower(Thread):
     def __init__(self, feed: Feed, say: Callable[[str], None], poll_s: float, retry_s: float) -> None:
         super().__init__(name=f"tracker-{feed.kind}", daemon=True)
         self.kind = feed.kind
+        self.command = f"rtdmd track {feed.run_dir} {feed.kind}"
         self.stop = Event()
         self.complete = False
         self._feed = feed
@@ -82,7 +83,5 @@ class _Follower(Thread):
     def _fail(self, error: Exception) -> None:
         if not self._failing:
             self._failing = True
-            self._say(
-                f"tracker {self.kind}: {one_line(error, MESSAGE_CHARACTERS)}; the run goes on, and what is missing is "
-                "sent later"
-            )
+            reason = one_line(error, MESSAGE_CHARACTERS).rstrip(".")
+            self._say(f"tracker {self.kind}: {reason}; the run goes on, and what is missing is sent later")

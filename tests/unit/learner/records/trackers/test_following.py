@@ -65,7 +65,7 @@ def test_what_was_never_sent_is_named_at_the_end(run_dir: Path, tracker: Keeping
     with followed([feed(run_dir)], said.append):
         pass
     assert len(said) == 2
-    assert said[1] == "tracker wandb: not everything was sent: `rtdmd track RUN_DIR wandb` sends it"
+    assert said[1] == f"tracker wandb: not everything was sent: `rtdmd track {run_dir} wandb` sends the rest"
 
 
 def test_a_tracker_that_hangs_does_not_hold_the_run(
@@ -77,7 +77,7 @@ def test_a_tracker_that_hangs_does_not_hold_the_run(
     said: list[str] = []
     with followed([feed(run_dir)], said.append, **FAST):
         pass
-    assert said == ["tracker wandb: not everything was sent: `rtdmd track RUN_DIR wandb` sends it"]
+    assert said == [f"tracker wandb: not everything was sent: `rtdmd track {run_dir} wandb` sends the rest"]
     go_on.set()
     wait_until(lambda: tracker.closed == 1, "the thread to end")
 

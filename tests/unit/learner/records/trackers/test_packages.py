@@ -82,7 +82,7 @@ def test_weights_and_biases_offline(
 def test_weights_and_biases_without_a_key(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run_dir), "wandb"]) == 1
     said = capsys.readouterr().err
-    assert said.startswith("error: wandb: No API key configured.")
+    assert said.startswith("error: wandb: No API key configured")
     assert said.count("\n") == 1
 
 
