@@ -33,6 +33,7 @@ class WeightsAndBiases:
             init_timeout=REACHED_S,
             x_disable_meta=True,  # the command line and the machine are not sent
             x_disable_stats=True,
+            x_save_requirements=False,
         )
         self._run = wandb.init(
             project=run.project, name=run.name, id=run.id, resume="allow", dir=str(run.directory), settings=settings
