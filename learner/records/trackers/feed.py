@@ -1,7 +1,7 @@
 """Sends a run's directory to one tracker, from where the last sending stopped.
 
 `logs/tracker_KIND.json` says how far the tracker is. Figures come from `metrics.jsonl`, grids from `samples/`, the
-final table from `summary.json`. The step of a figure is the number of iterations before it, of both stages together.
+final table from `summary.json`. The step is the number of iterations that were finished by then, of both stages.
 """
 
 from __future__ import annotations
