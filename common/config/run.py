@@ -18,6 +18,7 @@ from common.config.backbones import BackboneConfig
 from common.config.rewards import RedisConfig, RewardClientConfig, RewardConfig, check_rewards
 from common.config.section import Section, problem
 from common.config.stages import AlignmentConfig, ColdStartConfig, SamplingConfig
+from common.config.trackers import TrackersConfig
 
 
 class RunIdentity(Section):
@@ -188,6 +189,7 @@ class Config(Section):
     reward_client: RewardClientConfig = RewardClientConfig()
     redis: RedisConfig = RedisConfig()
     metrics: MetricsConfig = MetricsConfig()
+    trackers: TrackersConfig = TrackersConfig()
 
     @model_validator(mode="after")
     def _reward_names_differ(self) -> Self:

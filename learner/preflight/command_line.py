@@ -27,6 +27,7 @@ from common.config.run import Config
 from common.errors import ConfigError
 from common.project_files import found_path, with_found_paths
 from learner.preflight.run_file import Draft, Key, Knob, kinds_of, knobs, parse_yaml, read_run_file
+from learner.records.run_log import LogLevel
 
 DEFAULT_RUN_FILE = Path("deploy/runs/shapes.yaml")
 ENVIRONMENT_PREFIX = "RTDMD_"
@@ -47,6 +48,7 @@ class Invocation:
     dry_run: bool
     resume: bool
     explain: bool = False
+    log_level: LogLevel = LogLevel.INFO
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Invocation:
@@ -63,7 +65,8 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Invocation:
     arguments, overrides = _train_parser().parse_known_args(argv)
     config = _configured(arguments, overrides, environ)
     run_dir = arguments.run_dir or Path("runs") / config.run.name
-    return Invocation(config, run_dir, arguments.dry_run, arguments.resume, arguments.explain)
+    level = LogLevel(arguments.log_level)
+    return Invocation(config, run_dir, arguments.dry_run, arguments.resume, arguments.explain, level)
 
 
 def parse_forecast(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[Config, str]:
@@ -118,7 +121,7 @@ class _Parser(argparse.ArgumentParser):
 def _train_parser() -> argparse.ArgumentParser:
     parser = run_file_parser(
         "rtdmd train",
-        "[--run-dir DIR] [--quick] [--explain] [--dry-run] [--resume]",
+        "[--run-dir DIR] [--quick] [--explain] [--dry-run] [--resume] [--log-level LEVEL]",
         "Distil a text-to-image model into a few-step student, then align it with rewards.",
     )
     parser.add_argument("--run-dir", type=user_path, metavar="DIR", help="where the run writes (default runs/NAME)")
@@ -130,6 +133,12 @@ def _train_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--explain", action="store_true", help="say which values are published, vetted here or yours, and stop"
+    )
+    parser.add_argument(
+        "--log-level",
+        choices=[level.value for level in LogLevel],
+        default=LogLevel.INFO.value,
+        help="least important lines that the console shows: info (default) has the progress, debug also Ray's lines",
     )
     parser.add_argument("--plan", nargs="?", action=_Renamed, help=argparse.SUPPRESS)
     return parser
@@ -222,7 +231,7 @@ def _from_options(words: Sequence[str]) -> Iterator[tuple[Key, str, str]]:
 
 
 def _option_suggestion(option: str) -> str:
-    flags = ["--config", "--run-dir", "--quick", "--explain", "--dry-run", "--resume"]
+    flags = ["--config", "--run-dir", "--quick", "--explain", "--dry-run", "--resume", "--log-level"]
     by_leaf = [f"--{knob.dotted}" for knob in knobs() if knob.key[-1] == option.removeprefix("--")]
     close = by_leaf or difflib.get_close_matches(option, flags, n=1)
     return f"; did you mean {' or '.join(close)}?" if close else ""

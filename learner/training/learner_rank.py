@@ -21,6 +21,7 @@ from torch import Tensor
 from common.backbones import load_backbone
 from common.backbones.base import parts_fingerprint
 from common.config.run import Config
+from common.process_log import report_to_driver
 from common.rewards.access import RewardAccess
 from common.types import Guidance, Position, Prompt, ScoredGroup, Stage
 from common.weights import Payload, PublishedWeights, attestation_velocity, frozen_weights, publish
@@ -54,6 +55,8 @@ class LearnerRank:
         Raises:
             ModelError: see `load_backbone`.
         """
+        if ray.is_initialized():
+            report_to_driver()
         torch.set_num_threads(config.learner.threads or 1)
         self._config = config
         seed, sampling, cold_start = config.run.seed, config.sampling, config.cold_start

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,21 @@ def test_a_run_leaves_everything_it_promises(finished: Run) -> None:
     assert "http://" not in report.replace("http://www.w3.org", "")
     assert (directory / "config.yaml").is_file()
     assert all(line["metrics"].get("surrogate_gap", 0) < 1e-5 for line in finished.lines())
+
+
+def test_a_tracker_has_the_whole_run(finished: Run) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    sent = json.loads((finished.run_dir / "logs" / "tracker_tensorboard.json").read_text())
+    assert (sent["step"], sent["table"] != "") == (4 + 8, True)
+    assert list((finished.run_dir / "tensorboard").iterdir())
+
+
+def test_the_console_has_a_short_line_per_iteration_and_none_of_ray(finished: Run) -> None:
+    lines = [line for line in finished.output.splitlines() if re.match(r"\S+  (cold_start|alignment) \d+/", line)]
+    assert len(lines) == 4 + 8
+    assert max(map(len, lines)) <= 160
+    assert "(raylet)" not in finished.output
+    assert "Started a local Ray instance" in (finished.run_dir / "logs" / "ray.log").read_text()
 
 
 def test_the_exported_lora_is_one_that_diffusers_loads(finished: Run, tiny_pipeline: Path) -> None:
