@@ -47,6 +47,7 @@ from learner.driver.run_directory import (
     begin,
     claimed,
     continuity,
+    decided,
     require_same_prompts,
     require_same_rewards,
     run_id,
@@ -155,6 +156,7 @@ def _token_hosts(config: Config) -> list[str]:
 def _run(invocation: Invocation) -> None:
     config = invocation.config
     check_storage(invocation.run_dir, os.environ)
+    invocation = decided(invocation)
     check_files(config, resuming=invocation.resume)
     check_reward_devices(config)
     reward_token(_token_hosts(config))
