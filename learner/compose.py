@@ -271,9 +271,10 @@ def _tracker(config: Config, run_dir: Path) -> Iterator[Tracker]:
     with ExitStack() as stack:
         console = stack.enter_context(Console(total, config.run.name))
         if config.metrics.port is not None:
-            server = serve(config.metrics.port, registry)
+            server = serve(config.metrics.port, registry, config.metrics.host)
             stack.callback(server.close)
-            console.message(f"metrics: http://127.0.0.1:{server.port}/metrics")
+            host = f"[{config.metrics.host}]" if ":" in config.metrics.host else config.metrics.host
+            console.message(f"metrics: http://{host}:{server.port}/metrics")
         driver, learner = DriverMetrics.build(registry), LearnerMetrics.build(registry)
         tracker = Tracker(run_dir / "metrics.jsonl", console, driver, learner, config.workers.most)
         stack.callback(tracker.close)
