@@ -14,7 +14,7 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 ARGS ?=
 
-.PHONY: demo test test-interpreters test-slow hps-parity-env judge-env lint zoo bench environment constraints image-locks clean
+.PHONY: demo test test-interpreters test-slow hps-parity-env judge-env lint zoo bench environment constraints image-locks audit clean
 
 environment: $(STAMP)
 
@@ -52,6 +52,15 @@ image-locks:
 	$(COMPILE_LOCK) --constraint constraints.txt --extra rewards --extra ocr --extra geneval \
 		--output-file deploy/docker/reward_server.txt
 	$(COMPILE_LOCK) --extra vllm --extra vlm_judge --output-file deploy/docker/judge.txt
+
+# Known vulnerabilities of the packages of the environment and of the images. PyPI's own service knows them, mirrors mostly do
+# not: --strict makes a package that could not be looked up a failure.
+audit:
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/pip install --quiet pip-audit==2.10.1
+	for file in constraints.txt deploy/docker/*.txt; do \
+		build/audit/bin/pip-audit --strict --require-hashes --disable-pip --requirement $$file || exit 1; \
+	done
 
 # The main job on the shapes world: cold start, alignment, report. ARGS="--quick" makes it a smoke run.
 demo: $(STAMP)

@@ -20,6 +20,6 @@ RUN --mount=type=bind,target=/project,rw \
 RUN useradd --uid 1000 --create-home rtdmd
 USER 1000:1000
 WORKDIR /home/rtdmd
-# Threads that wait sleep, see docs/running.md.
-ENV OMP_WAIT_POLICY=PASSIVE PYTHONUNBUFFERED=1
+# Threads that wait sleep, see docs/running.md. Ray reports no usage to its makers.
+ENV OMP_WAIT_POLICY=PASSIVE PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0
 CMD ["rtdmd", "--help"]

@@ -9,10 +9,9 @@ import yaml
 
 from tests.helpers.manifests import APPLIED, KUBERAY, Manifest, of_kind, problems, ray_cluster, rendered
 
+NO_MANIFESTS = ("kustomization.yaml", "run.yaml", "prometheus_adapter.yaml")
 FILES = sorted(
-    path
-    for path in KUBERAY.rglob("*.yaml")
-    if path.name not in ("kustomization.yaml", "run.yaml") and path.parent.name != "from_job"
+    path for path in KUBERAY.rglob("*.yaml") if path.name not in NO_MANIFESTS and path.parent.name != "from_job"
 )
 
 

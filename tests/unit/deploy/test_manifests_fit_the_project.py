@@ -171,6 +171,9 @@ def test_every_reward_of_a_run_is_served(size: str, tmp_path: Path) -> None:
     config = settings_of(size, tmp_path).config
     assert {reward.name: reward.url for reward in config.rewards} == served
     assert urlsplit(config.redis.url).hostname in services
+    (waits,) = of_kind(manifests, "RayJob")[0]["spec"]["submitterPodTemplate"]["spec"]["initContainers"]
+    places = {f"http://{urlsplit(url).netloc}/readyz" for url in served.values()}
+    assert sorted(waits["args"]) == sorted(places), "the job waits for each of its reward servers"
 
 
 def test_scaling_follows_a_metric_of_the_servers() -> None:
@@ -228,7 +231,7 @@ def test_no_container_is_privileged(folder: str) -> None:
         assert spec["securityContext"]["runAsNonRoot"]
         assert spec["securityContext"]["runAsUser"] > 0
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        for container in spec["containers"]:
+        for container in [*spec["containers"], *spec.get("initContainers", [])]:
             context = container["securityContext"]
             assert (context["allowPrivilegeEscalation"], context["capabilities"]) == (False, {"drop": ["ALL"]})
             checked += 1
