@@ -14,7 +14,8 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 ARGS ?=
 
-.PHONY: demo test test-interpreters test-slow hps-parity-env judge-env lint zoo bench environment constraints image-locks audit clean
+.PHONY: demo test test-interpreters test-slow hps-parity-env judge-env lint zoo bench environment constraints \
+	image-locks audit clean
 
 environment: $(STAMP)
 

@@ -4,7 +4,6 @@
 #   docker run --gpus all --env REWARD_SERVER_TOKEN --volume ./models:/models:ro --publish 8000:8000 \
 #       rtdmd-judge:0.1.0 --scorer vlm_judge --model /models/judge --host 0.0.0.0
 FROM python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
-SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
 # triton and vLLM's own kernels are compiled when the model loads.

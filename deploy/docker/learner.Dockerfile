@@ -2,7 +2,6 @@
 #   docker build --file deploy/docker/learner.Dockerfile --tag rtdmd-learner:0.1.0 .
 # The wheels of torch bring CUDA; the machine needs only NVIDIA's driver and container toolkit.
 FROM python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
-SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
 # triton compiles with gcc while a run works (workers.compiled). KubeRay's probes call wget.

@@ -3,7 +3,6 @@
 #   docker run --gpus all --env REWARD_SERVER_TOKEN --volume ./models:/models:ro --publish 8000:8000 \
 #       rtdmd-reward-server:0.1.0 --scorer hps --model /models/hps_v2.1 --device cuda --host 0.0.0.0
 FROM python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
-SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
 RUN --mount=type=bind,source=deploy/docker/reward_server.txt,target=/tmp/reward_server.txt \
