@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from common.config.run import Config
+from common.errors import ConfigError
 from common.rewards.bearer import REWARD_TOKEN
 from learner.preflight.command_line import Invocation, parse
 from reward_servers.metrics import ServerMetrics
@@ -66,17 +67,32 @@ def server(manifest: Manifest) -> ServerSettings:
     return check(build_parser().parse_args(arguments))
 
 
+def image_problem(image: str) -> str | None:
+    """Why the project does not make an image, or None."""
+    name, tag = ours(image), image.rpartition(":")[2]
+    if name is not None and not (DOCKER / f"{name}.Dockerfile").is_file():
+        return f"{image} has no Dockerfile in deploy/docker"
+    return None if name is None or tag == PROJECT["version"] else f"{image} is not of version {PROJECT['version']}"
+
+
 @pytest.mark.parametrize("folder", APPLIED)
 def test_images_are_those_of_the_project(folder: str) -> None:
-    images = {
-        container["image"] for one in rendered(folder) for pod in pods(one) for container in pod["spec"]["containers"]
-    }
-    assert images
-    for image in images:
-        name, tag = ours(image), image.rpartition(":")[2]
-        if name is not None:
-            assert (DOCKER / f"{name}.Dockerfile").is_file(), f"{folder}: {image} has no Dockerfile in deploy/docker"
-            assert tag == PROJECT["version"], f"{folder}: {image} is not of version {PROJECT['version']}"
+    specs = [pod["spec"] for one in rendered(folder) for pod in pods(one)]
+    images = {one["image"] for spec in specs for one in [*spec["containers"], *spec.get("initContainers", [])]}
+    assert len(images) >= 3
+    assert [problem for problem in map(image_problem, sorted(images)) if problem] == []
+
+
+@pytest.mark.parametrize(
+    ("image", "problem"),
+    [
+        ("registry.example.com:5000/team/rtdmd-trainer:0.1.0", "rtdmd-trainer:0.1.0 has no Dockerfile"),
+        ("rtdmd-learner:0.0.9", "rtdmd-learner:0.0.9 is not of version"),
+        ("rtdmd-learner", "rtdmd-learner has no Dockerfile"),
+    ],
+)
+def test_an_image_that_is_gone_would_be_named(image: str, problem: str) -> None:
+    assert problem in (image_problem(image) or "")
 
 
 @pytest.mark.parametrize("folder", APPLIED)
@@ -96,6 +112,17 @@ def test_a_job_starts_and_resumes_with_one_command(size: str, tmp_path: Path) ->
     head = job["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
     mounts = [mount["mountPath"] for mount in head["volumeMounts"]]
     assert any(asked.run_dir.is_relative_to(mount) for mount in mounts)
+
+
+@pytest.mark.parametrize(
+    ("option", "section"), [("--alignment.gruop_size 4", ""), ("", "\nworker: {count: 1}\n"), ("--resum", "")]
+)
+def test_an_option_that_is_gone_would_be_named(option: str, section: str, tmp_path: Path) -> None:
+    """A job's command and its run file are read as a run reads them."""
+    text = (KUBERAY / "one_node/run.yaml").read_text(encoding="utf-8")
+    (tmp_path / "run.yaml").write_text(text + section)
+    with pytest.raises(ConfigError, match=r"gruop_size|worker|--resum"):
+        parse(["--config", f"{tmp_path}/run.yaml", *option.split()], {})
 
 
 def published(config: Config) -> dict[str, object]:
