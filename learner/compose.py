@@ -48,6 +48,7 @@ from learner.driver.run_directory import (
     begin,
     claimed,
     continuity,
+    decided,
     require_same_prompts,
     require_same_rewards,
     run_id,
@@ -172,6 +173,7 @@ def _token_hosts(config: Config) -> list[str]:
 def _run(invocation: Invocation) -> None:
     config = invocation.config
     check_storage(invocation.run_dir, os.environ)
+    invocation = decided(invocation)
     check_files(config, resuming=invocation.resume)
     check_reward_devices(config)
     require_installed(config.trackers.kinds)
@@ -290,9 +292,10 @@ def _tracker(config: Config, run_dir: Path, level: int) -> Iterator[Tracker]:
     with ExitStack() as stack:
         console = stack.enter_context(Console(stages, config.run.name, quiet=level > logging.INFO))
         if config.metrics.port is not None:
-            server = serve(config.metrics.port, registry)
+            server = serve(config.metrics.port, registry, config.metrics.host)
             stack.callback(server.close)
-            console.message(f"metrics: http://127.0.0.1:{server.port}/metrics")
+            host = f"[{config.metrics.host}]" if ":" in config.metrics.host else config.metrics.host
+            console.message(f"metrics: http://{host}:{server.port}/metrics")
         driver, learner = DriverMetrics.build(registry), LearnerMetrics.build(registry)
         tracker = Tracker(run_dir / "metrics.jsonl", console, driver, learner, config.workers.most)
         stack.callback(tracker.close)

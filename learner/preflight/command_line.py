@@ -1,6 +1,7 @@
 """Command lines of `rtdmd train` and `rtdmd forecast`: run file < environment < options, and help for every option.
 
-    rtdmd train [--config FILE] [--section.key VALUE ...] [--run-dir DIR] [--quick] [--explain] [--dry-run] [--resume]
+    rtdmd train [--config FILE] [--section.key VALUE ...] [--run-dir DIR] [--quick] [--explain] [--dry-run]
+                [--resume [auto]]
 
 A run file may carry a `quick:` block, a partial configuration that `--quick` applies on top of the rest of the file.
 Environment variables are RTDMD_SECTION__KEY. A reward is addressed by name: `--rewards.hps.weight 0.5`.
@@ -36,12 +37,19 @@ QUOTED = re.compile(r"([\"']).*\1", re.DOTALL)
 OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?=|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?=|=(tcp|udp|sctp)://")
 """Variables of a Service; one named rtdmd-a--b has "__" in them."""
 QUICK_BLOCK = "quick"
+NEWEST, AUTO = "newest", "auto"
+"""The values of `--resume`; without a value it is `newest`, which needs a run to continue."""
 HELP_WIDTH = 110
 
 
 @dataclass(frozen=True)
 class Invocation:
-    """The parsed request of a command line."""
+    """The parsed request of a command line.
+
+    Attributes:
+        resume: continue the run in `run_dir`.
+        resume_auto: `--resume auto`: `learner.driver.run_directory.decided` sets `resume` from what `run_dir` holds.
+    """
 
     config: Config
     run_dir: Path
@@ -49,6 +57,7 @@ class Invocation:
     resume: bool
     explain: bool = False
     log_level: LogLevel = LogLevel.INFO
+    resume_auto: bool = False
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Invocation:
@@ -66,7 +75,9 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Invocation:
     config = _configured(arguments, overrides, environ)
     run_dir = arguments.run_dir or Path("runs") / config.run.name
     level = LogLevel(arguments.log_level)
-    return Invocation(config, run_dir, arguments.dry_run, arguments.resume, arguments.explain, level)
+    auto = arguments.resume == AUTO
+    resume = arguments.resume is not None and not auto
+    return Invocation(config, run_dir, arguments.dry_run, resume, arguments.explain, level, resume_auto=auto)
 
 
 def parse_forecast(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[Config, str]:
@@ -121,7 +132,7 @@ class _Parser(argparse.ArgumentParser):
 def _train_parser() -> argparse.ArgumentParser:
     parser = run_file_parser(
         "rtdmd train",
-        "[--run-dir DIR] [--quick] [--explain] [--dry-run] [--resume] [--log-level LEVEL]",
+        "[--run-dir DIR] [--quick] [--explain] [--dry-run] [--resume [auto]] [--log-level LEVEL]",
         "Distil a text-to-image model into a few-step student, then align it with rewards.",
     )
     parser.add_argument("--run-dir", type=user_path, metavar="DIR", help="where the run writes (default runs/NAME)")
@@ -129,7 +140,12 @@ def _train_parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="start everything once, say what would be trained, and stop"
     )
     parser.add_argument(
-        "--resume", action="store_true", help="continue from the newest checkpoint of the run directory"
+        "--resume",
+        nargs="?",
+        choices=[NEWEST, AUTO],
+        const=NEWEST,
+        metavar=AUTO,
+        help="continue from the newest checkpoint of the run directory; with auto, start a run if there is none",
     )
     parser.add_argument(
         "--explain", action="store_true", help="say which values are published, vetted here or yours, and stop"

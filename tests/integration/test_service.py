@@ -75,7 +75,7 @@ def test_the_exported_lora_is_one_that_diffusers_loads(finished: Run, tiny_pipel
 @pytest.fixture(scope="module")
 def killed(finished: Run, config: Path) -> tuple[Run, list[Process]]:
     """A run whose driver was killed after a random iteration, and what it had started."""
-    run = Run(config, config.parent / "killed")
+    run = Run(config, config.parent / "killed", "--resume", "auto")
     run.wait_for_lines(random.randrange(1, len(finished.lines()) - 1))
     left = run.kill()
     assert not (run.run_dir / "summary.json").exists()
@@ -85,7 +85,8 @@ def killed(finished: Run, config: Path) -> tuple[Run, list[Process]]:
 def test_a_killed_run_resumes_to_the_same_end(
     finished: Run, service: Service, killed: tuple[Run, list[Process]]
 ) -> None:
-    resumed = service.run(killed[0].run_dir.name, "--resume")
+    """`--resume auto` started it, and continues it."""
+    resumed = service.run(killed[0].run_dir.name, "--resume", "auto")
     resumed.finish()
     assert_equal_runs(resumed, finished)
 

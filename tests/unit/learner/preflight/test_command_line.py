@@ -66,6 +66,18 @@ def test_flags_and_run_directory(run_file: str) -> None:
     assert (flagged.run_dir, flagged.dry_run, flagged.resume) == (Path("/x/y"), True, True)
 
 
+def test_resume_takes_auto_and_nothing_else(run_file: str) -> None:
+    for options, expected in (
+        ([], (False, False)),
+        (["--resume"], (True, False)),
+        (["--resume", "auto"], (False, True)),
+    ):
+        asked = parse(["--config", run_file, *options, "--run.seed", "1"], {})
+        assert (asked.resume, asked.resume_auto) == expected
+    with pytest.raises(ConfigError, match="argument --resume: invalid choice: 'always'"):
+        parse(["--config", run_file, "--resume", "always"], {})
+
+
 @pytest.mark.parametrize(
     ("options", "environment", "expected"),
     [
