@@ -233,6 +233,22 @@ class ScoringFailure:
 
 
 @dataclass(frozen=True)
+class GroupPicture:
+    """A group as people look at it.
+
+    Attributes:
+        strip: an image file, PNG or JPEG: the group's samples side by side, scaled down.
+        suffix: of the file's name, with its dot.
+        rewards_G: as in `ScoredGroup`.
+    """
+
+    prompt: str
+    strip: bytes
+    suffix: str
+    rewards_G: Mapping[str, FloatArray]
+
+
+@dataclass(frozen=True)
 class RolloutOutcome:
     """A rollout's report for the driver: small, because the group itself goes to the learner.
 
@@ -240,6 +256,7 @@ class RolloutOutcome:
         worker: host:pid, so that a restarted worker counts as a new one.
         failure: why the group could not be scored; such a group is never trained on.
         left_out: rewards that the group is trained without, according to their outage policy.
+        picture: None if it was not asked for.
     """
 
     worker: str
@@ -247,6 +264,7 @@ class RolloutOutcome:
     seconds: dict[str, float]
     failure: ScoringFailure | None = None
     left_out: tuple[ScoringFailure, ...] = ()
+    picture: GroupPicture | None = None
 
 
 @dataclass(frozen=True)
@@ -305,6 +323,7 @@ class Collected:
         reasons: reward:cause -> the error of the last such group.
         renormalised: reward:cause -> number of groups trained without that reward.
         images: worker -> number of samples it contributed.
+        pictures: place in `groups` -> its picture, of the groups that have one.
     """
 
     groups: list[ray.ObjectRef[ScoredGroup]]
@@ -313,11 +332,32 @@ class Collected:
     reasons: dict[str, str] = field(default_factory=dict)
     renormalised: Counter[str] = field(default_factory=Counter)
     images: Counter[str] = field(default_factory=Counter)
+    pictures: dict[int, GroupPicture] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainedSamples:
+    """What an update of stage 2 trained on, for people to look at; the same on every rank.
+
+    Attributes:
+        sigmas: the noise levels of the rollout, T + 1.
+        advantages_PG: float32 [P, G], of the groups in their order.
+        kept_PG: bool [P, G]: the samples that were trained on (alignment.train_fraction).
+        policy_steps: the steps that the policy term trained.
+        final_step: whether matching or the reward gradient trained the last step.
+    """
+
+    sigmas: tuple[float, ...]
+    advantages_PG: FloatArray
+    kept_PG: npt.NDArray[np.bool_]
+    policy_steps: tuple[int, ...]
+    final_step: bool
 
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """The report of one update: metrics by name, seconds by part."""
+    """The report of one update: metrics by name, seconds by part, and in stage 2 what it trained on."""
 
     metrics: dict[str, float]
     seconds: dict[str, float]
+    trained: TrainedSamples | None = None

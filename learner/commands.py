@@ -26,6 +26,8 @@ COMMANDS = {
     ),
     "control": ("learner.tools.control:main", "pause, continue or stop a running run"),
     "track": ("learner.tools.track:main", "send a run to TensorBoard, Weights & Biases, trackio or MLflow"),
+    "watch": ("learner.records.live_page:main", "show a run in the browser, while it trains or afterwards"),
+    "compare": ("learner.records.compare:main", "write one page that compares runs"),
     "report": ("learner.records.report:main", "rewrite the report of a run"),
     "serve": ("reward_servers.main:main", "serve a reward over HTTP (also `python -m reward_servers`)"),
     "score": ("reward_servers.score_images:main", "score image files with a running reward server"),

@@ -71,6 +71,7 @@ from learner.preflight.forecast import Prediction, choose_device, predict, requi
 from learner.preflight.prompt_checks import check_prompts
 from learner.preflight.ray_environment import check_storage, cluster_address, temporary_folder
 from learner.records.console import Console
+from learner.records.live_page import live_page
 from learner.records.metrics_log import Tracker
 from learner.records.prometheus import DriverMetrics, LearnerMetrics, serve
 from learner.records.run_log import announce, run_log
@@ -217,6 +218,7 @@ def started_service(
     with ExitStack() as stack:
         stack.enter_context(run_log(run_dir / "logs", invocation.log_level))
         stack.enter_context(_errors_in_one_line(invocation))  # inside: the log gets the line that the console shows
+        stack.enter_context(_dashboard(invocation.config, run_dir))
         config = with_known_threads(invocation.config, run_dir, resume=invocation.resume)
         redis = stack.enter_context(_redis(config, run_dir))
         servers = stack.enter_context(LocalServers(local_specs(config.rewards), run_dir / "logs", say=announce))
@@ -269,6 +271,18 @@ def _redis(config: Config, run_dir: Path) -> Iterator[RedisAddress | None]:
         address = RedisAddress.from_environment(config.redis.url)
         address.require("redis.url", "start it, name another, or do without (redis.url: none)")
         yield address
+
+
+@contextmanager
+def _dashboard(config: Config, run_dir: Path) -> Iterator[None]:
+    """The live page, if one is asked for."""
+    dashboard = config.dashboard
+    if dashboard.port is None:
+        yield
+        return
+    with live_page(run_dir, dashboard.host, dashboard.port, "dashboard") as url:
+        print(f"live page: {url}", file=sys.stderr)
+        yield
 
 
 @contextmanager

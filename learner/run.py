@@ -29,7 +29,7 @@ from learner.driver.calls import answer
 from learner.driver.comparison import PolicyRecords
 from learner.driver.evaluation import evaluate
 from learner.driver.publisher import Publisher
-from learner.driver.rollouts import Rollouts
+from learner.driver.rollouts import Pictured, Rollouts
 from learner.driver.run_directory import Start
 from learner.driver.worker_pool import WorkerPool
 from learner.loop import run_alignment, run_cold_start
@@ -106,7 +106,12 @@ class Service:
         run_alignment(
             self.learner,
             self.publisher,
-            Rollouts(self.pool, config.alignment.group_size, self._outage_limit_s()),
+            Rollouts(
+                self.pool,
+                config.alignment.group_size,
+                self._outage_limit_s(),
+                pictured=Pictured(config.dashboard.groups, config.dashboard.groups_every),
+            ),
             self._plan,
             self.tracker,
             milestones,

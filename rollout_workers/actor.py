@@ -35,6 +35,7 @@ from common.types import (
 )
 from common.weights import Payload, PublishedWeights
 from rollout_workers.diversity import mean_pairwise_distance
+from rollout_workers.group_picture import group_picture
 from rollout_workers.progress import Call, Progress
 from rollout_workers.sampler import decode_to_uint8, sample_for_evaluation, sample_group
 from rollout_workers.weight_receiver import VELOCITY_TOLERANCE, WeightReceiver
@@ -82,19 +83,36 @@ class RolloutWorker:
         return self._progress.heartbeat()
 
     def rollout(
-        self, prompt: Prompt, plan: StepPlan, group_size: int, weights: PublishedWeights, frozen: Payload
+        self,
+        prompt: Prompt,
+        plan: StepPlan,
+        group_size: int,
+        weights: PublishedWeights,
+        frozen: Payload,
+        *,
+        pictured: bool = False,
     ) -> tuple[RolloutOutcome, ScoredGroup | None]:
         """Sample one group with these weights and have every trained reward score it.
+
+        With `pictured` the outcome has a picture of the group.
 
         Raises:
             WeightUpdateError, AttestationError: the weights did not take effect; the run must stop.
             RewardOutage: a reward under `pause` did not recover in time; the run must stop.
         """
         with self._progress.call() as call:
-            return self._rollout(call, prompt, plan, group_size, weights, frozen)
+            return self._rollout(call, prompt, plan, group_size, weights, frozen, pictured=pictured)
 
     def _rollout(
-        self, call: Call, prompt: Prompt, plan: StepPlan, group_size: int, weights: PublishedWeights, frozen: Payload
+        self,
+        call: Call,
+        prompt: Prompt,
+        plan: StepPlan,
+        group_size: int,
+        weights: PublishedWeights,
+        frozen: Payload,
+        *,
+        pictured: bool,
     ) -> tuple[RolloutOutcome, ScoredGroup | None]:
         call.begin("weights")
         version = self._receiver.receive(weights, frozen)
@@ -117,7 +135,8 @@ class RolloutWorker:
         trajectory = TrajectoryGroup(
             prompt, plan, version, sampled.latents_SGchw.cpu().numpy(), sampled.surrogate_TG.cpu().numpy()
         )
-        outcome = RolloutOutcome(name, version, call.seconds, left_out=left_out)
+        picture = group_picture(prompt.text, images, answers.values) if pictured else None
+        outcome = RolloutOutcome(name, version, call.seconds, left_out=left_out, picture=picture)
         return outcome, ScoredGroup(trajectory, answers.values)
 
     def evaluate(

@@ -186,6 +186,32 @@ class MetricsConfig(Section):
         return host
 
 
+DASHBOARD_PORT = 8720
+"""Port of the live page where it is asked for without a number."""
+
+
+class DashboardConfig(Section):
+    """The live page, and the groups that it shows. `--dashboard [PORT]` sets the port."""
+
+    port: int | None = Field(
+        None,
+        ge=0,
+        le=65_535,
+        description="Port of the live page. 0: any free port, printed at the start. null: no page.",
+    )
+    host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        description="Address that the page listens on. Any but loopback needs RTDMD_DASHBOARD_TOKEN.",
+    )
+    groups: NonNegativeInt = Field(
+        4,
+        description="Groups that are kept to look at, of an iteration of stage 2 that keeps any. Each is one strip of "
+        "small pictures: about 15 KB per sample of 256 pixels.",
+    )
+    groups_every: PositiveInt = Field(10, description="Iterations of stage 2 between two that keep groups.")
+
+
 class Config(Section):
     """A whole run."""
 
@@ -205,6 +231,7 @@ class Config(Section):
     redis: RedisConfig = RedisConfig()
     metrics: MetricsConfig = MetricsConfig()
     trackers: TrackersConfig = TrackersConfig()
+    dashboard: DashboardConfig = DashboardConfig()
 
     @model_validator(mode="after")
     def _reward_names_differ(self) -> Self:

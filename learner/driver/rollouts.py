@@ -35,6 +35,20 @@ class _Key:
     attempt: int
 
 
+@dataclass(frozen=True)
+class Pictured:
+    """Which groups are kept as pictures: the first `groups` of every `every`-th iteration."""
+
+    groups: int = 0
+    every: int = 1
+
+    def includes(self, iteration: int, place: int) -> bool:
+        return place < self.groups and iteration % self.every == 0
+
+
+NO_PICTURES = Pictured()
+
+
 class Rollouts:
     """Requests groups ahead of time and waits for those of one iteration."""
 
@@ -44,12 +58,14 @@ class Rollouts:
         group_size: int,
         outage_limit_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
+        pictured: Pictured = NO_PICTURES,
     ) -> None:
         """`outage_limit_s`: seconds to keep sampling an iteration that an outage left without any group."""
         self._clock = clock
         self._pool = pool
         self._group_size = group_size
         self._outage_limit_s = outage_limit_s
+        self._pictured = pictured
         self._calls: dict[int, list[partial[list[ray.ObjectRef]]]] = {}
 
     def check(self) -> None:
@@ -58,7 +74,12 @@ class Rollouts:
 
     def request(self, plan: StepPlan, prompts: Sequence[Prompt], weights: Publication) -> None:
         """Request one group per prompt, sampled with these weights."""
-        calls = [partial(_start_rollout, prompt, plan, self._group_size, weights) for prompt in prompts]
+        calls = [
+            partial(
+                _start_rollout, prompt, plan, self._group_size, weights, self._pictured.includes(plan.iteration, place)
+            )
+            for place, prompt in enumerate(prompts)
+        ]
         self._calls[plan.iteration] = calls
         for place, call in enumerate(calls):
             self._pool.submit(Call(_Key(plan.iteration, place, 1), call))
@@ -108,6 +129,8 @@ class Rollouts:
             for part, seconds in outcome.seconds.items():
                 collected.seconds[part] += seconds
             if outcome.failure is None:
+                if outcome.picture is not None:
+                    collected.pictures[len(collected.groups)] = outcome.picture
                 collected.groups.append(group)
                 collected.images[outcome.worker] += self._group_size
                 collected.renormalised.update(_cause(left_out) for left_out in outcome.left_out)
@@ -141,7 +164,8 @@ def _cause(failure: ScoringFailure) -> str:
 
 
 def _start_rollout(
-    prompt: Prompt, plan: StepPlan, group_size: int, weights: Publication, worker: ActorHandle
+    prompt: Prompt, plan: StepPlan, group_size: int, weights: Publication, pictured: bool, worker: ActorHandle
 ) -> list[ray.ObjectRef]:
-    references: list[ray.ObjectRef] = worker.rollout.options(num_returns=2).remote(prompt, plan, group_size, *weights)
+    call = worker.rollout.options(num_returns=2)
+    references: list[ray.ObjectRef] = call.remote(prompt, plan, group_size, *weights, pictured=pictured)
     return references

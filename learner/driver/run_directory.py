@@ -29,6 +29,7 @@ from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.driver.run_lock import LOCK, locked
 from learner.preflight.command_line import Invocation
 from learner.preflight.run_file import dump_config, load_saved_config
+from learner.records.group_files import cut_groups
 from learner.records.metrics_log import BEGINNING, cut_metrics, logged_until
 
 DECLARED, PROMPTS = "reward_servers", "prompt_fingerprints"
@@ -107,7 +108,9 @@ def begin(invocation: Invocation, start: Start) -> None:
     run_dir = invocation.run_dir
     try:
         if invocation.resume:
-            cut_metrics(run_dir / "metrics.jsonl", start.position if start.resumes else BEGINNING)
+            position = start.position if start.resumes else BEGINNING
+            cut_metrics(run_dir / "metrics.jsonl", position)
+            cut_groups(run_dir, position)
         if not start.resumes:
             # No checkpoint confirms the settings with which these were measured.
             _remove_policies(run_dir)

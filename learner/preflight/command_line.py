@@ -1,7 +1,7 @@
 """Command lines of `rtdmd train` and `rtdmd forecast`: run file < environment < options, and help for every option.
 
     rtdmd train [--config FILE] [--section.key VALUE ...] [--run-dir DIR] [--quick] [--explain] [--dry-run]
-                [--resume [auto]]
+                [--resume [auto]] [--dashboard [PORT]]
 
 A run file may carry a `quick:` block, a partial configuration that `--quick` applies on top of the rest of the file.
 Environment variables are RTDMD_SECTION__KEY. A reward is addressed by name: `--rewards.hps.weight 0.5`.
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 from common.command import user_path
-from common.config.run import Config
+from common.config.run import DASHBOARD_PORT, Config
 from common.errors import ConfigError
 from common.project_files import found_path, with_found_paths
 from learner.preflight.run_file import Draft, Key, Knob, kinds_of, knobs, parse_yaml, read_run_file
@@ -72,6 +72,8 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Invocation:
     """
     _require_text(argv)
     arguments, overrides = _train_parser().parse_known_args(argv)
+    if arguments.dashboard is not None:
+        overrides.append(f"--dashboard.port={arguments.dashboard}")
     config = _configured(arguments, overrides, environ)
     run_dir = arguments.run_dir or Path("runs") / config.run.name
     level = LogLevel(arguments.log_level)
@@ -132,7 +134,8 @@ class _Parser(argparse.ArgumentParser):
 def _train_parser() -> argparse.ArgumentParser:
     parser = run_file_parser(
         "rtdmd train",
-        "[--run-dir DIR] [--quick] [--explain] [--dry-run] [--resume [auto]] [--log-level LEVEL]",
+        "[--run-dir DIR] [--quick] [--explain] [--dry-run] [--resume [auto]] [--dashboard [PORT]] "
+        "[--log-level LEVEL]",
         "Distil a text-to-image model into a few-step student, then align it with rewards.",
     )
     parser.add_argument("--run-dir", type=user_path, metavar="DIR", help="where the run writes (default runs/NAME)")
@@ -155,6 +158,13 @@ def _train_parser() -> argparse.ArgumentParser:
         choices=[level.value for level in LogLevel],
         default=LogLevel.INFO.value,
         help="least important lines that the console shows: info (default) has the progress, debug also Ray's lines",
+    )
+    parser.add_argument(
+        "--dashboard",
+        nargs="?",
+        const=str(DASHBOARD_PORT),
+        metavar="PORT",
+        help=f"serve a live page of the run on this port of loopback (default {DASHBOARD_PORT}; 0 is any free one)",
     )
     parser.add_argument("--plan", nargs="?", action=_Renamed, help=argparse.SUPPRESS)
     return parser
@@ -247,7 +257,7 @@ def _from_options(words: Sequence[str]) -> Iterator[tuple[Key, str, str]]:
 
 
 def _option_suggestion(option: str) -> str:
-    flags = ["--config", "--run-dir", "--quick", "--explain", "--dry-run", "--resume", "--log-level"]
+    flags = ["--config", "--run-dir", "--quick", "--explain", "--dry-run", "--resume", "--dashboard", "--log-level"]
     by_leaf = [f"--{knob.dotted}" for knob in knobs() if knob.key[-1] == option.removeprefix("--")]
     close = by_leaf or difflib.get_close_matches(option, flags, n=1)
     return f"; did you mean {' or '.join(close)}?" if close else ""

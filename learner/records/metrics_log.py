@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import TextIO
 
 from common.console_stream import LOG
-from common.types import Collected, Position, Stage, UpdateResult
+from common.types import Collected, GroupPicture, Position, Stage, TrainedSamples, UpdateResult
 from common.whole_files import write_whole
 from learner.metric_names import DROPPED_GROUPS, LEFT_OUT_GRADIENTS, RENORMALISED_GROUPS, SIGNAL_NORM
 from learner.records.console import Console
+from learner.records.group_files import write_groups
 from learner.records.prometheus import DriverMetrics, LearnerMetrics
 
 FAINT = 0.01
 """Of the sum of the terms' gradient norms: below this, a term trains next to nothing."""
+KEPT_GROUPS = "kept groups"
+"""Names the line, shown once, that groups cannot be kept."""
 BEGINNING = Position(Stage.COLD_START, 0)
 
 
@@ -32,6 +35,8 @@ class StepRecord:
         self.dropped: Mapping[str, int] = {}
         self.reasons: Mapping[str, str] = {}
         self.renormalised: Mapping[str, int] = {}
+        self.pictures: Mapping[int, GroupPicture] = {}
+        self.trained: TrainedSamples | None = None
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -46,6 +51,7 @@ class StepRecord:
             self.seconds[f"worker_{part}"] = seconds
         self.dropped, self.reasons = collected.dropped, collected.reasons
         self.renormalised = collected.renormalised
+        self.pictures, self.trained = collected.pictures, result.trained
         self.metrics[DROPPED_GROUPS] = float(sum(collected.dropped.values()))
         for cause, count in collected.renormalised.items():
             self.metrics[f"{RENORMALISED_GROUPS}/{cause}"] = float(count)
@@ -81,6 +87,7 @@ class Tracker:
         record, started = StepRecord(), time.perf_counter()
         yield record
         record.seconds["step"] = time.perf_counter() - started
+        self._keep_groups(Position(Stage(stage), iteration), record)
         self._write(stage, iteration, "train", record.metrics, record.seconds)
         self._export(stage, iteration, record)
         shown = {_grouped(name): value for name, value in record.metrics.items()}
@@ -122,8 +129,20 @@ class Tracker:
         self, stage: str, iteration: int, kind: str, metrics: Mapping[str, float], seconds: Mapping[str, float]
     ) -> None:
         line = {"stage": stage, "iteration": iteration, "kind": kind, "metrics": metrics, "seconds": seconds}
+        line["time"] = round(time.time(), 3)
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+
+    def _keep_groups(self, position: Position, record: StepRecord) -> None:
+        """Write the groups to look at. The run goes on without them: they are no part of its result."""
+        if not record.pictures or record.trained is None:
+            return
+        try:
+            write_groups(self._path.parent, position, record.pictures, record.trained)
+        except OSError as error:
+            if KEPT_GROUPS not in self._named:
+                self._named.add(KEPT_GROUPS)
+                self._console.message(f"groups are not kept for the live page: {error}; the run goes on")
 
     def _name_dropped(self, iteration: int, record: StepRecord) -> None:
         """One line for the first groups that are dropped for a reason; after that they are only counted."""

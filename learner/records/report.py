@@ -2,8 +2,8 @@
 
     rtdmd report RUN_DIR
 
-It is one file without references to others. `learner/records/run_files.py` says which files of the run it reads. All but
-metrics.jsonl may be missing: the report of an interrupted run shows what exists.
+It is one file without references to others. `learner/records/run_files.py` says which files of the run it reads. All
+but metrics.jsonl may be missing: the report of an interrupted run shows what exists.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from common.command import exit_status, user_path
 from common.whole_files import write_whole
 from learner.records.page import whole_page
 from learner.records.run_files import GalleryRow, Record, RunFiles, policy_label, read_metrics, read_run
-from learner.records.sections import curves_of, curves_section, embedded, policies_table, shown
+from learner.records.sections import curves_of, curves_section, embedded, gallery_rows, policies_table, shown
 from learner.records.timeline import log_events, timeline
 
 
@@ -59,16 +59,10 @@ def _result_section(run: RunFiles) -> str:
 def _gallery_section(gallery: Sequence[GalleryRow]) -> str:
     if not gallery:
         return ""
-    entries = "".join(_gallery_entry(row) for row in gallery)
     return (
         '<h2>Before and after</h2><p class="note">One prompt and one initial noise, by policy, with what each '
-        f'reward says of the picture. Click on a picture to enlarge it.</p><div class="gallery">{entries}</div>'
+        f"reward says of the picture. Click on a picture to enlarge it.</p>{gallery_rows(gallery, embedded)}"
     )
-
-
-def _gallery_entry(row: GalleryRow) -> str:
-    figures = "".join(embedded(picture, policy_label(name), row.prompt) for name, picture in row.pictures.items())
-    return f'<div class="card"><p class="prompt">{escape(row.prompt)}</p><div class="pictures">{figures}</div></div>'
 
 
 def _seconds_section(seconds: Mapping[str, float], records: Sequence[Record]) -> str:

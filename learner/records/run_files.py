@@ -1,10 +1,10 @@
 """Reads what a run leaves, for its report, the live page and comparisons. All but metrics.jsonl may be missing.
 
-    metrics.jsonl             JSON lines: {"stage", "iteration", "kind": "train" | "evaluation", "metrics", "seconds",
-                              "time"}; time is in seconds since 1970, and runs of earlier versions lack it
-    summary.json              {"policies": {name: {metric: value}}, "seconds": {part: value}, "run": {...}}
-    samples/gallery.json      [{"prompt", "policies": {name: {"image": file beside it, "scores": {name: value}}}}]
-    samples/policies/*.json   see `learner/driver/comparison.py`
+metrics.jsonl             JSON lines: {"stage", "iteration", "kind": "train" | "evaluation", "metrics", "seconds",
+                          "time"}; time is in seconds since 1970, and runs of earlier versions lack it
+summary.json              {"policies": {name: {metric: value}}, "seconds": {part: value}, "run": {...}}
+samples/gallery.json      [{"prompt", "policies": {name: {"image": file beside it, "scores": {name: value}}}}]
+samples/policies/*.json   see `learner/driver/comparison.py`
 """
 
 from __future__ import annotations
@@ -84,9 +84,7 @@ class MetricsFile:
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 if line is lines[-1]:
                     return  # torn, or still being written: the next call reads it again
-                raise RtdmdError(
-                    f"{self._path}: line {self._lines + 1} is not a metrics record: {error!r}"
-                ) from error
+                raise RtdmdError(f"{self._path}: line {self._lines + 1} is not a metrics record: {error!r}") from error
             self._records[record.stage, record.iteration, record.kind] = record
             if line.endswith(b"\n"):
                 self._offset += len(line)

@@ -1,11 +1,11 @@
-"""Parts of the pages as HTML: the final table, curves, and the gallery. The report, live page and comparison share them."""
+"""Parts of the pages as HTML: the final table, curves and the gallery, for report, live page and comparison."""
 
 from __future__ import annotations
 
 import base64
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -13,11 +13,12 @@ from pathlib import Path
 from common.errors import RtdmdError
 from learner.records.charts import SERIES_COLOURS, Point, line_chart
 from learner.records.intervals import interval, winner
-from learner.records.run_files import EVALUATION, TRAIN, Picture, PolicyResult, Record, policy_label
+from learner.records.run_files import EVALUATION, TRAIN, GalleryRow, Picture, PolicyResult, Record, policy_label
 
 SMALL_IMAGE_BYTES = 40_000  # about a 128 px PNG: such images are enlarged with hard edges
 STAGES = ("alignment", "cold_start")
 
+Source = Callable[[Path], tuple[str, bool]]
 Curves = Mapping[tuple[str, str], Mapping[str, list[Point]]]
 """(stage, kind of record) -> metric -> its points."""
 
@@ -32,8 +33,8 @@ def policies_table(policies: Mapping[str, PolicyResult], labels: Mapping[str, st
         for name, result in policies.items()
     )
     return (
-        '<p class="note">± is the 95 % confidence interval of the mean over prompts. ★ marks the best policy of a column '
-        "if it is better than every other one by more than noise: the 95 % intervals of its differences exclude zero. "
+        '<p class="note">± is the 95 % confidence interval of the mean over prompts. ★ marks the best policy of a '
+        "column if it is better than every other one by more than noise: the 95 % intervals of its differences exclude zero. "
         f'Policies with the same prompts and noise are compared prompt by prompt.</p><div class="card"><table><thead>'
         f"<tr><th>policy</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
@@ -101,26 +102,39 @@ def _charts(
     return f'<h3>{escape(heading)}</h3><div class="charts">{"".join(charts)}</div>'
 
 
-def embedded(picture: Picture, label: str, prompt: str) -> str:
-    """A figure with the image inside the page, its scores below, enlarged on click.
+def gallery_rows(gallery: Sequence[GalleryRow], source: Source) -> str:
+    """The gallery as HTML: one card per prompt. `source` gives an image's URL and whether its pixels are few."""
+    return f'<div class="gallery">{"".join(_gallery_card(row, source) for row in gallery)}</div>'
+
+
+def _gallery_card(row: GalleryRow, source: Source) -> str:
+    figures = "".join(
+        _figure(picture, policy_label(name), row.prompt, source) for name, picture in row.pictures.items()
+    )
+    return f'<div class="card"><p class="prompt">{escape(row.prompt)}</p><div class="pictures">{figures}</div></div>'
+
+
+def _figure(picture: Picture, label: str, prompt: str, source: Source) -> str:
+    url, small = source(picture.file)
+    kind = "small" if small else "large"
+    return (
+        f'<figure><button class="enlarge" type="button" data-text="{escape(f"{label}: {prompt}")}">'
+        f'<img class="{kind}" alt="{escape(label)}" src="{escape(url)}" loading="lazy"></button>'
+        f"{caption(label, picture.scores)}</figure>"
+    )
+
+
+def embedded(image: Path) -> tuple[str, bool]:
+    """The image as a URL that has its content, and whether its pixels are few.
 
     Raises:
         RtdmdError: the image cannot be read.
     """
-    source, kind = _embedded_source(picture.file)
-    return (
-        f'<figure><button class="enlarge" type="button" data-text="{escape(f"{label}: {prompt}")}">'
-        f'<img class="{kind}" alt="{escape(label)}" src="{source}"></button>{caption(label, picture.scores)}</figure>'
-    )
-
-
-def _embedded_source(image: Path) -> tuple[str, str]:
     try:
         data = image.read_bytes()
     except OSError as error:
         raise RtdmdError(f"{image}: named in gallery.json, but cannot be read: {error.strerror}") from error
-    kind = "small" if len(data) < SMALL_IMAGE_BYTES else "large"
-    return f"data:image/png;base64,{base64.b64encode(data).decode()}", kind
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}", len(data) < SMALL_IMAGE_BYTES
 
 
 def caption(label: str, scores: Mapping[str, float]) -> str:

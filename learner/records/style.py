@@ -5,10 +5,12 @@ from __future__ import annotations
 STYLE = """
 :root { color-scheme: light dark; --ground: #fbfaf8; --card: #ffffff; --ink: #1d1f24; --soft: #646872; --edge: #e4e2dd;
   --good: #0b7a4b; --bad: #b3261e; --one: #c2571a; --two: #7a4fb5; --three: #0b7a4b; --shade: rgba(20, 20, 24, .82);
-  --s0: #3457d5; --s1: #c2571a; --s2: #0b7a4b; --s3: #7a4fb5; --s4: #b3261e; --s5: #0f7c8a; --s6: #8a6d0f; --s7: #b0397f; }
+  --s0: #3457d5; --s1: #c2571a; --s2: #0b7a4b; --s3: #7a4fb5; --s4: #b3261e; --s5: #0f7c8a;
+  --s6: #8a6d0f; --s7: #b0397f; }
 @media (prefers-color-scheme: dark) { :root { --ground: #15171b; --card: #1d2026; --ink: #e8e8ea; --soft: #a2a8b2;
   --edge: #31353d; --good: #5fd3a0; --bad: #ff8a80; --one: #f0a06a; --two: #c3a3f2; --three: #5fd3a0;
-  --s0: #86a0ff; --s1: #f0a06a; --s2: #5fd3a0; --s3: #c3a3f2; --s4: #ff8a80; --s5: #62cbd8; --s6: #d9bd5a; --s7: #f08cc4; } }
+  --s0: #86a0ff; --s1: #f0a06a; --s2: #5fd3a0; --s3: #c3a3f2; --s4: #ff8a80; --s5: #62cbd8;
+  --s6: #d9bd5a; --s7: #f08cc4; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.5 system-ui, -apple-system, "Segoe UI",
   Roboto, sans-serif; }
@@ -27,7 +29,8 @@ tbody tr:last-child td { border-bottom: 0; }
 td.best { color: var(--good); font-weight: 700; }
 td.best::after { content: " ★"; font-size: 12px; }
 td .half { color: var(--soft); font-weight: 400; font-size: 13px; }
-.swatch { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 6px; vertical-align: -1px; }
+.swatch { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 6px;
+  vertical-align: -1px; }
 .tables { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 14px; }
 .tables td { padding: 4px 10px; }
 .tables h3 { margin: 0 0 4px; }
@@ -51,8 +54,9 @@ td .half { color: var(--soft); font-weight: 400; font-size: 13px; }
 .series-4 { --c: var(--s4); } .series-5 { --c: var(--s5); } .series-6 { --c: var(--s6); } .series-7 { --c: var(--s7); }
 polyline[class*=series-] { stroke: var(--c); } circle[class*=series-] { fill: var(--c); }
 .swatch[class*=series-] { background: var(--c); }
-.tip { position: fixed; z-index: 3; pointer-events: none; background: var(--ink); color: var(--ground); border-radius: 6px;
-  padding: 5px 9px; font-size: 12.5px; line-height: 1.4; font-variant-numeric: tabular-nums; max-width: 90vw; }
+.tip { position: fixed; z-index: 3; pointer-events: none; background: var(--ink); color: var(--ground);
+  border-radius: 6px; padding: 5px 9px; font-size: 12.5px; line-height: 1.4; font-variant-numeric: tabular-nums;
+  max-width: 90vw; }
 .tip b { font-weight: 600; }
 
 .gallery { display: grid; gap: 14px; }
@@ -67,7 +71,7 @@ img.small, .tile.small { image-rendering: pixelated; }
 .tile { background-repeat: no-repeat; }
 figcaption { font-size: 13px; margin-top: 6px; }
 figcaption > b { font-weight: 600; overflow-wrap: anywhere; }
-figcaption dl, .facts { display: grid; grid-template-columns: 1fr auto; margin: 2px 0 0; color: var(--soft); font-size: 12.5px;
+figcaption dl { display: grid; grid-template-columns: 1fr auto; margin: 2px 0 0; color: var(--soft); font-size: 12.5px;
   font-variant-numeric: tabular-nums; }
 figcaption dt { overflow: hidden; text-overflow: ellipsis; }
 figcaption dd { margin: 0; padding-left: 8px; text-align: right; color: var(--ink); }
@@ -78,7 +82,8 @@ dialog::backdrop { background: var(--shade); }
 #large .view { display: block; }
 #large p { margin: 0; padding: 8px 14px; font-size: 13.5px; max-width: 90ch; overflow-wrap: anywhere; }
 
-.timeline { display: grid; grid-template-columns: max-content 1fr; gap: 6px 12px; align-items: center; font-size: 13px; }
+.timeline { display: grid; grid-template-columns: max-content 1fr; gap: 6px 12px; align-items: center;
+  font-size: 13px; }
 .timeline .lane { position: relative; height: 22px; background: var(--ground); border-radius: 5px; }
 .timeline .span { position: absolute; top: 3px; bottom: 3px; min-width: 3px; border-radius: 4px; overflow: hidden;
   white-space: nowrap; font-size: 11.5px; line-height: 16px; padding-left: 5px; color: #fff; background: #3457d5; }

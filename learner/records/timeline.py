@@ -88,7 +88,9 @@ def timeline(records: Sequence[Record], events: Sequence[Event]) -> str:
         for kind, title in (("evaluation", "Evaluations"), *LANES.items())
     ]
     rows = "".join(f'<div>{title}</div><div class="lane">{bars}</div>' for title, bars in lanes if bars)
-    ends = f'<div></div><div class="ends"><span>{axis.label(axis.start)}</span><span>{axis.label(axis.end)}</span></div>'
+    ends = (
+        f'<div></div><div class="ends"><span>{axis.label(axis.start)}</span><span>{axis.label(axis.end)}</span></div>'
+    )
     told = [event for event in (*marks, *([] if timed else events)) if event.kind != "evaluation"]
     note = "Times are UTC." if timed else "By seconds of training: this run kept no times."
     return (
@@ -187,4 +189,5 @@ def _list(events: Sequence[Event], *, timed: bool) -> str:
         for event in newest
     )
     left = f", the newest {MOST_LISTED} of them" if len(events) > MOST_LISTED else ""
-    return f'<details><summary>{len(events)} events{left}</summary><table class="events"><tbody>{rows}</tbody></table></details>'
+    table = f'<table class="events"><tbody>{rows}</tbody></table>'
+    return f"<details><summary>{len(events)} events{left}</summary>{table}</details>"

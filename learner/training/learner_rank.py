@@ -27,7 +27,7 @@ from common.types import Guidance, Position, Prompt, ScoredGroup, Stage
 from common.weights import Payload, PublishedWeights, attestation_velocity, frozen_weights, publish
 from common.wire import fingerprint, tensor_hashes
 from learner.checkpoint import Checkpoint, CheckpointStore
-from learner.training.alignment_trainer import AlignmentTrainer
+from learner.training.alignment_trainer import AlignmentTrainer, Update
 from learner.training.batch_metrics import Totals
 from learner.training.cold_start_trainer import ColdStartTrainer
 from learner.training.distribution_matching import MatchingSettings
@@ -112,7 +112,7 @@ class LearnerRank:
         """Freeze stage 1's averaged student and fake score, and add a fresh adapter to each."""
         self._networks.begin_alignment(StageSettings.of(self._config.alignment))
 
-    def align(self, groups: Sequence[ray.ObjectRef[ScoredGroup]]) -> tuple[Totals, dict[str, float]]:
+    def align(self, groups: Sequence[ray.ObjectRef[ScoredGroup]]) -> Update:
         """Run one iteration of stage 2 on attested groups; see `AlignmentTrainer.update`."""
         with self._failure_noticed():
             try:

@@ -53,7 +53,7 @@ def test_a_rival_trains_the_student_beside_the_other_terms(tiny_pipeline: Path, 
     networks = aligned_networks(tiny_pipeline, policy_gradient=rival)
     settings = alignment_settings(policy_gradient=rival, signal_every=1)
     trainer, before = alignment_trainer(networks, settings), snapshot(networks.backbone)
-    totals, seconds = trainer.update(scored_groups(networks.backbone, 0, settings))
+    totals, seconds, _ = trainer.update(scored_groups(networks.backbone, 0, settings))
     metrics = totals.values()
     own = {SURROGATE_REWARD} if rival == "surrogate_reward" else set()
     assert trained(changed(networks.backbone, before)) == {ALIGNED, ALIGNED_FAKE_SCORE} | own
