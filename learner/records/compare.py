@@ -61,6 +61,8 @@ def _result_section(runs: Mapping[str, RunFiles]) -> str:
     labels = {}
     for place, (label, run) in enumerate(runs.items()):
         for name, result in run.policies.items():
+            if name.startswith("teacher_") and result in policies.values():
+                continue  # the same teacher on the same prompts and noise
             key = f"{place}/{name}"
             policies[key] = result
             labels[key] = f"{swatch(place)}{escape(label)}: {escape(policy_label(name))}"
@@ -74,8 +76,8 @@ def _fairness(policies: Mapping[str, PolicyResult]) -> str:
     if len({result.basis for result in policies.values()}) == 1:
         return ""
     return (
-        '<p class="note warning">The runs were evaluated on different prompts, numbers of images or seeds: compare their '
-        "values with care.</p>"
+        '<p class="note warning">The runs were evaluated on different prompts, numbers of images or seeds: compare '
+        "their values with care.</p>"
     )
 
 
@@ -86,14 +88,15 @@ def _gallery_section(runs: Mapping[str, RunFiles]) -> str:
         for row in run.gallery:
             pictures = rows.setdefault(row.prompt, {})
             if not pictures:
-                pictures.update((n, p) for n, p in row.pictures.items() if n.startswith("teacher_"))
+                teachers = ((name, picture) for name, picture in row.pictures.items() if name.startswith("teacher_"))
+                pictures.update((policy_label(name), picture) for name, picture in teachers)
             student = next((name for name in SHOWN_POLICIES if name in row.pictures), None)
             if student is not None:
                 pictures[f"{label}: {policy_label(student)}"] = row.pictures[student]
     if not rows:
         return ""
     gallery = [GalleryRow(prompt, pictures) for prompt, pictures in rows.items()]
-    return f"<h2>Pictures</h2>{gallery_rows(gallery, embedded)}"
+    return f"<h2>Pictures</h2>{gallery_rows(gallery, embedded, str)}"
 
 
 def _settings_section(runs: Mapping[str, RunFiles]) -> str:

@@ -15,10 +15,12 @@ from common.errors import RtdmdError
 from common.types import Stage
 from learner.records.group_files import KeptGroup, KeptGroups
 from learner.records.run_files import EVALUATION, TRAIN, Record, RunFiles, policy_label
-from learner.records.sections import SMALL_IMAGE_BYTES, Sprite, caption, gallery_rows, policies_table, shown
+from learner.records.sections import SMALL_IMAGE_BYTES, Sprite, caption, gallery_rows, pictures, policies_table, shown
 
 COMPARED = 10
 """An arrow compares the newest value with the mean of so many before it."""
+ROUNDING = 1e-9
+"""A smaller relative difference is one of rounding."""
 RECENT = 20
 """The time that is left is estimated from so many iterations."""
 QUIET_S = 60.0
@@ -103,6 +105,8 @@ def _value(name: str, history: Sequence[Mapping[str, float]], better_up: bool) -
     if not before:
         return f"<td>{value:.4g}</td><td></td>"
     change = value - statistics.fmean(before)
+    if abs(change) < ROUNDING * abs(value):
+        change = 0.0
     style = ("up" if change > 0 else "down") if better_up and change else ""
     arrow = "▲" if change > 0 else "▼" if change < 0 else "="
     return f'<td>{value:.4g}</td><td class="{style}">{arrow} {abs(change):.2g}</td>'
@@ -136,12 +140,18 @@ def groups_section(names: Sequence[str], chosen: str) -> str:
     """The choice of iterations, newest first, and the cards of one of them."""
     if not names:
         return ""
-    options = "".join(f'<option value="{name}">{name.replace("-", ", iteration ")}</option>' for name in names[::-1])
+    options = "".join(f'<option value="{name}">{_titled(name, "iteration")}</option>' for name in names[::-1])
     return (
-        '<h2>Groups</h2><p class="note">A group is the samples of one prompt. Click on it to see their '
+        '<h2>Groups</h2><p class="note">A group is the samples of one prompt. Click on one to see its '
         "scores, its advantages and the steps that were trained. <label>Iteration "
         f'<select id="iterations">{options}</select></label></p><div id="chosen">{chosen}</div>'
     )
+
+
+def _titled(name: str, word: str) -> str:
+    """`alignment-000010` -> "Alignment, iteration 10"."""
+    stage, _, number = name.rpartition("-")
+    return f"{policy_label(stage).capitalize()}, {word} {int(number)}"
 
 
 def group_cards(kept: KeptGroups, tiles: Mapping[str, Tiles]) -> str:
@@ -153,12 +163,12 @@ def group_cards(kept: KeptGroups, tiles: Mapping[str, Tiles]) -> str:
 def _group_card(name: str, place: int, group: KeptGroup, tiles: Tiles) -> str:
     sprite = _strip(group, tiles)
     shown_first = range(min(GROUP_PREVIEW, len(group.advantages)))
-    pictures = "".join(sprite.tile(column, 0, f"sample {column}", enlarge=False) for column in shown_first)
+    preview = "".join(sprite.tile(column, 0, f"sample {column}", enlarge=False) for column in shown_first)
     means = {name: statistics.fmean(scores) for name, scores in group.scores.items()}
     terms = "".join(f"<dt>{escape(reward)}, mean</dt><dd>{shown(value)}</dd>" for reward, value in means.items())
     return (
         f'<button class="group card" type="button" data-group="{urlencode({"name": name, "place": place})}">'
-        f'<p class="prompt">{escape(group.prompt)}</p><div class="strip">{pictures}</div>'
+        f'<p class="prompt">{escape(group.prompt)}</p><div class="strip">{preview}</div>'
         f"<figcaption><dl>{terms}</dl></figcaption></button>"
     )
 
@@ -179,7 +189,7 @@ def group_detail(kept: KeptGroups, place: int, tiles: Tiles) -> str:
         '<button class="close plain" type="button" autofocus>Close</button>'
         f'<p class="prompt">{escape(group.prompt)}</p><p class="note">{escape(policy_label(kept.stage).capitalize())}, '
         f"iteration {kept.iteration}. Highest advantage first.</p>{_steps(kept)}"
-        f'<div class="pictures">{samples}</div>'
+        f"{pictures(samples, len(order))}"
     )
 
 
@@ -223,7 +233,7 @@ def pictures_section(samples: Path, grid: Path | None, run: RunFiles) -> str:
         return f"<h2>Before and after</h2>{gallery_rows(run.gallery, source)}"
     if grid is None:
         return ""
-    title = f'<h2>Newest pictures</h2><p class="note">{escape(grid.stem.replace("-", ", after iteration "))}</p>'
+    title = f'<h2>Newest pictures</h2><p class="note">{_titled(grid.stem, "after iteration")}</p>'
     url = f"pictures/{quote(grid.name)}"
     captions = grid.with_suffix(".json")
     if not captions.exists():  # a run of an earlier version
@@ -245,7 +255,7 @@ def _grid_rows(captions: Path, url: str) -> str:
             )
             cards.append(
                 f'<div class="card"><p class="prompt">{escape(str(item["prompt"]))}</p>'
-                f'<div class="pictures">{figures}</div></div>'
+                f"{pictures(figures, columns)}</div>"
             )
         return "".join(cards)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError) as error:

@@ -8,7 +8,7 @@ import re
 import secrets
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from html import escape
 from http import HTTPStatus
@@ -33,8 +33,8 @@ LONGEST_FORM = 4096
 PICTURES = {".png": "image/png", ".jpg": "image/jpeg"}
 OF_GALLERY = re.compile(r"policies/[a-z0-9_]+-\d+\.png")
 POLICY = (
-    "default-src 'none'; img-src 'self'; style-src 'self' 'unsafe-inline'; script-src 'self'; connect-src 'self'; "
-    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+    "default-src 'none'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; script-src 'self'; "
+    "connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 )
 """The browser loads nothing from other hosts, and runs no script but ours, whatever a prompt contains."""
 
@@ -151,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
         return f"rtdmd_page_{self.connection.getsockname()[1]}"
 
     def _answer(self, path: str, query: Mapping[str, str]) -> None:
-        texts = {
+        texts: Mapping[str, tuple[str, Callable[[], str]]] = {
             "": ("text/html", lambda: _page(self._run.run_dir.resolve().name)),
             "page.css": ("text/css", lambda: STYLE),
             "page.js": ("text/javascript", lambda: SCRIPT + LIVE_SCRIPT),
@@ -214,7 +214,7 @@ def _number(text: str) -> int:
 
 HEAD = (
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-    '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
 )
 
 

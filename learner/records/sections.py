@@ -34,8 +34,9 @@ def policies_table(policies: Mapping[str, PolicyResult], labels: Mapping[str, st
     )
     return (
         '<p class="note">± is the 95 % confidence interval of the mean over prompts. ★ marks the best policy of a '
-        "column if it is better than every other one by more than noise: the 95 % intervals of its differences exclude zero. "
-        f'Policies with the same prompts and noise are compared prompt by prompt.</p><div class="card"><table><thead>'
+        "column if it is better than every other one by more than noise: the 95 % intervals of its differences exclude "
+        "zero. Policies with the same prompts and noise are compared prompt by prompt.</p>"
+        '<div class="card"><table><thead>'
         f"<tr><th>policy</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
@@ -102,16 +103,22 @@ def _charts(
     return f'<h3>{escape(heading)}</h3><div class="charts">{"".join(charts)}</div>'
 
 
-def gallery_rows(gallery: Sequence[GalleryRow], source: Source) -> str:
-    """The gallery as HTML: one card per prompt. `source` gives an image's URL and whether its pixels are few."""
-    return f'<div class="gallery">{"".join(_gallery_card(row, source) for row in gallery)}</div>'
+def gallery_rows(gallery: Sequence[GalleryRow], source: Source, label: Callable[[str], str] = policy_label) -> str:
+    """The gallery as HTML: one card per prompt.
+
+    `source` gives an image's URL and whether its pixels are few; `label` the title of a policy's picture.
+    """
+    return f'<div class="gallery">{"".join(_gallery_card(row, source, label) for row in gallery)}</div>'
 
 
-def _gallery_card(row: GalleryRow, source: Source) -> str:
-    figures = "".join(
-        _figure(picture, policy_label(name), row.prompt, source) for name, picture in row.pictures.items()
-    )
-    return f'<div class="card"><p class="prompt">{escape(row.prompt)}</p><div class="pictures">{figures}</div></div>'
+def _gallery_card(row: GalleryRow, source: Source, label: Callable[[str], str]) -> str:
+    figures = "".join(_figure(picture, label(name), row.prompt, source) for name, picture in row.pictures.items())
+    return f'<div class="card"><p class="prompt">{escape(row.prompt)}</p>{pictures(figures, len(row.pictures))}</div>'
+
+
+def pictures(figures: str, count: int) -> str:
+    """Figures side by side, in as many rows as they need; `count` of them."""
+    return f'<div class="pictures" style="--n:{count}">{figures}</div>'
 
 
 def _figure(picture: Picture, label: str, prompt: str, source: Source) -> str:

@@ -31,8 +31,10 @@ td.best::after { content: " ★"; font-size: 12px; }
 td .half { color: var(--soft); font-weight: 400; font-size: 13px; }
 .swatch { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 6px;
   vertical-align: -1px; }
-.tables { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 14px; }
-.tables td { padding: 4px 10px; }
+.tables { columns: 340px; column-gap: 14px; }
+.tables .card { break-inside: avoid; margin-bottom: 14px; }
+.tables td { padding: 4px 8px; }
+.tables td:first-child { white-space: normal; overflow-wrap: anywhere; }
 .tables h3 { margin: 0 0 4px; }
 .up { color: var(--good); } .down { color: var(--bad); }
 
@@ -61,8 +63,9 @@ polyline[class*=series-] { stroke: var(--c); } circle[class*=series-] { fill: va
 
 .gallery { display: grid; gap: 14px; }
 .prompt { font-weight: 600; margin: 0 0 10px; overflow-wrap: anywhere; max-width: 100ch; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(46%, 180px), 1fr)); gap: 14px; }
-figure { margin: 0; min-width: 0; max-width: 380px; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(46%, 180px), 1fr)); gap: 14px;
+  max-width: calc(var(--n) * 394px); }
+figure { margin: 0; min-width: 0; }
 figure img { width: 100%; aspect-ratio: 1; object-fit: contain; display: block; }
 .enlarge { display: block; width: 100%; padding: 0; border: 1px solid var(--edge); border-radius: 6px; overflow: hidden;
   background: var(--ground); cursor: zoom-in; }
@@ -98,7 +101,7 @@ dialog::backdrop { background: var(--shade); }
 pre { margin: 10px 0 0; font-size: 12.5px; overflow-x: auto; }
 summary { cursor: pointer; font-weight: 600; }
 
-progress { width: 100%; height: 10px; accent-color: var(--s0); }
+progress { width: 100%; height: 10px; accent-color: var(--s0); margin: 0 0 14px; }
 .groups { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); gap: 14px; }
 .group { display: block; text-align: left; font: inherit; color: inherit; cursor: pointer; width: 100%; }
 .group:hover { border-color: var(--s0); }
@@ -113,7 +116,7 @@ progress { width: 100%; height: 10px; accent-color: var(--s0); }
 label, button.plain { font: inherit; }
 select, input, button.plain { font: inherit; color: inherit; background: var(--card); border: 1px solid var(--edge);
   border-radius: 6px; padding: 4px 10px; }
-.jump { display: flex; gap: 14px; flex-wrap: wrap; margin: 10px 0 0; }
+.jump { display: flex; gap: 4px 16px; flex-wrap: wrap; margin: 10px 0 14px; }
 .jump a { color: var(--s0); }
 @media (max-width: 600px) { th, td { padding: 6px 8px; } h1 { font-size: 24px; } h2 { margin-top: 34px; }
   .timeline { grid-template-columns: 1fr; gap: 2px; } .timeline .lane { margin-bottom: 8px; } }
