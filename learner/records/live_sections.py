@@ -211,7 +211,7 @@ def _steps(kept: KeptGroups) -> str:
 
 def _sample(group: KeptGroup, sample: int, sprite: Sprite) -> str:
     advantage, trained = group.advantages[sample], group.trained[sample]
-    label = f"Sample {sample}" if trained else f"Sample {sample}, left out"
+    label = f"Sample {sample}" if trained else f"Sample {sample}, not trained on"
     style = "up" if advantage > 0 else "down" if advantage < 0 else ""
     scores = {name: values[sample] for name, values in group.scores.items()}
     terms = "".join(f"<dt>{escape(name)}</dt><dd>{shown(value)}</dd>" for name, value in scores.items())

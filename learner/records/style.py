@@ -112,7 +112,8 @@ progress { width: 100%; height: 10px; accent-color: var(--s0); margin: 0 0 14px;
 .steps { display: flex; gap: 8px; flex-wrap: wrap; margin: 10px 0 16px; padding: 0; list-style: none; font-size: 13px; }
 .steps li { border: 1px solid var(--edge); border-radius: 8px; padding: 5px 10px; color: var(--soft); }
 .steps li.trained { border-color: var(--good); color: var(--ink); }
-.left-out { opacity: .55; }
+.left-out figcaption { opacity: .65; }
+.left-out .enlarge { border-style: dashed; }
 label, button.plain { font: inherit; }
 select, input, button.plain { font: inherit; color: inherit; background: var(--card); border: 1px solid var(--edge);
   border-radius: 6px; padding: 4px 10px; }

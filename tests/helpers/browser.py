@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +83,7 @@ class Tab:
     async def until(self, script: str, seconds: float = ANSWER_S) -> None:
         """Wait until an expression in the page is true."""
         async with asyncio.timeout(seconds):
-            while not await self.value(script):
+            while not await self.value(f"Boolean({script})"):
                 await asyncio.sleep(0.05)
 
     async def click(self, selector: str) -> None:
@@ -92,6 +92,8 @@ class Tab:
     async def point_at(self, selector: str) -> None:
         """Scroll an element into view and move the mouse to its middle."""
         await self.value(f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block: 'center'}})")
+        # The page reacts to the scrolling in its next frame.
+        await self.value("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
         box = await self.value(
             f"(r => [r.x + r.width / 2, r.y + r.height / 2])"
             f"(document.querySelector({json.dumps(selector)}).getBoundingClientRect())"
@@ -130,24 +132,17 @@ def chromium() -> Iterator[str]:
             process.stderr.close()
 
 
-@contextmanager
-def browser() -> Iterator[str]:
-    """Alias of `chromium` that reads well in tests."""
-    with chromium() as address:
-        yield address
-
-
 class Browser:
-    """Runs coroutines on tabs of one Chromium; use `tab` as an async context."""
+    """Runs coroutines on tabs of one Chromium, see `chromium`."""
 
     def __init__(self, address: str) -> None:
         self._address = address
 
-    def run(self, script: Any) -> Any:
+    def run(self, script: Callable[[Tab], Awaitable[Any]]) -> Any:
         """Run `script(tab)`, a coroutine function, on a fresh tab, and return its result."""
         return asyncio.run(self._run(script))
 
-    async def _run(self, script: Any) -> Any:
+    async def _run(self, script: Callable[[Tab], Awaitable[Any]]) -> Any:
         async with (
             aiohttp.ClientSession() as session,
             session.ws_connect(self._address, max_msg_size=0) as socket,
