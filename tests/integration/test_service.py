@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
+from learner.records.group_files import read_groups
 from tests.helpers.running_service import Process, Run, Service, assert_equal_runs
 from tests.helpers.waiting import wait_until
 
@@ -32,7 +33,10 @@ def test_a_run_leaves_everything_it_promises(finished: Run) -> None:
         "cold_start-000004",
     ]
     samples = {path.name for path in (directory / "samples").iterdir()}
-    assert samples >= {"alignment-000003.png", "alignment-000006.png", "gallery.json"}
+    assert samples >= {"alignment-000003.png", "alignment-000003.json", "alignment-000006.png", "gallery.json"}
+    kept = read_groups(directory, "alignment-000000")
+    assert kept.policy_steps
+    assert all(len(group.advantages) == len(group.trained) > 1 for group in kept.groups)
     report = (directory / "report.html").read_text()
     assert "rtdmd" in report.lower()
     assert "http://" not in report.replace("http://www.w3.org", "")

@@ -79,6 +79,14 @@ def test_resume_takes_auto_and_nothing_else(run_file: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "port"),
+    [([], None), (["--dashboard"], 8720), (["--dashboard", "0"], 0), (["--dashboard", "--dry-run"], 8720)],
+)
+def test_a_live_page_is_asked_for_with_or_without_a_port(run_file: str, options: list[str], port: int | None) -> None:
+    assert parse(["--config", run_file, *options], {}).config.dashboard.port == port
+
+
+@pytest.mark.parametrize(
     ("options", "environment", "expected"),
     [
         (
@@ -98,6 +106,8 @@ def test_resume_takes_auto_and_nothing_else(run_file: str) -> None:
         (["--run.seed"], {}, "--run.seed needs a value"),
         (["--config"], {}, "command line: argument --config: expected one argument"),
         (["stray"], {}, "unexpected 'stray'"),
+        (["--dashboard", "70000"], {}, "option --dashboard.port: dashboard.port"),
+        (["--dashbord"], {}, "unknown option --dashbord; did you mean --dashboard?"),
         (["--lora.targets", "[a"], {}, "option --lora.targets: line 1: not valid YAML"),
         (
             [],

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from common.types import Collected, Position, Stage, UpdateResult
+from common.types import Collected, Position, Stage, TrainedSamples, UpdateResult
 from learner.records import prometheus as metrics
 from learner.records.console import Console
+from learner.records.group_files import read_groups
 from learner.records.metrics_log import Tracker, cut_metrics, logged_until
 from learner.records.prometheus import DriverMetrics, LearnerMetrics
+from tests.helpers.run_directory import picture
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -224,3 +228,25 @@ def test_a_damaged_line_is_cut(path: Path, damaged: bytes) -> None:
 def test_a_run_without_metrics_has_nothing_to_cut(path: Path) -> None:
     cut_metrics(path, Position(Stage.ALIGNMENT, 9))
     assert not path.exists()
+
+
+def test_groups_are_kept_beside_the_metrics(tracker: Tracker, path: Path) -> None:
+    trained = TrainedSamples((1.0, 0.5, 0.0), np.float32([[1, -1, 0, 0]]), np.ones((1, 4), bool), (0,), False)
+    with tracker.iteration("alignment", 3) as step:
+        step.record(Collected([], pictures={0: picture("a prompt", 0)}), UpdateResult({}, {}, trained))
+    assert [group.prompt for group in read_groups(path.parent, "alignment-000003").groups] == ["a prompt"]
+    assert lines(path)[0]["time"] == pytest.approx(time.time(), abs=600)
+
+
+def test_a_run_goes_on_if_groups_cannot_be_kept(path: Path, registry: CollectorRegistry) -> None:
+    (path.parent / "samples").write_text("in the way", encoding="utf-8")
+    trained = TrainedSamples((1.0, 0.0), np.zeros((1, 4), np.float32), np.ones((1, 4), bool), (), True)
+    shown = io.StringIO()
+    with Console(10, "test", shown) as console:
+        tracker = Tracker(path, console, DriverMetrics.build(registry), LearnerMetrics.build(registry), workers=2)
+        for iteration in range(2):
+            with tracker.iteration("alignment", iteration) as step:
+                step.record(Collected([], pictures={0: picture("a prompt", 0)}), UpdateResult({}, {}, trained))
+        tracker.close()
+    assert len(lines(path)) == 2
+    assert shown.getvalue().count("groups are not kept for the live page") == 1
