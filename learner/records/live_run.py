@@ -30,7 +30,7 @@ from learner.records.timeline import log_events, timeline
 
 SECTIONS = ("now", "result", "groups", "pictures", "curves", "timeline")
 """Names of the sections, in the order of the page."""
-SLOW = {"curves": 15.0, "timeline": 15.0}
+SLOW = {"curves": 30.0, "timeline": 30.0}
 """Seconds between two makings of the sections that take longest."""
 AGE_S = 3.0
 """The age of the newest record is shown to this precision."""
@@ -57,6 +57,7 @@ class LiveRun:
         self._metrics = MetricsFile(run_dir / "metrics.jsonl")
         self._made: dict[str, Section] = {}
         self._lock = threading.Lock()
+        self._config: tuple[Stamp, Mapping[str, int]] = ("", {})
 
     def changed(self, have: Mapping[str, Stamp]) -> dict[str, dict[str, str]]:
         """Section -> its stamp and markup, of those whose stamp is not the given one.
@@ -130,13 +131,13 @@ class LiveRun:
         newest = metrics.stat().st_mtime if metrics.exists() else None
         return now_section(self._records(), self._planned(), newest, finished=self._finished)
 
-    def _planned(self) -> dict[str, int]:
+    def _planned(self) -> Mapping[str, int]:
         """Iterations by stage; empty while there is no configuration, or one that this version cannot read."""
-        try:
-            config = load_saved_config(self.run_dir / "config.yaml")
-        except RtdmdError:
-            return {}
-        return {Stage.COLD_START: config.cold_start.iterations, Stage.ALIGNMENT: config.alignment.iterations}
+        path = self.run_dir / "config.yaml"
+        stamp = _state(path)
+        if self._config[0] != stamp:
+            self._config = stamp, _iterations(path)
+        return self._config[1]
 
     def _groups(self) -> str:
         names = kept_names(self.run_dir)
@@ -155,6 +156,14 @@ class LiveRun:
         """The newest evaluation's pictures. Alignment comes after the cold start, against the alphabet."""
         grids = [path for path in (self.run_dir / "samples").glob("*.png") if GRID.fullmatch(path.name)]
         return max(grids, key=lambda path: (path.name.startswith(Stage.ALIGNMENT), path.name), default=None)
+
+
+def _iterations(saved: Path) -> dict[str, int]:
+    try:
+        config = load_saved_config(saved)
+    except RtdmdError:
+        return {}
+    return {Stage.COLD_START: config.cold_start.iterations, Stage.ALIGNMENT: config.alignment.iterations}
 
 
 def _state(path: Path) -> str:

@@ -242,21 +242,21 @@ def pictures_section(samples: Path, grid: Path | None, run: RunFiles) -> str:
 
 
 def _grid_rows(captions: Path, url: str) -> str:
+    """A card per prompt of an evaluation's pictures; `captions` is what `learner.driver.evaluation.save_grid` wrote."""
     try:
         fields = json.loads(captions.read_bytes())
-        prompts, columns = fields["prompts"], int(fields["columns"])
-        sprite = Tiles(int(fields["width"]), int(fields["height"])).sprite(url, columns, len(prompts))
-        cards = []
-        for row, item in enumerate(prompts):
-            figures = "".join(
-                f"<figure>{sprite.tile(column, row, str(item['prompt']))}"
-                f"{caption('', {name: float(values[column]) for name, values in item['scores'].items()})}</figure>"
-                for column in range(columns)
-            )
-            cards.append(
-                f'<div class="card"><p class="prompt">{escape(str(item["prompt"]))}</p>'
-                f"{pictures(figures, columns)}</div>"
-            )
-        return "".join(cards)
+        prompts = [(str(item["prompt"]), item["scores"]) for item in fields["prompts"]]
+        sprite = Tiles(int(fields["width"]), int(fields["height"])).sprite(url, int(fields["columns"]), len(prompts))
+        return "".join(_grid_card(sprite, row, prompt, scores) for row, (prompt, scores) in enumerate(prompts))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError) as error:
         raise RtdmdError(f"{captions}: not what a run writes ({error!r}): remove it") from error
+
+
+def _grid_card(sprite: Sprite, row: int, prompt: str, scores: Mapping[str, Sequence[float]]) -> str:
+    figures = []
+    for column in range(sprite.columns):
+        own = {name: float(values[column]) for name, values in scores.items()}
+        tile = sprite.tile(column, row, f"Image {column + 1}: {prompt}")
+        figures.append(f"<figure>{tile}{caption('', own)}</figure>")
+    shown_side_by_side = pictures("".join(figures), sprite.columns)
+    return f'<div class="card"><p class="prompt">{escape(prompt)}</p>{shown_side_by_side}</div>'

@@ -70,7 +70,7 @@ SCRIPT = """
     if (!large.open) large.showModal();
   }
   function step(by) {
-    const all = [...(shown.closest(".gallery, .pictures, .grids") || document).querySelectorAll(".enlarge")];
+    const all = [...(shown.closest(".pictures") || document).querySelectorAll(".enlarge")];
     const next = all[all.indexOf(shown) + by];
     if (next) enlarge(next);
   }
@@ -102,7 +102,9 @@ LIVE_SCRIPT = """
     try {
       const have = encodeURIComponent(JSON.stringify(stamps));
       const changed = await (await fetched("sections?have=" + have)).json();
+      const chosen = document.getElementById("iterations");
       for (const [name, {stamp, markup}] of Object.entries(changed)) {
+        if (name === "groups" && chosen && chosen.selectedIndex > 0) continue;  // an older iteration is being read
         stamps[name] = stamp;
         document.getElementById(name).innerHTML = markup;
       }
