@@ -206,8 +206,8 @@ class DashboardConfig(Section):
     )
     groups: NonNegativeInt = Field(
         4,
-        description="Groups that are kept to look at, of an iteration of stage 2 that keeps any. Each is one strip of "
-        "small pictures: about 15 KB per sample of 256 pixels.",
+        description="Groups that are kept to look at, of an iteration of stage 2 that keeps any. Each is a strip of "
+        "pictures of at most 256 pixels: 10 to 40 KB per sample.",
     )
     groups_every: PositiveInt = Field(10, description="Iterations of stage 2 between two that keep groups.")
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 from PIL import Image
@@ -60,11 +61,7 @@ class LiveRun:
         self._config: tuple[Stamp, Mapping[str, int]] = ("", {})
 
     def changed(self, have: Mapping[str, Stamp]) -> dict[str, dict[str, str]]:
-        """Section -> its stamp and markup, of those whose stamp is not the given one.
-
-        Raises:
-            RtdmdError: a file of the run is damaged.
-        """
+        """Section -> its stamp and markup, of those whose stamp is not the given one."""
         with self._lock:
             sections = {name: self._section(name) for name in SECTIONS}
         return {
@@ -91,8 +88,15 @@ class LiveRun:
             return last
         stamp = self._stamp(name)
         if last is None or last.stamp != stamp:
-            last = self._made[name] = Section(stamp, self._makers[name](), now)
+            last = self._made[name] = Section(stamp, self._markup(name), now)
         return last
+
+    def _markup(self, name: str) -> str:
+        """The section; a damaged file takes the place of its section alone."""
+        try:
+            return self._makers[name]()
+        except (RtdmdError, OSError) as error:
+            return f'<p class="note warning">{escape(str(error))}</p>'
 
     def _stamp(self, name: str) -> Stamp:
         """The state of the files that a section is made from."""
@@ -114,14 +118,16 @@ class LiveRun:
             "now": self._now,
             "result": lambda: result_section(read_run(self.run_dir)),
             "groups": self._groups,
-            "pictures": lambda: pictures_section(self.run_dir / "samples", self._newest_grid(), read_run(self.run_dir)),
+            "pictures": self._pictures,
             "curves": lambda: curves_section({"": curves_of(self._records())}, read_run(self.run_dir).policies),
             "timeline": lambda: timeline(self._records(), log_events(self.run_dir / "logs" / "run.log")),
         }
 
     @property
     def _finished(self) -> bool:
-        return (self.run_dir / "summary.json").exists()
+        """Whether the summary is newer than the metrics. A finished run may be continued with more iterations."""
+        summary, metrics = self.run_dir / "summary.json", self.run_dir / "metrics.jsonl"
+        return summary.exists() and metrics.exists() and summary.stat().st_mtime_ns >= metrics.stat().st_mtime_ns
 
     def _records(self) -> Sequence[Record]:
         return self._metrics.records() if (self.run_dir / "metrics.jsonl").exists() else []
@@ -142,6 +148,10 @@ class LiveRun:
     def _groups(self) -> str:
         names = kept_names(self.run_dir)
         return groups_section(names, self.cards(names[-1]) if names else "")
+
+    def _pictures(self) -> str:
+        samples = self.run_dir / "samples"
+        return pictures_section(samples, self._newest_grid(), read_run(self.run_dir).gallery if self._finished else [])
 
     def _tiles(self, kept: KeptGroups, place: int) -> Tiles:
         group = kept.groups[place]

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode
 from common.errors import RtdmdError
 from common.types import Stage
 from learner.records.group_files import KeptGroup, KeptGroups
-from learner.records.run_files import EVALUATION, TRAIN, Record, RunFiles, policy_label
+from learner.records.run_files import EVALUATION, TRAIN, GalleryRow, Record, RunFiles, policy_label
 from learner.records.sections import SMALL_IMAGE_BYTES, Sprite, caption, gallery_rows, pictures, policies_table, shown
 
 COMPARED = 10
@@ -222,15 +222,15 @@ def _sample(group: KeptGroup, sample: int, sprite: Sprite) -> str:
     )
 
 
-def pictures_section(samples: Path, grid: Path | None, run: RunFiles) -> str:
-    """The gallery of a finished run, else the newest evaluation's pictures."""
-    if run.gallery:
+def pictures_section(samples: Path, grid: Path | None, gallery: Sequence[GalleryRow]) -> str:
+    """The gallery, if there is one, else the newest evaluation's pictures (`grid`)."""
+    if gallery:
 
         def source(image: Path) -> tuple[str, bool]:
             small = image.exists() and image.stat().st_size < SMALL_IMAGE_BYTES
             return f"pictures/{quote(image.relative_to(samples).as_posix())}", small
 
-        return f"<h2>Before and after</h2>{gallery_rows(run.gallery, source)}"
+        return f"<h2>Before and after</h2>{gallery_rows(gallery, source)}"
     if grid is None:
         return ""
     title = f'<h2>Newest pictures</h2><p class="note">{_titled(grid.stem, "after iteration")}</p>'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,9 +106,17 @@ def test_what_is_not_there_is_told(page: httpx.Client, path: str, status: int, t
 
 def test_damage_is_told_on_the_page(page: httpx.Client, run_dir: Path) -> None:
     (run_dir / "metrics.jsonl").write_text("nonsense\n" + record("alignment", 0) + "\n", encoding="utf-8")
-    answer = page.get("/sections")
-    assert answer.status_code == 500
-    assert "line 1 is not a metrics record" in answer.text
+    found = sections(page)
+    assert "line 1 is not a metrics record" in found["now"]["markup"]
+    assert "Newest pictures" in found["pictures"]["markup"]
+
+
+def test_a_finished_run_that_goes_on_is_not_called_finished(page: httpx.Client, run_dir: Path) -> None:
+    (run_dir / "summary.json").write_text('{"policies": {}}', encoding="utf-8")
+    assert "The run has finished" in sections(page)["now"]["markup"]
+    later = (run_dir / "summary.json").stat().st_mtime + 5
+    os.utime(run_dir / "metrics.jsonl", (later, later))
+    assert "The run has finished" not in sections(page)["now"]["markup"]
 
 
 def test_a_run_that_has_only_begun_is_shown(tmp_path: Path) -> None:
