@@ -113,8 +113,13 @@ def _value(name: str, history: Sequence[Mapping[str, float]], better_up: bool) -
 
 
 def _table(title: str, rows: Mapping[str, str]) -> str:
-    body = "".join(f"<tr><td>{escape(name)}</td>{cells}</tr>" for name, cells in rows.items())
+    body = "".join(f"<tr><td>{_breakable(name)}</td>{cells}</tr>" for name, cells in rows.items())
     return f'<div class="card"><h3>{title}</h3><table><tbody>{body}</tbody></table></div>'
+
+
+def _breakable(name: str) -> str:
+    """A name that narrow windows break after an underscore or a slash."""
+    return escape(name).replace("_", "_<wbr>").replace("/", "/<wbr>")
 
 
 def result_section(run: RunFiles) -> str:

@@ -31,7 +31,7 @@ td.best::after { content: " ★"; font-size: 12px; }
 td .half { color: var(--soft); font-weight: 400; font-size: 13px; }
 .swatch { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 6px;
   vertical-align: -1px; }
-.tables { columns: 340px; column-gap: 14px; }
+.tables { columns: 370px; column-gap: 14px; }
 .tables .card { break-inside: avoid; margin-bottom: 14px; }
 .tables td { padding: 4px 8px; }
 .tables td:first-child { white-space: normal; overflow-wrap: anywhere; }
@@ -103,7 +103,8 @@ summary { cursor: pointer; font-weight: 600; }
 
 progress { width: 100%; height: 10px; accent-color: var(--s0); margin: 0 0 14px; }
 .groups { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); gap: 14px; }
-.group { display: block; text-align: left; font: inherit; color: inherit; cursor: pointer; width: 100%; }
+.group { display: flex; flex-direction: column; align-items: stretch; text-align: left; font: inherit; color: inherit;
+  cursor: pointer; width: 100%; }
 .group:hover { border-color: var(--s0); }
 .strip { display: grid; grid-template-columns: repeat(4, 1fr); gap: 4px; }
 .strip .tile { border-radius: 4px; width: 100%; }

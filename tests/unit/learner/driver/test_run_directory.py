@@ -29,6 +29,8 @@ from learner.driver.run_directory import (
 )
 from learner.driver.run_lock import LOCK
 from learner.preflight.command_line import Invocation
+from learner.records.group_files import kept_names
+from tests.helpers.run_directory import write_group
 
 INFO = ServerInfo("hps", "1", "abc", True, 0.0, math.inf, "1", "hps:Hps", True)
 STATE = {"adapter/a": torch.arange(4.0)}
@@ -113,6 +115,16 @@ def test_a_run_that_starts_anew_removes_its_own_records_alone(tmp_path: Path) ->
     with claimed(asked) as (_, start):
         begin(asked, start)
     assert sorted(path.name for path in policies.iterdir()) == ["my_notes.png", "my_scores.json"]
+
+
+def test_a_resumed_run_removes_the_groups_that_it_will_sample_again(tmp_path: Path) -> None:
+    finished_run(tmp_path)  # its checkpoint is after 3 iterations of alignment
+    for iteration in (2, 3):
+        write_group(tmp_path, iteration)
+    asked = invocation(tmp_path, resume=True)
+    with claimed(asked) as (_, start):
+        begin(asked, start)
+    assert kept_names(tmp_path) == ["alignment-000002"]
 
 
 def test_what_a_failed_start_leaves_does_not_count(tmp_path: Path) -> None:
