@@ -30,7 +30,7 @@ KINDS = {
     "alarm": re.compile(r"\balarm|watchdog|roll(ed|s|ing)? back", re.IGNORECASE),
     "session": re.compile(r"resum|paused|continuing|the run ends|stopped on request", re.IGNORECASE),
     "restart": re.compile(r"is gone|started again|replaced|restart", re.IGNORECASE),
-    "outage": re.compile(r"outage|unhealthy|dropped|not available|held", re.IGNORECASE),
+    "outage": re.compile(r"outage|unhealthy|dropped|not available", re.IGNORECASE),
 }
 """Kinds of events by their words in the log; the first that fits counts."""
 LANES = {"outage": "Outages", "restart": "Restarts", "alarm": "Alarms", "session": "Sessions"}
