@@ -81,10 +81,19 @@ class Tab:
         return result["result"].get("value")
 
     async def until(self, script: str, seconds: float = ANSWER_S) -> None:
-        """Wait until an expression in the page is true."""
-        async with asyncio.timeout(seconds):
-            while not await self.value(f"Boolean({script})"):
-                await asyncio.sleep(0.05)
+        """Wait until an expression in the page is true. While a page is being replaced, it may have no value."""
+        last = ""
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    try:
+                        if await self.value(f"Boolean({script})"):
+                            return
+                    except RuntimeError as error:
+                        last = str(error)
+                    await asyncio.sleep(0.05)
+        except TimeoutError as error:
+            raise AssertionError(f"waited {seconds:g} s in vain for {script}; {last}") from error
 
     async def click(self, selector: str) -> None:
         await self.value(f"document.querySelector({json.dumps(selector)}).click()")
