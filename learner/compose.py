@@ -281,7 +281,7 @@ def _dashboard(config: Config, run_dir: Path) -> Iterator[None]:
         yield
         return
     with live_page(run_dir, dashboard.host, dashboard.port, "dashboard") as url:
-        print(f"live page: {url}", file=sys.stderr)
+        LOG.info(f"live page: {url}")
         yield
 
 

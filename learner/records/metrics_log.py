@@ -142,7 +142,7 @@ class Tracker:
         except OSError as error:
             if KEPT_GROUPS not in self._named:
                 self._named.add(KEPT_GROUPS)
-                self._console.message(f"groups are not kept for the live page: {error}; the run goes on")
+                LOG.warning(f"groups are not kept for the live page: {error}; the run goes on")
 
     def _name_dropped(self, iteration: int, record: StepRecord) -> None:
         """One line for the first groups that are dropped for a reason; after that they are only counted."""

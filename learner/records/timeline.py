@@ -1,8 +1,8 @@
 """Timeline of a run: stages, evaluations, outages, restarts and alarms, on the clock.
 
-Stages, evaluations and groups without some reward come from metrics.jsonl. Restarts, alarms, pauses and ends come from
-`logs/run.log`, where the driver writes every line that it announces. A run of an earlier version has no times in
-metrics.jsonl: its axis is seconds of training, and its log is only listed.
+Stages, evaluations and groups without some reward come from metrics.jsonl. Restarts, alarms and the reason of an end
+come from `logs/run.log`. A run of an earlier version has no times in metrics.jsonl: its axis is seconds of training,
+and its log is only listed.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 
-from common.console_stream import LOG
 from common.types import Stage
 from learner.metric_names import DROPPED_GROUPS, LEFT_OUT_GRADIENTS, RENORMALISED_GROUPS
 from learner.records.run_files import EVALUATION, Record, policy_label
+from learner.records.run_log import OURS
 
 PAUSE_S = 60.0
 """A longer pause between two records ends a bar: the run was interrupted, or an outage held it."""
 MOST_LISTED = 200
 """The list has the newest events; the log has all."""
 LOG_LINE = re.compile(
-    rf"(?P<time>\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ {re.escape(LOG.name)} (?P<level>[A-Z]+) (?P<text>.*)"
+    rf"(?P<time>\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ (?:{'|'.join(OURS)})(?:\.\S+)? (?P<level>[A-Z]+) (?P<text>.*)"
 )
 KINDS = {
     "alarm": re.compile(r"\balarm|watchdog|roll(ed|s|ing)? back", re.IGNORECASE),
