@@ -10,7 +10,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,7 +71,7 @@ from learner.preflight.forecast import Prediction, choose_device, predict, requi
 from learner.preflight.prompt_checks import check_prompts
 from learner.preflight.ray_environment import check_storage, cluster_address, temporary_folder
 from learner.records.console import Console
-from learner.records.live_page import live_page
+from learner.records.live_page import page_of_run
 from learner.records.metrics_log import Tracker
 from learner.records.prometheus import DriverMetrics, LearnerMetrics, serve
 from learner.records.run_log import announce, run_log
@@ -218,7 +218,7 @@ def started_service(
     with ExitStack() as stack:
         stack.enter_context(run_log(run_dir / "logs", invocation.log_level))
         stack.enter_context(_errors_in_one_line(invocation))  # inside: the log gets the line that the console shows
-        stack.enter_context(_dashboard(invocation.config, run_dir))
+        stack.enter_context(page_of_run(run_dir, invocation.config.dashboard))
         config = with_known_threads(invocation.config, run_dir, resume=invocation.resume)
         redis = stack.enter_context(_redis(config, run_dir))
         servers = stack.enter_context(LocalServers(local_specs(config.rewards), run_dir / "logs", say=announce))
@@ -274,27 +274,12 @@ def _redis(config: Config, run_dir: Path) -> Iterator[RedisAddress | None]:
 
 
 @contextmanager
-def _dashboard(config: Config, run_dir: Path) -> Iterator[None]:
-    """The live page, if one is asked for."""
-    dashboard = config.dashboard
-    if dashboard.port is None:
-        yield
-        return
-    with live_page(run_dir, dashboard.host, dashboard.port, "dashboard") as url:
-        LOG.info(f"live page: {url}")
-        yield
-
-
-@contextmanager
 def _run_control(config: Config, redis: RedisAddress | None, token: str | None) -> Iterator[RunControl | None]:
     if redis is None:
         yield None
         return
-    link = RedisLink(redis)
-    try:
+    with closing(RedisLink(redis)) as link:
         yield RunControl(link, config.run.name, token)
-    finally:
-        link.close()
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from common.command import exit_status, user_path
-from common.config.run import DASHBOARD_PORT
+from common.config.run import DASHBOARD_PORT, DashboardConfig
+from common.console_stream import LOG
 from common.errors import ConfigError
 from common.rewards.bearer import bearer_token
 from common.urls import host_fault, is_loopback
@@ -57,6 +58,17 @@ def live_page(run_dir: Path, host: str, port: int, option: str) -> Iterator[str]
         server.shutdown()
         server.server_close()
         thread.join(timeout=5)
+
+
+@contextmanager
+def page_of_run(run_dir: Path, dashboard: DashboardConfig) -> Iterator[None]:
+    """The page of a run that begins, if it asks for one; see `live_page`."""
+    if dashboard.port is None:
+        yield
+        return
+    with live_page(run_dir, dashboard.host, dashboard.port, "dashboard") as url:
+        LOG.info(f"live page: {url}")
+        yield
 
 
 def _token(host: str, option: str) -> str | None:

@@ -11,8 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from common.config.run import DashboardConfig
 from common.errors import ConfigError
-from learner.records.live_page import DASHBOARD_TOKEN, live_page, main
+from learner.records.live_page import DASHBOARD_TOKEN, live_page, main, page_of_run
 from learner.records.live_server import MOST_CONNECTIONS
 from tests.helpers.run_directory import record, write_group, write_run
 from tests.helpers.waiting import wait_until
@@ -214,3 +215,12 @@ def test_the_command_refuses_in_one_line(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert told in error
+
+
+def test_a_run_has_a_page_if_it_asks_for_one(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    with page_of_run(run_dir, DashboardConfig()):
+        assert caplog.messages == []
+    with page_of_run(run_dir, DashboardConfig(port=0)):
+        (told,) = caplog.messages
+        assert "run, live" in httpx.get(told.removeprefix("live page: ")).text
