@@ -167,8 +167,7 @@ def _checked_prediction(config: Config) -> Prediction | None:
 def _token_hosts(config: Config) -> list[str]:
     """Hosts whose users could try to guess the token: reward servers, and a Redis that holds signatures."""
     urls = [url for reward in config.rewards for url in reward.urls]
-    hosts = map(host_of, [*urls, config.redis.url])
-    return [host for host in hosts if host]
+    return list(filter(None, map(host_of, [*urls, config.redis.url])))
 
 
 def _run(invocation: Invocation) -> None:
@@ -297,8 +296,7 @@ def _tracker(config: Config, run_dir: Path, level: int) -> Iterator[Tracker]:
             console.message(f"metrics: http://{host}:{server.port}/metrics")
         driver, learner = DriverMetrics.build(registry), LearnerMetrics.build(registry)
         tracker = Tracker(run_dir / "metrics.jsonl", console, driver, learner, config.workers.most)
-        stack.callback(tracker.close)
-        yield tracker
+        yield stack.enter_context(closing(tracker))
 
 
 def _reward_access(config: Config, local_urls: dict[str, str], redis: RedisAddress | None, run: str) -> RewardAccess:

@@ -134,8 +134,7 @@ class _Parser(argparse.ArgumentParser):
 def _train_parser() -> argparse.ArgumentParser:
     parser = run_file_parser(
         "rtdmd train",
-        "[--run-dir DIR] [--quick] [--explain] [--dry-run] [--resume [auto]] [--dashboard [PORT]] "
-        "[--log-level LEVEL]",
+        "[--run-dir DIR] [--quick] [--explain] [--dry-run] [--resume [auto]] [--dashboard [PORT]] [--log-level LEVEL]",
         "Distil a text-to-image model into a few-step student, then align it with rewards.",
     )
     parser.add_argument("--run-dir", type=user_path, metavar="DIR", help="where the run writes (default runs/NAME)")
