@@ -75,6 +75,15 @@ class OutagePolicy(StrEnum):
         return self is OutagePolicy.RENORMALISE
 
 
+class AlarmAction(StrEnum):
+    """What a run does on an alarm of the watchdog. Members have the values of watchdog.on_alarm."""
+
+    MARK = "mark"
+    WARN = "warn"
+    PAUSE = "pause"
+    ROLL_BACK = "roll_back"
+
+
 class Precision(StrEnum):
     """The type in which a reward's model computes."""
 
@@ -240,6 +249,7 @@ class RolloutOutcome:
         worker: host:pid, so that a restarted worker counts as a new one.
         failure: why the group could not be scored; such a group is never trained on.
         left_out: rewards that the group is trained without, according to their outage policy.
+        statistics: what the watchdog needs of the group, by name: of its images, and the agreement of its rewards.
     """
 
     worker: str
@@ -247,6 +257,7 @@ class RolloutOutcome:
     seconds: dict[str, float]
     failure: ScoringFailure | None = None
     left_out: tuple[ScoringFailure, ...] = ()
+    statistics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -285,13 +296,15 @@ class Heartbeat:
 class EvaluatedPrompt:
     """One prompt's images under one policy, uint8 [G, H, W, C], every reward of each [G], and their diversity.
 
-    A reward that failed only at these images is absent: it would fail at them every time.
+    A reward that failed only at these images is absent: it would fail at them every time. `statistics` are those of
+    `rollout_workers/image_statistics.py`.
     """
 
     prompt: Prompt
     images_GHWC: ByteArray
     rewards_G: dict[str, FloatArray]
     diversity: float
+    statistics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -305,6 +318,7 @@ class Collected:
         reasons: reward:cause -> the error of the last such group.
         renormalised: reward:cause -> number of groups trained without that reward.
         images: worker -> number of samples it contributed.
+        statistics: those of each group, see `RolloutOutcome`.
     """
 
     groups: list[ray.ObjectRef[ScoredGroup]]
@@ -313,6 +327,7 @@ class Collected:
     reasons: dict[str, str] = field(default_factory=dict)
     renormalised: Counter[str] = field(default_factory=Counter)
     images: Counter[str] = field(default_factory=Counter)
+    statistics: list[Mapping[str, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

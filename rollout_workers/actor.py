@@ -35,6 +35,7 @@ from common.types import (
 )
 from common.weights import Payload, PublishedWeights
 from rollout_workers.diversity import mean_pairwise_distance
+from rollout_workers.image_statistics import group_statistics, image_statistics
 from rollout_workers.progress import Call, Progress
 from rollout_workers.sampler import decode_to_uint8, sample_for_evaluation, sample_group
 from rollout_workers.weight_receiver import VELOCITY_TOLERANCE, WeightReceiver
@@ -105,6 +106,9 @@ class RolloutWorker:
         texts, metadata = [prompt.text] * group_size, [dict(prompt.metadata)] * group_size
         call.begin("score", self._settings.rewards.longest_wait_s())
         answers = self._rewards.score(images, texts, metadata, self._settings.trained_rewards)
+        call.begin("statistics")
+        pixels = torch.from_numpy(images).to(self._backbone.device)
+        statistics = group_statistics(pixels, answers.values)
         call.end()
         if answers.held_s > 0:
             call.seconds["held"] = answers.held_s
@@ -117,7 +121,7 @@ class RolloutWorker:
         trajectory = TrajectoryGroup(
             prompt, plan, version, sampled.latents_SGchw.cpu().numpy(), sampled.surrogate_TG.cpu().numpy()
         )
-        outcome = RolloutOutcome(name, version, call.seconds, left_out=left_out)
+        outcome = RolloutOutcome(name, version, call.seconds, left_out=left_out, statistics=statistics)
         return outcome, ScoredGroup(trajectory, answers.values)
 
     def evaluate(
@@ -152,5 +156,7 @@ class RolloutWorker:
         call.begin("score", self._settings.rewards.longest_wait_s())
         count = len(images)
         rewards = self._rewards.score_all(images, [prompt.text] * count, [dict(prompt.metadata)] * count)
-        features = self._backbone.image_features(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
-        return EvaluatedPrompt(prompt, images, rewards, mean_pairwise_distance(features))
+        pixels = torch.from_numpy(images)
+        features = self._backbone.image_features(pixels.permute(0, 3, 1, 2).float() / 255)
+        statistics = image_statistics(pixels.to(self._backbone.device))
+        return EvaluatedPrompt(prompt, images, rewards, mean_pairwise_distance(features), statistics)

@@ -29,6 +29,7 @@ from typing import Any
 from common.command import exit_status, user_path
 from common.errors import RtdmdError
 from common.whole_files import write_whole
+from learner.metric_names import GROUP_ERROR
 from learner.records.charts import Point, line_chart
 from learner.records.style import STYLE
 
@@ -180,7 +181,8 @@ def _curves_section(records: Sequence[Record], policies: Mapping[str, Mapping[st
     curves: dict[tuple[str, str], dict[str, list[Point]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         for name, value in record["metrics"].items():
-            curves[record["stage"], record["kind"]][name].append((record["iteration"], value))
+            if not name.startswith(GROUP_ERROR):
+                curves[record["stage"], record["kind"]][name].append((record["iteration"], value))
     parts = []
     for stage in ("alignment", "cold_start"):
         for kind in ("evaluation", "train"):

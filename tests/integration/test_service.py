@@ -24,7 +24,7 @@ def test_a_run_leaves_everything_it_promises(finished: Run) -> None:
     trained = [(line[0], line[1]) for line in finished.metrics() if line[2] == "train"]
     assert trained == [*(("cold_start", i) for i in range(4)), *(("alignment", i) for i in range(8))]
     evaluated = [line[1] for line in finished.metrics() if line[2] == "evaluation"]
-    assert evaluated == [3, 6]
+    assert evaluated == [0, 3, 6]
     assert sorted(path.name for path in (directory / "checkpoints").iterdir()) == [
         "alignment-000006",
         "alignment-000008",
@@ -32,7 +32,7 @@ def test_a_run_leaves_everything_it_promises(finished: Run) -> None:
         "cold_start-000004",
     ]
     samples = {path.name for path in (directory / "samples").iterdir()}
-    assert samples >= {"alignment-000003.png", "alignment-000006.png", "gallery.json"}
+    assert samples >= {"alignment-000000.png", "alignment-000003.png", "alignment-000006.png", "gallery.json"}
     report = (directory / "report.html").read_text()
     assert "rtdmd" in report.lower()
     assert "http://" not in report.replace("http://www.w3.org", "")
@@ -89,6 +89,9 @@ def test_a_killed_run_resumes_to_the_same_end(
     resumed = service.run(killed[0].run_dir.name, "--resume", "auto")
     resumed.finish()
     assert_equal_runs(resumed, finished)
+    watched = [(run.run_dir / "watchdog.jsonl").read_text() for run in (resumed, finished)]
+    assert watched[0] == watched[1]
+    assert watched[0].count('"kind": "evaluation"') == 3
 
 
 def test_a_second_run_into_the_same_directory_is_refused(finished: Run, config: Path) -> None:
