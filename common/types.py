@@ -75,6 +75,15 @@ class OutagePolicy(StrEnum):
         return self is OutagePolicy.RENORMALISE
 
 
+class AlarmAction(StrEnum):
+    """What a run does on an alarm of the watchdog. Members have the values of watchdog.on_alarm."""
+
+    MARK = "mark"
+    WARN = "warn"
+    PAUSE = "pause"
+    ROLL_BACK = "roll_back"
+
+
 class Precision(StrEnum):
     """The type in which a reward's model computes."""
 
@@ -257,6 +266,7 @@ class RolloutOutcome:
         failure: why the group could not be scored; such a group is never trained on.
         left_out: rewards that the group is trained without, according to their outage policy.
         picture: None if it was not asked for.
+        statistics: what the watchdog needs of the group, by name: of its images, and the agreement of its rewards.
     """
 
     worker: str
@@ -265,6 +275,7 @@ class RolloutOutcome:
     failure: ScoringFailure | None = None
     left_out: tuple[ScoringFailure, ...] = ()
     picture: GroupPicture | None = None
+    statistics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -303,13 +314,15 @@ class Heartbeat:
 class EvaluatedPrompt:
     """One prompt's images under one policy, uint8 [G, H, W, C], every reward of each [G], and their diversity.
 
-    A reward that failed only at these images is absent: it would fail at them every time.
+    A reward that failed only at these images is absent: it would fail at them every time. `statistics` are those of
+    `rollout_workers/image_statistics.py`.
     """
 
     prompt: Prompt
     images_GHWC: ByteArray
     rewards_G: dict[str, FloatArray]
     diversity: float
+    statistics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -324,6 +337,7 @@ class Collected:
         renormalised: reward:cause -> number of groups trained without that reward.
         images: worker -> number of samples it contributed.
         pictures: place in `groups` -> its picture, of the groups that have one.
+        statistics: those of each group, see `RolloutOutcome`.
     """
 
     groups: list[ray.ObjectRef[ScoredGroup]]
@@ -333,6 +347,7 @@ class Collected:
     renormalised: Counter[str] = field(default_factory=Counter)
     images: Counter[str] = field(default_factory=Counter)
     pictures: dict[int, GroupPicture] = field(default_factory=dict)
+    statistics: list[Mapping[str, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,7 @@ class Service:
             answer(self.learner.begin_alignment.remote())
             self.publisher.begin_stage()
             position = Position(Stage.ALIGNMENT, 0)
+            milestones.begin_alignment()
         run_alignment(
             self.learner,
             self.publisher,

@@ -36,6 +36,7 @@ from common.types import (
 from common.weights import Payload, PublishedWeights
 from rollout_workers.diversity import mean_pairwise_distance
 from rollout_workers.group_picture import group_picture
+from rollout_workers.image_statistics import group_statistics, image_statistics
 from rollout_workers.progress import Call, Progress
 from rollout_workers.sampler import decode_to_uint8, sample_for_evaluation, sample_group
 from rollout_workers.weight_receiver import VELOCITY_TOLERANCE, WeightReceiver
@@ -123,6 +124,9 @@ class RolloutWorker:
         texts, metadata = [prompt.text] * group_size, [dict(prompt.metadata)] * group_size
         call.begin("score", self._settings.rewards.longest_wait_s())
         answers = self._rewards.score(images, texts, metadata, self._settings.trained_rewards)
+        call.begin("statistics")
+        pixels = torch.from_numpy(images).to(self._backbone.device)
+        statistics = group_statistics(pixels, answers.values)
         call.end()
         if answers.held_s > 0:
             call.seconds["held"] = answers.held_s
@@ -136,7 +140,7 @@ class RolloutWorker:
             prompt, plan, version, sampled.latents_SGchw.cpu().numpy(), sampled.surrogate_TG.cpu().numpy()
         )
         picture = group_picture(prompt.text, images, answers.values) if pictured else None
-        outcome = RolloutOutcome(name, version, call.seconds, left_out=left_out, picture=picture)
+        outcome = RolloutOutcome(name, version, call.seconds, left_out=left_out, picture=picture, statistics=statistics)
         return outcome, ScoredGroup(trajectory, answers.values)
 
     def evaluate(
@@ -171,5 +175,7 @@ class RolloutWorker:
         call.begin("score", self._settings.rewards.longest_wait_s())
         count = len(images)
         rewards = self._rewards.score_all(images, [prompt.text] * count, [dict(prompt.metadata)] * count)
-        features = self._backbone.image_features(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
-        return EvaluatedPrompt(prompt, images, rewards, mean_pairwise_distance(features))
+        pixels = torch.from_numpy(images)
+        features = self._backbone.image_features(pixels.permute(0, 3, 1, 2).float() / 255)
+        statistics = image_statistics(pixels.to(self._backbone.device))
+        return EvaluatedPrompt(prompt, images, rewards, mean_pairwise_distance(features), statistics)

@@ -20,6 +20,7 @@ from common.config.rewards import RedisConfig, RewardClientConfig, RewardConfig,
 from common.config.section import Section, problem
 from common.config.stages import AlignmentConfig, ColdStartConfig, SamplingConfig
 from common.config.trackers import TrackersConfig
+from common.config.watchdog import WatchdogConfig, check_watchdog
 from common.urls import host_fault
 
 
@@ -227,6 +228,7 @@ class Config(Section):
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
     reward_client: RewardClientConfig = RewardClientConfig()
     redis: RedisConfig = RedisConfig()
     metrics: MetricsConfig = MetricsConfig()
@@ -243,6 +245,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _rewards_possible(self) -> Self:
         check_rewards(self.rewards, self.reward_client, self.redis)
+        check_watchdog(self.watchdog, self.rewards, self.evaluation.every, self.checkpoint.every)
         return self
 
     def _least_rows(self) -> dict[str, int]:

@@ -133,6 +133,7 @@ class Rollouts:
                     collected.pictures[len(collected.groups)] = outcome.picture
                 collected.groups.append(group)
                 collected.images[outcome.worker] += self._group_size
+                collected.statistics.append(outcome.statistics)
                 collected.renormalised.update(_cause(left_out) for left_out in outcome.left_out)
             else:
                 collected.dropped[_cause(outcome.failure)] += 1

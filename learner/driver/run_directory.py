@@ -27,13 +27,15 @@ from common.types import Position, PromptSets, Stage
 from common.whole_files import write_whole
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.driver.run_lock import LOCK, locked
+from learner.driver.watchdog import WATCHDOG_FILE
 from learner.preflight.command_line import Invocation
 from learner.preflight.run_file import dump_config, load_saved_config
 from learner.records.group_files import cut_groups
 from learner.records.metrics_log import BEGINNING, cut_metrics, logged_until
 
 DECLARED, PROMPTS = "reward_servers", "prompt_fingerprints"
-WRITTEN, WRITTEN_FOLDERS = ("metrics.jsonl", "summary.json", "report.html"), ("samples", "lora")
+WRITTEN = ("metrics.jsonl", WATCHDOG_FILE, "summary.json", "report.html")
+WRITTEN_FOLDERS = ("samples", "lora")
 """Files, and folders of files, that a run writes besides config.yaml and checkpoints."""
 OF_POLICIES = re.compile(r"(teacher_\d+|cold_start|rtdmd)(-\d+\.png|\.json)")
 """Names of the files that `learner/driver/comparison.py` writes into `samples/policies`."""
@@ -109,7 +111,8 @@ def begin(invocation: Invocation, start: Start) -> None:
     try:
         if invocation.resume:
             position = start.position if start.resumes else BEGINNING
-            cut_metrics(run_dir / "metrics.jsonl", position)
+            for name in ("metrics.jsonl", WATCHDOG_FILE):
+                cut_metrics(run_dir / name, position)
             cut_groups(run_dir, position)
         if not start.resumes:
             # No checkpoint confirms the settings with which these were measured.

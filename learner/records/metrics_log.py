@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -13,7 +14,15 @@ from typing import TextIO
 from common.console_stream import LOG
 from common.types import Collected, GroupPicture, Position, Stage, TrainedSamples, UpdateResult
 from common.whole_files import write_whole
-from learner.metric_names import DROPPED_GROUPS, LEFT_OUT_GRADIENTS, RENORMALISED_GROUPS, SIGNAL_NORM
+from learner.metric_names import (
+    DROPPED_GROUPS,
+    GROUP_ERROR,
+    GROUP_MEAN,
+    GROUPS,
+    LEFT_OUT_GRADIENTS,
+    RENORMALISED_GROUPS,
+    SIGNAL_NORM,
+)
 from learner.records.console import Console
 from learner.records.group_files import write_groups
 from learner.records.prometheus import DriverMetrics, LearnerMetrics
@@ -22,6 +31,8 @@ FAINT = 0.01
 """Of the sum of the terms' gradient norms: below this, a term trains next to nothing."""
 KEPT_GROUPS = "kept groups"
 """Names the line, shown once, that groups cannot be kept."""
+NOT_EXPORTED = (DROPPED_GROUPS, RENORMALISED_GROUPS, GROUPS, GROUP_ERROR)
+"""Metrics without a gauge. Dropped and renormalised groups are counted by cause; only the watchdog needs the errors."""
 BEGINNING = Position(Stage.COLD_START, 0)
 
 
@@ -56,6 +67,7 @@ class StepRecord:
         for cause, count in collected.renormalised.items():
             self.metrics[f"{RENORMALISED_GROUPS}/{cause}"] = float(count)
         self.images = collected.images
+        self.metrics.update(over_groups(collected.statistics))
 
     def record_update(self, result: UpdateResult) -> None:
         self.metrics.update(result.metrics)
@@ -90,7 +102,7 @@ class Tracker:
         self._keep_groups(Position(Stage(stage), iteration), record)
         self._write(stage, iteration, "train", record.metrics, record.seconds)
         self._export(stage, iteration, record)
-        shown = {_grouped(name): value for name, value in record.metrics.items()}
+        shown = {_grouped(name): value for name, value in record.metrics.items() if not name.startswith(GROUP_ERROR)}
         shown |= {f"seconds/{part}": value for part, value in record.seconds.items()}
         if record.images:
             shown["speed/images per second"] = sum(record.images.values()) / record.seconds["step"]
@@ -121,6 +133,10 @@ class Tracker:
             part = "evaluation" if record["kind"] == "evaluation" else record["stage"]
             totals[part] += record["seconds"]["step" if record["kind"] == "train" else "evaluation"]
         return dict(totals)
+
+    def alarm(self, detector: str) -> None:
+        """Count an alarm of the watchdog."""
+        self._driver.watchdog_alarms.labels(detector=detector).inc()
 
     def message(self, text: str) -> None:
         self._console.message(text)
@@ -185,11 +201,22 @@ class Tracker:
                 self._driver.reward.labels(reward=rest).set(value)
             elif kind == LEFT_OUT_GRADIENTS:
                 self._driver.left_out_gradients.labels(cause=rest).inc(value)
-            elif kind not in (DROPPED_GROUPS, RENORMALISED_GROUPS):  # counted above, by cause
+            elif kind not in NOT_EXPORTED:
                 self._learner.loss.labels(loss=name).set(value)
         self._learner.updates.labels(network="fake").inc()
         if "student_gradient_norm" in record.metrics:
             self._learner.updates.labels(network="student").inc()
+
+
+def over_groups(groups: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The number of groups; of each statistic, its mean over those that have it, and if two have it, its error."""
+    found = {GROUPS: float(len(groups))}
+    for name in dict.fromkeys(name for group in groups for name in group):
+        values = [group[name] for group in groups if name in group]
+        found[f"{GROUP_MEAN}/{name}"] = statistics.fmean(values)
+        if len(values) > 1:
+            found[f"{GROUP_ERROR}/{name}"] = statistics.stdev(values) / len(values) ** 0.5
+    return found
 
 
 def _listed(metrics: Mapping[str, float]) -> str:

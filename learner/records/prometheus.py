@@ -26,6 +26,7 @@ LEFT_OUT_GRADIENTS_TOTAL = "rtdmd_left_out_gradients_total"
 WORKER_RESTARTS_TOTAL = "rtdmd_worker_restarts_total"
 POLICY_VERSION = "rtdmd_policy_version"
 LOSS = "rtdmd_loss"
+WATCHDOG_ALARMS_TOTAL = "rtdmd_watchdog_alarms_total"
 NETWORK_UPDATES_TOTAL = "rtdmd_network_updates_total"
 
 
@@ -43,6 +44,7 @@ class DriverMetrics:
     left_out_gradients: Counter
     worker_restarts: Counter
     policy_version: Gauge
+    watchdog_alarms: Counter
 
     @classmethod
     def build(cls, registry: CollectorRegistry) -> Self:
@@ -75,6 +77,9 @@ class DriverMetrics:
                 WORKER_RESTARTS_TOTAL, "Workers that took the place of a dead one.", registry=registry
             ),
             policy_version=Gauge(POLICY_VERSION, "Newest published policy version.", registry=registry),
+            watchdog_alarms=Counter(
+                WATCHDOG_ALARMS_TOTAL, "Alarms of the watchdog, by detector.", ["detector"], registry=registry
+            ),
         )
 
 

@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 
 from common.errors import RtdmdError
+from learner.metric_names import GROUP_ERROR
 from learner.records.charts import SERIES_COLOURS, Point, line_chart
 from learner.records.intervals import interval, winner
 from learner.records.run_files import EVALUATION, TRAIN, GalleryRow, Picture, PolicyResult, Record, policy_label
@@ -52,11 +53,12 @@ def _cell(result: PolicyResult, metric: str, best: bool) -> str:
 
 
 def curves_of(records: Sequence[Record]) -> Curves:
-    """The points of every metric."""
+    """The points of every metric but the groups' errors, which only the watchdog needs."""
     curves: dict[tuple[str, str], dict[str, list[Point]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         for name, value in record.metrics.items():
-            curves[record.stage, record.kind][name].append((record.iteration, value))
+            if not name.startswith(GROUP_ERROR):
+                curves[record.stage, record.kind][name].append((record.iteration, value))
     return curves
 
 

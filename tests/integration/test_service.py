@@ -25,7 +25,7 @@ def test_a_run_leaves_everything_it_promises(finished: Run) -> None:
     trained = [(line[0], line[1]) for line in finished.metrics() if line[2] == "train"]
     assert trained == [*(("cold_start", i) for i in range(4)), *(("alignment", i) for i in range(8))]
     evaluated = [line[1] for line in finished.metrics() if line[2] == "evaluation"]
-    assert evaluated == [3, 6]
+    assert evaluated == [0, 3, 6]
     assert sorted(path.name for path in (directory / "checkpoints").iterdir()) == [
         "alignment-000006",
         "alignment-000008",
@@ -34,6 +34,7 @@ def test_a_run_leaves_everything_it_promises(finished: Run) -> None:
     ]
     samples = {path.name for path in (directory / "samples").iterdir()}
     assert samples >= {"alignment-000003.png", "alignment-000003.json", "alignment-000006.png", "gallery.json"}
+    assert "alignment-000000.png" in samples
     kept = read_groups(directory, "alignment-000000")
     assert kept.policy_steps
     assert all(len(group.advantages) == len(group.trained) > 1 for group in kept.groups)
@@ -93,6 +94,9 @@ def test_a_killed_run_resumes_to_the_same_end(
     resumed = service.run(killed[0].run_dir.name, "--resume", "auto")
     resumed.finish()
     assert_equal_runs(resumed, finished)
+    watched = [(run.run_dir / "watchdog.jsonl").read_text() for run in (resumed, finished)]
+    assert watched[0] == watched[1]
+    assert watched[0].count('"kind": "evaluation"') == 3
 
 
 def test_a_second_run_into_the_same_directory_is_refused(finished: Run, config: Path) -> None:

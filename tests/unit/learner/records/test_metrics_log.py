@@ -100,11 +100,32 @@ def test_one_line_an_iteration_and_an_evaluation(tracker: Tracker, path: Path) -
         ("alignment", 1, "evaluation"),
     ]
     aligned = written[2]
-    assert aligned["metrics"] == {"reward/hps": 0.25, "student_gradient_norm": 1.0, "dropped_groups": 2.0}
+    assert aligned["metrics"] == {
+        "reward/hps": 0.25,
+        "student_gradient_norm": 1.0,
+        "dropped_groups": 2.0,
+        "groups": 0.0,
+    }
     assert aligned["seconds"]["worker_rollout"] == 1.5
     assert aligned["seconds"]["update_student"] == 2.0
     assert 0 <= aligned["seconds"]["wait_rollouts"] <= aligned["seconds"]["step"]
     assert written[3]["metrics"] == {"gold": 0.75}
+
+
+def test_statistics_of_groups_have_a_mean_and_an_error(tracker: Tracker, path: Path) -> None:
+    """The error needs two groups; a group may lack a statistic."""
+    with tracker.iteration("alignment", 0) as step:
+        groups = [{"grid": 1.0, "agreement": 0.5}, {"grid": 3.0}]
+        step.record(Collected([], statistics=groups), UpdateResult({}, {}))
+    found = lines(path)[0]["metrics"]
+    assert (found["group_mean/grid"], found["group_error/grid"]) == (2.0, 1.0)
+    assert found["group_mean/agreement"] == 0.5
+    assert "group_error/agreement" not in found
+
+
+def test_alarms_are_counted_by_detector(tracker: Tracker, registry: CollectorRegistry) -> None:
+    tracker.alarm("grid")
+    assert registry.get_sample_value("rtdmd_watchdog_alarms_total", {"detector": "grid"}) == 1
 
 
 def test_a_failed_iteration_leaves_no_line(tracker: Tracker, path: Path) -> None:
@@ -148,6 +169,7 @@ def test_what_was_trained_without_a_reward_is_counted(
     assert lines(path)[1]["metrics"] == {
         "left_out_gradients/hps:nan": 16.0,
         "dropped_groups": 0.0,
+        "groups": 0.0,
         "renormalised_groups/hps:timeout": 3.0,
     }
     assert registry.get_sample_value(metrics.RENORMALISED_GROUPS_TOTAL, {"cause": "hps:timeout"}) == 6
