@@ -240,6 +240,8 @@ class RolloutOutcome:
         worker: host:pid, so that a restarted worker counts as a new one.
         failure: why the group could not be scored; such a group is never trained on.
         left_out: rewards that the group is trained without, according to their outage policy.
+        reward_seconds: reward -> seconds from the request to the scores; of the rewards that answered.
+        reward_spreads: reward -> standard deviation within the group.
     """
 
     worker: str
@@ -247,6 +249,8 @@ class RolloutOutcome:
     seconds: dict[str, float]
     failure: ScoringFailure | None = None
     left_out: tuple[ScoringFailure, ...] = ()
+    reward_seconds: Mapping[str, float] = field(default_factory=dict)
+    reward_spreads: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -266,6 +270,19 @@ class ProcessPlace:
 
 
 @dataclass(frozen=True)
+class RewardHealth:
+    """A process's view of one reward.
+
+    Attributes:
+        connections: state of a circuit breaker -> number of the reward's servers in it.
+        held: requests that are held until the reward is back.
+    """
+
+    connections: Mapping[str, int]
+    held: int
+
+
+@dataclass(frozen=True)
 class Heartbeat:
     """A process's answer to a ping.
 
@@ -273,12 +290,16 @@ class Heartbeat:
         steps: parts of its work begun and ended so far; it grows as long as the process gets on.
         step: the part of work that it is in; "" between calls.
         limit_s: seconds that this part may take.
+        rewards: its view of each reward.
+        peak_bytes: its peak memory, of its GPU if it has one.
     """
 
     place: ProcessPlace
     steps: int
     step: str
     limit_s: float
+    rewards: Mapping[str, RewardHealth] = field(default_factory=dict)
+    peak_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -305,6 +326,7 @@ class Collected:
         reasons: reward:cause -> the error of the last such group.
         renormalised: reward:cause -> number of groups trained without that reward.
         images: worker -> number of samples it contributed.
+        spreads: reward -> its standard deviation within each group.
     """
 
     groups: list[ray.ObjectRef[ScoredGroup]]
@@ -313,11 +335,13 @@ class Collected:
     reasons: dict[str, str] = field(default_factory=dict)
     renormalised: Counter[str] = field(default_factory=Counter)
     images: Counter[str] = field(default_factory=Counter)
+    spreads: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """The report of one update: metrics by name, seconds by part."""
+    """The report of one update: metrics by name, seconds by part, and the peak memory of rank 0 in bytes so far."""
 
     metrics: dict[str, float]
     seconds: dict[str, float]
+    peak_bytes: int = 0

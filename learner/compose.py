@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import ray
-from prometheus_client import CollectorRegistry
 from ray.actor import ActorHandle
 
 from common.backbones import model_sizes
@@ -41,6 +40,7 @@ from learner.driver.fleet import Fleet
 from learner.driver.learner_group import started_learner
 from learner.driver.local_servers import LocalServers, local_specs
 from learner.driver.machines import RayMachines
+from learner.driver.monitoring import metrics_endpoint, run_metrics
 from learner.driver.publisher import Publisher
 from learner.driver.run_directory import (
     Start,
@@ -70,7 +70,7 @@ from learner.preflight.prompt_checks import check_prompts
 from learner.preflight.ray_environment import check_storage, cluster_address, temporary_folder
 from learner.records.console import Console
 from learner.records.metrics_log import Tracker
-from learner.records.prometheus import DriverMetrics, LearnerMetrics, serve
+from learner.records.prometheus import RunMetrics
 from learner.records.run_log import announce, run_log
 from learner.run import PolicySpecs, Service
 from rollout_workers.actor import RolloutWorker, WorkerSettings
@@ -197,10 +197,16 @@ def started_service(
     with ExitStack() as stack:
         stack.enter_context(run_log(run_dir / "logs" / "run.log"))
         stack.enter_context(_errors_in_one_line(invocation))  # inside: the log gets the line that the console shows
+        metrics = run_metrics(invocation.config, run_dir)
         config = with_known_threads(invocation.config, run_dir, resume=invocation.resume)
         redis = stack.enter_context(_redis(config, run_dir))
-        servers = stack.enter_context(LocalServers(local_specs(config.rewards), run_dir / "logs", say=announce))
+        servers = stack.enter_context(
+            LocalServers(
+                local_specs(config.rewards), run_dir / "logs", say=announce, restarted=metrics.server_restarted
+            )
+        )
         access = _reward_access(config, servers.urls, redis, run_id(run_dir))
+        stack.enter_context(metrics_endpoint(config, run_dir, metrics, access.endpoints))
         check_prompts(config, access, prompts)
         controls = control_requests(config, prompts.alignment[0], prompts.evaluation[0])
         access = check_rewards(config, access, controls)
@@ -208,7 +214,7 @@ def started_service(
         stack.enter_context(ray_cluster(config))
         device = _device(config.learner.num_gpus)
         ranks = stack.enter_context(started_learner(config, prompts.cold_start, access, device))
-        pool = stack.enter_context(_workers(config, access, lambda: servers.keep_up(_waited_for(config))))
+        pool = stack.enter_context(_workers(config, access, metrics, lambda: servers.keep_up(_waited_for(config))))
         fingerprint = _wait_until_loaded(config, ranks)
         pool.admit(fingerprint, config.workers.least)
         sigmas: tuple[float, ...] = answer(ranks[0].sigmas.remote(config.sampling.steps))
@@ -224,7 +230,8 @@ def started_service(
             publisher=Publisher(ranks[0]),
             sigmas=sigmas,
             pool=pool,
-            tracker=stack.enter_context(_tracker(config, run_dir)),
+            tracker=stack.enter_context(_tracker(config, run_dir, metrics)),
+            metrics=metrics,
             records=PolicyRecords(run_dir, config.evaluation.grid_prompts),
             prompts=prompts,
             specs=PolicySpecs(teacher_spec(config), few_step_teacher_spec(config), student_spec(config)),
@@ -262,18 +269,12 @@ def _run_control(config: Config, redis: RedisAddress | None, token: str | None) 
 
 
 @contextmanager
-def _tracker(config: Config, run_dir: Path) -> Iterator[Tracker]:
-    """Console, metrics.jsonl and the /metrics endpoint."""
-    registry = CollectorRegistry()
+def _tracker(config: Config, run_dir: Path, metrics: RunMetrics) -> Iterator[Tracker]:
+    """Console and metrics.jsonl."""
     total = config.cold_start.iterations + config.alignment.iterations
     with ExitStack() as stack:
         console = stack.enter_context(Console(total, config.run.name))
-        if config.metrics.port is not None:
-            server = serve(config.metrics.port, registry)
-            stack.callback(server.close)
-            console.message(f"metrics: http://127.0.0.1:{server.port}/metrics")
-        driver, learner = DriverMetrics.build(registry), LearnerMetrics.build(registry)
-        tracker = Tracker(run_dir / "metrics.jsonl", console, driver, learner, config.workers.most)
+        tracker = Tracker(run_dir / "metrics.jsonl", console, metrics)
         stack.callback(tracker.close)
         yield tracker
 
@@ -298,7 +299,7 @@ def _waited_for(config: Config) -> set[str]:
     return {reward.name for reward in config.rewards if reward.outage.holds_requests}
 
 
-def _workers(config: Config, access: RewardAccess, watch: Callable[[], None]) -> WorkerPool:
+def _workers(config: Config, access: RewardAccess, metrics: RunMetrics, watch: Callable[[], None]) -> WorkerPool:
     """Rollout workers, placed by their resources; they start when the pool is entered."""
     settings = WorkerSettings(
         backbone=config.backbone,
@@ -321,7 +322,7 @@ def _workers(config: Config, access: RewardAccess, watch: Callable[[], None]) ->
     )(RolloutWorker)
     workers = config.workers
     fleet = Fleet(lambda: actor.remote(settings), workers.most, workers.restarts, workers.unhealthy_after_s)
-    return WorkerPool(fleet, RayMachines(), workers.unhealthy_after_s, watch, announce)
+    return WorkerPool(fleet, RayMachines(), workers.unhealthy_after_s, watch, announce, metrics=metrics)
 
 
 def _wait_until_loaded(config: Config, ranks: list[ActorHandle]) -> str:

@@ -35,6 +35,7 @@ from learner.driver.worker_pool import WorkerPool
 from learner.loop import run_alignment, run_cold_start
 from learner.preflight.forecast import Prediction, compared
 from learner.records.metrics_log import Tracker
+from learner.records.prometheus import RunMetrics
 from learner.records.report import write_report
 
 
@@ -58,6 +59,7 @@ class Service:
     sigmas: tuple[float, ...]
     pool: WorkerPool
     tracker: Tracker
+    metrics: RunMetrics
     records: PolicyRecords
     prompts: PromptSets
     specs: PolicySpecs
@@ -106,7 +108,7 @@ class Service:
         run_alignment(
             self.learner,
             self.publisher,
-            Rollouts(self.pool, config.alignment.group_size, self._outage_limit_s()),
+            Rollouts(self.pool, config.alignment.group_size, self._outage_limit_s(), metrics=self.metrics),
             self._plan,
             self.tracker,
             milestones,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 import torch
@@ -19,6 +19,7 @@ from common.config.run import LoraConfig
 from common.errors import WeightUpdateError
 from common.policies import SamplingSpec
 from common.rewards.access import RewardAccess
+from common.torch_device import peak_memory_bytes
 from common.types import (
     ByteArray,
     EvaluatedPrompt,
@@ -75,8 +76,9 @@ class RolloutWorker:
         return self._backbone.base_fingerprint(), self._progress.place
 
     def heartbeat(self) -> Heartbeat:
-        """The step that the worker is in. A thread of its own answers."""
-        return self._progress.heartbeat()
+        """The step that the worker is in, its view of the rewards, and its memory. A thread of its own answers."""
+        peak_bytes = peak_memory_bytes(self._backbone.device)
+        return replace(self._progress.heartbeat(), rewards=self._rewards.health(), peak_bytes=peak_bytes)
 
     def rollout(
         self, prompt: Prompt, plan: StepPlan, group_size: int, weights: PublishedWeights, frozen: Payload
@@ -109,12 +111,13 @@ class RolloutWorker:
         name = str(self._progress.place)
         if answers.failure is not None:
             failure = ScoringFailure.of(answers.failure)
-            return RolloutOutcome(name, version, call.seconds, failure), None
+            return RolloutOutcome(name, version, call.seconds, failure, reward_seconds=answers.seconds), None
         left_out = tuple(map(ScoringFailure.of, answers.left_out.values()))
         trajectory = TrajectoryGroup(
             prompt, plan, version, sampled.latents_SGchw.cpu().numpy(), sampled.surrogate_TG.cpu().numpy()
         )
-        outcome = RolloutOutcome(name, version, call.seconds, left_out=left_out)
+        spreads = {reward: float(scores_G.std()) for reward, scores_G in answers.values.items()}
+        outcome = RolloutOutcome(name, version, call.seconds, None, left_out, answers.seconds, spreads)
         return outcome, ScoredGroup(trajectory, answers.values)
 
     def evaluate(

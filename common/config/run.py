@@ -160,13 +160,19 @@ class CheckpointConfig(Section):
 
 
 class MetricsConfig(Section):
-    """Prometheus metrics of the driver."""
+    """Prometheus metrics of a run."""
 
     port: int | None = Field(
         0,
         ge=0,
         le=65_535,
         description="Port on loopback. 0: any free port, printed at the start. null: no metrics endpoint.",
+    )
+    targets: Path | None = Field(
+        None,
+        description="Folder in which the run keeps NAME.json, a file for file_sd_configs of Prometheus with the addresses "
+        "of the run and its reward servers. null: the run directory, or in a Ray cluster the folder of Ray's own such "
+        "file. See docs/operations.md.",
     )
 
 

@@ -73,7 +73,8 @@ class RunMilestones:
         if store.exists(position):
             # Already saved: a stage ended on a periodic checkpoint, or a resumed run is at its start.
             return
-        answer(self._learner.save.remote(self._run_dir, position, self._settings))
+        folder: Path = answer(self._learner.save.remote(self._run_dir, position, self._settings))
+        self._tracker.checkpoint(folder)
         store.prune(position.stage, self._config.checkpoint.keep)
 
     def _evaluate(self, position: Position) -> None:
