@@ -163,6 +163,7 @@ class Service:
         """Evaluate a policy for the final comparison, unless that was done; `trained` is None for the teacher."""
         basis = self._basis(spec, trained)
         if self.records.has(policy, basis):
+            self.metrics.evaluated(policy, self.records.metrics(policy), 0.0)
             return
         started, settings = time.perf_counter(), self.config.evaluation
         weights = None if trained is None else self.publisher.publish(EVALUATION_VERSION, averaged=True)

@@ -170,9 +170,9 @@ class MetricsConfig(Section):
     )
     targets: Path | None = Field(
         None,
-        description="Folder in which the run keeps NAME.json, a file for file_sd_configs of Prometheus with the addresses "
-        "of the run and its reward servers. null: the run directory, or in a Ray cluster the folder of Ray's own such "
-        "file. See docs/operations.md.",
+        description="Folder in which the run keeps rtdmd_NAME.json, a file for Prometheus (file_sd_configs) with the "
+        "addresses of the run and its reward servers. null: in logs/ of the run directory, or in a Ray cluster beside "
+        "Ray's own such file.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Catalogue of the metrics that the driver of a run serves. Those of workers and learner reach it with their results."""
+"""Catalogue of the metrics that the driver of a run serves. Workers and learner report theirs to it."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ PROGRESS_TIMESTAMP = _gauge(
     "seconds",
     "When anything last finished (a group, an evaluation call, an iteration, a checkpoint), in seconds since 1970.",
 )
+PAUSED = _gauge("paused", "1", "1 while the run is paused on request, else 0.")
 PART_SECONDS = _counter(
     "part_seconds",
     "seconds",
@@ -61,7 +62,7 @@ FAILURES = _counter("failures", "failures", "Errors that ended the run, by their
 WORKERS = _gauge(
     "workers",
     "workers",
-    "Rollout workers by state: ready; unhealthy (late with an answer or a step); loading; missing (a place without one).",
+    "Places for workers by state: ready; unhealthy (late with an answer or a step); loading; missing (no worker).",
     ("state",),
 )
 WORKERS_WANTED = _gauge("workers_wanted", "workers", "Workers that the run starts with.")
@@ -195,7 +196,7 @@ OTHER = _gauge("metric", "1", "Any key of metrics.jsonl that this table does not
 LOSSES = (
     _from("fake_score_loss", "fake_score_loss", "1", "Loss of the fake score."),
     _from("consistency_loss", "fake_score_consistency_loss", "1", "Consistency loss of the fake score."),
-    _from("velocity_norm", "fake_score_velocity_norm", "1", "Root mean square of the fake score's prediction: its drift."),
+    _from("velocity_norm", "fake_score_velocity_norm", "1", "Root mean square of the fake score's prediction."),
     _from("matching_gradient", "matching_gradient", "1", "Mean absolute gradient of distribution matching."),
     _from("teacher_distance", "teacher_distance", "1", "Mean distance of the teacher's prediction from the sample."),
     _from("ratio_mean", "policy_ratio_mean", "1", "Mean ratio of the new to the old surrogate density."),
@@ -206,15 +207,15 @@ LOSSES = (
     _from("hinge_reward", "hinge_reward", "1", "Weighted sum of the differentiable rewards."),
     _from("hinge_active_fraction", "hinge_active_ratio", "1", "Fraction of samples below the reward target."),
     _from("forward_error", "forward_error", "1", "Error of the forward process (policy_gradient: nft)."),
-    _from("preference_loss", "preference_loss", "1", "Loss of the surrogate reward (policy_gradient: surrogate_reward)."),
-    _from("surrogate_held", "surrogate_held_ratio", "1", "Fraction of samples that the surrogate reward's bound takes out."),
-    _from("surrogate_distance", "surrogate_distance", "1", "Mean squared distance of the surrogate reward from its reference."),
+    _from("preference_loss", "preference_loss", "1", "Preference loss of the surrogate reward."),
+    _from("surrogate_held", "surrogate_held_ratio", "1", "Fraction of samples outside the surrogate reward's bound."),
+    _from("surrogate_distance", "surrogate_distance", "1", "Mean squared distance of the surrogate reward from base."),
     _from("surrogate_gradient", "surrogate_gradient", "1", "Mean absolute gradient of the surrogate reward."),
 )  # fmt: skip
 """Gauges without labels that the learner's process computes; their formulas are in `learner/objectives/`."""
 
 DRIVER_METRICS = (
-    *(ITERATION, ITERATIONS_PLANNED, ITERATION_SECONDS, PROGRESS_TIMESTAMP, PART_SECONDS, IMAGES, UPDATES),
+    *(ITERATION, ITERATIONS_PLANNED, ITERATION_SECONDS, PROGRESS_TIMESTAMP, PAUSED, PART_SECONDS, IMAGES, UPDATES),
     *(CHECKPOINT_TIMESTAMP, CHECKPOINT_BYTES, FAILURES),
     *(WORKERS, WORKERS_WANTED, WORKER_RESTARTS, WORKER_SECONDS, PEAK_MEMORY, GPUS),
     *(MEMORY, MEMORY_AVAILABLE, DISK, DISK_FREE),

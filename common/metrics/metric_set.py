@@ -18,7 +18,7 @@ class MetricSet:
 
     def __init__(self, specs: Iterable[MetricSpec], registry: CollectorRegistry, run: str = "") -> None:
         # The time of a counter's creation would be a second series beside each.
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._run = (run,) if run else ()
         self._gauges: dict[str, Gauge] = {}
         self._counters: dict[str, Counter] = {}

@@ -20,7 +20,7 @@ def _spec(
     from_library: bool = False,
 ) -> MetricSpec:
     return MetricSpec(
-        f"{name}", kind, Process.REWARD_SERVER, unit, labels, meaning, buckets=buckets, from_library=from_library
+        name, kind, Process.REWARD_SERVER, unit, labels, meaning, buckets=buckets, from_library=from_library
     )
 
 

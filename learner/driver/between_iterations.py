@@ -103,9 +103,11 @@ class RunMilestones:
         request = self._asked()
         if request == "pause":
             self._tracker.message(f"paused on request; delete rtdmd:run:{self._config.run.name} in Redis to continue")
+            self._tracker.paused(True)
             while request == "pause":
                 time.sleep(PAUSE_POLL_S)
                 request = self._asked()
+            self._tracker.paused(False)
             self._tracker.message("continuing")
         if request == "stop" and self._control is not None:
             self.checkpoint(position)

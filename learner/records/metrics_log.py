@@ -116,6 +116,10 @@ class Tracker:
         """A checkpoint was written."""
         self._metrics.checkpoint_written(folder)
 
+    def paused(self, paused: bool) -> None:
+        """The run is paused on request, or continues."""
+        self._metrics.paused(paused)
+
     def message(self, text: str) -> None:
         self._console.message(text)
 

@@ -14,8 +14,8 @@ from common.metrics.spec import Key, MetricSpec
 INTRODUCTION = """\
 # Metrics
 
-After this page you can find the name, unit, labels and meaning of every Prometheus metric, and the metric of every key of
-`metrics.jsonl`.
+After this page you can find the name, unit, labels and meaning of every Prometheus metric, and the metric of every key
+of `metrics.jsonl`.
 
 The page is generated from `common/metrics/`. Do not edit it. Regenerate it with
 
@@ -23,11 +23,12 @@ The page is generated from `common/metrics/`. Do not edit it. Regenerate it with
 
 [operations.md](operations.md) says how to start Prometheus and Grafana, and what each alert asks of you.
 
-- **Times and sizes** are in seconds and bytes. A name that ends in `_ratio` is a fraction from 0 to 1. Unit 1 is a pure number.
+- **Times and sizes** are in seconds and bytes. A name that ends in `_ratio` is a fraction from 0 to 1. Unit 1 is a pure
+  number.
 - **Counters** begin at 0 with every session of a run. Those marked * have no data until something has failed.
 - **Gauges** of an iteration hold the newest value. All others change when the thing itself changes.
-- **Keys** are those of `metrics.jsonl`: of `metrics`, and with `seconds/` those of `seconds`. A counter sums a key over the
-  iterations."""
+- **Keys** are those of `metrics.jsonl`: of `metrics`, and with `seconds/` those of `seconds`. A counter sums a key over
+  the iterations."""
 
 HEAD = "| metric | kind | unit | labels | meaning | key |\n|---|---|---|---|---|---|"
 
@@ -36,8 +37,8 @@ def metrics_page() -> str:
     """The page as Markdown."""
     parts = (
         INTRODUCTION,
-        "## The driver of a run\n\nEach has the label `run`, the name of the run. The driver also serves what workers and "
-        "learner report to it.",
+        "## The driver of a run\n\nEach has the label `run`, the name of the run. The driver also serves what workers "
+        "and learner report to it.",
         _table(DRIVER_METRICS),
         "## A reward server\n\n`scorer` is the name under which the server serves a reward. Prometheus adds `run` and "
         "`reward` to the servers that a run lists.",

@@ -1,4 +1,4 @@
-"""Serves the driver's metrics over HTTP, and keeps the file that tells Prometheus the addresses of a run's endpoints."""
+"""Serves the driver's metrics over HTTP, and lists a run's endpoints in a file for Prometheus."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 LAST_SCRAPE_S = 15.0
-"""A server that Prometheus reads waits this long for one more scrape before it closes: it brings the run's last values."""
+"""At its end a run that Prometheus reads waits this long for one more scrape, which takes its last values."""
 WATCHED_S = 60.0
-"""Prometheus reads the server if it did so within this time."""
+"""Prometheus reads the run if it did so within this time."""
 
 
 class _Quiet(WSGIRequestHandler):
@@ -56,7 +56,8 @@ class MetricsServer:
             self._server: WSGIServer = make_server(host, port, self._answer, handler_class=_Quiet)
         except OSError as error:
             raise ConfigError(
-                f"metrics.port = {port}: cannot listen on {host}:{port} ({error.strerror}): choose another, or 0 for any"
+                f"metrics.port = {port}: cannot listen on {host}:{port} ({error.strerror}): choose another, "
+                "or 0 for any"
             ) from error
         self.port = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
@@ -83,7 +84,7 @@ class MetricsServer:
         self._thread.join(timeout=5)
 
     def _answer(self, environment: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
-        answer = self._app(environment, start)
+        answer: Iterable[bytes] = self._app(environment, start)
         with self._scraped:
             self._scrapes += 1
             self._last_scrape = self._clock()
@@ -94,7 +95,7 @@ class MetricsServer:
 class Targets:
     """A file of Prometheus (`file_sd_configs`) with the endpoints of a run.
 
-    It exists while the run does. After a crash without a last word it stays, so that Prometheus reports the run as down.
+    It exists while the run does. It stays after SIGKILL, so that Prometheus reports the run as down.
     The label `instance` is the same in every session of a run: a resumed run continues its series.
     """
 
@@ -108,14 +109,11 @@ class Targets:
             ConfigError: the file cannot be written.
         """
         entries = [self._entry(f"127.0.0.1:{driver_port}", job="driver", instance=self._run)]
-        addresses: dict[tuple[str, str], list[str]] = {}
+        servers: dict[tuple[str, str], list[str]] = {}
         for name, urls in rewards.items():
             for url in urls:
-                parts = urlsplit(url)
-                addresses.setdefault((parts.scheme, parts.netloc), []).append(name)
-        for (scheme, address), names in addresses.items():
-            if ":" not in address.rpartition("]")[2]:
-                address += ":443" if scheme == "https" else ":80"
+                servers.setdefault(_address(url), []).append(name)
+        for (scheme, address), names in servers.items():
             entries.append(self._entry(address, job="reward_server", reward=",".join(names), __scheme__=scheme))
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,3 +128,11 @@ class Targets:
 
     def _entry(self, address: str, **labels: str) -> dict[str, object]:
         return {"targets": [address], "labels": {"run": self._run, **labels}}
+
+
+def _address(url: str) -> tuple[str, str]:
+    """The scheme, and HOST:PORT. Several rewards may have one server."""
+    parts = urlsplit(url)
+    has_port = ":" in parts.netloc.rpartition("]")[2]
+    default = ":443" if parts.scheme == "https" else ":80"
+    return parts.scheme, parts.netloc if has_port else parts.netloc + default

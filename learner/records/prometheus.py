@@ -1,7 +1,7 @@
 """The driver's Prometheus metrics: one method for each thing that happens. Each sets its metrics at once.
 
-Names, labels and meanings are in `common/metrics/driver.py`. Counters and histograms come from prometheus_client (the sums
-of Ray's own histograms are bucket midpoints).
+Names, labels and meanings are in `common/metrics/driver.py`. Counters and histograms come from prometheus_client: the
+sums of Ray's own histograms are bucket midpoints.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class RunMetrics:
         self._health: dict[ProcessPlace, Mapping[str, RewardHealth]] = {}
         self._connected: set[str] = set()
         self._worker_peak_bytes = 0
-        self.progressed()
+        self.paused(False)
         self._set.counter(catalogue.WORKER_RESTARTS)
         self._set.counter(catalogue.IMAGES)
         for outcome in OUTCOMES:
@@ -83,6 +83,10 @@ class RunMetrics:
     def progressed(self) -> None:
         """Something has finished."""
         self._set.gauge(catalogue.PROGRESS_TIMESTAMP).set(self._clock())
+
+    def paused(self, paused: bool) -> None:
+        self._set.gauge(catalogue.PAUSED).set(paused)
+        self.progressed()
 
     def failed(self, error: BaseException) -> None:
         """The run ends with this error."""
