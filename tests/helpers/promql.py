@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -61,6 +62,7 @@ def recorded() -> dict[str, str]:
     return {rule["record"]: rule["expr"] for rule in rules() if "record" in rule}
 
 
+@cache
 def rules() -> list[dict[str, str]]:
     """All rules of deploy/prometheus/rules.yml."""
     groups = yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]
