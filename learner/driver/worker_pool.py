@@ -257,7 +257,7 @@ class WorkerPool:
 
     def _hear(self, worker: Worker, answer: Future[Heartbeat]) -> None:
         self._asked.discard(worker)
-        if answer.exception() is None:
+        if answer.exception() is None and worker in self._fleet.workers:
             heartbeat = answer.result()
             worker.pulse.answered(heartbeat, self._clock())
             self._metrics.worker_reported(heartbeat.place, heartbeat.rewards, heartbeat.peak_bytes)

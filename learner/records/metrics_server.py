@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -25,9 +26,19 @@ WATCHED_S = 60.0
 """Prometheus reads the run if it did so within this time."""
 
 
-class _Quiet(WSGIRequestHandler):
+class _Handler(WSGIRequestHandler):
+    timeout = 10.0
+    """Seconds in which a client must send its request and take the response."""
+
     def log_message(self, format: str, *args: object) -> None:
         """Log nothing: one line per scrape would hide the rest."""
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """One thread per request, so that a client that stops in the middle delays no other. `server_close` joins them."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing: a client went away."""
 
 
 class MetricsServer:
@@ -53,7 +64,7 @@ class MetricsServer:
         self._scraped = threading.Condition()
         self._last_scrape: float | None = None
         try:
-            self._server: WSGIServer = make_server(host, port, self._answer, handler_class=_Quiet)
+            self._server = make_server(host, port, self._answer, server_class=_Server, handler_class=_Handler)
         except OSError as error:
             raise ConfigError(
                 f"metrics.port = {port}: cannot listen on {host}:{port} ({error.strerror}): choose another, "

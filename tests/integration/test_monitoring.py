@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from common.metrics import CATALOGUE
 from deploy.grafana.panels import DASHBOARDS
 from tests.helpers.prometheus_server import Prometheus, prometheus
 from tests.helpers.promql import PROJECT_ROOT, recorded, rules, selectors
@@ -30,13 +31,8 @@ ENDLESS = {
     "--learner.threads": "1",
 }
 """It ends when the test says so."""
-NEVER_WITHOUT_FAULT = {
-    "rtdmd_dropped_groups_total",
-    "rtdmd_renormalised_groups_total",
-    "rtdmd_left_out_gradients_total",
-}
+NEVER_WITHOUT_FAULT = {spec.name for spec in CATALOGUE if spec.needs_fault}
 """Counters that docs/metrics.md marks with a star."""
-WITHOUT_TEACHER = 'policy!="student"'
 
 
 @pytest.fixture(scope="module")

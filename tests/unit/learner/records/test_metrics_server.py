@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from threading import Thread
 
@@ -84,3 +85,12 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     targets = Targets(tmp_path / "file" / "a.json", "a")
     with pytest.raises(ConfigError, match=r"metrics\.targets: .*a\.json cannot be written .*: name another folder"):
         targets.write(9464, {})
+
+
+def test_a_client_that_sends_nothing_delays_no_other() -> None:
+    with (
+        MetricsServer(0, CollectorRegistry()) as server,
+        socket.create_connection(("127.0.0.1", server.port)) as silent,
+    ):
+        read(server)
+        silent.close()
