@@ -253,8 +253,8 @@ REWARDS = (
         {'up{job="reward_server", run=~"$run"}': "{{reward}} {{instance}}"},
     ),
     Panel(
-        "Healthy connections",
-        "Pairs of a worker and a server whose circuit breaker is closed. Only workers with calls count.",
+        "Connections of workers with a call",
+        "Pairs of such a worker and a server, by the state of its circuit breaker. closed is healthy.",
         {
             f"sum by (run, reward, state) (rtdmd_reward_connections{RUN})": "{{run}} {{reward}} {{state}}",
         },
@@ -328,10 +328,11 @@ REWARDS = (
     ),
     Panel(
         "Scores",
-        "Mean of 5 minutes, of all clients of the server.",
+        "Median of 5 minutes, of all clients of the server.",
         {
-            f"sum by (run, scorer) (rate(reward_server_score_sum{RUN}[5m]))"
-            f" / sum by (run, scorer) (rate(reward_server_score_count{RUN}[5m]))": "{{run}} {{scorer}}"
+            f"histogram_quantile(0.5, sum by (run, scorer, le) (rate(reward_server_score_bucket{RUN}[5m])))": (
+                "{{run}} {{scorer}}"
+            )
         },
     ),
     Panel(
