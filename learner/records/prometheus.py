@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import fmean
@@ -47,7 +47,8 @@ class RunMetrics:
         self._set = MetricSet(catalogue.DRIVER_METRICS, registry, run)
         self._clock = clock
         self._health: dict[ProcessPlace, Mapping[str, RewardHealth]] = {}
-        self._connected: set[str] = set()
+        self._held: Counter[str] = Counter()
+        self._connections: Counter[tuple[str, str]] = Counter()
         self._worker_peak_bytes = 0
         self.paused(False)
         self._set.counter(catalogue.WORKER_RESTARTS)
@@ -105,29 +106,29 @@ class RunMetrics:
 
     def worker_rests(self, place: ProcessPlace) -> None:
         """A worker has no call, or is gone: forget its view of the rewards, which it no longer renews."""
-        if self._health.pop(place, None) is not None:
-            self._show_health()
+        if place in self._health:
+            self._renew(place, {})
+            del self._health[place]
 
     def worker_reported(self, place: ProcessPlace, rewards: Mapping[str, RewardHealth], peak_bytes: int) -> None:
         """A worker's view of its rewards, and its peak memory."""
         self._worker_peak_bytes = max(self._worker_peak_bytes, peak_bytes)
         self._set.gauge(catalogue.PEAK_MEMORY, "workers").set(self._worker_peak_bytes)
-        self._health[place] = rewards
-        self._show_health()
+        self._renew(place, rewards)
 
-    def _show_health(self) -> None:
-        connections: dict[tuple[str, str], int] = defaultdict(int)
-        held: dict[str, int] = defaultdict(int)
-        for rewards in list(self._health.values()):
-            for name, health in rewards.items():
-                held[name] += health.held
+    def _renew(self, place: ProcessPlace, rewards: Mapping[str, RewardHealth]) -> None:
+        """Put a worker's view in the place of its last one. The sums change by the difference: workers may be many."""
+        last = self._health.get(place, {})
+        for sign, view in ((-1, last), (1, rewards)):
+            for name, health in view.items():
+                self._held[name] += sign * health.held
                 for state, count in health.connections.items():
-                    connections[name, state] += count
-        self._connected |= held.keys()
-        for name in self._connected:
-            self._set.gauge(catalogue.REWARD_HELD, name).set(held[name])
+                    self._connections[name, state] += sign * count
+        self._health[place] = rewards
+        for name in {*last, *rewards}:
+            self._set.gauge(catalogue.REWARD_HELD, name).set(self._held[name])
             for state in BreakerState:
-                self._set.gauge(catalogue.REWARD_CONNECTIONS, name, state).set(connections[name, state])
+                self._set.gauge(catalogue.REWARD_CONNECTIONS, name, state).set(self._connections[name, state])
 
     def server_restarted(self, reward: str) -> None:
         self._set.counter(catalogue.REWARD_SERVER_RESTARTS, reward).inc()
