@@ -190,6 +190,22 @@ TERM_SHARE = _gauge(
     ("term",),
     (Key("signal_share/*"),),
 )
+ITERATION_GROUPS = _gauge(
+    "iteration_groups", "groups", "Groups that the newest iteration trained on.", (), (Key("groups"),)
+)
+GROUP_STATISTIC = _gauge(
+    "group_statistic",
+    "1",
+    "Mean of a statistic of the groups' images over the newest iteration.",
+    ("statistic",),
+    (Key("group_mean/*"),),
+)
+GROUP_STATISTIC_ERROR = _gauge(
+    "group_statistic_error", "1", "Standard error of that mean.", ("statistic",), (Key("group_error/*"),)
+)
+WATCHDOG_ALARMS = _counter(
+    "watchdog_alarms", "alarms", "Alarms of the watchdog, by detector.", ("detector",), needs_fault=True
+)
 EVALUATION = _gauge("evaluation", "1", "Newest evaluation, by policy and metric.", ("policy", "metric"))
 OTHER = _gauge("metric", "1", "Any key of metrics.jsonl that this table does not name.", ("key",))
 
@@ -224,4 +240,5 @@ DRIVER_METRICS = (
     *(GROUPS, DROPPED_GROUPS, RENORMALISED_GROUPS, LEFT_OUT_GRADIENTS, STALENESS, MAX_STALENESS, POLICY_VERSION),
     *(PUBLISH_SECONDS, APPLY_SECONDS),
     *(GRADIENT_NORM, TERM_NORM, TERM_COSINE, TERM_SHARE, *LOSSES, EVALUATION, OTHER),
+    *(ITERATION_GROUPS, GROUP_STATISTIC, GROUP_STATISTIC_ERROR, WATCHDOG_ALARMS),
 )

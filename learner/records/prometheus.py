@@ -197,6 +197,10 @@ class RunMetrics:
         for name, value in metrics.items():
             self._set.gauge(catalogue.EVALUATION, policy, name).set(value)
 
+    def watchdog_alarm(self, detector: str) -> None:
+        """The watchdog has found signs of reward hacking."""
+        self._set.counter(catalogue.WATCHDOG_ALARMS, detector).inc()
+
     def checkpoint_written(self, folder: Path) -> None:
         self.progressed()
         self._set.gauge(catalogue.CHECKPOINT_TIMESTAMP).set(self._clock())

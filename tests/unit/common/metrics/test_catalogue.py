@@ -20,7 +20,7 @@ NAME = re.compile(r"[a-z][a-z0-9_]*")
 FORBIDDEN = ("_ms", "_milliseconds", "_minutes", "_hours", "_mib", "_gib", "_megabytes", "_percent")
 BOUNDED = {
     *("run", "stage", "part", "network", "error", "state", "process", "reward", "cause", "outcome"),
-    *("term", "policy", "metric", "key", "scorer", "path", "code"),
+    *("detector", "statistic", "term", "policy", "metric", "key", "scorer", "path", "code"),
 }
 """Labels with few values: names in a run file or in the code. No worker, prompt or URL."""
 
