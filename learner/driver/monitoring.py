@@ -71,6 +71,6 @@ def targets_path(config: Config, run_dir: Path) -> Path:
         return config.metrics.targets / name
     if cluster_address(os.environ) is not None:
         folder = temporary_folder(os.environ)
-        if (folder / RAY_TARGETS).is_file():
+        if (folder / RAY_TARGETS).is_file() and os.access(folder, os.W_OK):  # another user may have started Ray
             return folder / name
     return run_dir / "logs" / OWN_TARGETS

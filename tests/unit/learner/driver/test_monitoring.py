@@ -77,4 +77,7 @@ def test_the_file_has_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / RAY_TARGETS).touch()
     assert targets_path(config(), tmp_path / "run") == tmp_path / "ray/rtdmd_mine.json"
+    with monkeypatch.context() as patched:
+        patched.setattr(monitoring.os, "access", lambda *_: False)
+        assert targets_path(config(), tmp_path / "run") == ours
     assert targets_path(config(targets=str(tmp_path)), tmp_path / "run") == tmp_path / "rtdmd_mine.json"
