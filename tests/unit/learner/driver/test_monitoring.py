@@ -13,7 +13,7 @@ from common.errors import AttestationError, LearnerError, RunStopped
 from common.rewards.client import RewardEndpoint
 from learner.driver import monitoring
 from learner.driver.monitoring import RAY_TARGETS, metrics_endpoint, run_metrics, targets_path
-from tests.unit.learner.driver.test_worker_pool import raised_remotely
+from tests.helpers.remote_errors import raised_remotely
 
 
 def config(**metrics: Any) -> Config:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError
 
 from common.errors import AttestationError, ConfigError, LearnerError, ModelError, RewardUnavailable, WorkerError
 from common.types import Heartbeat, ProcessPlace, RewardHealth
@@ -21,16 +21,11 @@ from learner.driver.fleet import Fleet
 from learner.driver.worker_pool import WorkerPool
 from learner.records.prometheus import RunMetrics
 from tests.helpers.hand_clock import HandClock
+from tests.helpers.remote_errors import raised_remotely
 from tests.helpers.waiting import wait_until
 
 DEAD = RayActorError(error_msg="The actor died.\nThe process was killed: out of memory.")
 PLACE = ProcessPlace("node", "host", 0)
-
-
-def raised_remotely(cause: Exception) -> Exception:
-    """The exception that `ray.get` raises for a failed task: an instance of its cause's class too."""
-    error: Exception = RayTaskError("call", f"Traceback\n{cause}", cause, "title", 1, "ip").as_instanceof_cause()
-    return error
 
 
 class Reference:
