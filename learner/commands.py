@@ -25,6 +25,7 @@ COMMANDS = {
         "make the prompt files that the run files of published models read",
     ),
     "control": ("learner.tools.control:main", "pause, continue or stop a running run"),
+    "track": ("learner.tools.track:main", "send a run to TensorBoard, Weights & Biases, trackio or MLflow"),
     "report": ("learner.records.report:main", "rewrite the report of a run"),
     "serve": ("reward_servers.main:main", "serve a reward over HTTP (also `python -m reward_servers`)"),
     "score": ("reward_servers.score_images:main", "score image files with a running reward server"),

@@ -5,8 +5,8 @@ Besides `main.py`, this is the only file that knows all services.
 
 from __future__ import annotations
 
+import logging
 import os
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -21,7 +21,8 @@ from common.backbones import model_sizes
 from common.command import system_error
 from common.config.rewards import RewardConfig
 from common.config.run import Config
-from common.errors import ConfigError, ModelError, RtdmdError, RunStopped
+from common.console_stream import LOG
+from common.errors import ConfigError, ModelError, RtdmdError, RunStopped, one_line
 from common.policies import few_step_teacher_spec, student_spec, teacher_spec
 from common.prompts import load_prompts
 from common.redis_link import RedisAddress, RedisLink
@@ -30,7 +31,7 @@ from common.rewards.bearer import reward_token
 from common.rewards.client import RewardEndpoint
 from common.rewards.guard import Outage
 from common.run_control import RunControl
-from common.types import PromptSets
+from common.types import PromptSets, Stage
 from common.urls import host_of
 from learner.driver.calls import CALL_TIMEOUT_S, answer, remote_reason
 from learner.driver.cluster import actor_environment, ray_cluster
@@ -47,6 +48,7 @@ from learner.driver.run_directory import (
     begin,
     claimed,
     continuity,
+    decided,
     require_same_prompts,
     require_same_rewards,
     run_id,
@@ -72,6 +74,9 @@ from learner.records.console import Console
 from learner.records.metrics_log import Tracker
 from learner.records.prometheus import RunMetrics
 from learner.records.run_log import announce, run_log
+from learner.records.trackers.feed import Feed
+from learner.records.trackers.following import followed
+from learner.records.trackers.protocol import require_installed
 from learner.run import PolicySpecs, Service
 from rollout_workers.actor import RolloutWorker, WorkerSettings
 
@@ -107,7 +112,10 @@ def forecast_text(config: Config, device_name: str) -> str:
 
 @contextmanager
 def _errors_in_one_line(invocation: Invocation) -> Iterator[None]:
-    """Re-raise our own errors from another process unchanged; shorten any other to one line, with a traceback file."""
+    """Re-raise our own errors from another process unchanged; shorten any other to one line, with a traceback file.
+
+    Without a place for the traceback, an error that nobody expected stays as it is.
+    """
     try:
         yield
     except ray.exceptions.RayError as error:
@@ -116,6 +124,16 @@ def _errors_in_one_line(invocation: Invocation) -> Iterator[None]:
         raise RtdmdError(f"{remote_reason(error, invocation.run_dir)}{_logged(invocation, error)}") from error
     except OSError as error:
         raise RtdmdError(f"{system_error(error, invocation.run_dir)}{_logged(invocation, error)}") from error
+    except RtdmdError:
+        raise
+    except Exception as error:
+        logged = _logged(invocation, error)
+        if not logged:
+            raise
+        raise RtdmdError(
+            f"unexpected {type(error).__name__}: {one_line(error)}{logged}: report it with that file, and go on with "
+            "--resume"
+        ) from error
 
 
 def _logged(invocation: Invocation, error: Exception) -> str:
@@ -155,8 +173,10 @@ def _token_hosts(config: Config) -> list[str]:
 def _run(invocation: Invocation) -> None:
     config = invocation.config
     check_storage(invocation.run_dir, os.environ)
+    invocation = decided(invocation)
     check_files(config, resuming=invocation.resume)
     check_reward_devices(config)
+    require_installed(config.trackers.kinds)
     reward_token(_token_hosts(config))
     if cluster_address(os.environ) is None:
         temporary_folder(os.environ)
@@ -195,16 +215,13 @@ def started_service(
     """Everything that a run needs, started in order and stopped in reverse order on every exit."""
     require_same_prompts(start, prompts, invocation.config)
     with ExitStack() as stack:
-        stack.enter_context(run_log(run_dir / "logs" / "run.log"))
+        stack.enter_context(run_log(run_dir / "logs", invocation.log_level))
         stack.enter_context(_errors_in_one_line(invocation))  # inside: the log gets the line that the console shows
         metrics = run_metrics(invocation.config, run_dir)
         config = with_known_threads(invocation.config, run_dir, resume=invocation.resume)
         redis = stack.enter_context(_redis(config, run_dir))
-        servers = stack.enter_context(
-            LocalServers(
-                local_specs(config.rewards), run_dir / "logs", say=announce, restarted=metrics.server_restarted
-            )
-        )
+        specs, logs = local_specs(config.rewards), run_dir / "logs"
+        servers = stack.enter_context(LocalServers(specs, logs, say=announce, restarted=metrics.server_restarted))
         access = _reward_access(config, servers.urls, redis, run_id(run_dir))
         stack.enter_context(metrics_endpoint(config, run_dir, metrics, access.endpoints))
         check_prompts(config, access, prompts)
@@ -223,6 +240,8 @@ def started_service(
         if not invocation.dry_run:
             config = with_probed_threads(config, ranks[0])
             begin(replace(invocation, config=config), start)
+            feeds = [Feed(run_dir, config, kind) for kind in config.trackers.kinds]
+            stack.enter_context(followed(feeds, announce))
         yield Service(
             config=config,
             run_dir=run_dir,
@@ -230,7 +249,7 @@ def started_service(
             publisher=Publisher(ranks[0]),
             sigmas=sigmas,
             pool=pool,
-            tracker=stack.enter_context(_tracker(config, run_dir, metrics)),
+            tracker=stack.enter_context(_tracker(config, run_dir, metrics, invocation.log_level.number)),
             metrics=metrics,
             records=PolicyRecords(run_dir, config.evaluation.grid_prompts),
             prompts=prompts,
@@ -248,7 +267,7 @@ def _redis(config: Config, run_dir: Path) -> Iterator[RedisAddress | None]:
         yield None
     elif config.redis.url == "embedded":
         with embedded_redis(run_dir / "logs" / "redis.log") as address:
-            print(f"redis: embedded, at {address.url} (redis.url names another, or none)", file=sys.stderr)
+            LOG.info(f"redis: embedded, at {address.url} (redis.url names another, or none)")
             yield address
     else:
         address = RedisAddress.from_environment(config.redis.url)
@@ -269,11 +288,12 @@ def _run_control(config: Config, redis: RedisAddress | None, token: str | None) 
 
 
 @contextmanager
-def _tracker(config: Config, run_dir: Path, metrics: RunMetrics) -> Iterator[Tracker]:
+def _tracker(config: Config, run_dir: Path, metrics: RunMetrics, level: int) -> Iterator[Tracker]:
     """Console and metrics.jsonl."""
-    total = config.cold_start.iterations + config.alignment.iterations
+    stages: dict[str, int] = {Stage.COLD_START: config.cold_start.iterations}
+    stages[Stage.ALIGNMENT] = config.alignment.iterations
     with ExitStack() as stack:
-        console = stack.enter_context(Console(total, config.run.name))
+        console = stack.enter_context(Console(stages, config.run.name, quiet=level > logging.INFO))
         tracker = Tracker(run_dir / "metrics.jsonl", console, metrics)
         stack.callback(tracker.close)
         yield tracker

@@ -18,6 +18,7 @@ from common.config.backbones import BackboneConfig
 from common.config.run import LoraConfig
 from common.errors import WeightUpdateError
 from common.policies import SamplingSpec
+from common.process_log import report_to_driver
 from common.rewards.access import RewardAccess
 from common.torch_device import peak_memory_bytes
 from common.types import (
@@ -58,6 +59,8 @@ class RolloutWorker:
     """Holds a backbone, a reward client and one version of the student's weights."""
 
     def __init__(self, settings: WorkerSettings) -> None:
+        if ray.is_initialized():
+            report_to_driver()
         torch.set_num_threads(settings.threads)
         self._settings = settings
         self._progress = Progress(ray.get_runtime_context().get_node_id() if ray.is_initialized() else "")

@@ -12,12 +12,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from common.config.backbones import BackboneConfig
 from common.config.rewards import RedisConfig, RewardClientConfig, RewardConfig, check_rewards
 from common.config.section import Section, problem
 from common.config.stages import AlignmentConfig, ColdStartConfig, SamplingConfig
+from common.config.trackers import TrackersConfig
+from common.urls import host_fault
 
 
 class RunIdentity(Section):
@@ -166,7 +169,12 @@ class MetricsConfig(Section):
         0,
         ge=0,
         le=65_535,
-        description="Port on loopback. 0: any free port, printed at the start. null: no metrics endpoint.",
+        description="Port. 0: any free port, printed at the start. null: no metrics endpoint.",
+    )
+    host: str = Field(
+        "127.0.0.1",
+        description="Address to listen on. Metrics need no token: on any but loopback, everybody who reaches it reads "
+        "them.",
     )
     targets: Path | None = Field(
         None,
@@ -174,6 +182,14 @@ class MetricsConfig(Section):
         "addresses of the run and its reward servers. null: in logs/ of the run directory, or in a Ray cluster beside "
         "Ray's own such file.",
     )
+
+    @field_validator("host")
+    @classmethod
+    def _host_is_a_host(cls, host: str) -> str:
+        fault = host_fault(host)
+        if fault:
+            raise PydanticCustomError("host", "{fault}", {"fault": fault})
+        return host
 
 
 class Config(Section):
@@ -194,6 +210,7 @@ class Config(Section):
     reward_client: RewardClientConfig = RewardClientConfig()
     redis: RedisConfig = RedisConfig()
     metrics: MetricsConfig = MetricsConfig()
+    trackers: TrackersConfig = TrackersConfig()
 
     @model_validator(mode="after")
     def _reward_names_differ(self) -> Self:

@@ -46,11 +46,13 @@ def metrics_endpoint(
     for endpoint in endpoints:
         rewards[endpoint.name].append(endpoint.url)
     with ExitStack() as stack:
-        server = stack.enter_context(MetricsServer(config.metrics.port, metrics.registry))
+        server = stack.enter_context(MetricsServer(config.metrics.port, metrics.registry, config.metrics.host))
         targets = Targets(targets_path(config, run_dir), config.run.name)
-        targets.write(server.port, rewards)
+        host = config.metrics.host
+        address = f"[{host}]:{server.port}" if ":" in host else f"{host}:{server.port}"
+        targets.write(f"127.0.0.1:{server.port}" if host in ("0.0.0.0", "::") else address, rewards)
         stack.callback(targets.remove)
-        announce(f"metrics: http://127.0.0.1:{server.port}/metrics")
+        announce(f"metrics: http://{address}/metrics")
         stack.callback(server.wait_for_scrape)
         try:
             yield

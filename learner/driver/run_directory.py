@@ -12,7 +12,7 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -61,6 +61,21 @@ class Start:
     def resumes(self) -> bool:
         """Whether the checkpoint belongs to this run."""
         return self.settings is not None
+
+
+def decided(invocation: Invocation) -> Invocation:
+    """With `--resume auto`: resume if the run directory holds a run, else start one; the choice is printed.
+
+    Two drivers that decide at the same time cannot both start: `claimed` locks the directory and looks again.
+
+    Raises:
+        CheckpointError: the folder of checkpoints is a link to nothing.
+    """
+    if not invocation.resume_auto:
+        return invocation
+    resume = _holds_run(invocation.run_dir)
+    print(f"--resume auto: {'continuing the' if resume else 'starting a'} run in {invocation.run_dir}", file=sys.stderr)
+    return replace(invocation, resume=resume, resume_auto=False)
 
 
 @contextmanager
@@ -199,7 +214,7 @@ def _require_run(invocation: Invocation) -> None:
     run_dir = invocation.run_dir
     if invocation.resume and not _holds_run(run_dir):
         raise ConfigError(
-            f"--resume: there is no run in {run_dir.absolute()}: check --run-dir, or start one without --resume"
+            f"--resume: there is no run in {run_dir.absolute()}: check --run-dir, or start one with --resume auto"
         )
 
 

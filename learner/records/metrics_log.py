@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from common.console_stream import LOG
 from common.types import Collected, Position, Stage, UpdateResult
 from common.whole_files import write_whole
 from learner.metric_names import DROPPED_GROUPS, RENORMALISED_GROUPS, SIGNAL_NORM
@@ -134,7 +135,7 @@ class Tracker:
         """One line for the first groups that are dropped for a reason; after that they are only counted."""
         for cause in record.reasons.keys() - self._named:
             self._named.add(cause)
-            self._console.message(
+            LOG.warning(
                 f"{record.dropped[cause]} groups of iteration {iteration} were dropped: {record.reasons[cause]} "
                 f"(this line comes once; {self._path.name} counts them as {DROPPED_GROUPS})"
             )
@@ -145,7 +146,7 @@ class Tracker:
         for name, norm in norms.items():
             if norm < FAINT * sum(norms.values()) and name not in self._named:
                 self._named.add(name)
-                self._console.message(
+                LOG.warning(
                     f"iteration {iteration}: the term {name.removeprefix(f'{SIGNAL_NORM}/')} is "
                     f"{norm / sum(norms.values()):.2%} of the student's gradient: raise its weight, or switch it off"
                 )

@@ -113,13 +113,13 @@ class Targets:
     def __init__(self, path: Path, run: str) -> None:
         self._path, self._run = path, run
 
-    def write(self, driver_port: int, rewards: Mapping[str, Iterable[str]]) -> None:
-        """The driver's port on this machine, and the URLs of each reward's servers.
+    def write(self, driver: str, rewards: Mapping[str, Iterable[str]]) -> None:
+        """HOST:PORT of the driver's endpoint, and the URLs of each reward's servers.
 
         Raises:
             ConfigError: the file cannot be written.
         """
-        entries = [self._entry(f"127.0.0.1:{driver_port}", job="driver", instance=self._run)]
+        entries = [self._entry(driver, job="driver", instance=self._run)]
         servers: dict[tuple[str, str], list[str]] = {}
         for name, urls in rewards.items():
             for url in urls:

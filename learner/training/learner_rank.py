@@ -20,6 +20,7 @@ from torch import Tensor
 from common.backbones import load_backbone
 from common.backbones.base import parts_fingerprint
 from common.config.run import Config
+from common.process_log import report_to_driver
 from common.rewards.access import RewardAccess
 from common.torch_device import peak_memory_bytes
 from common.types import Guidance, Position, Prompt, ScoredGroup, Stage
@@ -54,6 +55,8 @@ class LearnerRank:
         Raises:
             ModelError: see `load_backbone`.
         """
+        if ray.is_initialized():
+            report_to_driver()
         torch.set_num_threads(config.learner.threads or 1)
         self._config = config
         seed, sampling, cold_start = config.run.seed, config.sampling, config.cold_start

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,21 @@ def test_a_run_leaves_everything_it_promises(finished: Run) -> None:
     assert all(line["metrics"].get("surrogate_gap", 0) < 1e-5 for line in finished.lines())
 
 
+def test_a_tracker_has_the_whole_run(finished: Run) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    sent = json.loads((finished.run_dir / "logs" / "tracker_tensorboard.json").read_text())
+    assert (sent["step"], sent["table"] != "") == (4 + 8, True)
+    assert list((finished.run_dir / "tensorboard").iterdir())
+
+
+def test_the_console_has_a_short_line_per_iteration_and_none_of_ray(finished: Run) -> None:
+    lines = [line for line in finished.output.splitlines() if re.match(r"\S+  (cold_start|alignment) \d+/", line)]
+    assert len(lines) == 4 + 8
+    assert max(map(len, lines)) <= 160
+    assert "(raylet)" not in finished.output
+    assert "Started a local Ray instance" in (finished.run_dir / "logs" / "ray.log").read_text()
+
+
 def test_the_exported_lora_is_one_that_diffusers_loads(finished: Run, tiny_pipeline: Path) -> None:
     pipeline = StableDiffusion3Pipeline.from_pretrained(tiny_pipeline)
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -58,7 +75,7 @@ def test_the_exported_lora_is_one_that_diffusers_loads(finished: Run, tiny_pipel
 @pytest.fixture(scope="module")
 def killed(finished: Run, config: Path) -> tuple[Run, list[Process]]:
     """A run whose driver was killed after a random iteration, and what it had started."""
-    run = Run(config, config.parent / "killed")
+    run = Run(config, config.parent / "killed", "--resume", "auto")
     run.wait_for_lines(random.randrange(1, len(finished.lines()) - 1))
     left = run.kill()
     assert not (run.run_dir / "summary.json").exists()
@@ -68,7 +85,8 @@ def killed(finished: Run, config: Path) -> tuple[Run, list[Process]]:
 def test_a_killed_run_resumes_to_the_same_end(
     finished: Run, service: Service, killed: tuple[Run, list[Process]]
 ) -> None:
-    resumed = service.run(killed[0].run_dir.name, "--resume")
+    """`--resume auto` started it, and continues it."""
+    resumed = service.run(killed[0].run_dir.name, "--resume", "auto")
     resumed.finish()
     assert_equal_runs(resumed, finished)
 

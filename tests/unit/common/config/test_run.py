@@ -189,6 +189,7 @@ def test_a_config_is_frozen() -> None:
             "cold_start.consistency_fraction: 0.5, which gives ranks unequal work",
         ),
         ({"metrics": {"port": 70_000}}, "metrics.port = 70000"),
+        ({"metrics": {"host": "http://x"}}, "metrics.host = "),
         ({"rewards": []}, "rewards = []"),
         ({"rewards": [{"name": "hps"}]}, 'rewards.hps.scorer: url is "local" but no scorer is named'),
         ({"rewards": [{"name": "a", "url": "ftp://x"}]}, "rewards.a.url"),

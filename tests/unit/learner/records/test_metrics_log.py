@@ -34,7 +34,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tracker(path: Path, registry: CollectorRegistry) -> Iterator[Tracker]:
-    with Console(10, "test", io.StringIO()) as console:
+    with Console({}, "test", io.StringIO()) as console:
         tracker = Tracker(path, console, RunMetrics(registry, "test"))
         yield tracker
         tracker.close()
@@ -57,9 +57,10 @@ def run(tracker: Tracker) -> None:
     tracker.evaluation(Position(Stage.ALIGNMENT, 1), "student", {"gold": 0.75}, 3.0)
 
 
-def test_the_reason_of_dropped_groups_is_named_once(path: Path, registry: CollectorRegistry) -> None:
-    shown = io.StringIO()
-    with Console(10, "test", shown) as console:
+def test_the_reason_of_dropped_groups_is_named_once(
+    path: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Console({}, "test", io.StringIO()) as console:
         tracker = Tracker(path, console, RunMetrics(registry, "test"))
         for iteration in range(3):
             with tracker.iteration("alignment", iteration) as step:
@@ -68,20 +69,21 @@ def test_the_reason_of_dropped_groups_is_named_once(path: Path, registry: Collec
                 step.record(collected, UpdateResult({}, {}))
         tracker.close()
     named = "2 groups of iteration 1 were dropped: reward detector: no caption: 'a plane'"
-    text = " ".join(shown.getvalue().split())
+    text = " ".join(caplog.messages)
     assert (text.count(named), text.count("were dropped")) == (1, 1)
 
 
-def test_a_term_without_a_part_in_the_gradient_is_named_once(path: Path, registry: CollectorRegistry) -> None:
-    shown = io.StringIO()
-    with Console(10, "test", shown) as console:
+def test_a_term_without_a_part_in_the_gradient_is_named_once(
+    path: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Console({}, "test", io.StringIO()) as console:
         tracker = Tracker(path, console, RunMetrics(registry, "test"))
         for iteration, policy in enumerate((0.02, 0.005, 0.005)):
             with tracker.iteration("alignment", iteration) as step:
                 step.record_update(UpdateResult({"signal_norm/policy": policy, "signal_norm/matching": 0.995}, {}))
         tracker.close()
     told = "iteration 1: the term policy is 0.50% of the student's gradient: raise its weight, or switch it off"
-    text = " ".join(shown.getvalue().split())
+    text = " ".join(caplog.messages)
     assert (text.count(told), text.count("the term")) == (1, 1)
 
 

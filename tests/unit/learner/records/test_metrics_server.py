@@ -64,7 +64,7 @@ def test_the_file_lists_every_endpoint_once(tmp_path: Path) -> None:
         "hps": ["http://127.0.0.1:8101/hps", "https://scores.example/hps"],
         "ocr": ["http://127.0.0.1:8101/ocr", "http://[::1]:9000"],
     }
-    targets.write(9464, rewards)
+    targets.write("127.0.0.1:9464", rewards)
     entries = json.loads((tmp_path / "new" / "a.json").read_text())
     assert [(*entry["targets"], entry["labels"].get("reward")) for entry in entries] == [
         ("127.0.0.1:9464", None),
@@ -84,7 +84,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     targets = Targets(tmp_path / "file" / "a.json", "a")
     with pytest.raises(ConfigError, match=r"metrics\.targets: .*a\.json cannot be written .*: name another folder"):
-        targets.write(9464, {})
+        targets.write("127.0.0.1:9464", {})
 
 
 def test_a_client_that_sends_nothing_delays_no_other() -> None:
