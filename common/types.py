@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import RewardError
+from common.kept_groups import GroupPicture, TrainedSamples
 
 if TYPE_CHECKING:
     import ray
@@ -242,22 +243,6 @@ class ScoringFailure:
 
 
 @dataclass(frozen=True)
-class GroupPicture:
-    """A group as people look at it.
-
-    Attributes:
-        strip: an image file, PNG or JPEG: the group's samples side by side, scaled down.
-        suffix: of the file's name, with its dot.
-        rewards_G: as in `ScoredGroup`.
-    """
-
-    prompt: str
-    strip: bytes
-    suffix: str
-    rewards_G: Mapping[str, FloatArray]
-
-
-@dataclass(frozen=True)
 class RolloutOutcome:
     """A rollout's report for the driver: small, because the group itself goes to the learner.
 
@@ -267,6 +252,8 @@ class RolloutOutcome:
         left_out: rewards that the group is trained without, according to their outage policy.
         picture: None if it was not asked for.
         statistics: what the watchdog needs of the group, by name: of its images, and the agreement of its rewards.
+        reward_seconds: reward -> seconds from the request to the scores; of the rewards that answered.
+        reward_spreads: reward -> standard deviation within the group.
     """
 
     worker: str
@@ -276,6 +263,8 @@ class RolloutOutcome:
     left_out: tuple[ScoringFailure, ...] = ()
     picture: GroupPicture | None = None
     statistics: Mapping[str, float] = field(default_factory=dict)
+    reward_seconds: Mapping[str, float] = field(default_factory=dict)
+    reward_spreads: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -295,6 +284,19 @@ class ProcessPlace:
 
 
 @dataclass(frozen=True)
+class RewardHealth:
+    """A process's view of one reward.
+
+    Attributes:
+        connections: state of a circuit breaker -> number of the reward's servers in it.
+        held: requests that are held until the reward is back.
+    """
+
+    connections: Mapping[str, int]
+    held: int
+
+
+@dataclass(frozen=True)
 class Heartbeat:
     """A process's answer to a ping.
 
@@ -302,12 +304,16 @@ class Heartbeat:
         steps: parts of its work begun and ended so far; it grows as long as the process gets on.
         step: the part of work that it is in; "" between calls.
         limit_s: seconds that this part may take.
+        rewards: its view of each reward.
+        peak_bytes: its peak memory, of its GPU if it has one.
     """
 
     place: ProcessPlace
     steps: int
     step: str
     limit_s: float
+    rewards: Mapping[str, RewardHealth] = field(default_factory=dict)
+    peak_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -338,6 +344,7 @@ class Collected:
         images: worker -> number of samples it contributed.
         pictures: place in `groups` -> its picture, of the groups that have one.
         statistics: those of each group, see `RolloutOutcome`.
+        spreads: reward -> its standard deviation within each group.
     """
 
     groups: list[ray.ObjectRef[ScoredGroup]]
@@ -346,33 +353,19 @@ class Collected:
     reasons: dict[str, str] = field(default_factory=dict)
     renormalised: Counter[str] = field(default_factory=Counter)
     images: Counter[str] = field(default_factory=Counter)
+    spreads: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     pictures: dict[int, GroupPicture] = field(default_factory=dict)
     statistics: list[Mapping[str, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class TrainedSamples:
-    """What an update of stage 2 trained on, for people to look at; the same on every rank.
-
-    Attributes:
-        sigmas: the noise levels of the rollout, T + 1.
-        advantages_PG: float32 [P, G], of the groups in their order.
-        kept_PG: bool [P, G]: the samples that were trained on (alignment.train_fraction).
-        policy_steps: the steps that the policy term trained.
-        final_step: whether matching or the reward gradient trained the last step.
-    """
-
-    sigmas: tuple[float, ...]
-    advantages_PG: FloatArray
-    kept_PG: npt.NDArray[np.bool_]
-    policy_steps: tuple[int, ...]
-    final_step: bool
-
-
-@dataclass(frozen=True)
 class UpdateResult:
-    """The report of one update: metrics by name, seconds by part, and in stage 2 what it trained on."""
+    """The report of one update: metrics by name, seconds by part, and the peak memory of rank 0 in bytes so far.
+
+    `trained`: in stage 2, what it trained on.
+    """
 
     metrics: dict[str, float]
     seconds: dict[str, float]
     trained: TrainedSamples | None = None
+    peak_bytes: int = 0

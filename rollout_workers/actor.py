@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 import torch
@@ -20,6 +20,7 @@ from common.errors import WeightUpdateError
 from common.policies import SamplingSpec
 from common.process_log import report_to_driver
 from common.rewards.access import RewardAccess
+from common.torch_device import peak_memory_bytes
 from common.types import (
     ByteArray,
     EvaluatedPrompt,
@@ -80,8 +81,9 @@ class RolloutWorker:
         return self._backbone.base_fingerprint(), self._progress.place
 
     def heartbeat(self) -> Heartbeat:
-        """The step that the worker is in. A thread of its own answers."""
-        return self._progress.heartbeat()
+        """The step that the worker is in, its view of the rewards, and its memory. A thread of its own answers."""
+        peak_bytes = peak_memory_bytes(self._backbone.device)
+        return replace(self._progress.heartbeat(), rewards=self._rewards.health(), peak_bytes=peak_bytes)
 
     def rollout(
         self,
@@ -134,13 +136,22 @@ class RolloutWorker:
         name = str(self._progress.place)
         if answers.failure is not None:
             failure = ScoringFailure.of(answers.failure)
-            return RolloutOutcome(name, version, call.seconds, failure), None
+            return RolloutOutcome(name, version, call.seconds, failure, reward_seconds=answers.seconds), None
         left_out = tuple(map(ScoringFailure.of, answers.left_out.values()))
         trajectory = TrajectoryGroup(
             prompt, plan, version, sampled.latents_SGchw.cpu().numpy(), sampled.surrogate_TG.cpu().numpy()
         )
-        picture = group_picture(prompt.text, images, answers.values) if pictured else None
-        outcome = RolloutOutcome(name, version, call.seconds, left_out=left_out, picture=picture, statistics=statistics)
+        spreads = {reward: float(scores_G.std()) for reward, scores_G in answers.values.items()}
+        outcome = RolloutOutcome(
+            name,
+            version,
+            call.seconds,
+            left_out=left_out,
+            picture=group_picture(prompt.text, images, answers.values) if pictured else None,
+            statistics=statistics,
+            reward_seconds=answers.seconds,
+            reward_spreads=spreads,
+        )
         return outcome, ScoredGroup(trajectory, answers.values)
 
     def evaluate(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import ray
+from prometheus_client import CollectorRegistry
 from ray.actor import ActorHandle
 
 from common.errors import RewardInvalid, RewardOutage
@@ -21,6 +22,7 @@ from common.types import Collected, Prompt, RolloutOutcome, ScoredGroup, Scoring
 from learner.driver.call_queue import Call
 from learner.driver.publisher import Publication
 from learner.driver.worker_pool import WorkerPool
+from learner.records.prometheus import RunMetrics
 
 GROUP_ATTEMPTS = 2
 """A group is sampled and scored this many times before it is dropped; each time includes the client's own retries."""
@@ -59,8 +61,10 @@ class Rollouts:
         outage_limit_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
         pictured: Pictured = NO_PICTURES,
+        metrics: RunMetrics | None = None,
     ) -> None:
         """`outage_limit_s`: seconds to keep sampling an iteration that an outage left without any group."""
+        self._metrics = metrics or RunMetrics(CollectorRegistry(), "unnamed")
         self._clock = clock
         self._pool = pool
         self._group_size = group_size
@@ -135,6 +139,8 @@ class Rollouts:
                 collected.images[outcome.worker] += self._group_size
                 collected.statistics.append(outcome.statistics)
                 collected.renormalised.update(_cause(left_out) for left_out in outcome.left_out)
+                for reward, spread in outcome.reward_spreads.items():
+                    collected.spreads[reward].append(spread)
             else:
                 collected.dropped[_cause(outcome.failure)] += 1
                 collected.reasons[_cause(outcome.failure)] = outcome.failure.message
@@ -151,7 +157,9 @@ class Rollouts:
             done = self._pool.take(pending)
             key, outcome = done.key, done.result
             pending.remove(key)
-            if outcome.failure is not None and key.attempt - first_attempt + 1 < GROUP_ATTEMPTS:
+            retried = outcome.failure is not None and key.attempt - first_attempt + 1 < GROUP_ATTEMPTS
+            self._metrics.group_finished(outcome, self._group_size, iteration, retried=retried)
+            if retried:
                 again = _Key(iteration, key.place, key.attempt + 1)
                 self._pool.submit(Call(again, calls[key.place]))
                 pending.add(again)

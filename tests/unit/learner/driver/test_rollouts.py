@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from common.errors import RewardInvalid, RewardOutage
-from common.types import GroupPicture, PolicyVersion, Prompt, RolloutOutcome, ScoringFailure, StepPlan
+from common.kept_groups import GroupPicture
+from common.types import PolicyVersion, Prompt, RolloutOutcome, ScoringFailure, StepPlan
 from learner.driver.call_queue import Call
 from learner.driver.publisher import Publication
 from learner.driver.rollouts import GROUP_ATTEMPTS, Pictured, Rollouts
 from learner.driver.worker_pool import Finished
+from learner.records.prometheus import RunMetrics
 
 PROMPTS = [Prompt(index, f"prompt {index}") for index in (4, 2, 9)]
 TIMEOUT = ScoringFailure("hps", "timeout", "no answer within 1 s")
@@ -48,6 +51,7 @@ class FakePool:
     fails: Callable[[int, int, int], bool] = lambda *_: False
     failure: ScoringFailure = TIMEOUT
     left_out: tuple[ScoringFailure, ...] = ()
+    spreads: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.waiting: list[Call] = []
@@ -68,7 +72,15 @@ class FakePool:
         picture = None
         if FakeWorker.rollout.pictured[key.iteration, references[0][1]] and not failed:
             picture = GroupPicture(f"prompt {references[0][1]}", b"", ".png", {})
-        outcome = RolloutOutcome("here:1", PolicyVersion(0, "x"), seconds, failure, self.left_out, picture)
+        outcome = RolloutOutcome(
+            "here:1",
+            PolicyVersion(0, "x"),
+            seconds,
+            failure,
+            self.left_out,
+            picture,
+            reward_spreads=self.spreads,
+        )
         return Finished(call.key, outcome, references)
 
 
@@ -176,3 +188,18 @@ def test_groups_trained_without_a_reward_are_counted_by_cause() -> None:
     assert len(collected.groups) == 3
     assert collected.renormalised == {"hps:timeout": 3}
     assert not collected.dropped
+
+
+def test_groups_are_counted_as_they_finish_and_spreads_are_kept() -> None:
+    metrics = RunMetrics(CollectorRegistry(), "test")
+    pool = FakePool(lambda _, index, attempt: index == 2 or (index == 9 and attempt == 1))
+    pool.spreads = {"hps": 0.5}
+    asked = Rollouts(pool, 4, metrics=metrics)
+    asked.request(plan(3), PROMPTS, Publication("v3", "frozen"))
+    collected = asked.collect(3)
+
+    def count(outcome: str) -> float | None:
+        return metrics.registry.get_sample_value("rtdmd_groups_total", {"run": "test", "outcome": outcome})
+
+    assert [count(outcome) for outcome in ("scored", "retried", "dropped")] == [2, 2, 1]
+    assert collected.spreads == {"hps": [0.5, 0.5]}
