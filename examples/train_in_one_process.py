@@ -34,7 +34,7 @@ prompts, held_out = load_prompts(config.prompts.train), load_prompts(config.prom
 # Teacher, student and fake score share one frozen base. Student and fake score are LoRA adapters on it.
 backbone = load_backbone(config.backbone, config.lora, torch.device("cpu"))
 networks = Networks(backbone, StageSettings.of(config.cold_start), seed)
-hps = HpsScorer.load(config.rewards[0].model, "cpu")
+hps = HpsScorer.load(next(reward.model for reward in config.rewards if reward.name == "hps"), "cpu")
 
 
 def held_out_reward():
