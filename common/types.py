@@ -238,6 +238,7 @@ class RolloutOutcome:
 
     Attributes:
         worker: host:pid, so that a restarted worker counts as a new one.
+        seconds: by part: weights, rollout and decode use the model; idle: the model's, just before; score; held.
         failure: why the group could not be scored; such a group is never trained on.
         left_out: rewards that the group is trained without, according to their outage policy.
     """
@@ -247,6 +248,11 @@ class RolloutOutcome:
     seconds: dict[str, float]
     failure: ScoringFailure | None = None
     left_out: tuple[ScoringFailure, ...] = ()
+
+    @property
+    def model_s(self) -> float:
+        """Seconds for which the call used its worker's model."""
+        return sum(self.seconds.get(part, 0.0) for part in ("weights", "rollout", "decode"))
 
 
 @dataclass(frozen=True)
@@ -266,19 +272,29 @@ class ProcessPlace:
 
 
 @dataclass(frozen=True)
+class StepAtWork:
+    """The part of work that one call of a process is in.
+
+    Attributes:
+        number: grows with every step that the process begins, so that each has its own.
+        limit_s: seconds that it may take.
+    """
+
+    number: int
+    name: str
+    limit_s: float
+
+
+@dataclass(frozen=True)
 class Heartbeat:
     """A process's answer to a ping.
 
     Attributes:
-        steps: parts of its work begun and ended so far; it grows as long as the process gets on.
-        step: the part of work that it is in; "" between calls.
-        limit_s: seconds that this part may take.
+        at_work: the present step of each call; calls that wait for the model have none.
     """
 
     place: ProcessPlace
-    steps: int
-    step: str
-    limit_s: float
+    at_work: tuple[StepAtWork, ...]
 
 
 @dataclass(frozen=True)
@@ -305,6 +321,7 @@ class Collected:
         reasons: reward:cause -> the error of the last such group.
         renormalised: reward:cause -> number of groups trained without that reward.
         images: worker -> number of samples it contributed.
+        model_s, idle_s: worker -> seconds for which its model was used, and idle before.
     """
 
     groups: list[ray.ObjectRef[ScoredGroup]]
@@ -313,6 +330,13 @@ class Collected:
     reasons: dict[str, str] = field(default_factory=dict)
     renormalised: Counter[str] = field(default_factory=Counter)
     images: Counter[str] = field(default_factory=Counter)
+    model_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    idle_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def idle_shares(self) -> dict[str, float]:
+        """Worker -> the part of the time in which its model was idle: between groups, for scores or for new weights."""
+        total_s = {worker: idle_s + self.model_s[worker] for worker, idle_s in self.idle_s.items()}
+        return {worker: self.idle_s[worker] / seconds for worker, seconds in total_s.items() if seconds > 0}
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,8 @@ class Rollouts:
         for outcome, group in finished:
             for part, seconds in outcome.seconds.items():
                 collected.seconds[part] += seconds
+            collected.model_s[outcome.worker] += outcome.model_s
+            collected.idle_s[outcome.worker] += outcome.seconds.get("idle", 0.0)
             if outcome.failure is None:
                 collected.groups.append(group)
                 collected.images[outcome.worker] += self._group_size

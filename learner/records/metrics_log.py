@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import TextIO
 
 from common.types import Collected, Position, Stage, UpdateResult
@@ -31,6 +32,7 @@ class StepRecord:
         self.dropped: Mapping[str, int] = {}
         self.reasons: Mapping[str, str] = {}
         self.renormalised: Mapping[str, int] = {}
+        self.idle_shares: Mapping[str, float] = {}
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -48,7 +50,7 @@ class StepRecord:
         self.metrics[DROPPED_GROUPS] = float(sum(collected.dropped.values()))
         for cause, count in collected.renormalised.items():
             self.metrics[f"{RENORMALISED_GROUPS}/{cause}"] = float(count)
-        self.images = collected.images
+        self.images, self.idle_shares = collected.images, collected.idle_shares()
 
     def record_update(self, result: UpdateResult) -> None:
         self.metrics.update(result.metrics)
@@ -86,6 +88,8 @@ class Tracker:
         shown |= {f"seconds/{part}": value for part, value in record.seconds.items()}
         if record.images:
             shown["speed/images per second"] = sum(record.images.values()) / record.seconds["step"]
+        if record.idle_shares:
+            shown["speed/idle share of the workers"] = fmean(record.idle_shares.values())
         self._console.update(shown, stage, iteration)
         self._name_dropped(iteration, record)
         self._name_faint_terms(iteration, record)
@@ -153,6 +157,9 @@ class Tracker:
                 self._driver.worker_restarts.inc()
             self._workers.add(worker)
             self._driver.images.labels(worker=worker).inc(images)
+        self._driver.worker_idle_share.clear()  # without those that are gone
+        for worker, share in record.idle_shares.items():
+            self._driver.worker_idle_share.labels(worker=worker).set(share)
         for part, seconds in record.seconds.items():
             self._driver.stage_seconds.labels(part=part).inc(seconds)
         for cause, count in record.dropped.items():

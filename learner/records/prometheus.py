@@ -24,6 +24,7 @@ DROPPED_GROUPS_TOTAL = "rtdmd_dropped_groups_total"
 RENORMALISED_GROUPS_TOTAL = "rtdmd_renormalised_groups_total"
 LEFT_OUT_GRADIENTS_TOTAL = "rtdmd_left_out_gradients_total"
 WORKER_RESTARTS_TOTAL = "rtdmd_worker_restarts_total"
+WORKER_IDLE_SHARE = "rtdmd_worker_idle_share"
 POLICY_VERSION = "rtdmd_policy_version"
 LOSS = "rtdmd_loss"
 NETWORK_UPDATES_TOTAL = "rtdmd_network_updates_total"
@@ -42,6 +43,7 @@ class DriverMetrics:
     renormalised_groups: Counter
     left_out_gradients: Counter
     worker_restarts: Counter
+    worker_idle_share: Gauge
     policy_version: Gauge
 
     @classmethod
@@ -73,6 +75,12 @@ class DriverMetrics:
             ),
             worker_restarts=Counter(
                 WORKER_RESTARTS_TOTAL, "Workers that took the place of a dead one.", registry=registry
+            ),
+            worker_idle_share=Gauge(
+                WORKER_IDLE_SHARE,
+                "Part of the newest iteration in which a worker's model was idle, by worker.",
+                ["worker"],
+                registry=registry,
             ),
             policy_version=Gauge(POLICY_VERSION, "Newest published policy version.", registry=registry),
         )
