@@ -32,6 +32,9 @@ from common.errors import RewardError
 if TYPE_CHECKING:
     import ray
 
+    from common.group_ends import GroupEnd, RefusedGroup
+    from common.sealed_group import SealedGroup
+
 FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
 
@@ -241,6 +244,7 @@ class RolloutOutcome:
         seconds: by part: weights, rollout and decode use the model; idle: the model's, just before; score; held.
         failure: why the group could not be scored; such a group is never trained on.
         left_out: rewards that the group is trained without, according to their outage policy.
+        digest: of the group as the worker sealed it; "" without a group.
     """
 
     worker: str
@@ -248,6 +252,7 @@ class RolloutOutcome:
     seconds: dict[str, float]
     failure: ScoringFailure | None = None
     left_out: tuple[ScoringFailure, ...] = ()
+    digest: str = ""
 
     @property
     def model_s(self) -> float:
@@ -316,15 +321,19 @@ class Collected:
 
     Attributes:
         groups: references in the order of the prompts, dropped ones left out.
+        ends: of every group, in the order of the prompts, if the groups that are left are trained.
+        refused: by the learner, over all samplings; most of these groups were sampled again.
         seconds: worker seconds by part, summed over groups, including samplings without a result.
-        dropped: reward:cause -> number of groups dropped for it, over all samplings.
-        reasons: reward:cause -> the error of the last such group.
+        dropped: reward:cause, or infra:fault -> number of groups dropped for it, over all samplings.
+        reasons: by the same causes, the error of the last such group.
         renormalised: reward:cause -> number of groups trained without that reward.
         images: worker -> number of samples it contributed.
         model_s, idle_s: worker -> seconds for which its model was used, and idle before.
     """
 
-    groups: list[ray.ObjectRef[ScoredGroup]]
+    groups: list[ray.ObjectRef[SealedGroup]]
+    ends: list[GroupEnd] = field(default_factory=list)
+    refused: list[RefusedGroup] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     dropped: Counter[str] = field(default_factory=Counter)
     reasons: dict[str, str] = field(default_factory=dict)

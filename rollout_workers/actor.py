@@ -21,6 +21,7 @@ from common.config.run import LoraConfig
 from common.errors import WeightUpdateError
 from common.policies import SamplingSpec
 from common.rewards.access import RewardAccess
+from common.sealed_group import SealedGroup
 from common.types import (
     ByteArray,
     EvaluatedPrompt,
@@ -89,7 +90,7 @@ class RolloutWorker:
 
     def rollout(
         self, prompt: Prompt, plan: StepPlan, group_size: int, weights: PublishedWeights, frozen: Payload
-    ) -> tuple[RolloutOutcome, ScoredGroup | None]:
+    ) -> tuple[RolloutOutcome, SealedGroup | None]:
         """Sample one group with these weights and have every trained reward score it.
 
         Raises:
@@ -101,7 +102,7 @@ class RolloutWorker:
 
     def _rollout(
         self, call: Call, prompt: Prompt, plan: StepPlan, group_size: int, weights: PublishedWeights, frozen: Payload
-    ) -> tuple[RolloutOutcome, ScoredGroup | None]:
+    ) -> tuple[RolloutOutcome, SealedGroup | None]:
         rolled, idle_s = self._model.run_timed(lambda: self._sample(call, prompt, plan, group_size, weights, frozen))
         trajectory, images = rolled
         call.seconds["idle"] = idle_s
@@ -117,8 +118,8 @@ class RolloutWorker:
             failure = ScoringFailure.of(answers.failure)
             return RolloutOutcome(name, trajectory.policy, call.seconds, failure), None
         left_out = tuple(map(ScoringFailure.of, answers.left_out.values()))
-        outcome = RolloutOutcome(name, trajectory.policy, call.seconds, left_out=left_out)
-        return outcome, ScoredGroup(trajectory, answers.values)
+        sealed = SealedGroup.of(ScoredGroup(trajectory, answers.values))
+        return RolloutOutcome(name, trajectory.policy, call.seconds, left_out=left_out, digest=sealed.digest), sealed
 
     def _sample(
         self, call: Call, prompt: Prompt, plan: StepPlan, group_size: int, weights: PublishedWeights, frozen: Payload

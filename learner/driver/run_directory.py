@@ -26,13 +26,14 @@ from common.rewards.api import ServerInfo, with_precision
 from common.types import Position, PromptSets, Stage
 from common.whole_files import write_whole
 from learner.checkpoint import Checkpoint, CheckpointStore
+from learner.driver.ledger import LEDGER, cut_ledger
 from learner.driver.run_lock import LOCK, locked
 from learner.preflight.command_line import Invocation
 from learner.preflight.run_file import dump_config, load_saved_config
 from learner.records.metrics_log import BEGINNING, cut_metrics, logged_until
 
 DECLARED, PROMPTS = "reward_servers", "prompt_fingerprints"
-WRITTEN, WRITTEN_FOLDERS = ("metrics.jsonl", "summary.json", "report.html"), ("samples", "lora")
+WRITTEN, WRITTEN_FOLDERS = ("metrics.jsonl", LEDGER, "summary.json", "report.html"), ("samples", "lora")
 """Files, and folders of files, that a run writes besides config.yaml and checkpoints."""
 OF_POLICIES = re.compile(r"(teacher_\d+|cold_start|rtdmd)(-\d+\.png|\.json)")
 """Names of the files that `learner/driver/comparison.py` writes into `samples/policies`."""
@@ -92,7 +93,9 @@ def begin(invocation: Invocation, start: Start) -> None:
     run_dir = invocation.run_dir
     try:
         if invocation.resume:
-            cut_metrics(run_dir / "metrics.jsonl", start.position if start.resumes else BEGINNING)
+            position = start.position if start.resumes else BEGINNING
+            cut_metrics(run_dir / "metrics.jsonl", position)
+            cut_ledger(run_dir, position)
         if not start.resumes:
             # No checkpoint confirms the settings with which these were measured.
             _remove_policies(run_dir)
@@ -121,7 +124,7 @@ def continuity(
     whole = config.model_dump(mode="json")
     kept = {key: whole[key] for key in ("backbone", "lora", "sampling", "cold_start", "alignment")}
     kept["backbone"] = {key: value for key, value in kept["backbone"].items() if key not in PATHS["backbone"]}
-    free = set()
+    free = {"surrogate_gap_limit"}  # a check; the run that it stopped may continue with another one
     if config.alignment.learning_rate_schedule == "constant":
         free.add("iterations")  # other schedules' rates depend on the number of iterations
     if config.cold_start.consistency_fraction == 1:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import TextIO
 
+from common.group_ends import RefusedGroup
 from common.types import Collected, Position, Stage, UpdateResult
 from common.whole_files import write_whole
 from learner.metric_names import DROPPED_GROUPS, LEFT_OUT_GRADIENTS, RENORMALISED_GROUPS, SIGNAL_NORM
@@ -32,6 +33,7 @@ class StepRecord:
         self.dropped: Mapping[str, int] = {}
         self.reasons: Mapping[str, str] = {}
         self.renormalised: Mapping[str, int] = {}
+        self.refused: Sequence[RefusedGroup] = ()
         self.idle_shares: Mapping[str, float] = {}
 
     @contextmanager
@@ -46,7 +48,7 @@ class StepRecord:
         for part, seconds in collected.seconds.items():
             self.seconds[f"worker_{part}"] = seconds
         self.dropped, self.reasons = collected.dropped, collected.reasons
-        self.renormalised = collected.renormalised
+        self.renormalised, self.refused = collected.renormalised, collected.refused
         self.metrics[DROPPED_GROUPS] = float(sum(collected.dropped.values()))
         for cause, count in collected.renormalised.items():
             self.metrics[f"{RENORMALISED_GROUPS}/{cause}"] = float(count)
@@ -91,6 +93,7 @@ class Tracker:
         if record.idle_shares:
             shown["speed/idle share of the workers"] = fmean(record.idle_shares.values())
         self._console.update(shown, stage, iteration)
+        self._name_refused(iteration, record)
         self._name_dropped(iteration, record)
         self._name_faint_terms(iteration, record)
 
@@ -128,6 +131,15 @@ class Tracker:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
+    def _name_refused(self, iteration: int, record: StepRecord) -> None:
+        """One line per fault and worker."""
+        for group, count in Counter(record.refused).items():
+            groups = "a group" if count == 1 else f"{count} groups"
+            self._console.message(
+                f"iteration {iteration}: {groups} of worker {group.worker} arrived {group.fault} at the learner: "
+                "sampled again, or dropped the second time"
+            )
+
     def _name_dropped(self, iteration: int, record: StepRecord) -> None:
         """One line for the first groups that are dropped for a reason; after that they are only counted."""
         for cause in record.reasons.keys() - self._named:
@@ -152,14 +164,7 @@ class Tracker:
         self._driver.iteration.labels(stage=stage).set(iteration + 1)
         if stage == Stage.ALIGNMENT:
             self._driver.policy_version.set(iteration)
-        for worker, images in record.images.items():
-            if worker not in self._workers and len(self._workers) >= self._expected_workers:
-                self._driver.worker_restarts.inc()
-            self._workers.add(worker)
-            self._driver.images.labels(worker=worker).inc(images)
-        self._driver.worker_idle_share.clear()  # without those that are gone
-        for worker, share in record.idle_shares.items():
-            self._driver.worker_idle_share.labels(worker=worker).set(share)
+        self._export_workers(record)
         for part, seconds in record.seconds.items():
             self._driver.stage_seconds.labels(part=part).inc(seconds)
         for cause, count in record.dropped.items():
@@ -177,6 +182,18 @@ class Tracker:
         self._learner.updates.labels(network="fake").inc()
         if "student_gradient_norm" in record.metrics:
             self._learner.updates.labels(network="student").inc()
+
+    def _export_workers(self, record: StepRecord) -> None:
+        for worker, images in record.images.items():
+            if worker not in self._workers and len(self._workers) >= self._expected_workers:
+                self._driver.worker_restarts.inc()
+            self._workers.add(worker)
+            self._driver.images.labels(worker=worker).inc(images)
+        self._driver.worker_idle_share.clear()  # without those that are gone
+        for worker, share in record.idle_shares.items():
+            self._driver.worker_idle_share.labels(worker=worker).set(share)
+        for group in record.refused:
+            self._driver.refused_groups.labels(fault=group.fault, worker=group.worker).inc()
 
 
 def _listed(metrics: Mapping[str, float]) -> str:

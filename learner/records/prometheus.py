@@ -21,6 +21,7 @@ REWARD = "rtdmd_reward"
 EVALUATION = "rtdmd_evaluation"
 IMAGES_TOTAL = "rtdmd_images_total"
 DROPPED_GROUPS_TOTAL = "rtdmd_dropped_groups_total"
+REFUSED_GROUPS_TOTAL = "rtdmd_refused_groups_total"
 RENORMALISED_GROUPS_TOTAL = "rtdmd_renormalised_groups_total"
 LEFT_OUT_GRADIENTS_TOTAL = "rtdmd_left_out_gradients_total"
 WORKER_RESTARTS_TOTAL = "rtdmd_worker_restarts_total"
@@ -40,6 +41,7 @@ class DriverMetrics:
     evaluation: Gauge
     images: Counter
     dropped_groups: Counter
+    refused_groups: Counter
     renormalised_groups: Counter
     left_out_gradients: Counter
     worker_restarts: Counter
@@ -60,6 +62,12 @@ class DriverMetrics:
             images=Counter(IMAGES_TOTAL, "Images sampled for training, by worker.", ["worker"], registry=registry),
             dropped_groups=Counter(
                 DROPPED_GROUPS_TOTAL, "Groups dropped whole, by cause.", ["cause"], registry=registry
+            ),
+            refused_groups=Counter(
+                REFUSED_GROUPS_TOTAL,
+                "Groups that the learner refused, by fault and by the worker that sampled them.",
+                ["fault", "worker"],
+                registry=registry,
             ),
             renormalised_groups=Counter(
                 RENORMALISED_GROUPS_TOTAL,
