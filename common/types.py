@@ -321,19 +321,17 @@ class Collected:
 
     Attributes:
         groups: references in the order of the prompts, dropped ones left out.
-        ends: of every group, in the order of the prompts, if the groups that are left are trained.
-        refused: by the learner, over all samplings; most of these groups were sampled again.
         seconds: worker seconds by part, summed over groups, including samplings without a result.
         dropped: reward:cause, or infra:fault -> number of groups dropped for it, over all samplings.
         reasons: by the same causes, the error of the last such group.
         renormalised: reward:cause -> number of groups trained without that reward.
         images: worker -> number of samples it contributed.
         model_s, idle_s: worker -> seconds for which its model was used, and idle before.
+        refused: by the learner, over all samplings; most of these groups were sampled again.
+        ends: of every group, in the order of the prompts, once `groups` are trained.
     """
 
     groups: list[ray.ObjectRef[SealedGroup]]
-    ends: list[GroupEnd] = field(default_factory=list)
-    refused: list[RefusedGroup] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     dropped: Counter[str] = field(default_factory=Counter)
     reasons: dict[str, str] = field(default_factory=dict)
@@ -341,6 +339,8 @@ class Collected:
     images: Counter[str] = field(default_factory=Counter)
     model_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     idle_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    refused: list[RefusedGroup] = field(default_factory=list)
+    ends: list[GroupEnd] = field(default_factory=list)
 
     def idle_shares(self) -> dict[str, float]:
         """Worker -> the part of the time in which its model was idle: between groups, for scores or for new weights."""

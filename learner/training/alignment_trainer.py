@@ -179,12 +179,13 @@ class AlignmentTrainer:
     def _require_small_gap(self, groups: Sequence[ScoredGroup], totals: Totals) -> None:
         """AttestationError if sampler and learner disagree on what the same weights compute.
 
-        Stale groups are left out: there the gap also shows how far the student has moved since.
+        Stale groups are left out: there the gap also shows how far the student has moved since. A gap that is no number
+        is left to the optimizer, which refuses its gradient.
         """
         trajectory, gap = groups[0].trajectory, totals.values().get(SURROGATE_GAP)
         if gap is None or trajectory.policy.number != trajectory.plan.iteration:
             return
-        if not gap <= self._surrogate_gap_limit:
+        if gap > self._surrogate_gap_limit:
             raise AttestationError(
                 f"iteration {trajectory.plan.iteration}: surrogate_gap is {gap:.1e}, above its limit of "
                 f"{self._surrogate_gap_limit:.0e}: workers and learner do not compute the same from the same weights; "

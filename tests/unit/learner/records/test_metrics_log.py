@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from common.group_ends import GroupFault, RefusedGroup
 from common.types import Collected, Position, Stage, UpdateResult
 from learner.records import prometheus as metrics
 from learner.records.console import Console
@@ -130,6 +131,26 @@ def test_prometheus_sees_the_same(tracker: Tracker, registry: CollectorRegistry)
     ]
     for name, labels, value in expected:
         assert registry.get_sample_value(name, labels) == value, name
+
+
+def test_refused_groups_are_named_and_idle_models_shown(path: Path, registry: CollectorRegistry) -> None:
+    shown, refused = io.StringIO(), [RefusedGroup("host:1", GroupFault.DAMAGED)] * 2
+    with Console(10, "test", shown) as console:
+        tracker = Tracker(path, console, DriverMetrics.build(registry), LearnerMetrics.build(registry), workers=2)
+        for idle in ({"host:1": 1.0, "host:2": 0.0}, {"host:2": 3.0}):
+            with tracker.iteration("alignment", 4) as step:
+                step.record(
+                    Collected([], refused=refused, model_s=dict.fromkeys(idle, 1.0), idle_s=idle), UpdateResult({}, {})
+                )
+            refused = []
+        tracker.close()
+    text = " ".join(shown.getvalue().split())
+    assert text.count("iteration 4: 2 groups of worker host:1 arrived damaged at the learner") == 1
+    labels = {"fault": "damaged", "worker": "host:1"}
+    assert registry.get_sample_value(metrics.REFUSED_GROUPS_TOTAL, labels) == 2
+    assert registry.get_sample_value(metrics.WORKER_IDLE_SHARE, {"worker": "host:2"}) == 0.75
+    assert registry.get_sample_value(metrics.WORKER_IDLE_SHARE, {"worker": "host:1"}) is None, "it is gone"
+    assert "refused" not in json.dumps([line["metrics"] for line in lines(path)])
 
 
 def test_what_was_trained_without_a_reward_is_counted(
