@@ -53,15 +53,29 @@ def receiving_learner() -> Learner:
     return learner
 
 
+@ray.remote(num_cpus=0)
+class Owner:
+    def put(self) -> list[ray.ObjectRef]:
+        return [ray.put(np.zeros(2**20))]
+
+
+def lost_object() -> ray.ObjectRef:
+    """A reference whose object went with the process that owned it."""
+    owner = Owner.remote()
+    (reference,) = ray.get(owner.put.remote())
+    ray.kill(owner)
+    return reference
+
+
 def collected_with(folder: Path, faults: dict[int, GroupFault], times: int) -> Collected:
-    """An iteration of toy groups, of which these are faulty so many times; prompt 4's object is freed if it is lost."""
+    """An iteration of toy groups, of which these are faulty so many times; prompt 4's object is lost."""
     learner, unhealthy_after_s = receiving_learner(), UNHEALTHY_AFTER_S
     lost = [4] * times if faults.get(4) is GroupFault.LOST else []
 
     def attest(group: ray.ObjectRef[SealedGroup], due: DueGroup) -> GroupFault | None:
         if due.prompt.index in lost:
             lost.remove(due.prompt.index)
-            ray.internal.free([group])
+            group = lost_object()
         return learner.attest([group], due)
 
     workers = toy_group_workers(folder, {index: fault for index, fault in faults.items() if index != 4}, times)
