@@ -2,7 +2,8 @@
 
     silent    it has not answered for `unhealthy_after_s`, and its processor time stands still: frozen
     stuck     it answers, but a step of its work is older than the step's limit, and its processor time stands still
-    stalled   the same, but its other call has begun another step since that limit: the processor works for that call
+    stalled   a step is older than STALLED times its limit, and the other call has begun a step since the limit: the
+              processor works for that call
     endless   a step is older than ENDLESS times its limit, whatever the processor does
 
 A busy process that cannot answer, such as one that holds the interpreter lock, uses its processor and is left alone.
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 
 from common.types import Heartbeat, StepAtWork
 
-ENDLESS = 10.0
+STALLED, ENDLESS = 2.0, 10.0
 STILL_FRACTION = 0.5
 """Processor time must stand still for this part of `unhealthy_after_s`, so that a moment without a turn is no sign."""
 STILL_S = 0.02
@@ -70,7 +71,7 @@ class Pulse:
         if self.proven and silent_s >= self.unhealthy_after_s and still:
             return f"it has not answered for {silent_s:.0f} s, and uses no processor{self._in_steps()}"
         for step in self.at_work:
-            if self._is_late(step, now) and (still or self._is_stalled(step) or self._is_endless(step, now)):
+            if self._is_late(step, now) and (still or self._is_stalled(step, now) or self._is_endless(step, now)):
                 return f"it gets no further in its step {step.name} for {self._age_s(step, now):.0f} s"
         return ""
 
@@ -87,9 +88,10 @@ class Pulse:
     def _is_late(self, step: StepAtWork, now: float) -> bool:
         return self._age_s(step, now) > step.limit_s
 
-    def _is_stalled(self, step: StepAtWork) -> bool:
-        """Whether another call has begun a step since this one was late."""
-        return max(self.since.values()) > self.since[step.number] + step.limit_s
+    def _is_stalled(self, step: StepAtWork, now: float) -> bool:
+        """Whether it is much too late, and another call has begun a step since it was late."""
+        others_go_on = max(self.since.values()) > self.since[step.number] + step.limit_s
+        return others_go_on and self._age_s(step, now) > STALLED * step.limit_s
 
     def _is_endless(self, step: StepAtWork, now: float) -> bool:
         return self._age_s(step, now) > ENDLESS * step.limit_s
