@@ -64,7 +64,7 @@ class AlignmentTrainer:
         seed: int,
         surrogate_gap_limit: float = math.inf,
     ) -> None:
-        """`served` holds the differentiable rewards among `reward_weights`."""
+        """`served` holds the differentiable rewards among `reward_weights`; inf: surrogate_gap has no limit."""
         self._networks = networks
         self._backbone = networks.backbone
         self._settings = settings
@@ -188,7 +188,7 @@ class AlignmentTrainer:
         if gap > self._surrogate_gap_limit:
             raise AttestationError(
                 f"iteration {trajectory.plan.iteration}: surrogate_gap is {gap:.1e}, above its limit of "
-                f"{self._surrogate_gap_limit:.0e}: workers and learner do not compute the same from the same weights; "
+                f"{self._surrogate_gap_limit:g}: workers and learner do not compute the same from the same weights; "
                 "compare their devices and versions, or raise alignment.surrogate_gap_limit, and continue with --resume"
             )
 

@@ -16,6 +16,7 @@ class PublishedPolicies:
     def __init__(self, max_staleness: int) -> None:
         self._max_staleness = max_staleness
         self._fingerprints: dict[int, str] = {}
+        # Digests of the groups of one iteration that have arrived.
         self._iteration = -1
         self._arrived: set[str] = set()
 

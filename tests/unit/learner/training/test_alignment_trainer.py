@@ -100,7 +100,7 @@ def disagreeing(networks: Networks, iteration: int = 0) -> list[ScoredGroup]:
 def test_a_disagreement_beyond_its_limit_stops_before_the_student_changes(networks: Networks) -> None:
     before = snapshot(networks.backbone)
     trainer = alignment_trainer(networks, surrogate_gap_limit=0.2)
-    with pytest.raises(AttestationError, match=r"surrogate_gap is 2\.5e-01, above its limit of 2e-01"):
+    with pytest.raises(AttestationError, match=r"surrogate_gap is 2\.5e-01, above its limit of 0\.2:"):
         trainer.update(disagreeing(networks))
     assert all(ALIGNED_FAKE_SCORE in name for name in changed(networks.backbone, before))
     alignment_trainer(networks, surrogate_gap_limit=0.3).update(disagreeing(networks))
