@@ -88,10 +88,10 @@ def collected_with(folder: Path, faults: dict[int, GroupFault], times: int) -> C
 
 FAULTS = {
     1: GroupFault.DAMAGED,
-    2: GroupFault.REPEATED,
+    2: GroupFault.STALE,
     3: GroupFault.FOREIGN,
     4: GroupFault.LOST,
-    5: GroupFault.STALE,
+    5: GroupFault.REPEATED,  # of prompt 0, which has arrived by then
 }
 
 
@@ -117,4 +117,4 @@ def test_groups_that_stay_faulty_are_dropped_and_each_has_one_end(tmp_path: Path
     collected = collected_with(tmp_path, FAULTS, times=GROUP_ATTEMPTS)
     assert [sealed.group.trajectory.prompt.index for sealed in ray.get(collected.groups)] == [0]
     assert collected.dropped == {f"infra:{fault}": 1 for fault in FAULTS.values()}
-    assert [str(end.outcome) for end in collected.ends] == ["trained", *["infra_dropped"] * 4, "stale"]
+    assert [str(end.outcome) for end in collected.ends] == ["trained", "infra_dropped", "stale", *["infra_dropped"] * 3]
