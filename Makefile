@@ -14,7 +14,8 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 ARGS ?=
 
-.PHONY: demo test test-interpreters test-slow hps-parity-env judge-env lint zoo bench environment constraints clean
+.PHONY: demo test test-interpreters test-slow hps-parity-env judge-env lint zoo bench environment constraints \
+	image-locks audit clean
 
 environment: $(STAMP)
 
@@ -39,6 +40,28 @@ constraints:
 		--extra core --extra parquet --extra rewards --extra ocr --extra dev \
 		--excludes build/constraints/excluded.txt --annotation-style line \
 		--custom-compile-command "make constraints" --output-file constraints.txt $(ARGS)
+
+# Write the packages of the images anew, with hashes: torch and CUDA's libraries too, for Linux on x86-64 and Python 3.11.
+# The first two have the versions of constraints.txt. The judge's are vLLM's.
+COMPILE_LOCK = build/constraints/bin/uv pip compile pyproject.toml --quiet --python-version 3.11 --generate-hashes \
+	--python-platform x86_64-manylinux_2_35 --only-binary :all: --no-annotate \
+	--custom-compile-command "make image-locks" $(ARGS)
+image-locks:
+	$(PYTHON) -m venv build/constraints
+	build/constraints/bin/pip install --quiet uv==0.13.9
+	$(COMPILE_LOCK) --constraint constraints.txt --extra core --extra parquet --output-file deploy/docker/learner.txt
+	$(COMPILE_LOCK) --constraint constraints.txt --extra rewards --extra ocr --extra geneval \
+		--output-file deploy/docker/reward_server.txt
+	$(COMPILE_LOCK) --extra vllm --extra vlm_judge --output-file deploy/docker/judge.txt
+
+# Known vulnerabilities of the packages of the environment and of the images. PyPI's own service knows them, mirrors mostly do
+# not: --strict makes a package that could not be looked up a failure.
+audit:
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/pip install --quiet pip-audit==2.10.1
+	for file in constraints.txt deploy/docker/*.txt; do \
+		build/audit/bin/pip-audit --strict --require-hashes --disable-pip --requirement $$file || exit 1; \
+	done
 
 # The main job on the shapes world: cold start, alignment, report. ARGS="--quick" makes it a smoke run.
 demo: $(STAMP)

@@ -89,7 +89,7 @@ def _short_run(arguments: argparse.Namespace, run_dir: Path) -> list[dict[str, f
 
 def _orchestration(seconds: dict[str, float], workers: int) -> float:
     """The part of a step in which neither the workers' models (at their mean) nor the learner worked."""
-    sampling = sum(seconds[f"worker_{part}"] for part in ("weights", "rollout", "decode")) / workers
+    sampling = sum(seconds[f"worker_{part}"] for part in ("weights", "rollout", "decode", "statistics")) / workers
     updating = sum(value for part, value in seconds.items() if part.startswith("update_"))
     return max(0.0, 1 - (sampling + updating) / seconds["step"])
 

@@ -78,6 +78,15 @@ class OutagePolicy(StrEnum):
         return self is OutagePolicy.RENORMALISE
 
 
+class AlarmAction(StrEnum):
+    """What a run does on an alarm of the watchdog. Members have the values of watchdog.on_alarm."""
+
+    MARK = "mark"
+    WARN = "warn"
+    PAUSE = "pause"
+    ROLL_BACK = "roll_back"
+
+
 class Precision(StrEnum):
     """The type in which a reward's model computes."""
 
@@ -236,6 +245,22 @@ class ScoringFailure:
 
 
 @dataclass(frozen=True)
+class GroupPicture:
+    """A group as people look at it.
+
+    Attributes:
+        strip: an image file, PNG or JPEG: the group's samples side by side, scaled down.
+        suffix: of the file's name, with its dot.
+        rewards_G: as in `ScoredGroup`.
+    """
+
+    prompt: str
+    strip: bytes
+    suffix: str
+    rewards_G: Mapping[str, FloatArray]
+
+
+@dataclass(frozen=True)
 class RolloutOutcome:
     """A rollout's report for the driver: small, because the group itself goes to the learner.
 
@@ -245,6 +270,8 @@ class RolloutOutcome:
         failure: why the group could not be scored; such a group is never trained on.
         left_out: rewards that the group is trained without, according to their outage policy.
         digest: of the group as the worker sealed it; "" without a group.
+        picture: None if it was not asked for.
+        statistics: what the watchdog needs of the group, by name: of its images, and the agreement of its rewards.
     """
 
     worker: str
@@ -253,11 +280,13 @@ class RolloutOutcome:
     failure: ScoringFailure | None = None
     left_out: tuple[ScoringFailure, ...] = ()
     digest: str = ""
+    picture: GroupPicture | None = None
+    statistics: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def model_s(self) -> float:
         """Seconds for which the call used its worker's model."""
-        return sum(self.seconds.get(part, 0.0) for part in ("weights", "rollout", "decode"))
+        return sum(self.seconds.get(part, 0.0) for part in ("weights", "rollout", "decode", "statistics"))
 
 
 @dataclass(frozen=True)
@@ -306,13 +335,15 @@ class Heartbeat:
 class EvaluatedPrompt:
     """One prompt's images under one policy, uint8 [G, H, W, C], every reward of each [G], and their diversity.
 
-    A reward that failed only at these images is absent: it would fail at them every time.
+    A reward that failed only at these images is absent: it would fail at them every time. `statistics` are those of
+    `rollout_workers/image_statistics.py`.
     """
 
     prompt: Prompt
     images_GHWC: ByteArray
     rewards_G: dict[str, FloatArray]
     diversity: float
+    statistics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -329,6 +360,8 @@ class Collected:
         model_s, idle_s: worker -> seconds for which its model was used, and idle before.
         refused: by the learner, over all samplings; most of these groups were sampled again.
         ends: of every group, in the order of the prompts, once `groups` are trained.
+        pictures: place in `groups` -> its picture, of the groups that have one.
+        statistics: those of each group, see `RolloutOutcome`.
     """
 
     groups: list[ray.ObjectRef[SealedGroup]]
@@ -341,6 +374,8 @@ class Collected:
     idle_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     refused: list[RefusedGroup] = field(default_factory=list)
     ends: list[GroupEnd] = field(default_factory=list)
+    pictures: dict[int, GroupPicture] = field(default_factory=dict)
+    statistics: list[Mapping[str, float]] = field(default_factory=list)
 
     def idle_shares(self) -> dict[str, float]:
         """Worker -> the part of the time in which its model was idle: between groups, for scores or for new weights."""
@@ -349,8 +384,28 @@ class Collected:
 
 
 @dataclass(frozen=True)
+class TrainedSamples:
+    """What an update of stage 2 trained on, for people to look at; the same on every rank.
+
+    Attributes:
+        sigmas: the noise levels of the rollout, T + 1.
+        advantages_PG: float32 [P, G], of the groups in their order.
+        kept_PG: bool [P, G]: the samples that were trained on (alignment.train_fraction).
+        policy_steps: the steps that the policy term trained.
+        final_step: whether matching or the reward gradient trained the last step.
+    """
+
+    sigmas: tuple[float, ...]
+    advantages_PG: FloatArray
+    kept_PG: npt.NDArray[np.bool_]
+    policy_steps: tuple[int, ...]
+    final_step: bool
+
+
+@dataclass(frozen=True)
 class UpdateResult:
-    """The report of one update: metrics by name, seconds by part."""
+    """The report of one update: metrics by name, seconds by part, and in stage 2 what it trained on."""
 
     metrics: dict[str, float]
     seconds: dict[str, float]
+    trained: TrainedSamples | None = None

@@ -213,13 +213,13 @@ class CheckpointStore:
         found = [(position, path) for position, path in self._found() if stage in (None, position.stage)]
         return [path for _, path in sorted(found, reverse=True)]
 
-    def set_aside(self, checkpoint: Path) -> Path:
-        """Rename a checkpoint, so that nothing takes it for one; return its new path.
+    def set_aside(self, checkpoint: Path, reason: str = "damaged") -> Path:
+        """Rename a checkpoint, so that nothing takes it for one; return its new path, which ends in the reason.
 
         Raises:
             CheckpointError: the directory cannot be written to.
         """
-        names = (f"{checkpoint.name}.damaged{number or ''}" for number in itertools.count())
+        names = (f"{checkpoint.name}.{reason}{number or ''}" for number in itertools.count())
         aside = next(path for path in (self.root / name for name in names) if not path.exists())
         try:
             checkpoint.rename(aside)
@@ -227,10 +227,23 @@ class CheckpointStore:
             raise CheckpointError(f"cannot set a checkpoint aside: {system_error(error, checkpoint)}") from error
         return aside
 
-    def prune(self, stage: Stage, keep: int) -> None:
-        """Remove all but the newest `keep` checkpoints of a stage."""
+    def iterations(self, stage: Stage) -> list[int]:
+        """The iterations of a stage after which there is a checkpoint, in order."""
+        return sorted(position.iteration for position, _ in self._found() if position.stage is stage)
+
+    def set_aside_after(self, position: Position, reason: str) -> int:
+        """`set_aside` every later checkpoint of its stage; return their number."""
+        later = [path for found, path in self._found() if found.stage is position.stage and found > position]
+        for path in later:
+            self.set_aside(path, reason)
+        return len(later)
+
+    def prune(self, stage: Stage, keep: int, spared: Position | None = None) -> None:
+        """Remove all but the newest `keep` checkpoints of a stage, and the spared one."""
         mine = sorted((position, path) for position, path in self._found() if position.stage is stage)
-        for _, path in mine[:-keep]:
+        for position, path in mine[:-keep]:
+            if position == spared:
+                continue
             try:
                 _remove(path)
             except OSError as error:

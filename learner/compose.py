@@ -5,12 +5,12 @@ Besides `main.py`, this is the only file that knows all services.
 
 from __future__ import annotations
 
+import logging
 import os
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from common.backbones import model_sizes
 from common.command import system_error
 from common.config.rewards import RewardConfig
 from common.config.run import Config
-from common.errors import ConfigError, ModelError, RtdmdError, RunStopped
+from common.console_stream import LOG
+from common.errors import ConfigError, ModelError, RtdmdError, RunStopped, one_line
 from common.policies import few_step_teacher_spec, student_spec, teacher_spec
 from common.prompts import load_prompts
 from common.redis_link import RedisAddress, RedisLink
@@ -31,7 +32,7 @@ from common.rewards.bearer import reward_token
 from common.rewards.client import RewardEndpoint
 from common.rewards.guard import Outage
 from common.run_control import RunControl
-from common.types import PromptSets
+from common.types import PromptSets, Stage
 from common.urls import host_of
 from learner.driver.call_queue import CALLS_PER_WORKER
 from learner.driver.calls import CALL_TIMEOUT_S, answer, remote_reason
@@ -48,6 +49,7 @@ from learner.driver.run_directory import (
     begin,
     claimed,
     continuity,
+    decided,
     require_same_prompts,
     require_same_rewards,
     run_id,
@@ -70,9 +72,13 @@ from learner.preflight.forecast import Prediction, choose_device, predict, requi
 from learner.preflight.prompt_checks import check_prompts
 from learner.preflight.ray_environment import check_storage, cluster_address, temporary_folder
 from learner.records.console import Console
+from learner.records.live_page import page_of_run
 from learner.records.metrics_log import Tracker
 from learner.records.prometheus import DriverMetrics, LearnerMetrics, serve
 from learner.records.run_log import announce, run_log
+from learner.records.trackers.feed import Feed
+from learner.records.trackers.following import followed
+from learner.records.trackers.protocol import require_installed
 from learner.run import PolicySpecs, Service
 from rollout_workers.actor import RolloutWorker, WorkerSettings
 
@@ -108,7 +114,10 @@ def forecast_text(config: Config, device_name: str) -> str:
 
 @contextmanager
 def _errors_in_one_line(invocation: Invocation) -> Iterator[None]:
-    """Re-raise our own errors from another process unchanged; shorten any other to one line, with a traceback file."""
+    """Re-raise our own errors from another process unchanged; shorten any other to one line, with a traceback file.
+
+    Without a place for the traceback, an error that nobody expected stays as it is.
+    """
     try:
         yield
     except ray.exceptions.RayError as error:
@@ -117,6 +126,16 @@ def _errors_in_one_line(invocation: Invocation) -> Iterator[None]:
         raise RtdmdError(f"{remote_reason(error, invocation.run_dir)}{_logged(invocation, error)}") from error
     except OSError as error:
         raise RtdmdError(f"{system_error(error, invocation.run_dir)}{_logged(invocation, error)}") from error
+    except RtdmdError:
+        raise
+    except Exception as error:
+        logged = _logged(invocation, error)
+        if not logged:
+            raise
+        raise RtdmdError(
+            f"unexpected {type(error).__name__}: {one_line(error)}{logged}: report it with that file, and go on with "
+            "--resume"
+        ) from error
 
 
 def _logged(invocation: Invocation, error: Exception) -> str:
@@ -149,15 +168,16 @@ def _checked_prediction(config: Config) -> Prediction | None:
 def _token_hosts(config: Config) -> list[str]:
     """Hosts whose users could try to guess the token: reward servers, and a Redis that holds signatures."""
     urls = [url for reward in config.rewards for url in reward.urls]
-    hosts = map(host_of, [*urls, config.redis.url])
-    return [host for host in hosts if host]
+    return list(filter(None, map(host_of, [*urls, config.redis.url])))
 
 
 def _run(invocation: Invocation) -> None:
     config = invocation.config
     check_storage(invocation.run_dir, os.environ)
+    invocation = decided(invocation)
     check_files(config, resuming=invocation.resume)
     check_reward_devices(config)
+    require_installed(config.trackers.kinds)
     reward_token(_token_hosts(config))
     if cluster_address(os.environ) is None:
         temporary_folder(os.environ)
@@ -196,8 +216,9 @@ def started_service(
     """Everything that a run needs, started in order and stopped in reverse order on every exit."""
     require_same_prompts(start, prompts, invocation.config)
     with ExitStack() as stack:
-        stack.enter_context(run_log(run_dir / "logs" / "run.log"))
+        stack.enter_context(run_log(run_dir / "logs", invocation.log_level))
         stack.enter_context(_errors_in_one_line(invocation))  # inside: the log gets the line that the console shows
+        stack.enter_context(page_of_run(run_dir, invocation.config.dashboard))
         config = with_known_threads(invocation.config, run_dir, resume=invocation.resume)
         redis = stack.enter_context(_redis(config, run_dir))
         servers = stack.enter_context(LocalServers(local_specs(config.rewards), run_dir / "logs", say=announce))
@@ -218,6 +239,8 @@ def started_service(
         if not invocation.dry_run:
             config = with_probed_threads(config, ranks[0])
             begin(replace(invocation, config=config), start)
+            feeds = [Feed(run_dir, config, kind) for kind in config.trackers.kinds]
+            stack.enter_context(followed(feeds, announce))
         yield Service(
             config=config,
             run_dir=run_dir,
@@ -225,7 +248,7 @@ def started_service(
             publisher=Publisher(ranks[0]),
             sigmas=sigmas,
             pool=pool,
-            tracker=stack.enter_context(_tracker(config, run_dir)),
+            tracker=stack.enter_context(_tracker(config, run_dir, invocation.log_level.number)),
             records=PolicyRecords(run_dir, config.evaluation.grid_prompts),
             prompts=prompts,
             specs=PolicySpecs(teacher_spec(config), few_step_teacher_spec(config), student_spec(config)),
@@ -242,7 +265,7 @@ def _redis(config: Config, run_dir: Path) -> Iterator[RedisAddress | None]:
         yield None
     elif config.redis.url == "embedded":
         with embedded_redis(run_dir / "logs" / "redis.log") as address:
-            print(f"redis: embedded, at {address.url} (redis.url names another, or none)", file=sys.stderr)
+            LOG.info(f"redis: embedded, at {address.url} (redis.url names another, or none)")
             yield address
     else:
         address = RedisAddress.from_environment(config.redis.url)
@@ -255,28 +278,26 @@ def _run_control(config: Config, redis: RedisAddress | None, token: str | None) 
     if redis is None:
         yield None
         return
-    link = RedisLink(redis)
-    try:
+    with closing(RedisLink(redis)) as link:
         yield RunControl(link, config.run.name, token)
-    finally:
-        link.close()
 
 
 @contextmanager
-def _tracker(config: Config, run_dir: Path) -> Iterator[Tracker]:
+def _tracker(config: Config, run_dir: Path, level: int) -> Iterator[Tracker]:
     """Console, metrics.jsonl and the /metrics endpoint."""
     registry = CollectorRegistry()
-    total = config.cold_start.iterations + config.alignment.iterations
+    stages: dict[str, int] = {Stage.COLD_START: config.cold_start.iterations}
+    stages[Stage.ALIGNMENT] = config.alignment.iterations
     with ExitStack() as stack:
-        console = stack.enter_context(Console(total, config.run.name))
+        console = stack.enter_context(Console(stages, config.run.name, quiet=level > logging.INFO))
         if config.metrics.port is not None:
-            server = serve(config.metrics.port, registry)
+            server = serve(config.metrics.port, registry, config.metrics.host)
             stack.callback(server.close)
-            console.message(f"metrics: http://127.0.0.1:{server.port}/metrics")
+            host = f"[{config.metrics.host}]" if ":" in config.metrics.host else config.metrics.host
+            console.message(f"metrics: http://{host}:{server.port}/metrics")
         driver, learner = DriverMetrics.build(registry), LearnerMetrics.build(registry)
         tracker = Tracker(run_dir / "metrics.jsonl", console, driver, learner, config.workers.most)
-        stack.callback(tracker.close)
-        yield tracker
+        yield stack.enter_context(closing(tracker))
 
 
 def _reward_access(config: Config, local_urls: dict[str, str], redis: RedisAddress | None, run: str) -> RewardAccess:

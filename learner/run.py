@@ -32,7 +32,7 @@ from learner.driver.comparison import PolicyRecords
 from learner.driver.evaluation import evaluate
 from learner.driver.ledger import Ledger
 from learner.driver.publisher import Publisher
-from learner.driver.rollouts import Rollouts
+from learner.driver.rollouts import Pictured, Rollouts
 from learner.driver.run_directory import Start
 from learner.driver.worker_pool import WorkerPool
 from learner.loop import run_alignment, run_cold_start
@@ -109,10 +109,17 @@ class Service:
             answer(self.learner.begin_alignment.remote())
             self.publisher.begin_stage()
             position = Position(Stage.ALIGNMENT, 0)
+            milestones.begin_alignment()
         run_alignment(
             self.learner,
             self.publisher,
-            Rollouts(self.pool, config.alignment.group_size, self._attested, self._outage_limit_s()),
+            Rollouts(
+                self.pool,
+                config.alignment.group_size,
+                self._attested,
+                self._outage_limit_s(),
+                pictured=Pictured(config.dashboard.groups, config.dashboard.groups_every),
+            ),
             Ledger(self.run_dir),
             self._plan,
             self.tracker,

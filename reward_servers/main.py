@@ -22,6 +22,7 @@ import numpy as np
 
 from common.command import exit_status
 from common.errors import ModelError, RewardError
+from common.process_log import report_to_driver
 from common.rewards.api import GradientRequest, ServerInfo
 from common.whole_files import write_whole
 from reward_servers.app import ServerApp
@@ -57,6 +58,7 @@ def _serve(options: argparse.Namespace) -> None:
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(options.threads))
     sys.setswitchinterval(SWITCH_SECONDS)
     if options.parent_pid is not None:
+        report_to_driver()
         threading.Thread(target=follow_parent, args=(options.parent_pid,), daemon=True).start()
     settings = check(options)
     with bind(settings.host, settings.port) as listener:

@@ -20,6 +20,7 @@ from common.config.backbones import BackboneConfig
 from common.config.run import LoraConfig
 from common.errors import WeightUpdateError
 from common.policies import SamplingSpec
+from common.process_log import report_to_driver
 from common.rewards.access import RewardAccess
 from common.sealed_group import SealedGroup
 from common.types import (
@@ -37,6 +38,8 @@ from common.types import (
 )
 from common.weights import Payload, PublishedWeights
 from rollout_workers.diversity import mean_pairwise_distance
+from rollout_workers.group_picture import group_picture
+from rollout_workers.image_statistics import image_statistics, with_agreement
 from rollout_workers.model_thread import ModelThread
 from rollout_workers.progress import Call, Progress
 from rollout_workers.sampler import decode_to_uint8, sample_for_evaluation, sample_group
@@ -61,6 +64,8 @@ class RolloutWorker:
     """Holds a backbone, a reward client and one version of the student's weights."""
 
     def __init__(self, settings: WorkerSettings) -> None:
+        if ray.is_initialized():
+            report_to_driver()
         self._settings = settings
         self._progress = Progress(ray.get_runtime_context().get_node_id() if ray.is_initialized() else "")
         self._model = ModelThread()
@@ -89,22 +94,39 @@ class RolloutWorker:
         return self._progress.heartbeat()
 
     def rollout(
-        self, prompt: Prompt, plan: StepPlan, group_size: int, weights: PublishedWeights, frozen: Payload
+        self,
+        prompt: Prompt,
+        plan: StepPlan,
+        group_size: int,
+        weights: PublishedWeights,
+        frozen: Payload,
+        *,
+        pictured: bool = False,
     ) -> tuple[RolloutOutcome, SealedGroup | None]:
         """Sample one group with these weights and have every trained reward score it.
+
+        With `pictured` the outcome has a picture of the group.
 
         Raises:
             WeightUpdateError, AttestationError: the weights did not take effect; the run must stop.
             RewardOutage: a reward under `pause` did not recover in time; the run must stop.
         """
         with self._progress.call() as call:
-            return self._rollout(call, prompt, plan, group_size, weights, frozen)
+            return self._rollout(call, prompt, plan, group_size, weights, frozen, pictured=pictured)
 
     def _rollout(
-        self, call: Call, prompt: Prompt, plan: StepPlan, group_size: int, weights: PublishedWeights, frozen: Payload
+        self,
+        call: Call,
+        prompt: Prompt,
+        plan: StepPlan,
+        group_size: int,
+        weights: PublishedWeights,
+        frozen: Payload,
+        *,
+        pictured: bool,
     ) -> tuple[RolloutOutcome, SealedGroup | None]:
-        rolled, idle_s = self._model.run_timed(lambda: self._sample(call, prompt, plan, group_size, weights, frozen))
-        trajectory, images = rolled
+        sampled, idle_s = self._model.run_timed(lambda: self._sample(call, prompt, plan, group_size, weights, frozen))
+        trajectory, images, of_images = sampled
         call.seconds["idle"] = idle_s
         texts, metadata = [prompt.text] * group_size, [dict(prompt.metadata)] * group_size
         call.begin("score", self._settings.rewards.longest_wait_s())
@@ -119,12 +141,21 @@ class RolloutWorker:
             return RolloutOutcome(name, trajectory.policy, call.seconds, failure), None
         left_out = tuple(map(ScoringFailure.of, answers.left_out.values()))
         sealed = SealedGroup.of(ScoredGroup(trajectory, answers.values))
-        return RolloutOutcome(name, trajectory.policy, call.seconds, left_out=left_out, digest=sealed.digest), sealed
+        outcome = RolloutOutcome(
+            name,
+            trajectory.policy,
+            call.seconds,
+            left_out=left_out,
+            digest=sealed.digest,
+            picture=group_picture(prompt.text, images, answers.values) if pictured else None,
+            statistics=with_agreement(of_images, answers.values),
+        )
+        return outcome, sealed
 
     def _sample(
         self, call: Call, prompt: Prompt, plan: StepPlan, group_size: int, weights: PublishedWeights, frozen: Payload
-    ) -> tuple[TrajectoryGroup, ByteArray]:
-        """One group and its images, on the model's thread."""
+    ) -> tuple[TrajectoryGroup, ByteArray, dict[str, float]]:
+        """One group, its images and their statistics, on the model's thread."""
         call.begin("weights")
         version = self._receiver.receive(weights, frozen)
         call.begin("rollout")
@@ -133,8 +164,10 @@ class RolloutWorker:
         images = decode_to_uint8(self._backbone, sampled.latents_SGchw[-1])
         # Copied before scoring, so that a device holds the latents of one group at a time.
         latents_SGchw, surrogate_TG = sampled.latents_SGchw.cpu().numpy(), sampled.surrogate_TG.cpu().numpy()
+        call.begin("statistics")
+        statistics = image_statistics(torch.from_numpy(images).to(self._backbone.device))
         call.end()
-        return TrajectoryGroup(prompt, plan, version, latents_SGchw, surrogate_TG), images
+        return TrajectoryGroup(prompt, plan, version, latents_SGchw, surrogate_TG), images, statistics
 
     def evaluate(
         self,
@@ -162,7 +195,8 @@ class RolloutWorker:
         count = len(images)
         rewards = self._rewards.score_all(images, [prompt.text] * count, [dict(prompt.metadata)] * count)
         call.end()
-        return EvaluatedPrompt(prompt, images, rewards, self._model.run(lambda: self._diversity(call, images)))
+        diversity, statistics = self._model.run(lambda: self._measured(call, images))
+        return EvaluatedPrompt(prompt, images, rewards, diversity, statistics)
 
     def _sample_evaluation(
         self,
@@ -187,10 +221,11 @@ class RolloutWorker:
         call.end()
         return images
 
-    def _diversity(self, call: Call, images: ByteArray) -> float:
-        """On the model's thread."""
-        call.begin("features")
-        features = self._backbone.image_features(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
-        diversity = mean_pairwise_distance(features)
+    def _measured(self, call: Call, images: ByteArray) -> tuple[float, dict[str, float]]:
+        """Diversity and statistics of a prompt's images, on the model's thread."""
+        call.begin("statistics")
+        pixels = torch.from_numpy(images)
+        features = self._backbone.image_features(pixels.permute(0, 3, 1, 2).float() / 255)
+        measured = mean_pairwise_distance(features), image_statistics(pixels.to(self._backbone.device))
         call.end()
-        return diversity
+        return measured

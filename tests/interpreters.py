@@ -26,6 +26,7 @@ REDIS_TESTS = (
     "tests/unit/common/test_redis_link.py",
     "tests/unit/common/test_run_control.py",
     "tests/unit/common/rewards/test_registry.py",
+    "tests/unit/deploy/test_secrets.py",
     "tests/unit/learner/driver/test_embedded_redis.py",
     "tests/unit/learner/tools/test_control.py",
 )

@@ -12,12 +12,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from common.config.backbones import BackboneConfig
 from common.config.rewards import RedisConfig, RewardClientConfig, RewardConfig, check_rewards
 from common.config.section import Section, problem
 from common.config.stages import AlignmentConfig, ColdStartConfig, SamplingConfig
+from common.config.trackers import TrackersConfig
+from common.config.watchdog import WatchdogConfig, check_watchdog
+from common.urls import host_fault
 
 
 class RunIdentity(Section):
@@ -166,8 +170,47 @@ class MetricsConfig(Section):
         0,
         ge=0,
         le=65_535,
-        description="Port on loopback. 0: any free port, printed at the start. null: no metrics endpoint.",
+        description="Port. 0: any free port, printed at the start. null: no metrics endpoint.",
     )
+    host: str = Field(
+        "127.0.0.1",
+        description="Address to listen on. Metrics need no token: on any but loopback, everybody who reaches it reads "
+        "them.",
+    )
+
+    @field_validator("host")
+    @classmethod
+    def _host_is_a_host(cls, host: str) -> str:
+        fault = host_fault(host)
+        if fault:
+            raise PydanticCustomError("host", "{fault}", {"fault": fault})
+        return host
+
+
+DASHBOARD_PORT = 8720
+"""Port of the live page where it is asked for without a number."""
+
+
+class DashboardConfig(Section):
+    """The live page, and the groups that it shows. `--dashboard [PORT]` sets the port."""
+
+    port: int | None = Field(
+        None,
+        ge=0,
+        le=65_535,
+        description="Port of the live page. 0: any free port, printed at the start. null: no page.",
+    )
+    host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        description="Address that the page listens on. Any but loopback needs RTDMD_DASHBOARD_TOKEN.",
+    )
+    groups: NonNegativeInt = Field(
+        4,
+        description="Groups that are kept to look at, of an iteration of stage 2 that keeps any. Each is a strip of "
+        "pictures of at most 256 pixels: 10 to 40 KB per sample.",
+    )
+    groups_every: PositiveInt = Field(10, description="Iterations of stage 2 between two that keep groups.")
 
 
 class Config(Section):
@@ -185,9 +228,12 @@ class Config(Section):
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
     reward_client: RewardClientConfig = RewardClientConfig()
     redis: RedisConfig = RedisConfig()
     metrics: MetricsConfig = MetricsConfig()
+    trackers: TrackersConfig = TrackersConfig()
+    dashboard: DashboardConfig = DashboardConfig()
 
     @model_validator(mode="after")
     def _reward_names_differ(self) -> Self:
@@ -199,6 +245,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _rewards_possible(self) -> Self:
         check_rewards(self.rewards, self.reward_client, self.redis)
+        check_watchdog(self.watchdog, self.rewards, self.evaluation.every, self.checkpoint.every)
         return self
 
     def _least_rows(self) -> dict[str, int]:

@@ -17,11 +17,12 @@ from common.config.run import Config
 from common.errors import RunStopped, StoreError
 from common.policies import SamplingSpec
 from common.run_control import RunControl, RunRequest
-from common.types import Position, Prompt, Stage
+from common.types import AlarmAction, Position, Prompt, Stage
 from learner.checkpoint import CheckpointStore
 from learner.driver.calls import answer
 from learner.driver.evaluation import Evaluation, evaluate, save_grid
 from learner.driver.publisher import Publisher
+from learner.driver.watchdog import Alarm, Watchdog, Watched
 from learner.driver.worker_pool import WorkerPool
 from learner.records.metrics_log import Tracker
 
@@ -58,14 +59,27 @@ class RunMilestones:
         self._prompts = prompts[: config.evaluation.prompts]
         self._spec = spec
         self._settings = settings
+        self._watchdog = Watchdog(Watched.of(config), run_dir)
+
+    def begin_alignment(self) -> None:
+        """Evaluate the student that stage 2 starts from: the watchdog compares every later one with it."""
+        if self._config.alignment.iterations == 0:
+            return
+        start = Position(Stage.ALIGNMENT, 0)
+        self._evaluate(start)
+        if self._config.watchdog.on_alarm is AlarmAction.ROLL_BACK:
+            self.checkpoint(start)
 
     def after(self, position: Position) -> None:
         settings = self._config.evaluation
         every = settings.every if position.stage is Stage.ALIGNMENT else settings.cold_start_every
         if position.iteration % every == 0:
             self._evaluate(position)
+        alarms = self._watchdog.look(position)
         if position.iteration % self._config.checkpoint.every == 0:
             self.checkpoint(position)
+        if alarms:
+            self._act_on(alarms, position)
         self._obey(position)
 
     def checkpoint(self, position: Position) -> None:
@@ -74,7 +88,7 @@ class RunMilestones:
             # Already saved: a stage ended on a periodic checkpoint, or a resumed run is at its start.
             return
         answer(self._learner.save.remote(self._run_dir, position, self._settings))
-        store.prune(position.stage, self._config.checkpoint.keep)
+        store.prune(position.stage, self._config.checkpoint.keep, self._best(store))
 
     def _evaluate(self, position: Position) -> None:
         started = time.perf_counter()
@@ -92,6 +106,55 @@ class RunMilestones:
         save_grid(evaluation, grid, self._config.evaluation.grid_prompts)
         self._tracker.evaluation(position, "student", evaluation.metrics, time.perf_counter() - started)
         self._tracker.message(f"its pictures: {grid}")
+        self._watchdog.add(position, evaluation.prompts)
+
+    def _act_on(self, alarms: Sequence[Alarm], position: Position) -> None:
+        """Count the alarms, and do what `watchdog.on_alarm` says.
+
+        Raises:
+            RunStopped: the run was rolled back, or it cannot pause without Redis.
+        """
+        action = self._config.watchdog.on_alarm
+        for alarm in alarms:
+            self._tracker.alarm(alarm.detector)
+            if action is not AlarmAction.MARK:
+                self._tracker.message(f"watchdog, after {alarm.iteration} iterations: {alarm.message}")
+        if action is AlarmAction.PAUSE:
+            self.checkpoint(position)
+            self._ask_to_pause()
+        if action is AlarmAction.ROLL_BACK:
+            self._roll_back()
+
+    def _ask_to_pause(self) -> None:
+        """Make the request that `_obey` finds; RunStopped without a Redis to make it in."""
+        try:
+            if self._control is not None:
+                self._control.ask("pause")
+                return
+        except StoreError:
+            pass
+        raise RunStopped("stopped by the watchdog, because there is no Redis to pause in")
+
+    def _roll_back(self) -> None:
+        """Set aside the checkpoints after the best one, and stop."""
+        store = CheckpointStore.of_run(self._run_dir)
+        best = self._watchdog.best(store.iterations(Stage.ALIGNMENT))
+        if best is None:
+            raise RunStopped("stopped by the watchdog, without a roll-back: no checkpoint of this stage was evaluated")
+        iteration, gold = best
+        kept = Position(Stage.ALIGNMENT, iteration)
+        later = store.set_aside_after(kept, "rolled_back")
+        raise RunStopped(
+            f"rolled back by the watchdog to {kept.directory}, the best checkpoint by held-out reward ({gold:.3f}); "
+            f"{later} later ones are kept as *.rolled_back; rtdmd export and --resume use {kept.directory}"
+        )
+
+    def _best(self, store: CheckpointStore) -> Position | None:
+        """The checkpoint that a roll-back needs."""
+        if self._config.watchdog.on_alarm is not AlarmAction.ROLL_BACK:
+            return None
+        best = self._watchdog.best(store.iterations(Stage.ALIGNMENT))
+        return None if best is None else Position(Stage.ALIGNMENT, best[0])
 
     def _obey(self, position: Position) -> None:
         """Pause while Redis holds a pause request; on a stop request, write a checkpoint. Without Redis do neither.

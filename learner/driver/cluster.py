@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,8 +16,10 @@ from ray.job_config import JobConfig
 
 from common import WAIT_POLICY
 from common.config.run import Config
+from common.console_stream import LOG
 from common.errors import ConfigError, one_line
 from common.project_files import PROJECT_ROOT, python_environment
+from learner.driver.process_output import logged_processes
 from learner.preflight.checks import ROUNDING, gpus_wanted
 from learner.preflight.ray_environment import ADDRESS, cluster_address, temporary_folder
 
@@ -29,17 +30,26 @@ EXPECTED = (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, 
 
 @contextmanager
 def ray_cluster(config: Config) -> Iterator[None]:
-    """Connect to the cluster, or start one that ends with the block.
+    """Connect to the cluster, or start one that ends with the block. Lines of its processes go to the run's log.
 
     Raises:
         ConfigError: there is no cluster at RAY_ADDRESS, or it cannot be started.
     """
+    with logged_processes():
+        _connect(config)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _connect(config: Config) -> None:
     address = cluster_address(os.environ)
     try:
         with _kept_sigterm():
             if address is not None:
                 _require_reachable(address)
-                ray.init(log_to_driver=False)
+                ray.init(log_to_driver=True)
                 _say_what_is_waited_for(config)
             else:
                 _start(config)
@@ -50,10 +60,6 @@ def ray_cluster(config: Config) -> Iterator[None]:
         if address is None and "timed out" in str(error).lower():
             remedy = "; the machine may be busy, or the disk of RAY_TMPDIR or TMPDIR full: look there, and start again"
         raise ConfigError(f"no Ray cluster to run in: {one_line(error)}{remedy}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 @contextmanager
@@ -93,7 +99,7 @@ def _start(config: Config) -> None:
         num_cpus=max(os.cpu_count() or 1, 1 + int(needed)),
         include_dashboard=False,
         _temp_dir=str(temporary_folder(os.environ)),
-        log_to_driver=False,
+        log_to_driver=True,
         job_config=JobConfig(_py_driver_sys_path=_ProjectFirst([str(PROJECT_ROOT)])),
         runtime_env={"env_vars": {"PYTHONPATH": python_environment()["PYTHONPATH"]}},
     )
@@ -103,7 +109,7 @@ def _say_what_is_waited_for(config: Config) -> None:
     """GPUs may still join a cluster, so too few of them is not an error yet."""
     wanted, found = gpus_wanted(config), ray.cluster_resources().get("GPU", 0.0)
     if wanted > found + ROUNDING:
-        print(f"waiting for GPUs: the run asks for {wanted:g}, the cluster has {found:g} so far", file=sys.stderr)
+        LOG.warning(f"waiting for GPUs: the run asks for {wanted:g}, the cluster has {found:g} so far")
 
 
 def _require_reachable(address: str) -> None:

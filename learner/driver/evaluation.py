@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from ray.actor import ActorHandle
 
 from common.policies import SamplingSpec
 from common.types import EvaluatedPrompt, Prompt
+from common.whole_files import write_whole
 from learner.driver.call_queue import Call
 from learner.driver.publisher import Publication
 from learner.driver.worker_pool import WorkerPool
@@ -83,6 +85,14 @@ def _start_evaluation(
 
 
 def save_grid(evaluation: Evaluation, path: Path, num_prompts: int) -> None:
-    """Save one row per prompt, with its images side by side."""
-    rows = [np.concatenate(list(item.images_GHWC), axis=1) for item in evaluation.prompts[:num_prompts]]
+    """Save one row per prompt, with its images side by side; and beside it, as .json, their prompts and scores."""
+    shown = evaluation.prompts[:num_prompts]
+    rows = [np.concatenate(list(item.images_GHWC), axis=1) for item in shown]
     save_png(np.concatenate(rows, axis=0), path)
+    columns, height, width, _ = shown[0].images_GHWC.shape
+    prompts = [
+        {"prompt": item.prompt.text, "scores": {name: values.tolist() for name, values in item.rewards_G.items()}}
+        for item in shown
+    ]
+    captions = {"columns": columns, "height": height, "width": width, "prompts": prompts}
+    write_whole(path.with_suffix(".json"), json.dumps(captions).encode())

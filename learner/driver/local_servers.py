@@ -15,8 +15,9 @@ import os
 import signal
 import subprocess
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Container, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -27,6 +28,7 @@ from urllib.parse import urlsplit
 
 from common.config.rewards import RewardConfig
 from common.errors import RewardUnavailable
+from common.process_log import Repeats, reported
 from common.project_files import python_command, python_environment
 from common.types import Precision
 
@@ -98,6 +100,8 @@ class LocalServers:
         self._specs = tuple(shared(specs))
         self._deaths: dict[str, deque[float]] = {spec.name: deque() for spec in self._specs}
         self._log_dir = log_dir
+        self._read: Counter[str] = Counter()  # bytes of each log that were read
+        self._repeats = Repeats()
         self._ready_timeout_s = ready_timeout_s
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -134,10 +138,23 @@ class LocalServers:
         """
         with self._lock:
             for spec in self._specs:
+                self._tell_warnings(spec.name)
                 process = self._processes.get(spec.name)
                 if process is not None and process.poll() is not None:
                     required = needed is None or any(one.name in needed for one in spec.rewards)
                     self._revive(spec, process.returncode, required=required)
+
+    def _tell_warnings(self, name: str) -> None:
+        """Say what the server has written about itself since the last call."""
+        with suppress(OSError), self._log_file(name).open("rb") as log:
+            log.seek(self._read[name])
+            for line in log:
+                if not line.endswith(b"\n"):
+                    return  # it is being written
+                self._read[name] += len(line)
+                warning = reported(line.decode(errors="replace"))
+                if warning is not None and self._repeats.is_new(warning[1]):
+                    self._say(f"the local reward server {name}: {warning[1]}")
 
     def _revive(self, spec: LocalServerSpec, status: int, *, required: bool) -> None:
         deaths, now = self._deaths[spec.name], time.monotonic()

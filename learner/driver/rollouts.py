@@ -45,6 +45,20 @@ class _Key:
 
 
 @dataclass(frozen=True)
+class Pictured:
+    """Which groups are kept as pictures: the first `groups` of every `every`-th iteration."""
+
+    groups: int = 0
+    every: int = 1
+
+    def includes(self, iteration: int, place: int) -> bool:
+        return place < self.groups and iteration % self.every == 0
+
+
+NO_PICTURES = Pictured()
+
+
+@dataclass(frozen=True)
 class _Request:
     """A group that is asked for: it can be submitted any number of times."""
 
@@ -52,13 +66,16 @@ class _Request:
     plan: StepPlan
     group_size: int
     weights: Publication
+    pictured: bool
 
     def call(self, key: _Key) -> Call:
         return Call(key, self._start)
 
     def _start(self, worker: ActorHandle) -> list[ray.ObjectRef]:
         method = worker.rollout.options(num_returns=2)
-        references: list[ray.ObjectRef] = method.remote(self.prompt, self.plan, self.group_size, *self.weights)
+        references: list[ray.ObjectRef] = method.remote(
+            self.prompt, self.plan, self.group_size, *self.weights, pictured=self.pictured
+        )
         return references
 
     def due(self, digest: str) -> DueGroup:
@@ -95,6 +112,7 @@ class Rollouts:
         attest: Attest,
         outage_limit_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
+        pictured: Pictured = NO_PICTURES,
     ) -> None:
         """`outage_limit_s`: seconds to keep sampling an iteration that an outage left without any group."""
         self._clock = clock
@@ -103,6 +121,7 @@ class Rollouts:
         self._attest = attest
         self._outage_limit_s = outage_limit_s
         self._requests: dict[int, list[_Request]] = {}
+        self._pictured = pictured
 
     def check(self) -> None:
         """Raise what has ended the workers, or the servers that they need."""
@@ -110,7 +129,10 @@ class Rollouts:
 
     def request(self, plan: StepPlan, prompts: Sequence[Prompt], weights: Publication) -> None:
         """Request one group per prompt, sampled with these weights."""
-        requests = [_Request(prompt, plan, self._group_size, weights) for prompt in prompts]
+        requests = [
+            _Request(prompt, plan, self._group_size, weights, self._pictured.includes(plan.iteration, place))
+            for place, prompt in enumerate(prompts)
+        ]
         self._requests[plan.iteration] = requests
         for place, request in enumerate(requests):
             self._pool.submit(request.call(_Key(plan.iteration, place, 1)))
@@ -171,8 +193,11 @@ class Rollouts:
             elif attempt.fault is not None:
                 _drop(collected, _infra(attempt.fault), f"the learner refused what {outcome.worker} sampled")
             else:
+                if outcome.picture is not None:
+                    collected.pictures[len(collected.groups)] = outcome.picture
                 collected.groups.append(attempt.group)
                 collected.images[outcome.worker] += self._group_size
+                collected.statistics.append(outcome.statistics)
                 collected.renormalised.update(_cause(left_out) for left_out in outcome.left_out)
         return failure
 

@@ -12,7 +12,7 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,12 +28,15 @@ from common.whole_files import write_whole
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.driver.ledger import LEDGER, cut_ledger
 from learner.driver.run_lock import LOCK, locked
+from learner.driver.watchdog import WATCHDOG_FILE
 from learner.preflight.command_line import Invocation
 from learner.preflight.run_file import dump_config, load_saved_config
+from learner.records.group_files import cut_groups
 from learner.records.metrics_log import BEGINNING, cut_metrics, logged_until
 
 DECLARED, PROMPTS = "reward_servers", "prompt_fingerprints"
-WRITTEN, WRITTEN_FOLDERS = ("metrics.jsonl", LEDGER, "summary.json", "report.html"), ("samples", "lora")
+WRITTEN = ("metrics.jsonl", WATCHDOG_FILE, LEDGER, "summary.json", "report.html")
+WRITTEN_FOLDERS = ("samples", "lora")
 """Files, and folders of files, that a run writes besides config.yaml and checkpoints."""
 OF_POLICIES = re.compile(r"(teacher_\d+|cold_start|rtdmd)(-\d+\.png|\.json)")
 """Names of the files that `learner/driver/comparison.py` writes into `samples/policies`."""
@@ -62,6 +65,21 @@ class Start:
     def resumes(self) -> bool:
         """Whether the checkpoint belongs to this run."""
         return self.settings is not None
+
+
+def decided(invocation: Invocation) -> Invocation:
+    """With `--resume auto`: resume if the run directory holds a run, else start one; the choice is printed.
+
+    Two drivers that decide at the same time cannot both start: `claimed` locks the directory and looks again.
+
+    Raises:
+        CheckpointError: the folder of checkpoints is a link to nothing.
+    """
+    if not invocation.resume_auto:
+        return invocation
+    resume = _holds_run(invocation.run_dir)
+    print(f"--resume auto: {'continuing the' if resume else 'starting a'} run in {invocation.run_dir}", file=sys.stderr)
+    return replace(invocation, resume=resume, resume_auto=False)
 
 
 @contextmanager
@@ -94,7 +112,9 @@ def begin(invocation: Invocation, start: Start) -> None:
     try:
         if invocation.resume:
             position = start.position if start.resumes else BEGINNING
-            cut_metrics(run_dir / "metrics.jsonl", position)
+            for name in ("metrics.jsonl", WATCHDOG_FILE):
+                cut_metrics(run_dir / name, position)
+            cut_groups(run_dir, position)
             cut_ledger(run_dir, position)
         if not start.resumes:
             # No checkpoint confirms the settings with which these were measured.
@@ -202,7 +222,7 @@ def _require_run(invocation: Invocation) -> None:
     run_dir = invocation.run_dir
     if invocation.resume and not _holds_run(run_dir):
         raise ConfigError(
-            f"--resume: there is no run in {run_dir.absolute()}: check --run-dir, or start one without --resume"
+            f"--resume: there is no run in {run_dir.absolute()}: check --run-dir, or start one with --resume auto"
         )
 
 

@@ -6,7 +6,6 @@ has chosen is written into config.yaml, and a resumed run keeps it.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from ray.actor import ActorHandle
@@ -35,7 +34,7 @@ def with_known_threads(config: Config, run_dir: Path, *, resume: bool) -> Config
     recorded = read_run_file(saved).get("learner", {}).get("threads") if resume and saved.is_file() else None
     if recorded is None:
         return config
-    _say(f"learner: {_threads(recorded)} as before (learner.threads sets another number)")
+    LOG.info(f"learner: {_threads(recorded)} as before (learner.threads sets another number)")
     return with_threads(config, recorded)
 
 
@@ -45,14 +44,9 @@ def with_probed_threads(config: Config, learner: ActorHandle) -> Config:
         return config
     chosen, seconds = answer(learner.choose_threads.remote())
     timings = ", ".join(f"{number}: {taken:.3g} s" for number, taken in sorted(seconds.items()))
-    _say(f"learner: {_threads(chosen)} (a pass by threads: {timings}); learner.threads sets another number")
+    LOG.info(f"learner: {_threads(chosen)} (a pass by threads: {timings}); learner.threads sets another number")
     return with_threads(config, chosen)
 
 
 def _threads(number: int) -> str:
     return f"{number} CPU thread{'s' if number > 1 else ''}"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
-    LOG.info(line)

@@ -1,6 +1,7 @@
 """Command lines of `rtdmd train` and `rtdmd forecast`: run file < environment < options, and help for every option.
 
-    rtdmd train [--config FILE] [--section.key VALUE ...] [--run-dir DIR] [--quick] [--explain] [--dry-run] [--resume]
+    rtdmd train [--config FILE] [--section.key VALUE ...] [--run-dir DIR] [--quick] [--explain] [--dry-run]
+                [--resume [auto]] [--dashboard [PORT]]
 
 A run file may carry a `quick:` block, a partial configuration that `--quick` applies on top of the rest of the file.
 Environment variables are RTDMD_SECTION__KEY. A reward is addressed by name: `--rewards.hps.weight 0.5`.
@@ -23,10 +24,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 from common.command import user_path
-from common.config.run import Config
+from common.config.run import DASHBOARD_PORT, Config
 from common.errors import ConfigError
 from common.project_files import found_path, with_found_paths
 from learner.preflight.run_file import Draft, Key, Knob, kinds_of, knobs, parse_yaml, read_run_file
+from learner.records.run_log import LogLevel
 
 DEFAULT_RUN_FILE = Path("deploy/runs/shapes.yaml")
 ENVIRONMENT_PREFIX = "RTDMD_"
@@ -35,18 +37,27 @@ QUOTED = re.compile(r"([\"']).*\1", re.DOTALL)
 OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?=|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?=|=(tcp|udp|sctp)://")
 """Variables of a Service; one named rtdmd-a--b has "__" in them."""
 QUICK_BLOCK = "quick"
+NEWEST, AUTO = "newest", "auto"
+"""The values of `--resume`; without a value it is `newest`, which needs a run to continue."""
 HELP_WIDTH = 110
 
 
 @dataclass(frozen=True)
 class Invocation:
-    """The parsed request of a command line."""
+    """The parsed request of a command line.
+
+    Attributes:
+        resume: continue the run in `run_dir`.
+        resume_auto: `--resume auto`: `learner.driver.run_directory.decided` sets `resume` from what `run_dir` holds.
+    """
 
     config: Config
     run_dir: Path
     dry_run: bool
     resume: bool
     explain: bool = False
+    log_level: LogLevel = LogLevel.INFO
+    resume_auto: bool = False
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Invocation:
@@ -61,9 +72,14 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Invocation:
     """
     _require_text(argv)
     arguments, overrides = _train_parser().parse_known_args(argv)
+    if arguments.dashboard is not None:
+        overrides.append(f"--dashboard.port={arguments.dashboard}")
     config = _configured(arguments, overrides, environ)
     run_dir = arguments.run_dir or Path("runs") / config.run.name
-    return Invocation(config, run_dir, arguments.dry_run, arguments.resume, arguments.explain)
+    level = LogLevel(arguments.log_level)
+    auto = arguments.resume == AUTO
+    resume = arguments.resume is not None and not auto
+    return Invocation(config, run_dir, arguments.dry_run, resume, arguments.explain, level, resume_auto=auto)
 
 
 def parse_forecast(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[Config, str]:
@@ -118,7 +134,7 @@ class _Parser(argparse.ArgumentParser):
 def _train_parser() -> argparse.ArgumentParser:
     parser = run_file_parser(
         "rtdmd train",
-        "[--run-dir DIR] [--quick] [--explain] [--dry-run] [--resume]",
+        "[--run-dir DIR] [--quick] [--explain] [--dry-run] [--resume [auto]] [--dashboard [PORT]] [--log-level LEVEL]",
         "Distil a text-to-image model into a few-step student, then align it with rewards.",
     )
     parser.add_argument("--run-dir", type=user_path, metavar="DIR", help="where the run writes (default runs/NAME)")
@@ -126,10 +142,28 @@ def _train_parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="start everything once, say what would be trained, and stop"
     )
     parser.add_argument(
-        "--resume", action="store_true", help="continue from the newest checkpoint of the run directory"
+        "--resume",
+        nargs="?",
+        choices=[NEWEST, AUTO],
+        const=NEWEST,
+        metavar=AUTO,
+        help="continue from the newest checkpoint of the run directory; with auto, start a run if there is none",
     )
     parser.add_argument(
         "--explain", action="store_true", help="say which values are published, vetted here or yours, and stop"
+    )
+    parser.add_argument(
+        "--log-level",
+        choices=[level.value for level in LogLevel],
+        default=LogLevel.INFO.value,
+        help="least important lines that the console shows: info (default) has the progress, debug also Ray's lines",
+    )
+    parser.add_argument(
+        "--dashboard",
+        nargs="?",
+        const=str(DASHBOARD_PORT),
+        metavar="PORT",
+        help=f"serve a live page of the run on this port of loopback (default {DASHBOARD_PORT}; 0 is any free one)",
     )
     parser.add_argument("--plan", nargs="?", action=_Renamed, help=argparse.SUPPRESS)
     return parser
@@ -222,7 +256,7 @@ def _from_options(words: Sequence[str]) -> Iterator[tuple[Key, str, str]]:
 
 
 def _option_suggestion(option: str) -> str:
-    flags = ["--config", "--run-dir", "--quick", "--explain", "--dry-run", "--resume"]
+    flags = ["--config", "--run-dir", "--quick", "--explain", "--dry-run", "--resume", "--dashboard", "--log-level"]
     by_leaf = [f"--{knob.dotted}" for knob in knobs() if knob.key[-1] == option.removeprefix("--")]
     close = by_leaf or difflib.get_close_matches(option, flags, n=1)
     return f"; did you mean {' or '.join(close)}?" if close else ""

@@ -82,6 +82,8 @@ def _resolved(option: JsonSchema, schema: JsonSchema) -> JsonSchema:
     """The option's schema; that of an enumeration is a reference to the definitions of the whole schema."""
     if "anyOf" in option:
         return {**option, "anyOf": [_resolved(member, schema) for member in option["anyOf"]]}
+    if "items" in option:
+        return {**option, "items": _resolved(option["items"], schema)}
     return schema["$defs"][option["$ref"].rpartition("/")[2]] if "$ref" in option else option
 
 

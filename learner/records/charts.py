@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ WIDTH, HEIGHT = 340, 220
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 30, 42
 TICKS = 5
 SMOOTHING_FRACTION = 0.08  # window of the moving average, as a fraction of the curve
+MOST_POINTS = 240
+"""A chart has about as many pixels across; a run may have 15 000 iterations."""
+SERIES_COLOURS = 8
 SMOOTHING_MIN_POINTS = 12  # a shorter curve is drawn without smoothing, with its points
 
 
@@ -44,18 +48,47 @@ class Frame:
         return HEIGHT - BOTTOM - (value - self.y_low) / (self.y_high - self.y_low) * (HEIGHT - TOP - BOTTOM)
 
 
-def line_chart(title: str, points: Sequence[Point], levels: Mapping[str, float] | None = None) -> str:
-    """One metric over iterations, with dashed reference levels (label -> value).
+def line_chart(title: str, series: Mapping[str, Sequence[Point]], levels: Mapping[str, float] | None = None) -> str:
+    """One metric over iterations, one line per series (label -> points), with dashed reference levels (label -> value).
 
-    Points that are not finite are left out; a chart without a finite point says so.
+    Points that are not finite are left out; a chart without a finite point says so. A long series is drawn by the means
+    of equal stretches. `learner/records/script.py` shows the values under the pointer, from the attribute data-chart.
     """
     levels = {label: value for label, value in (levels or {}).items() if math.isfinite(value)}
-    points = [(x, y) for x, y in points if math.isfinite(y)]
-    if not points:
+    drawn = {
+        label: thinned([(x, y) for x, y in points if math.isfinite(y)], MOST_POINTS) for label, points in series.items()
+    }
+    every = [point for points in drawn.values() for point in points]
+    if not every:
         return _svg(title, [_text(WIDTH / 2, HEIGHT / 2, "nothing measured", "middle")])
-    frame = Frame.around(points, list(levels.values()))
-    parts = [*_axes(frame), *_levels(frame, levels), *_curve(frame, points)]
-    return _svg(title, parts)
+    frame = Frame.around(every, list(levels.values()))
+    curves = [part for place, points in enumerate(drawn.values()) if points for part in _curve(frame, points, place)]
+    return _svg(title, [*_axes(frame), *_levels(frame, levels), *curves], _hover_data(frame, drawn))
+
+
+def thinned(points: Sequence[Point], most: int) -> list[Point]:
+    """At most `most` points: the means of equal stretches. A point that stands alone stays as it is."""
+    stretch = -(-len(points) // most)
+    parts = [points[start : start + stretch] for start in range(0, len(points), stretch or 1)]
+    return [(_mean([x for x, _ in part]), _mean([y for _, y in part])) for part in parts]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return values[0] if len(values) == 1 else sum(values) / len(values)
+
+
+def _hover_data(frame: Frame, series: Mapping[str, Sequence[Point]]) -> str:
+    lines = [
+        {"label": label, "points": [[round(x, 1), float(f"{y:.5g}")] for x, y in points]}
+        for label, points in series.items()
+        if points
+    ]
+    data = {
+        "box": [LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM],
+        "frame": [frame.x_low, frame.x_high, frame.y_low, frame.y_high],
+        "series": lines,
+    }
+    return json.dumps(data, separators=(",", ":"))
 
 
 def round_ticks(low: float, high: float, count: int = TICKS) -> list[float]:
@@ -78,12 +111,16 @@ def moving_average(points: Sequence[Point], window: int) -> list[Point]:
     return averaged
 
 
-def _curve(frame: Frame, points: Sequence[Point]) -> list[str]:
+def _curve(frame: Frame, points: Sequence[Point], place: int) -> list[str]:
+    colour = f"series-{place % SERIES_COLOURS}"
     if len(points) < SMOOTHING_MIN_POINTS:
-        dots = [f'<circle class="dot" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="2.6"/>' for x, y in points]
-        return [_polyline(frame, points, "line"), *dots]
+        dots = [
+            f'<circle class="dot {colour}" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="2.6"/>' for x, y in points
+        ]
+        return [_polyline(frame, points, f"line {colour}"), *dots]
     window = max(3, round(SMOOTHING_FRACTION * len(points)))
-    return [_polyline(frame, points, "raw"), _polyline(frame, moving_average(points, window), "line")]
+    smooth = moving_average(points, window)
+    return [_polyline(frame, points, f"raw {colour}"), _polyline(frame, smooth, f"line {colour}")]
 
 
 def _polyline(frame: Frame, points: Sequence[Point], style: str) -> str:
@@ -124,9 +161,10 @@ def _text(x: float, y: float, text: str, anchor: str) -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _svg(title: str, parts: Sequence[str]) -> str:
+def _svg(title: str, parts: Sequence[str], hover: str = "") -> str:
     heading = f'<text class="title" x="{LEFT - 44}" y="17">{escape(title)}</text>'
+    data = f' data-chart="{escape(hover)}"' if hover else ""
     return (
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}"{data}>'
         f"{heading}{''.join(parts)}</svg>"
     )

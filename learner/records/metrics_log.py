@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import fmean
 from typing import TextIO
 
+from common.console_stream import LOG
 from common.group_ends import RefusedGroup
-from common.types import Collected, Position, Stage, UpdateResult
+from common.types import Collected, GroupPicture, Position, Stage, TrainedSamples, UpdateResult
 from common.whole_files import write_whole
-from learner.metric_names import DROPPED_GROUPS, LEFT_OUT_GRADIENTS, RENORMALISED_GROUPS, SIGNAL_NORM
+from learner.metric_names import (
+    DROPPED_GROUPS,
+    GROUP_ERROR,
+    GROUP_MEAN,
+    GROUPS,
+    LEFT_OUT_GRADIENTS,
+    RENORMALISED_GROUPS,
+    SIGNAL_NORM,
+)
 from learner.records.console import Console
+from learner.records.group_files import write_groups
 from learner.records.prometheus import DriverMetrics, LearnerMetrics
 
 FAINT = 0.01
 """Of the sum of the terms' gradient norms: below this, a term trains next to nothing."""
+KEPT_GROUPS = "kept groups"
+"""Names the line, shown once, that groups cannot be kept."""
+NOT_EXPORTED = (DROPPED_GROUPS, RENORMALISED_GROUPS, GROUPS, GROUP_ERROR)
+"""Metrics without a gauge. Dropped and renormalised groups are counted by cause; only the watchdog needs the errors."""
 BEGINNING = Position(Stage.COLD_START, 0)
 
 
@@ -35,6 +49,8 @@ class StepRecord:
         self.renormalised: Mapping[str, int] = {}
         self.refused: Sequence[RefusedGroup] = ()
         self.idle_shares: Mapping[str, float] = {}
+        self.pictures: Mapping[int, GroupPicture] = {}
+        self.trained: TrainedSamples | None = None
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -49,10 +65,12 @@ class StepRecord:
             self.seconds[f"worker_{part}"] = seconds
         self.dropped, self.reasons = collected.dropped, collected.reasons
         self.renormalised, self.refused = collected.renormalised, collected.refused
+        self.pictures, self.trained = collected.pictures, result.trained
         self.metrics[DROPPED_GROUPS] = float(sum(collected.dropped.values()))
         for cause, count in collected.renormalised.items():
             self.metrics[f"{RENORMALISED_GROUPS}/{cause}"] = float(count)
         self.images, self.idle_shares = collected.images, collected.idle_shares()
+        self.metrics.update(over_groups(collected.statistics))
 
     def record_update(self, result: UpdateResult) -> None:
         self.metrics.update(result.metrics)
@@ -84,14 +102,15 @@ class Tracker:
         record, started = StepRecord(), time.perf_counter()
         yield record
         record.seconds["step"] = time.perf_counter() - started
+        self._keep_groups(Position(Stage(stage), iteration), record)
         self._write(stage, iteration, "train", record.metrics, record.seconds)
         self._export(stage, iteration, record)
-        shown = {_grouped(name): value for name, value in record.metrics.items()}
+        shown = {_grouped(name): value for name, value in record.metrics.items() if not name.startswith(GROUP_ERROR)}
         shown |= {f"seconds/{part}": value for part, value in record.seconds.items()}
         if record.images:
             shown["speed/images per second"] = sum(record.images.values()) / record.seconds["step"]
         if record.idle_shares:
-            shown["speed/idle share of the workers"] = fmean(record.idle_shares.values())
+            shown["speed/idle share of the workers"] = statistics.fmean(record.idle_shares.values())
         self._console.update(shown, stage, iteration)
         self._name_refused(iteration, record)
         self._name_dropped(iteration, record)
@@ -121,6 +140,10 @@ class Tracker:
             totals[part] += record["seconds"]["step" if record["kind"] == "train" else "evaluation"]
         return dict(totals)
 
+    def alarm(self, detector: str) -> None:
+        """Count an alarm of the watchdog."""
+        self._driver.watchdog_alarms.labels(detector=detector).inc()
+
     def message(self, text: str) -> None:
         self._console.message(text)
 
@@ -128,6 +151,7 @@ class Tracker:
         self, stage: str, iteration: int, kind: str, metrics: Mapping[str, float], seconds: Mapping[str, float]
     ) -> None:
         line = {"stage": stage, "iteration": iteration, "kind": kind, "metrics": metrics, "seconds": seconds}
+        line["time"] = round(time.time(), 3)
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
@@ -140,11 +164,22 @@ class Tracker:
                 "sampled again, or dropped the second time"
             )
 
+    def _keep_groups(self, position: Position, record: StepRecord) -> None:
+        """Write the groups to look at. The run goes on without them: they are no part of its result."""
+        if not record.pictures or record.trained is None:
+            return
+        try:
+            write_groups(self._path.parent, position, record.pictures, record.trained)
+        except OSError as error:
+            if KEPT_GROUPS not in self._named:
+                self._named.add(KEPT_GROUPS)
+                LOG.warning(f"groups are not kept for the live page: {error}; the run goes on")
+
     def _name_dropped(self, iteration: int, record: StepRecord) -> None:
         """One line for the first groups that are dropped for a reason; after that they are only counted."""
         for cause in record.reasons.keys() - self._named:
             self._named.add(cause)
-            self._console.message(
+            LOG.warning(
                 f"{record.dropped[cause]} groups of iteration {iteration} were dropped: {record.reasons[cause]} "
                 f"(this line comes once; {self._path.name} counts them as {DROPPED_GROUPS})"
             )
@@ -155,7 +190,7 @@ class Tracker:
         for name, norm in norms.items():
             if norm < FAINT * sum(norms.values()) and name not in self._named:
                 self._named.add(name)
-                self._console.message(
+                LOG.warning(
                     f"iteration {iteration}: the term {name.removeprefix(f'{SIGNAL_NORM}/')} is "
                     f"{norm / sum(norms.values()):.2%} of the student's gradient: raise its weight, or switch it off"
                 )
@@ -177,7 +212,7 @@ class Tracker:
                 self._driver.reward.labels(reward=rest).set(value)
             elif kind == LEFT_OUT_GRADIENTS:
                 self._driver.left_out_gradients.labels(cause=rest).inc(value)
-            elif kind not in (DROPPED_GROUPS, RENORMALISED_GROUPS):  # counted above, by cause
+            elif kind not in NOT_EXPORTED:
                 self._learner.loss.labels(loss=name).set(value)
         self._learner.updates.labels(network="fake").inc()
         if "student_gradient_norm" in record.metrics:
@@ -194,6 +229,17 @@ class Tracker:
             self._driver.worker_idle_share.labels(worker=worker).set(share)
         for group in record.refused:
             self._driver.refused_groups.labels(fault=group.fault, worker=group.worker).inc()
+
+
+def over_groups(groups: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The number of groups; of each statistic, its mean over those that have it, and if two have it, its error."""
+    found = {GROUPS: float(len(groups))}
+    for name in dict.fromkeys(name for group in groups for name in group):
+        values = [group[name] for group in groups if name in group]
+        found[f"{GROUP_MEAN}/{name}"] = statistics.fmean(values)
+        if len(values) > 1:
+            found[f"{GROUP_ERROR}/{name}"] = statistics.stdev(values) / len(values) ** 0.5
+    return found
 
 
 def _listed(metrics: Mapping[str, float]) -> str:

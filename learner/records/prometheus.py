@@ -28,6 +28,7 @@ WORKER_RESTARTS_TOTAL = "rtdmd_worker_restarts_total"
 WORKER_IDLE_SHARE = "rtdmd_worker_idle_share"
 POLICY_VERSION = "rtdmd_policy_version"
 LOSS = "rtdmd_loss"
+WATCHDOG_ALARMS_TOTAL = "rtdmd_watchdog_alarms_total"
 NETWORK_UPDATES_TOTAL = "rtdmd_network_updates_total"
 
 
@@ -47,6 +48,7 @@ class DriverMetrics:
     worker_restarts: Counter
     worker_idle_share: Gauge
     policy_version: Gauge
+    watchdog_alarms: Counter
 
     @classmethod
     def build(cls, registry: CollectorRegistry) -> Self:
@@ -91,6 +93,9 @@ class DriverMetrics:
                 registry=registry,
             ),
             policy_version=Gauge(POLICY_VERSION, "Newest published policy version.", registry=registry),
+            watchdog_alarms=Counter(
+                WATCHDOG_ALARMS_TOTAL, "Alarms of the watchdog, by detector.", ["detector"], registry=registry
+            ),
         )
 
 

@@ -111,9 +111,9 @@ class Learner:
         self._published.attest([sealed.group for sealed in ray.get(list(groups))])
         pending = [other.align.remote(groups) for other in self._others]
         updates = _all_ranks(lambda: self._own.align(groups), pending)
-        _, seconds = updates[0]
-        metrics = Totals.merged([totals for totals, _ in updates]).values()
-        return UpdateResult(metrics, {**seconds, "publish": self._publish_seconds})
+        metrics = Totals.merged([update.totals for update in updates]).values()
+        first = updates[0]
+        return UpdateResult(metrics, {**first.seconds, "publish": self._publish_seconds}, first.trained)
 
     def publish(self, number: int, *, averaged: bool) -> PublishedWeights:
         """The student's weights as version `number`: the trained ones, or their moving average for evaluation."""

@@ -27,6 +27,8 @@ class Batch:
         effective_samples: of the whole batch, see `effective_samples`.
         encoded: the prompts of the groups that have a row here, once each: a copy for every row would take gigabytes.
         encoded_of_B: the place of each row's prompt in `encoded`, on its device.
+        advantages_PG: of all samples of all groups, trained or not.
+        kept: the samples of the whole batch that are trained on, as places in all groups' samples.
     """
 
     rows: range
@@ -35,6 +37,8 @@ class Batch:
     group_of_B: Tensor
     middle: int
     effective_samples: float
+    advantages_PG: Tensor
+    kept: list[int]
     plan: StepPlan
     prompts: list[Prompt]
     encoded: Conditioning
@@ -87,6 +91,8 @@ def assemble(
         group_of_B=torch.tensor([row // size for row in mine]),
         middle=_in_first_half(rows, mine, size, len(groups), len(kept)),
         effective_samples=effective_samples(advantages_PG.flatten()[kept]),
+        advantages_PG=advantages_PG,
+        kept=kept,
         plan=groups[0].plan,
         prompts=[group.prompt for group, inside in chosen for _ in inside],
         encoded=backbone.encode_prompts([group.prompt.text for group, _ in chosen]),

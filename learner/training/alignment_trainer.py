@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from common import seeding
 from common.backbones.device.transfer import wait_for
 from common.config.stages import AlignmentConfig
 from common.errors import AttestationError
-from common.types import Prompt, ScoredGroup, TrajectoryGroup
+from common.types import Prompt, ScoredGroup, TrainedSamples, TrajectoryGroup
 from learner.metric_names import EFFECTIVE_SAMPLES, LEFT_OUT_GRADIENTS, SURROGATE_GAP
 from learner.objectives.advantage import renormalised_group_advantages, zero_spread_fraction
 from learner.objectives.loss import Loss, renormalised_weights
@@ -49,6 +50,14 @@ from learner.training.term_signals import HalfSignals, TermSignals
 PURPOSE = "alignment"
 POLICY, MATCHING, REWARD = "policy", "matching", "reward_gradient"
 """Terms of the student's gradient."""
+
+
+class Update(NamedTuple):
+    """The metrics of this rank's rows, the seconds of each part, and what the whole batch was trained on."""
+
+    totals: Totals
+    seconds: dict[str, float]
+    trained: TrainedSamples
 
 
 class AlignmentTrainer:
@@ -88,8 +97,8 @@ class AlignmentTrainer:
         networks = self._networks
         return networks.fake_optimizer if self._settings.matching_weight > 0 else networks.student_optimizer
 
-    def update(self, groups: Sequence[ScoredGroup]) -> tuple[Totals, dict[str, float]]:
-        """One step of fake score and student; return the metrics of this rank's rows and the seconds of each part.
+    def update(self, groups: Sequence[ScoredGroup]) -> Update:
+        """One step of fake score and student.
 
         Raises:
             RewardError: a gradient was not available; the student has not changed then.
@@ -112,7 +121,19 @@ class AlignmentTrainer:
         if self._settings.policy_gradient != "none":
             totals.add({EFFECTIVE_SAMPLES: batch.effective_samples}, len(batch) / batch.total)
         totals.read()
-        return totals, dict(self._seconds)
+        return Update(totals, dict(self._seconds), self._trained(batch))
+
+    def _trained(self, batch: Batch) -> TrainedSamples:
+        kept_PG = torch.zeros(batch.advantages_PG.shape, dtype=torch.bool)
+        kept_PG.view(-1)[batch.kept] = True
+        final_step = self._settings.matching_weight > 0 or self._settings.reward_gradient_weight > 0
+        return TrainedSamples(
+            batch.plan.sigmas,
+            batch.advantages_PG.cpu().numpy(),
+            kept_PG.numpy(),
+            self._policy.steps(batch.plan),
+            final_step,
+        )
 
     def _assemble(self, groups: Sequence[ScoredGroup]) -> Batch:
         trajectories = [group.trajectory for group in groups]

@@ -23,13 +23,14 @@ from common.backbones.base import parts_fingerprint
 from common.config.run import Config
 from common.errors import AttestationError
 from common.group_ends import GroupFault
+from common.process_log import report_to_driver
 from common.rewards.access import RewardAccess
 from common.sealed_group import SealedGroup
 from common.types import Guidance, Position, Prompt, ScoredGroup, Stage
 from common.weights import Payload, PublishedWeights, attestation_velocity, frozen_weights, publish
 from common.wire import fingerprint, tensor_hashes
 from learner.checkpoint import Checkpoint, CheckpointStore
-from learner.training.alignment_trainer import AlignmentTrainer
+from learner.training.alignment_trainer import AlignmentTrainer, Update
 from learner.training.batch_metrics import Totals
 from learner.training.cold_start_trainer import ColdStartTrainer
 from learner.training.distribution_matching import MatchingSettings
@@ -57,6 +58,8 @@ class LearnerRank:
         Raises:
             ModelError: see `load_backbone`.
         """
+        if ray.is_initialized():
+            report_to_driver()
         torch.set_num_threads(config.learner.threads or 1)
         self._config = config
         seed, sampling, cold_start = config.run.seed, config.sampling, config.cold_start
@@ -121,7 +124,7 @@ class LearnerRank:
             return GroupFault.LOST
         return None if sealed.is_whole() else GroupFault.DAMAGED
 
-    def align(self, groups: Sequence[ray.ObjectRef[SealedGroup]]) -> tuple[Totals, dict[str, float]]:
+    def align(self, groups: Sequence[ray.ObjectRef[SealedGroup]]) -> Update:
         """Run one iteration of stage 2 on attested groups; see `AlignmentTrainer.update`."""
         with self._failure_noticed():
             try:

@@ -17,8 +17,8 @@ from reward_servers.model_process.errors import raise_described
 from reward_servers.model_process.lifetime import stop_signals_blocked
 
 MODULE = "reward_servers.model_process"
-WITHHELD_VARIABLES = ("REWARD_SERVER_TOKEN", "REDIS_USERNAME", "REDIS_PASSWORD")
-"""Secrets of the server, which no model needs."""
+WITHHELD_VARIABLES = ("REWARD_SERVER_TOKEN", "RTDMD_DASHBOARD_TOKEN", "REDIS_USERNAME", "REDIS_PASSWORD")
+"""Secrets of the server and of the run, which no model needs."""
 SETTLE_SECONDS = 5.0
 """A process that has closed its socket has this long to end."""
 

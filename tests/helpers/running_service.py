@@ -115,12 +115,13 @@ class Run:
         self.run_dir = run_dir
 
     def wait_for_lines(self, count: int, stage: str | None = None) -> None:
-        """Until so many metrics lines (of a stage) are written."""
+        """Until so many metrics lines are written; with a stage, so many iterations of it."""
 
         def written() -> bool:
             assert self.process.poll() is None, self.output
             lines = self.lines() if self._metrics.exists() else []
-            return len([line for line in lines if stage in (None, line["stage"])]) >= count
+            counted = [line for line in lines if stage is None or (line["stage"], line["kind"]) == (stage, "train")]
+            return len(counted) >= count
 
         wait_until(written, f"{count} lines of {self._metrics}")
 

@@ -57,6 +57,8 @@ class ToyGroupWorker:
         group_size: int,
         weights: None,
         frozen: None,
+        *,
+        pictured: bool,
     ) -> tuple[RolloutOutcome, SealedGroup]:
         sealed = SealedGroup.of(toy_group(prompt, plan, group_size))
         outcome = RolloutOutcome(str(self._progress.place), POLICY, {"rollout": 1.0}, digest=sealed.digest)

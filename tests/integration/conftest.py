@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,8 @@ def finished(config: Path) -> Run:
 
     Every other run of `config` must repeat it.
     """
-    run = Run(config, config.parent / "undisturbed")
+    tracked = [] if find_spec("tensorboard") is None else ["--trackers.kinds", "[tensorboard]"]
+    run = Run(config, config.parent / "undisturbed", *tracked)
     run.finish()
     run.move(config.parent / "elsewhere" / "moved")
     return run

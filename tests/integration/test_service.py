@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
+from learner.records.group_files import read_groups
 from tests.helpers.running_service import Process, Run, Service, assert_equal_runs
 from tests.helpers.waiting import wait_until
 
@@ -22,7 +25,7 @@ def test_a_run_leaves_everything_it_promises(finished: Run) -> None:
     trained = [(line[0], line[1]) for line in finished.metrics() if line[2] == "train"]
     assert trained == [*(("cold_start", i) for i in range(4)), *(("alignment", i) for i in range(8))]
     evaluated = [line[1] for line in finished.metrics() if line[2] == "evaluation"]
-    assert evaluated == [3, 6]
+    assert evaluated == [0, 3, 6]
     assert sorted(path.name for path in (directory / "checkpoints").iterdir()) == [
         "alignment-000006",
         "alignment-000008",
@@ -33,12 +36,31 @@ def test_a_run_leaves_everything_it_promises(finished: Run) -> None:
     assert [(iteration, outcome) for iteration, _, outcome in finished.ends()] == trained
     assert len(set(finished.ends())) == len(trained)
     samples = {path.name for path in (directory / "samples").iterdir()}
-    assert samples >= {"alignment-000003.png", "alignment-000006.png", "gallery.json"}
+    assert samples >= {"alignment-000003.png", "alignment-000003.json", "alignment-000006.png", "gallery.json"}
+    assert "alignment-000000.png" in samples
+    kept = read_groups(directory, "alignment-000000")
+    assert kept.policy_steps
+    assert all(len(group.advantages) == len(group.trained) > 1 for group in kept.groups)
     report = (directory / "report.html").read_text()
     assert "rtdmd" in report.lower()
     assert "http://" not in report.replace("http://www.w3.org", "")
     assert (directory / "config.yaml").is_file()
     assert all(line["metrics"].get("surrogate_gap", 0) < 1e-5 for line in finished.lines())
+
+
+def test_a_tracker_has_the_whole_run(finished: Run) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    sent = json.loads((finished.run_dir / "logs" / "tracker_tensorboard.json").read_text())
+    assert (sent["step"], sent["table"] != "") == (4 + 8, True)
+    assert list((finished.run_dir / "tensorboard").iterdir())
+
+
+def test_the_console_has_a_short_line_per_iteration_and_none_of_ray(finished: Run) -> None:
+    lines = [line for line in finished.output.splitlines() if re.match(r"\S+  (cold_start|alignment) \d+/", line)]
+    assert len(lines) == 4 + 8
+    assert max(map(len, lines)) <= 160
+    assert "(raylet)" not in finished.output
+    assert "Started a local Ray instance" in (finished.run_dir / "logs" / "ray.log").read_text()
 
 
 def test_the_exported_lora_is_one_that_diffusers_loads(finished: Run, tiny_pipeline: Path) -> None:
@@ -61,7 +83,7 @@ def test_the_exported_lora_is_one_that_diffusers_loads(finished: Run, tiny_pipel
 @pytest.fixture(scope="module")
 def killed(finished: Run, config: Path) -> tuple[Run, list[Process]]:
     """A run whose driver was killed after a random iteration, and what it had started."""
-    run = Run(config, config.parent / "killed")
+    run = Run(config, config.parent / "killed", "--resume", "auto")
     run.wait_for_lines(random.randrange(1, len(finished.lines()) - 1))
     left = run.kill()
     assert not (run.run_dir / "summary.json").exists()
@@ -71,9 +93,13 @@ def killed(finished: Run, config: Path) -> tuple[Run, list[Process]]:
 def test_a_killed_run_resumes_to_the_same_end(
     finished: Run, service: Service, killed: tuple[Run, list[Process]]
 ) -> None:
-    resumed = service.run(killed[0].run_dir.name, "--resume")
+    """`--resume auto` started it, and continues it."""
+    resumed = service.run(killed[0].run_dir.name, "--resume", "auto")
     resumed.finish()
     assert_equal_runs(resumed, finished)
+    watched = [(run.run_dir / "watchdog.jsonl").read_text() for run in (resumed, finished)]
+    assert watched[0] == watched[1]
+    assert watched[0].count('"kind": "evaluation"') == 3
 
 
 def test_a_second_run_into_the_same_directory_is_refused(finished: Run, config: Path) -> None:

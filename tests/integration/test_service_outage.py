@@ -39,7 +39,7 @@ def config(tiny_pipeline: Path, tmp_path: Path, server: FickleServer) -> Path:
 
 
 def aligned(run: Run) -> list[dict[str, Any]]:
-    return [line["metrics"] for line in run.lines() if line["stage"] == "alignment"]
+    return [line["metrics"] for line in run.lines() if (line["stage"], line["kind"]) == ("alignment", "train")]
 
 
 def left_out(metrics: dict[str, float]) -> bool:

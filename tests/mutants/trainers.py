@@ -276,8 +276,8 @@ ALIGNMENT = (
     Mutant(
         "prompts go to the wrong samples",
         _BATCH,
-        ".rows(order.to(device))",
-        ".rows(order.flip(0).to(device))",
+        "encoded_of_B=order.to(device)",
+        "encoded_of_B=order.flip(0).to(device)",
         unit_test("learner/training/alignment_trainer::learner_and_sampler_agree"),
     ),
     Mutant(

@@ -72,7 +72,7 @@ from common.command import exit_status
 from learner.records.run_log import run_log
 def run():
     print("before the log", flush=True)
-    with run_log(Path(sys.argv[1])):
+    with run_log(Path(sys.argv[1]).parent):
         print("a line", flush=True)
         print("a line", file=sys.stderr, flush=True)
 sys.exit(exit_status(run))

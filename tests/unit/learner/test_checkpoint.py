@@ -150,6 +150,23 @@ def test_a_checkpoint_is_set_aside_under_a_name_that_is_free(tmp_path: Path) -> 
     assert store.latest() is None
 
 
+def test_later_checkpoints_of_the_stage_are_set_aside_for_a_reason(tmp_path: Path) -> None:
+    for position in (HERE, Position(Stage.ALIGNMENT, 8), Position(Stage.ALIGNMENT, 9), Position(Stage.COLD_START, 8)):
+        write(tmp_path, position)
+    store = CheckpointStore(tmp_path)
+    assert store.set_aside_after(HERE, "rolled_back") == 2
+    assert store.iterations(Stage.ALIGNMENT) == [7]
+    assert store.iterations(Stage.COLD_START) == [8]
+    assert (tmp_path / "alignment-000009.rolled_back").is_dir()
+
+
+def test_pruning_spares_one_checkpoint(tmp_path: Path) -> None:
+    for iteration in range(1, 6):
+        write(tmp_path, Position(Stage.ALIGNMENT, iteration))
+    CheckpointStore(tmp_path).prune(Stage.ALIGNMENT, keep=2, spared=Position(Stage.ALIGNMENT, 2))
+    assert CheckpointStore(tmp_path).iterations(Stage.ALIGNMENT) == [2, 4, 5]
+
+
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"{tmp_path}/alignment-000001 is not a checkpoint"):
         Checkpoint.open(tmp_path / "alignment-000001")

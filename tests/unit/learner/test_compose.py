@@ -196,13 +196,13 @@ def test_one_gpu_less_than_a_run_asks_for_is_refused(
 
 
 def test_a_cluster_that_may_still_get_its_gpus_is_waited_for_aloud(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
     _say_what_is_waited_for(config(learner={"num_gpus": 1, "ranks": 2}))
-    assert capsys.readouterr().err == ""
+    assert caplog.messages == []
     _say_what_is_waited_for(config(learner={"num_gpus": 1, "ranks": 2}, workers={"num_gpus": 0.5}))
-    assert capsys.readouterr().err == "waiting for GPUs: the run asks for 2.5, the cluster has 2 so far\n"
+    assert caplog.messages == ["waiting for GPUs: the run asks for 2.5, the cluster has 2 so far"]
 
 
 def test_a_model_that_only_a_cluster_holds_is_not_looked_for_here(

@@ -27,6 +27,11 @@ def raised_by_an_actor(cause: Exception) -> Exception:
         (raised_by_an_actor(ModelError("the base is damaged")), "the base is damaged"),
         (raised_by_an_actor(ValueError("odd\nshape")), "ValueError: odd shape; see {0}/logs/error.log"),
         (
+            ValueError("odd\nshape"),
+            "unexpected ValueError: odd shape; see {0}/logs/error.log: report it with that file, and go on with "
+            "--resume",
+        ),
+        (
             OSError(28, "No space left on device", "/w/x"),
             "/w/x: No space left on device; free space there, or write elsewhere; see {0}/logs/error.log",
         ),

@@ -8,16 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from learner.records.trackers.protocol import CLASSES
+
 PROJECT_ROOT = Path(__file__).resolve().parents[3]
 LIGHT_ROOMS = ("learner/preflight", "learner/records", "learner/driver")
 OF_THE_LEARNERS_PROCESS = "learner.driver.learner_group"
 """The one file of the driver that makes the learner's process, whose class it must import."""
+OF_A_TRACKER = {path.partition(":")[0] for path in CLASSES.values()}
+"""Each imports the tracker's package, which may be missing."""
 
 
 def modules(rooms: tuple[str, ...]) -> list[str]:
     files = [path.relative_to(PROJECT_ROOT) for room in rooms for path in (PROJECT_ROOT / room).rglob("*.py")]
     names = [".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in files]
-    return sorted(set(names) - {OF_THE_LEARNERS_PROCESS})
+    return sorted(set(names) - {OF_THE_LEARNERS_PROCESS} - OF_A_TRACKER)
 
 
 def loaded_by(names: list[str]) -> set[str]:

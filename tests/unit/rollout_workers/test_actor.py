@@ -89,10 +89,13 @@ def worker(backbone: ImportedBackbone, together: int) -> RolloutWorker:
 
 def rolled(one: RolloutWorker, prompt: Prompt, weights: PublishedWeights) -> ScoredGroup:
     frozen = np.zeros(0, np.uint8)
-    outcome, group = one.rollout(prompt, PLAN, 3, weights, frozen)
-    assert group is not None
+    outcome, sealed = one.rollout(prompt, PLAN, 3, weights, frozen)
+    assert sealed is not None
+    assert sealed.is_whole()
+    assert outcome.digest == sealed.digest
+    group = sealed.group
     assert outcome.version == group.trajectory.policy == weights.manifest.version
-    assert outcome.seconds.keys() == {"weights", "rollout", "decode", "score", "idle"}
+    assert outcome.seconds.keys() == {"weights", "rollout", "decode", "statistics", "score", "idle"}
     return group
 
 
@@ -128,4 +131,5 @@ def test_an_evaluation_samples_while_another_one_is_scored(
             assert np.array_equal(one.images_GHWC, same.images_GHWC)
             assert np.array_equal(one.rewards_G["bright"], same.rewards_G["bright"])
             assert one.diversity == same.diversity
+            assert one.statistics == same.statistics
     assert together.heartbeat().at_work == ()

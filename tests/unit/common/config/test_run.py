@@ -189,6 +189,7 @@ def test_a_config_is_frozen() -> None:
             "cold_start.consistency_fraction: 0.5, which gives ranks unequal work",
         ),
         ({"metrics": {"port": 70_000}}, "metrics.port = 70000"),
+        ({"metrics": {"host": "http://x"}}, "metrics.host = "),
         ({"rewards": []}, "rewards = []"),
         ({"rewards": [{"name": "hps"}]}, 'rewards.hps.scorer: url is "local" but no scorer is named'),
         ({"rewards": [{"name": "a", "url": "ftp://x"}]}, "rewards.a.url"),
@@ -439,3 +440,36 @@ def test_a_name_that_looks_like_another_value_is_read_back(name: str, tmp_path: 
     config = build(run={"name": name})
     (tmp_path / "config.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "config.yaml") == config
+
+
+GOLD = {"name": "gold", "url": "http://x", "weight": 0, "evaluation_only": True}
+
+
+def test_the_watchdog_takes_the_first_held_out_reward_or_the_named_one() -> None:
+    rewards = [*minimal()["rewards"], GOLD, GOLD | {"name": "other"}]
+    assert build().watchdog.gold_of(build().rewards) is None
+    for named, found in (({}, "gold"), ({"gold": "other"}, "other")):
+        config = build(rewards=rewards, watchdog=named)
+        assert config.watchdog.gold_of(config.rewards) == found
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"watchdog": {"gold": "hps"}}, "watchdog.gold: hps, which is no evaluation_only reward: there are none"),
+        ({"watchdog": {"on_alarm": "roll_back"}}, "roll_back, but no reward is evaluation_only"),
+        (
+            {
+                "rewards": [*minimal()["rewards"], GOLD],
+                "watchdog": {"on_alarm": "roll_back"},
+                "evaluation": {"every": 20},
+                "checkpoint": {"every": 50},
+            },
+            "roll_back, but checkpoint.every = 50 is not a multiple of evaluation.every = 20",
+        ),
+        ({"watchdog": {"on_alarm": "stop"}}, "watchdog.on_alarm"),
+        ({"watchdog": {"false_alarm_rate": 0}}, "watchdog.false_alarm_rate"),
+    ],
+)
+def test_a_watchdog_that_cannot_act_is_refused(sections: dict[str, Any], message: str) -> None:
+    assert message in complaint(**sections)

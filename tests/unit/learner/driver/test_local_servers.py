@@ -6,7 +6,7 @@ from pathlib import Path
 
 from common.config.rewards import RewardConfig
 from common.types import Precision
-from learner.driver.local_servers import LocalServerSpec, local_specs, shared
+from learner.driver.local_servers import LocalServers, LocalServerSpec, local_specs, shared
 
 
 def spec(name: str, device: str = "cpu", max_batch: int = 16, threads: int = 1) -> LocalServerSpec:
@@ -54,3 +54,17 @@ def test_the_run_file_says_what_is_started() -> None:
         LocalServerSpec("a", "hps", Path("m"), 2, 16, "cuda:1", Precision.BFLOAT16),
         LocalServerSpec("c", "ocr", None, 1, 4, "cpu", None),
     ]
+
+
+def test_warnings_in_a_servers_log_are_said_once(tmp_path: Path) -> None:
+    said: list[str] = []
+    servers = LocalServers([spec("hps"), spec("clip")], tmp_path, say=said.append)
+    log = tmp_path / "reward_hps.log"
+    log.write_text("loading hps\nrtdmd WARNING: 3 requests were refused\nrtdmd ERR")
+    servers.keep_up()
+    servers.keep_up()
+    assert said == ["the local reward server hps: 3 requests were refused"]
+    with log.open("a") as file:
+        file.write("OR: the model process ended\nrtdmd WARNING: 4 requests were refused\n")
+    servers.keep_up()
+    assert said[1:] == ["the local reward server hps: the model process ended"]

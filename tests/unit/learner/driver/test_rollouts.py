@@ -10,10 +10,10 @@ import pytest
 
 from common.errors import AttestationError, RewardInvalid, RewardOutage
 from common.group_ends import DueGroup, GroupEnd, GroupFault, GroupOutcome, RefusedGroup
-from common.types import PolicyVersion, Prompt, RolloutOutcome, ScoringFailure, StepPlan
+from common.types import GroupPicture, PolicyVersion, Prompt, RolloutOutcome, ScoringFailure, StepPlan
 from learner.driver.call_queue import Call
 from learner.driver.publisher import Publication
-from learner.driver.rollouts import GROUP_ATTEMPTS, Attest, Rollouts
+from learner.driver.rollouts import GROUP_ATTEMPTS, Attest, Pictured, Rollouts
 from learner.driver.worker_pool import Finished
 
 PROMPTS = [Prompt(index, f"prompt {index}") for index in (4, 2, 9)]
@@ -23,16 +23,23 @@ TIMEOUT = ScoringFailure("hps", "timeout", "no answer within 1 s")
 class FakeMethod:
     """Stands for `worker.rollout`: records what it is called with, and returns its references."""
 
+    def __init__(self) -> None:
+        self.pictured: dict[tuple[int, int], bool] = {}
+
     def options(self, **_: object) -> FakeMethod:
         return self
 
-    def remote(self, prompt: Prompt, plan: StepPlan, group_size: int, weights: object, frozen: object) -> list[object]:
+    def remote(
+        self, prompt: Prompt, plan: StepPlan, group_size: int, weights: object, frozen: object, *, pictured: bool
+    ) -> list[object]:
         assert frozen == "frozen"
+        self.pictured[plan.iteration, prompt.index] = pictured
         return [("outcome", prompt.index), f"group of {prompt.index} at {plan.iteration} with {weights}"]
 
 
 class FakeWorker:
     rollout = FakeMethod()
+    """All workers share it."""
 
 
 @dataclass
@@ -59,7 +66,11 @@ class FakePool:
         failed = self.fails(key.iteration, references[0][1], key.attempt)
         seconds = {"rollout": 1.0, "score": 0.5}
         failure = self.failure if failed else None
-        outcome = RolloutOutcome("here:1", PolicyVersion(0, "x"), seconds, failure, self.left_out, digest="seal")
+        picture = None
+        if FakeWorker.rollout.pictured[key.iteration, references[0][1]] and not failed:
+            picture = GroupPicture(f"prompt {references[0][1]}", b"", ".png", {})
+        version = PolicyVersion(0, "x")
+        outcome = RolloutOutcome("here:1", version, seconds, failure, self.left_out, digest="seal", picture=picture)
         return Finished(call.key, outcome, references)
 
 
@@ -86,6 +97,16 @@ def test_groups_come_in_the_order_of_their_prompts() -> None:
     assert collected.images == {"here:1": 12}
     assert collected.seconds == {"rollout": 3.0, "score": 1.5}
     assert not collected.dropped
+
+
+def test_the_first_groups_of_some_iterations_are_pictured() -> None:
+    pool = FakePool(lambda _, index, __: index == 4)
+    asked = Rollouts(pool, 4, lambda *_: None, pictured=Pictured(groups=2, every=5))
+    for iteration in (4, 5):
+        asked.request(plan(iteration), PROMPTS, Publication("v", "frozen"))
+    assert asked.collect(4).pictures == {}
+    # The first group is dropped, so the second one is at place 0 of what is trained on.
+    assert {place: one.prompt for place, one in asked.collect(5).pictures.items()} == {0: "prompt 2"}
 
 
 def test_a_failed_group_is_asked_for_again() -> None:

@@ -22,12 +22,15 @@ from learner.driver.run_directory import (
     begin,
     claimed,
     continuity,
+    decided,
     require_same_prompts,
     require_same_rewards,
     run_id,
 )
 from learner.driver.run_lock import LOCK
 from learner.preflight.command_line import Invocation
+from learner.records.group_files import kept_names
+from tests.helpers.run_directory import write_group
 
 INFO = ServerInfo("hps", "1", "abc", True, 0.0, math.inf, "1", "hps:Hps", True)
 STATE = {"adapter/a": torch.arange(4.0)}
@@ -114,6 +117,16 @@ def test_a_run_that_starts_anew_removes_its_own_records_alone(tmp_path: Path) ->
     assert sorted(path.name for path in policies.iterdir()) == ["my_notes.png", "my_scores.json"]
 
 
+def test_a_resumed_run_removes_the_groups_that_it_will_sample_again(tmp_path: Path) -> None:
+    finished_run(tmp_path)  # its checkpoint is after 3 iterations of alignment
+    for iteration in (2, 3):
+        write_group(tmp_path, iteration)
+    asked = invocation(tmp_path, resume=True)
+    with claimed(asked) as (_, start):
+        begin(asked, start)
+    assert kept_names(tmp_path) == ["alignment-000002"]
+
+
 def test_what_a_failed_start_leaves_does_not_count(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     assert start_of(invocation(tmp_path)).checkpoint is None
@@ -142,6 +155,39 @@ def test_resuming_where_no_run_is_does_not_start_one(tmp_path: Path, dry_run: bo
         with pytest.raises(ConfigError, match=f"--resume: there is no run in {wrong}: check --run-dir"):
             start_of(invocation(wrong, resume=True, dry_run=dry_run))
         assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_automatic_resume_starts_a_run_and_then_continues_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same command starts the run, repeats a start that left no checkpoint, and goes on from a checkpoint."""
+    run_dir = tmp_path / "run"
+    asked = replace(invocation(run_dir), resume_auto=True)
+    first = decided(asked)
+    assert (first.resume, first.resume_auto) == (False, False)
+    assert capsys.readouterr().err == f"--resume auto: starting a run in {run_dir}\n"
+    assert start_of(first).checkpoint is None
+    assert not decided(asked).resume, "a start that failed leaves nothing to continue"
+    with claimed(first) as (_, start):
+        begin(first, start)
+    assert decided(asked).resume
+    assert start_of(decided(asked)).checkpoint is None
+    checkpoint = CheckpointStore.of_run(run_dir).save(Position(Stage.COLD_START, 5), STATE, continuity(config()))
+    capsys.readouterr()
+    assert start_of(decided(asked)).checkpoint == checkpoint
+    assert capsys.readouterr().err == f"--resume auto: continuing the run in {run_dir}\n"
+
+
+def test_automatic_resume_does_not_write_over_what_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("kept")
+    with pytest.raises(ConfigError, match=r"holds metrics\.jsonl, which a run would write over"):
+        start_of(decided(replace(invocation(tmp_path), resume_auto=True)))
+
+
+def test_without_auto_nothing_is_decided(tmp_path: Path) -> None:
+    for resume in (False, True):
+        asked = invocation(tmp_path, resume=resume)
+        assert decided(asked) is asked
 
 
 def test_resuming_a_run_without_a_checkpoint_says_that_it_starts_anew(

@@ -18,11 +18,12 @@ def unset(tmp_path: Path) -> Config:
 
 
 def test_a_resumed_run_keeps_the_number_that_was_recorded(
-    unset: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    unset: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "rtdmd")
     (tmp_path / "config.yaml").write_text(dump_config(with_threads(unset, 3)))
     assert with_known_threads(unset, tmp_path, resume=True).learner.threads == 3
-    assert capsys.readouterr().err == "learner: 3 CPU threads as before (learner.threads sets another number)\n"
+    assert caplog.messages == ["learner: 3 CPU threads as before (learner.threads sets another number)"]
     assert with_known_threads(with_threads(unset, 5), tmp_path, resume=True).learner.threads == 5
     assert with_known_threads(unset, tmp_path, resume=False) is unset
 
@@ -53,14 +54,15 @@ class Chooser:
 
 
 def test_the_choice_is_told_in_one_line(
-    unset: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    unset: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "rtdmd")
     monkeypatch.setattr("learner.driver.threads.answer", lambda reference: reference)
     assert with_probed_threads(unset, Chooser()).learner.threads == 2
     expected = (
-        "learner: 2 CPU threads (a pass by threads: 1: 0.0987 s, 2: 0.0512 s); learner.threads sets another number\n"
+        "learner: 2 CPU threads (a pass by threads: 1: 0.0987 s, 2: 0.0512 s); learner.threads sets another number"
     )
-    assert capsys.readouterr().err == expected
+    assert caplog.messages == [expected]
     given = with_threads(unset, 4)
     assert with_probed_threads(given, Chooser()) is given
 

@@ -12,6 +12,7 @@ from common.errors import ConfigError
 from common.project_files import found_path
 from learner.preflight.command_line import parse, parse_forecast
 from learner.preflight.run_file import knobs
+from learner.records.run_log import LogLevel
 
 RUN_FILE = """
 run: {name: base, seed: 1}
@@ -59,8 +60,30 @@ def test_values_are_yaml_but_text_stays_text(run_file: str) -> None:
 def test_flags_and_run_directory(run_file: str) -> None:
     plain = parse(["--config", run_file], {})
     assert (plain.run_dir, plain.dry_run, plain.resume) == (Path("runs/base"), False, False)
+    assert plain.log_level is LogLevel.INFO
+    assert parse(["--config", run_file, "--log-level", "error"], {}).log_level is LogLevel.ERROR
     flagged = parse(["--config", run_file, "--run-dir", "/x/y", "--dry-run", "--resume"], {})
     assert (flagged.run_dir, flagged.dry_run, flagged.resume) == (Path("/x/y"), True, True)
+
+
+def test_resume_takes_auto_and_nothing_else(run_file: str) -> None:
+    for options, expected in (
+        ([], (False, False)),
+        (["--resume"], (True, False)),
+        (["--resume", "auto"], (False, True)),
+    ):
+        asked = parse(["--config", run_file, *options, "--run.seed", "1"], {})
+        assert (asked.resume, asked.resume_auto) == expected
+    with pytest.raises(ConfigError, match="argument --resume: invalid choice: 'always'"):
+        parse(["--config", run_file, "--resume", "always"], {})
+
+
+@pytest.mark.parametrize(
+    ("options", "port"),
+    [([], None), (["--dashboard"], 8720), (["--dashboard", "0"], 0), (["--dashboard", "--dry-run"], 8720)],
+)
+def test_a_live_page_is_asked_for_with_or_without_a_port(run_file: str, options: list[str], port: int | None) -> None:
+    assert parse(["--config", run_file, *options], {}).config.dashboard.port == port
 
 
 @pytest.mark.parametrize(
@@ -83,6 +106,8 @@ def test_flags_and_run_directory(run_file: str) -> None:
         (["--run.seed"], {}, "--run.seed needs a value"),
         (["--config"], {}, "command line: argument --config: expected one argument"),
         (["stray"], {}, "unexpected 'stray'"),
+        (["--dashboard", "70000"], {}, "option --dashboard.port: dashboard.port"),
+        (["--dashbord"], {}, "unknown option --dashbord; did you mean --dashboard?"),
         (["--lora.targets", "[a"], {}, "option --lora.targets: line 1: not valid YAML"),
         (
             [],

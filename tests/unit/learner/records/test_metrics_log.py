@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
 from common.group_ends import GroupFault, RefusedGroup
-from common.types import Collected, Position, Stage, UpdateResult
+from common.types import Collected, Position, Stage, TrainedSamples, UpdateResult
 from learner.records import prometheus as metrics
 from learner.records.console import Console
+from learner.records.group_files import read_groups
 from learner.records.metrics_log import Tracker, cut_metrics, logged_until
 from learner.records.prometheus import DriverMetrics, LearnerMetrics
+from tests.helpers.run_directory import picture
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -36,7 +40,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tracker(path: Path, registry: CollectorRegistry) -> Iterator[Tracker]:
-    with Console(10, "test", io.StringIO()) as console:
+    with Console({}, "test", io.StringIO()) as console:
         tracker = Tracker(path, console, DriverMetrics.build(registry), LearnerMetrics.build(registry), workers=2)
         yield tracker
         tracker.close()
@@ -57,9 +61,10 @@ def run(tracker: Tracker) -> None:
     tracker.evaluation(Position(Stage.ALIGNMENT, 1), "student", {"gold": 0.75}, 3.0)
 
 
-def test_the_reason_of_dropped_groups_is_named_once(path: Path, registry: CollectorRegistry) -> None:
-    shown = io.StringIO()
-    with Console(10, "test", shown) as console:
+def test_the_reason_of_dropped_groups_is_named_once(
+    path: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Console({}, "test", io.StringIO()) as console:
         tracker = Tracker(path, console, DriverMetrics.build(registry), LearnerMetrics.build(registry), workers=2)
         for iteration in range(3):
             with tracker.iteration("alignment", iteration) as step:
@@ -68,20 +73,21 @@ def test_the_reason_of_dropped_groups_is_named_once(path: Path, registry: Collec
                 step.record(collected, UpdateResult({}, {}))
         tracker.close()
     named = "2 groups of iteration 1 were dropped: reward detector: no caption: 'a plane'"
-    text = " ".join(shown.getvalue().split())
+    text = " ".join(caplog.messages)
     assert (text.count(named), text.count("were dropped")) == (1, 1)
 
 
-def test_a_term_without_a_part_in_the_gradient_is_named_once(path: Path, registry: CollectorRegistry) -> None:
-    shown = io.StringIO()
-    with Console(10, "test", shown) as console:
+def test_a_term_without_a_part_in_the_gradient_is_named_once(
+    path: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Console({}, "test", io.StringIO()) as console:
         tracker = Tracker(path, console, DriverMetrics.build(registry), LearnerMetrics.build(registry), workers=2)
         for iteration, policy in enumerate((0.02, 0.005, 0.005)):
             with tracker.iteration("alignment", iteration) as step:
                 step.record_update(UpdateResult({"signal_norm/policy": policy, "signal_norm/matching": 0.995}, {}))
         tracker.close()
     told = "iteration 1: the term policy is 0.50% of the student's gradient: raise its weight, or switch it off"
-    text = " ".join(shown.getvalue().split())
+    text = " ".join(caplog.messages)
     assert (text.count(told), text.count("the term")) == (1, 1)
 
 
@@ -95,11 +101,32 @@ def test_one_line_an_iteration_and_an_evaluation(tracker: Tracker, path: Path) -
         ("alignment", 1, "evaluation"),
     ]
     aligned = written[2]
-    assert aligned["metrics"] == {"reward/hps": 0.25, "student_gradient_norm": 1.0, "dropped_groups": 2.0}
+    assert aligned["metrics"] == {
+        "reward/hps": 0.25,
+        "student_gradient_norm": 1.0,
+        "dropped_groups": 2.0,
+        "groups": 0.0,
+    }
     assert aligned["seconds"]["worker_rollout"] == 1.5
     assert aligned["seconds"]["update_student"] == 2.0
     assert 0 <= aligned["seconds"]["wait_rollouts"] <= aligned["seconds"]["step"]
     assert written[3]["metrics"] == {"gold": 0.75}
+
+
+def test_statistics_of_groups_have_a_mean_and_an_error(tracker: Tracker, path: Path) -> None:
+    """The error needs two groups; a group may lack a statistic."""
+    with tracker.iteration("alignment", 0) as step:
+        groups = [{"grid": 1.0, "agreement": 0.5}, {"grid": 3.0}]
+        step.record(Collected([], statistics=groups), UpdateResult({}, {}))
+    found = lines(path)[0]["metrics"]
+    assert (found["group_mean/grid"], found["group_error/grid"]) == (2.0, 1.0)
+    assert found["group_mean/agreement"] == 0.5
+    assert "group_error/agreement" not in found
+
+
+def test_alarms_are_counted_by_detector(tracker: Tracker, registry: CollectorRegistry) -> None:
+    tracker.alarm("grid")
+    assert registry.get_sample_value("rtdmd_watchdog_alarms_total", {"detector": "grid"}) == 1
 
 
 def test_a_failed_iteration_leaves_no_line(tracker: Tracker, path: Path) -> None:
@@ -163,6 +190,7 @@ def test_what_was_trained_without_a_reward_is_counted(
     assert lines(path)[1]["metrics"] == {
         "left_out_gradients/hps:nan": 16.0,
         "dropped_groups": 0.0,
+        "groups": 0.0,
         "renormalised_groups/hps:timeout": 3.0,
     }
     assert registry.get_sample_value(metrics.RENORMALISED_GROUPS_TOTAL, {"cause": "hps:timeout"}) == 6
@@ -243,3 +271,21 @@ def test_a_damaged_line_is_cut(path: Path, damaged: bytes) -> None:
 def test_a_run_without_metrics_has_nothing_to_cut(path: Path) -> None:
     cut_metrics(path, Position(Stage.ALIGNMENT, 9))
     assert not path.exists()
+
+
+def test_groups_are_kept_beside_the_metrics(tracker: Tracker, path: Path) -> None:
+    trained = TrainedSamples((1.0, 0.5, 0.0), np.float32([[1, -1, 0, 0]]), np.ones((1, 4), bool), (0,), False)
+    with tracker.iteration("alignment", 3) as step:
+        step.record(Collected([], pictures={0: picture("a prompt", 0)}), UpdateResult({}, {}, trained))
+    assert [group.prompt for group in read_groups(path.parent, "alignment-000003").groups] == ["a prompt"]
+    assert lines(path)[0]["time"] == pytest.approx(time.time(), abs=600)
+
+
+def test_a_run_goes_on_if_groups_cannot_be_kept(tracker: Tracker, path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (path.parent / "samples").write_text("in the way", encoding="utf-8")
+    trained = TrainedSamples((1.0, 0.0), np.zeros((1, 4), np.float32), np.ones((1, 4), bool), (), True)
+    for iteration in range(2):
+        with tracker.iteration("alignment", iteration) as step:
+            step.record(Collected([], pictures={0: picture("a prompt", 0)}), UpdateResult({}, {}, trained))
+    assert len(lines(path)) == 2
+    assert " ".join(caplog.messages).count("groups are not kept for the live page") == 1

@@ -53,7 +53,7 @@ def test_a_rival_trains_the_student_beside_the_other_terms(tiny_pipeline: Path, 
     networks = aligned_networks(tiny_pipeline, policy_gradient=rival)
     settings = alignment_settings(policy_gradient=rival, signal_every=1)
     trainer, before = alignment_trainer(networks, settings), snapshot(networks.backbone)
-    totals, seconds = trainer.update(scored_groups(networks.backbone, 0, settings))
+    totals, seconds, _ = trainer.update(scored_groups(networks.backbone, 0, settings))
     metrics = totals.values()
     own = {SURROGATE_REWARD} if rival == "surrogate_reward" else set()
     assert trained(changed(networks.backbone, before)) == {ALIGNED, ALIGNED_FAKE_SCORE} | own
@@ -106,8 +106,13 @@ def test_the_micro_batch_changes_no_result(tiny_pipeline: Path, rival: str, micr
 def test_a_part_of_the_samples_can_be_trained(tiny_pipeline: Path, rival: str) -> None:
     settings = alignment_settings(policy_gradient=rival, train_fraction=0.5)
     networks = aligned_networks(tiny_pipeline, policy_gradient=rival)
-    metrics = alignment_trainer(networks, settings).update(scored_groups(networks.backbone, 0, settings))[0].values()
-    assert metrics["student_gradient_norm"] > 0
+    update = alignment_trainer(networks, settings).update(scored_groups(networks.backbone, 0, settings))
+    assert update.totals.values()["student_gradient_norm"] > 0
+    kept_PG, advantages_PG = update.trained.kept_PG, np.abs(update.trained.advantages_PG)
+    assert kept_PG.sum() == kept_PG.size / 2
+    assert advantages_PG[kept_PG].min() >= advantages_PG[~kept_PG].max()
+    assert len(update.trained.policy_steps) == settings.selected_steps
+    assert update.trained.final_step
 
 
 @pytest.mark.usefixtures("one_thread")

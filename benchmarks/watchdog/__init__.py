@@ -1,0 +1,1 @@
+"""Proves the watchdog on runs that hack their rewards, and on clean ones."""
