@@ -1,6 +1,8 @@
-"""The check of a torch device that a command line names."""
+"""The check of a torch device that a command line names, and the memory that this process has used of a device."""
 
 from __future__ import annotations
+
+import resource
 
 import torch
 
@@ -22,3 +24,10 @@ def require_device(device: str) -> None:
 def devices() -> list[str]:
     """The devices of this machine that torch can use: `cpu`, then each GPU as cuda:N. Nothing is started on a GPU."""
     return ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak memory of this process: what torch has allocated on a GPU, or without a GPU the process's own memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import RewardError
+from common.kept_groups import GroupPicture, TrainedSamples
 
 if TYPE_CHECKING:
     import ray
@@ -245,22 +246,6 @@ class ScoringFailure:
 
 
 @dataclass(frozen=True)
-class GroupPicture:
-    """A group as people look at it.
-
-    Attributes:
-        strip: an image file, PNG or JPEG: the group's samples side by side, scaled down.
-        suffix: of the file's name, with its dot.
-        rewards_G: as in `ScoredGroup`.
-    """
-
-    prompt: str
-    strip: bytes
-    suffix: str
-    rewards_G: Mapping[str, FloatArray]
-
-
-@dataclass(frozen=True)
 class RolloutOutcome:
     """A rollout's report for the driver: small, because the group itself goes to the learner.
 
@@ -272,6 +257,8 @@ class RolloutOutcome:
         digest: of the group as the worker sealed it; "" without a group.
         picture: None if it was not asked for.
         statistics: what the watchdog needs of the group, by name: of its images, and the agreement of its rewards.
+        reward_seconds: reward -> seconds from the request to the scores; of the rewards that answered.
+        reward_spreads: reward -> standard deviation within the group.
     """
 
     worker: str
@@ -282,6 +269,8 @@ class RolloutOutcome:
     digest: str = ""
     picture: GroupPicture | None = None
     statistics: Mapping[str, float] = field(default_factory=dict)
+    reward_seconds: Mapping[str, float] = field(default_factory=dict)
+    reward_spreads: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def model_s(self) -> float:
@@ -306,29 +295,16 @@ class ProcessPlace:
 
 
 @dataclass(frozen=True)
-class StepAtWork:
-    """The part of work that one call of a process is in.
+class RewardHealth:
+    """A process's view of one reward.
 
     Attributes:
-        number: grows with every step that the process begins, so that each has its own.
-        limit_s: seconds that it may take.
+        connections: state of a circuit breaker -> number of the reward's servers in it.
+        held: requests that are held until the reward is back.
     """
 
-    number: int
-    name: str
-    limit_s: float
-
-
-@dataclass(frozen=True)
-class Heartbeat:
-    """A process's answer to a ping.
-
-    Attributes:
-        at_work: the present step of each call; calls that wait for the model have none.
-    """
-
-    place: ProcessPlace
-    at_work: tuple[StepAtWork, ...]
+    connections: Mapping[str, int]
+    held: int
 
 
 @dataclass(frozen=True)
@@ -362,6 +338,7 @@ class Collected:
         ends: of every group, in the order of the prompts, once `groups` are trained.
         pictures: place in `groups` -> its picture, of the groups that have one.
         statistics: those of each group, see `RolloutOutcome`.
+        spreads: reward -> its standard deviation within each group.
     """
 
     groups: list[ray.ObjectRef[SealedGroup]]
@@ -374,6 +351,7 @@ class Collected:
     idle_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     refused: list[RefusedGroup] = field(default_factory=list)
     ends: list[GroupEnd] = field(default_factory=list)
+    spreads: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     pictures: dict[int, GroupPicture] = field(default_factory=dict)
     statistics: list[Mapping[str, float]] = field(default_factory=list)
 
@@ -384,28 +362,13 @@ class Collected:
 
 
 @dataclass(frozen=True)
-class TrainedSamples:
-    """What an update of stage 2 trained on, for people to look at; the same on every rank.
-
-    Attributes:
-        sigmas: the noise levels of the rollout, T + 1.
-        advantages_PG: float32 [P, G], of the groups in their order.
-        kept_PG: bool [P, G]: the samples that were trained on (alignment.train_fraction).
-        policy_steps: the steps that the policy term trained.
-        final_step: whether matching or the reward gradient trained the last step.
-    """
-
-    sigmas: tuple[float, ...]
-    advantages_PG: FloatArray
-    kept_PG: npt.NDArray[np.bool_]
-    policy_steps: tuple[int, ...]
-    final_step: bool
-
-
-@dataclass(frozen=True)
 class UpdateResult:
-    """The report of one update: metrics by name, seconds by part, and in stage 2 what it trained on."""
+    """The report of one update: metrics by name, seconds by part, and the peak memory of rank 0 in bytes so far.
+
+    `trained`: in stage 2, what it trained on.
+    """
 
     metrics: dict[str, float]
     seconds: dict[str, float]
     trained: TrainedSamples | None = None
+    peak_bytes: int = 0

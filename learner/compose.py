@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import ray
-from prometheus_client import CollectorRegistry
 from ray.actor import ActorHandle
 
 from common.backbones import model_sizes
@@ -43,6 +42,7 @@ from learner.driver.fleet import Fleet
 from learner.driver.learner_group import started_learner
 from learner.driver.local_servers import LocalServers, local_specs
 from learner.driver.machines import RayMachines
+from learner.driver.monitoring import metrics_endpoint, run_metrics
 from learner.driver.publisher import Publisher
 from learner.driver.run_directory import (
     Start,
@@ -74,7 +74,7 @@ from learner.preflight.ray_environment import check_storage, cluster_address, te
 from learner.records.console import Console
 from learner.records.live_page import page_of_run
 from learner.records.metrics_log import Tracker
-from learner.records.prometheus import DriverMetrics, LearnerMetrics, serve
+from learner.records.prometheus import RunMetrics
 from learner.records.run_log import announce, run_log
 from learner.records.trackers.feed import Feed
 from learner.records.trackers.following import followed
@@ -219,10 +219,13 @@ def started_service(
         stack.enter_context(run_log(run_dir / "logs", invocation.log_level))
         stack.enter_context(_errors_in_one_line(invocation))  # inside: the log gets the line that the console shows
         stack.enter_context(page_of_run(run_dir, invocation.config.dashboard))
+        metrics = run_metrics(invocation.config, run_dir)
         config = with_known_threads(invocation.config, run_dir, resume=invocation.resume)
         redis = stack.enter_context(_redis(config, run_dir))
-        servers = stack.enter_context(LocalServers(local_specs(config.rewards), run_dir / "logs", say=announce))
+        specs, logs = local_specs(config.rewards), run_dir / "logs"
+        servers = stack.enter_context(LocalServers(specs, logs, say=announce, restarted=metrics.server_restarted))
         access = _reward_access(config, servers.urls, redis, run_id(run_dir))
+        stack.enter_context(metrics_endpoint(config, run_dir, metrics, access.endpoints))
         check_prompts(config, access, prompts)
         controls = control_requests(config, prompts.alignment[0], prompts.evaluation[0])
         access = check_rewards(config, access, controls)
@@ -230,7 +233,7 @@ def started_service(
         stack.enter_context(ray_cluster(config))
         device = _device(config.learner.num_gpus)
         ranks = stack.enter_context(started_learner(config, prompts.cold_start, access, device))
-        pool = stack.enter_context(_workers(config, access, lambda: servers.keep_up(_waited_for(config))))
+        pool = stack.enter_context(_workers(config, access, metrics, lambda: servers.keep_up(_waited_for(config))))
         fingerprint = _wait_until_loaded(config, ranks)
         pool.admit(fingerprint, config.workers.least)
         sigmas: tuple[float, ...] = answer(ranks[0].sigmas.remote(config.sampling.steps))
@@ -248,7 +251,8 @@ def started_service(
             publisher=Publisher(ranks[0]),
             sigmas=sigmas,
             pool=pool,
-            tracker=stack.enter_context(_tracker(config, run_dir, invocation.log_level.number)),
+            tracker=stack.enter_context(_tracker(config, run_dir, metrics, invocation.log_level.number)),
+            metrics=metrics,
             records=PolicyRecords(run_dir, config.evaluation.grid_prompts),
             prompts=prompts,
             specs=PolicySpecs(teacher_spec(config), few_step_teacher_spec(config), student_spec(config)),
@@ -283,21 +287,15 @@ def _run_control(config: Config, redis: RedisAddress | None, token: str | None) 
 
 
 @contextmanager
-def _tracker(config: Config, run_dir: Path, level: int) -> Iterator[Tracker]:
-    """Console, metrics.jsonl and the /metrics endpoint."""
-    registry = CollectorRegistry()
+def _tracker(config: Config, run_dir: Path, metrics: RunMetrics, level: int) -> Iterator[Tracker]:
+    """Console and metrics.jsonl."""
     stages: dict[str, int] = {Stage.COLD_START: config.cold_start.iterations}
     stages[Stage.ALIGNMENT] = config.alignment.iterations
     with ExitStack() as stack:
         console = stack.enter_context(Console(stages, config.run.name, quiet=level > logging.INFO))
-        if config.metrics.port is not None:
-            server = serve(config.metrics.port, registry, config.metrics.host)
-            stack.callback(server.close)
-            host = f"[{config.metrics.host}]" if ":" in config.metrics.host else config.metrics.host
-            console.message(f"metrics: http://{host}:{server.port}/metrics")
-        driver, learner = DriverMetrics.build(registry), LearnerMetrics.build(registry)
-        tracker = Tracker(run_dir / "metrics.jsonl", console, driver, learner, config.workers.most)
-        yield stack.enter_context(closing(tracker))
+        tracker = Tracker(run_dir / "metrics.jsonl", console, metrics)
+        stack.callback(tracker.close)
+        yield tracker
 
 
 def _reward_access(config: Config, local_urls: dict[str, str], redis: RedisAddress | None, run: str) -> RewardAccess:
@@ -320,7 +318,7 @@ def _waited_for(config: Config) -> set[str]:
     return {reward.name for reward in config.rewards if reward.outage.holds_requests}
 
 
-def _workers(config: Config, access: RewardAccess, watch: Callable[[], None]) -> WorkerPool:
+def _workers(config: Config, access: RewardAccess, metrics: RunMetrics, watch: Callable[[], None]) -> WorkerPool:
     """Rollout workers, placed by their resources; they start when the pool is entered."""
     settings = WorkerSettings(
         backbone=config.backbone,
@@ -344,7 +342,7 @@ def _workers(config: Config, access: RewardAccess, watch: Callable[[], None]) ->
     )(RolloutWorker)
     workers = config.workers
     fleet = Fleet(lambda: actor.remote(settings), workers.most, workers.restarts, workers.unhealthy_after_s)
-    return WorkerPool(fleet, RayMachines(), workers.unhealthy_after_s, watch, announce)
+    return WorkerPool(fleet, RayMachines(), workers.unhealthy_after_s, watch, announce, metrics=metrics)
 
 
 def _wait_until_loaded(config: Config, ranks: list[ActorHandle]) -> str:

@@ -38,6 +38,7 @@ from learner.driver.worker_pool import WorkerPool
 from learner.loop import run_alignment, run_cold_start
 from learner.preflight.forecast import Prediction, compared
 from learner.records.metrics_log import Tracker
+from learner.records.prometheus import RunMetrics
 from learner.records.report import write_report
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Service:
     sigmas: tuple[float, ...]
     pool: WorkerPool
     tracker: Tracker
+    metrics: RunMetrics
     records: PolicyRecords
     prompts: PromptSets
     specs: PolicySpecs
@@ -119,6 +121,7 @@ class Service:
                 self._attested,
                 self._outage_limit_s(),
                 pictured=Pictured(config.dashboard.groups, config.dashboard.groups_every),
+                metrics=self.metrics,
             ),
             Ledger(self.run_dir),
             self._plan,
@@ -180,6 +183,7 @@ class Service:
         """Evaluate a policy for the final comparison, unless that was done; `trained` is None for the teacher."""
         basis = self._basis(spec, trained)
         if self.records.has(policy, basis):
+            self.metrics.evaluated(policy, self.records.metrics(policy), 0.0)
             return
         started, settings = time.perf_counter(), self.config.evaluation
         weights = None if trained is None else self.publisher.publish(EVALUATION_VERSION, averaged=True)

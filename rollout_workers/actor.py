@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 import torch
@@ -19,14 +19,15 @@ from common.backbones.base import Backbone
 from common.config.backbones import BackboneConfig
 from common.config.run import LoraConfig
 from common.errors import WeightUpdateError
+from common.heartbeat import Heartbeat
 from common.policies import SamplingSpec
 from common.process_log import report_to_driver
 from common.rewards.access import RewardAccess
 from common.sealed_group import SealedGroup
+from common.torch_device import peak_memory_bytes
 from common.types import (
     ByteArray,
     EvaluatedPrompt,
-    Heartbeat,
     Network,
     ProcessPlace,
     Prompt,
@@ -90,8 +91,9 @@ class RolloutWorker:
         return self._backbone.base_fingerprint(), self._progress.place
 
     def heartbeat(self) -> Heartbeat:
-        """The step that the worker is in. A thread of its own answers."""
-        return self._progress.heartbeat()
+        """The step that the worker is in, its view of the rewards, and its memory. A thread of its own answers."""
+        peak_bytes = peak_memory_bytes(self._backbone.device)
+        return replace(self._progress.heartbeat(), rewards=self._rewards.health(), peak_bytes=peak_bytes)
 
     def rollout(
         self,
@@ -138,7 +140,7 @@ class RolloutWorker:
         name = str(self._progress.place)
         if answers.failure is not None:
             failure = ScoringFailure.of(answers.failure)
-            return RolloutOutcome(name, trajectory.policy, call.seconds, failure), None
+            return RolloutOutcome(name, trajectory.policy, call.seconds, failure, reward_seconds=answers.seconds), None
         left_out = tuple(map(ScoringFailure.of, answers.left_out.values()))
         sealed = SealedGroup.of(ScoredGroup(trajectory, answers.values))
         outcome = RolloutOutcome(
@@ -149,6 +151,8 @@ class RolloutWorker:
             digest=sealed.digest,
             picture=group_picture(prompt.text, images, answers.values) if pictured else None,
             statistics=with_agreement(of_images, answers.values),
+            reward_seconds=answers.seconds,
+            reward_spreads={reward: float(scores_G.std()) for reward, scores_G in answers.values.items()},
         )
         return outcome, sealed
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from PIL import Image
 
-from common.types import ByteArray, FloatArray, GroupPicture
+from common.kept_groups import GroupPicture
+from common.types import ByteArray, FloatArray
 
 LARGEST_SIDE = 256
 """Pixels of a sample's longer side. Larger samples are scaled down by a whole factor, which is fast."""

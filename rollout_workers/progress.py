@@ -10,7 +10,8 @@ import socket
 import time
 from threading import Lock
 
-from common.types import Heartbeat, ProcessPlace, StepAtWork
+from common.heartbeat import Heartbeat, StepAtWork
+from common.types import ProcessPlace
 
 STEP_LIMIT_S = 60.0
 FIRST_CALL_LIMIT_S = 1800.0

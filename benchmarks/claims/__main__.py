@@ -62,7 +62,9 @@ def _run_all(arms: list[tuple[str, int]], arguments: argparse.Namespace, places:
         running = {one: pool.submit(run_arm, arguments.claim, *one, places) for one in arms}
         try:
             for (name, seed), run in running.items():
-                print(f"{name}, seed {seed}: {run.result()['cpu_seconds']:.0f} s of processor", file=sys.stderr)
+                seconds = run.result()["cpu_seconds"]
+                cost = "its cost is not known" if seconds is None else f"{seconds:.0f} s of processor"
+                print(f"{name}, seed {seed}: {cost}", file=sys.stderr)
         finally:
             pool.shutdown(cancel_futures=True)
 

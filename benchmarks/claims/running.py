@@ -71,11 +71,14 @@ def _cold_start_of(claim: str, name: str, seed: int, places: Places) -> str:
     return str(max(checkpoints.glob("cold_start-*")))
 
 
-def _run(config: str, options: dict[str, object], run_dir: Path) -> float:
-    """Run or resume until the summary is there; return the processor seconds that this took, of all processes."""
-    if (run_dir / "summary.json").exists():
-        return float(json.loads((run_dir / "cpu.json").read_text()))
+def _run(config: str, options: dict[str, object], run_dir: Path) -> float | None:
+    """Run or resume until the summary is there; return the processor seconds that this took, of all processes.
+
+    None if they are not known: this command was killed, and the run went on alone.
+    """
     before = run_dir / "cpu.json"
+    if (run_dir / "summary.json").exists():
+        return float(json.loads(before.read_text())) if before.exists() else None
     spent = float(json.loads(before.read_text())) if before.exists() else 0.0
     command = [sys.executable, str(PROJECT_ROOT / "learner/main.py"), "--config", str(PROJECT_ROOT / config)]
     command += ["--run-dir", str(run_dir), *(f"--{key}={_text(value)}" for key, value in options.items())]

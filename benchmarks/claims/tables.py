@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from benchmarks.claims.arms import Claim
 from benchmarks.claims.paired import Result, difference, mean_and_spread, scores_of
@@ -38,9 +38,14 @@ def final_table(results: Results, rows: Rows = None) -> str:
                 )
                 for metric in metrics
             ]
-            minutes = statistics.fmean(result["cpu_seconds"] for result in seeds.values()) / 60
-            lines.append(_row([arm, policy, " ".join(map(str, seeds)), *cells, f"{minutes:.1f}"]))
+            lines.append(_row([arm, policy, " ".join(map(str, seeds)), *cells, _minutes(seeds.values())]))
     return "\n".join(lines) + "\n"
+
+
+def _minutes(results: Iterable[Mapping[str, Any]]) -> str:
+    """Mean processor minutes of the runs that they are known of."""
+    known = [result["cpu_seconds"] for result in results if result["cpu_seconds"] is not None]
+    return f"{statistics.fmean(known) / 60:.1f}" if known else "unknown"
 
 
 def curve_table(results: Results) -> str:

@@ -164,7 +164,7 @@ class CheckpointConfig(Section):
 
 
 class MetricsConfig(Section):
-    """Prometheus metrics of the driver."""
+    """Prometheus metrics of a run."""
 
     port: int | None = Field(
         0,
@@ -176,6 +176,12 @@ class MetricsConfig(Section):
         "127.0.0.1",
         description="Address to listen on. Metrics need no token: on any but loopback, everybody who reaches it reads "
         "them.",
+    )
+    targets: Path | None = Field(
+        None,
+        description="Folder in which the run keeps rtdmd_NAME.json, a file for Prometheus (file_sd_configs) with the "
+        "addresses of the run and its reward servers. null: in logs/ of the run directory, or in a Ray cluster beside "
+        "Ray's own such file.",
     )
 
     @field_validator("host")

@@ -11,18 +11,22 @@ it still answers the control request: that request is at fault, and it is droppe
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Generic, TypeVar
 
 from common.errors import RewardError, RewardInvalid, RewardOutage, RewardOverloaded, RewardRejected
 from common.rewards.api import ByteArray, FloatArray, Metadata
 from common.rewards.attempts import RETRY_AFTER_LIMIT_S
+from common.rewards.breaker import BreakerState
 from common.rewards.client import RewardClient, ScoreQuestion
 from common.rewards.control_request import ControlRequest
 from common.rewards.retry_budget import Timing
-from common.types import OutagePolicy
+from common.types import OutagePolicy, RewardHealth
 
 Gradient = tuple[FloatArray, FloatArray]
 Value = TypeVar("Value")
@@ -50,12 +54,23 @@ class Answers(Generic[Value]):
         left_out: reward -> its error, for rewards whose policy is to continue without them.
         failure: why the whole request must be dropped, or None.
         held_s: seconds spent waiting for rewards to recover.
+        seconds: reward -> seconds from the request to the result, held ones included; of the rewards that answered.
     """
 
     values: dict[str, Value]
     left_out: dict[str, RewardError] = field(default_factory=dict)
     failure: RewardError | None = None
     held_s: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Result(Generic[Value]):
+    """The result of one reward, the seconds that its request was held, and all seconds since it was made."""
+
+    value: Value
+    held_s: float
+    seconds: float
 
 
 class RewardGuard:
@@ -76,6 +91,8 @@ class RewardGuard:
         self._controls = dict(controls or {})
         self._outages = dict(outages)
         self._timing = timing or Timing()
+        self._lock = Lock()
+        self._held: Counter[str] = Counter()
         self._threads = ThreadPoolExecutor(max(1, 4 * len(self._outages)), thread_name_prefix="reward-guard")
 
     def score(
@@ -108,6 +125,16 @@ class RewardGuard:
             return self._client.gradient(name, images_BCHW, prompts, metadata, again=again)
 
         return self._ask_all(ask, {name: self._outages[name] for name in names}, gradient=True)
+
+    def health(self) -> dict[str, RewardHealth]:
+        """Of each reward: the states of its servers' circuit breakers, and the number of held requests."""
+        with self._lock:
+            held = dict(self._held)
+        return {name: RewardHealth(self._connections(name), held.get(name, 0)) for name in self._outages}
+
+    def _connections(self, name: str) -> dict[str, int]:
+        states = Counter(self._client.states(name).values())
+        return {state: states[state] for state in BreakerState}
 
     def _score(
         self,
@@ -144,13 +171,22 @@ class RewardGuard:
         answered = {name: future.result() for name, future in futures.items() if errors[name] is None}
         if not answered and left_out:
             failure = failure or next(iter(left_out.values()))
-        held_s = max((held for _, held in answered.values()), default=0.0)
-        return Answers({name: value for name, (value, _) in answered.items()}, left_out, failure, held_s)
+        return Answers(
+            {name: result.value for name, result in answered.items()},
+            left_out,
+            failure,
+            max((result.held_s for result in answered.values()), default=0.0),
+            {name: result.seconds for name, result in answered.items()},
+        )
 
-    def _ask_one(
-        self, name: str, ask: Callable[[str, bool], Value], outage: Outage, gradient: bool
-    ) -> tuple[Value, float]:
-        """The result, and the seconds that the request was held."""
+    def _ask_one(self, name: str, ask: Callable[[str, bool], Value], outage: Outage, gradient: bool) -> _Result[Value]:
+        """The result of one reward; while its request is held, it is counted as such."""
+        with ExitStack() as held:
+            return self._ask_until_back(name, ask, outage, gradient, held)
+
+    def _ask_until_back(
+        self, name: str, ask: Callable[[str, bool], Value], outage: Outage, gradient: bool, held: ExitStack
+    ) -> _Result[Value]:
         timing, started = self._timing, self._timing.clock()
         tries = 0
         while True:
@@ -164,13 +200,24 @@ class RewardGuard:
                     raise
                 tries += 1
                 if tries == 1:
+                    held.enter_context(self._counted_as_held(name))
                     logger.warning("reward %s is out (%s): holding for up to %g s", name, error.cause, outage.limit_s)
                 left_s = started + outage.limit_s - timing.clock()
                 if left_s <= 0:
                     raise _limit_reached(name, outage, error) from error
                 timing.sleep(min(left_s, self._pause_s(name, error, tries)))
             else:
-                return value, asked - started if tries else 0.0
+                return _Result(value, asked - started if tries else 0.0, timing.clock() - started)
+
+    @contextmanager
+    def _counted_as_held(self, name: str) -> Iterator[None]:
+        with self._lock:
+            self._held[name] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held[name] -= 1
 
     def _pause_s(self, name: str, error: RewardError, tries: int) -> float:
         soonest_s = self._client.seconds_to_probe(name)

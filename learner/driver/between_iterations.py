@@ -87,7 +87,8 @@ class RunMilestones:
         if store.exists(position):
             # Already saved: a stage ended on a periodic checkpoint, or a resumed run is at its start.
             return
-        answer(self._learner.save.remote(self._run_dir, position, self._settings))
+        folder: Path = answer(self._learner.save.remote(self._run_dir, position, self._settings))
+        self._tracker.checkpoint(folder)
         store.prune(position.stage, self._config.checkpoint.keep, self._best(store))
 
     def _evaluate(self, position: Position) -> None:
@@ -165,9 +166,11 @@ class RunMilestones:
         request = self._asked()
         if request == "pause":
             self._tracker.message(f"paused on request; delete rtdmd:run:{self._config.run.name} in Redis to continue")
+            self._tracker.paused(True)
             while request == "pause":
                 time.sleep(PAUSE_POLL_S)
                 request = self._asked()
+            self._tracker.paused(False)
             self._tracker.message("continuing")
         if request == "stop" and self._control is not None:
             self.checkpoint(position)

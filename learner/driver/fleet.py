@@ -9,7 +9,7 @@ goes on with whoever is ready, and ends when no place has a worker and none may 
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -29,12 +29,14 @@ class Worker:
     Attributes:
         place: its number, from 1.
         process: where it runs; None while it loads.
+        replaces: whether it takes the place of one that is gone.
     """
 
     place: int
     handle: ActorHandle
     pulse: Pulse
     process: ProcessPlace | None = None
+    replaces: bool = False
 
     def __str__(self) -> str:
         return f"worker {self.place}" if self.process is None else f"worker {self.place} ({self.process})"
@@ -45,6 +47,7 @@ class _Place:
     number: int
     starts: deque[float] = field(default_factory=deque)
     worker: Worker | None = None
+    has_had_one: bool = False
 
 
 class Fleet:
@@ -74,7 +77,9 @@ class Fleet:
                 place.starts.popleft()
             if place.worker is None and len(place.starts) <= self._restarts:
                 place.starts.append(now)
-                place.worker = Worker(place.number, self._start(), Pulse(self._unhealthy_after_s, now))
+                pulse = Pulse(self._unhealthy_after_s, now)
+                place.worker = Worker(place.number, self._start(), pulse, replaces=place.has_had_one)
+                place.has_had_one = True
                 started.append(place.worker)
         return started
 
@@ -86,6 +91,11 @@ class Fleet:
     @property
     def ready(self) -> list[Worker]:
         return [worker for worker in self.workers if worker.process is not None]
+
+    def states(self, now: float) -> dict[str, int]:
+        """The number of places in each state: ready, unhealthy (its process should be looked at), loading, missing."""
+        states = Counter(_state(worker, now) for worker in self.workers)
+        return {**states, "missing": len(self._places) - len(self.workers)}
 
     def remove(self, worker: Worker, reason: str) -> bool:
         """Empty a worker's place; whether it held one."""
@@ -112,3 +122,9 @@ class Fleet:
                 f"{WINDOW_S / 60:.0f} minutes (workers.restarts = {self._restarts}): look at why the last one ended, "
                 f"and continue with --resume; {self._last_loss}"
             )
+
+
+def _state(worker: Worker, now: float) -> str:
+    if worker.process is None:
+        return "loading"
+    return "unhealthy" if worker.pulse.is_doubtful(now) else "ready"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from common.types import Heartbeat, StepAtWork
+from common.heartbeat import Heartbeat, StepAtWork
 
 STALLED, ENDLESS = 2.0, 10.0
 STILL_FRACTION = 0.5

@@ -85,6 +85,7 @@ class LocalServers:
         log_dir: gets `reward_NAME.log` of each server, with the name of its first reward; created when missing.
         ready_timeout_s: seconds in which all of them together must load and score their test images.
         say: is told of servers that are started again.
+        restarted: gets the name of each reward whose server is started again.
     """
 
     def __init__(
@@ -93,9 +94,10 @@ class LocalServers:
         log_dir: Path,
         ready_timeout_s: float = 300.0,
         say: Callable[[str], None] = lambda _: None,
+        restarted: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.urls: dict[str, str] = {}
-        self._say = say
+        self._say, self._restarted = say, restarted
         self._lock = Lock()
         self._specs = tuple(shared(specs))
         self._deaths: dict[str, deque[float]] = {spec.name: deque() for spec in self._specs}
@@ -163,6 +165,8 @@ class LocalServers:
         if len(deaths) < RESTARTS:
             deaths.append(now)
             self._say(f"the local reward server {spec.name} ended with exit status {status}: it is started again")
+            for one in spec.rewards:
+                self._restarted(one.name)
             self._processes[spec.name] = self._start(spec, port=urlsplit(self.urls[spec.name]).port or 0)
         elif required:
             what = f"ended with exit status {status}, for the {RESTARTS + 1}th time in {WINDOW_S / 60:.0f} minutes"

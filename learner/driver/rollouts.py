@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import ray
+from prometheus_client import CollectorRegistry
 from ray.actor import ActorHandle
 
 from common.errors import AttestationError, RewardInvalid, RewardOutage
@@ -25,6 +26,7 @@ from common.types import Collected, Prompt, RolloutOutcome, ScoringFailure, Step
 from learner.driver.call_queue import Call
 from learner.driver.publisher import Publication
 from learner.driver.worker_pool import Finished, WorkerPool
+from learner.records.prometheus import RunMetrics
 
 if TYPE_CHECKING:
     from common.sealed_group import SealedGroup
@@ -113,8 +115,10 @@ class Rollouts:
         outage_limit_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
         pictured: Pictured = NO_PICTURES,
+        metrics: RunMetrics | None = None,
     ) -> None:
         """`outage_limit_s`: seconds to keep sampling an iteration that an outage left without any group."""
+        self._metrics = metrics or RunMetrics(CollectorRegistry(), "unnamed")
         self._clock = clock
         self._pool = pool
         self._group_size = group_size
@@ -199,6 +203,8 @@ class Rollouts:
                 collected.images[outcome.worker] += self._group_size
                 collected.statistics.append(outcome.statistics)
                 collected.renormalised.update(_cause(left_out) for left_out in outcome.left_out)
+                for reward, spread in outcome.reward_spreads.items():
+                    collected.spreads[reward].append(spread)
         return failure
 
     def _finish(
@@ -214,7 +220,11 @@ class Rollouts:
             if attempt.fault is not None:
                 collected.refused.append(RefusedGroup(attempt.outcome.worker, attempt.fault))
             good = attempt.outcome.failure is None and attempt.fault is None
-            if good or done.key.attempt - first_attempt + 1 >= GROUP_ATTEMPTS:
+            retried = not good and done.key.attempt - first_attempt + 1 < GROUP_ATTEMPTS
+            self._metrics.group_finished(
+                attempt.outcome, self._group_size, iteration, retried=retried, fault=attempt.fault
+            )
+            if not retried:
                 finished[done.key.place] = attempt
             else:
                 again = _Key(iteration, done.key.place, done.key.attempt + 1)

@@ -18,14 +18,17 @@ from threading import Condition, Thread
 from typing import Any, Generic, Self, TypeVar
 
 import ray
+from prometheus_client import CollectorRegistry
 from ray.exceptions import RayActorError, RayTaskError
 
 from common.errors import ConfigError, ModelError, WorkerError
-from common.types import Heartbeat, ProcessPlace
+from common.heartbeat import Heartbeat
+from common.types import ProcessPlace
 from learner.driver.call_queue import Attempt, Call, CallQueue
 from learner.driver.calls import CALL_TIMEOUT_S, death, remote_reason
 from learner.driver.fleet import Fleet, Worker
 from learner.driver.machines import Machines
+from learner.records.prometheus import RunMetrics
 
 HEALTH = "health"
 """The concurrency group of a worker's `heartbeat`: a thread of its own answers it."""
@@ -57,8 +60,10 @@ class WorkerPool:
         watch: Callable[[], None] = lambda: None,
         say: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
+        metrics: RunMetrics | None = None,
     ) -> None:
         """`watch` is called at intervals; an error that it raises ends the wait. `say` tells of losses and joins."""
+        self._metrics = metrics or RunMetrics(CollectorRegistry(), "unnamed")
         self._fleet, self._machines, self._watch, self._say, self._clock = fleet, machines, watch, say, clock
         self._ping_s = unhealthy_after_s / PINGS
         self._calls = CallQueue()
@@ -157,10 +162,13 @@ class WorkerPool:
     def _check(self) -> None:
         self._watch()
         for worker in self._fleet.start_due():
+            if worker.replaces:
+                self._metrics.worker_replaced()
             self._when(worker.handle.ready.remote(), partial(self._arrive, worker))
         self._fleet.require_hope()
         for worker in self._fleet.workers:
             self._look_at(worker)
+        self._metrics.workers(self._fleet.states(self._clock()))
         if self._calls.due() and self._clock() - self._last_result > CALL_TIMEOUT_S:
             raise WorkerError(
                 f"no worker finished anything in {CALL_TIMEOUT_S:.0f} s: look into the logs of workers and learner, "
@@ -214,6 +222,7 @@ class WorkerPool:
         self._machines.kill(worker.handle)
         if worker.process is not None:
             self._machines.end(worker.process)
+            self._metrics.worker_rests(worker.process)
         calls = f"{back} call goes" if back == 1 else f"{back} calls go"
         self._say(f"{worker} is gone: {reason}; {calls} to others, and {self._fleet.outlook(worker.place)}")
         self._tell_ready()
@@ -234,6 +243,7 @@ class WorkerPool:
             return
         if not self._calls.load(worker):
             worker.pulse.rested(now)
+            self._metrics.worker_rests(worker.process)
             return
         if worker not in self._asked and now - self._pinged.get(worker, 0.0) >= self._ping_s:
             self._asked.add(worker)
@@ -248,8 +258,10 @@ class WorkerPool:
 
     def _hear(self, worker: Worker, answer: Future[Heartbeat]) -> None:
         self._asked.discard(worker)
-        if answer.exception() is None:
-            worker.pulse.answered(answer.result(), self._clock())
+        if answer.exception() is None and worker in self._fleet.workers:
+            heartbeat = answer.result()
+            worker.pulse.answered(heartbeat, self._clock())
+            self._metrics.worker_reported(heartbeat.place, heartbeat.rewards, heartbeat.peak_bytes)
 
     def _see(self, worker: Worker, seconds: float) -> None:
         now = self._clock()
@@ -285,6 +297,7 @@ class WorkerPool:
             raise error
         else:
             attempt.worker.pulse.proven = True
+            self._metrics.progressed()
             self._last_result = self._clock()
             if self._calls.finish(attempt, self._clock()):
                 self._keep(Finished(attempt.call.key, answer.result(), references))

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import RtdmdError
-from common.types import GroupPicture, Position, Stage, TrainedSamples
+from common.kept_groups import GroupPicture, TrainedSamples
+from common.types import Position, Stage
 from common.whole_files import write_whole
 
 FOLDER = Path("samples") / "groups"

@@ -13,20 +13,13 @@ from typing import TextIO
 
 from common.console_stream import LOG
 from common.group_ends import RefusedGroup
-from common.types import Collected, GroupPicture, Position, Stage, TrainedSamples, UpdateResult
+from common.kept_groups import GroupPicture, TrainedSamples
+from common.types import Collected, Position, Stage, UpdateResult
 from common.whole_files import write_whole
-from learner.metric_names import (
-    DROPPED_GROUPS,
-    GROUP_ERROR,
-    GROUP_MEAN,
-    GROUPS,
-    LEFT_OUT_GRADIENTS,
-    RENORMALISED_GROUPS,
-    SIGNAL_NORM,
-)
+from learner.metric_names import DROPPED_GROUPS, GROUP_ERROR, GROUP_MEAN, GROUPS, RENORMALISED_GROUPS, SIGNAL_NORM
 from learner.records.console import Console
 from learner.records.group_files import write_groups
-from learner.records.prometheus import DriverMetrics, LearnerMetrics
+from learner.records.prometheus import RunMetrics
 
 FAINT = 0.01
 """Of the sum of the terms' gradient norms: below this, a term trains next to nothing."""
@@ -51,6 +44,8 @@ class StepRecord:
         self.idle_shares: Mapping[str, float] = {}
         self.pictures: Mapping[int, GroupPicture] = {}
         self.trained: TrainedSamples | None = None
+        self.spreads: Mapping[str, list[float]] = {}
+        self.peak_bytes = 0
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -69,27 +64,24 @@ class StepRecord:
         self.metrics[DROPPED_GROUPS] = float(sum(collected.dropped.values()))
         for cause, count in collected.renormalised.items():
             self.metrics[f"{RENORMALISED_GROUPS}/{cause}"] = float(count)
-        self.images, self.idle_shares = collected.images, collected.idle_shares()
+        self.images, self.spreads = collected.images, collected.spreads
+        self.idle_shares = collected.idle_shares()
         self.metrics.update(over_groups(collected.statistics))
 
     def record_update(self, result: UpdateResult) -> None:
         self.metrics.update(result.metrics)
         for part, seconds in result.seconds.items():
             self.seconds[f"update_{part}"] = seconds
+        self.peak_bytes = result.peak_bytes
 
 
 class Tracker:
     """Writes one line per iteration and per evaluation. On resume, lines after the checkpoint are removed first."""
 
-    def __init__(
-        self, path: Path, console: Console, driver: DriverMetrics, learner: LearnerMetrics, workers: int
-    ) -> None:
+    def __init__(self, path: Path, console: Console, metrics: RunMetrics) -> None:
         self._path = path
         self._console = console
-        self._driver = driver
-        self._learner = learner
-        self._expected_workers = workers
-        self._workers: set[str] = set()
+        self._metrics = metrics
         self._named: set[str] = set()
         self._file: TextIO = path.open("a", encoding="utf-8")
 
@@ -104,7 +96,10 @@ class Tracker:
         record.seconds["step"] = time.perf_counter() - started
         self._keep_groups(Position(Stage(stage), iteration), record)
         self._write(stage, iteration, "train", record.metrics, record.seconds)
-        self._export(stage, iteration, record)
+        self._metrics.iteration_finished(stage, iteration, record.metrics, record.seconds)
+        self._metrics.spreads(record.spreads)
+        self._metrics.idle_shares(record.idle_shares)
+        self._metrics.learner_memory(record.peak_bytes)
         shown = {_grouped(name): value for name, value in record.metrics.items() if not name.startswith(GROUP_ERROR)}
         shown |= {f"seconds/{part}": value for part, value in record.seconds.items()}
         if record.images:
@@ -119,16 +114,14 @@ class Tracker:
     def evaluation(self, position: Position, policy: str, metrics: dict[str, float], seconds: float) -> None:
         """Record an evaluation of the student after `position.iteration` iterations."""
         self._write(position.stage, position.iteration, "evaluation", metrics, {"evaluation": seconds})
-        for name, value in metrics.items():
-            self._driver.evaluation.labels(policy=policy, metric=name).set(value)
+        self._metrics.evaluated(policy, metrics, seconds)
         self._console.keep({f"evaluation/{name}": value for name, value in metrics.items()})
         after = f"{policy} after {position.iteration} iterations of {position.stage}"
         self._console.message(f"{after}: {_listed(metrics)}  ({seconds:.0f} s)")
 
     def policy(self, policy: str, metrics: dict[str, float], seconds: float) -> None:
         """Show a policy of the final comparison (stored by `learner/driver/comparison.py`)."""
-        for name, value in metrics.items():
-            self._driver.evaluation.labels(policy=policy, metric=name).set(value)
+        self._metrics.evaluated(policy, metrics, seconds)
         self._console.message(f"{policy}: {_listed(metrics)}  ({seconds:.0f} s)")
 
     def totals(self) -> dict[str, float]:
@@ -141,8 +134,16 @@ class Tracker:
         return dict(totals)
 
     def alarm(self, detector: str) -> None:
-        """Count an alarm of the watchdog."""
-        self._driver.watchdog_alarms.labels(detector=detector).inc()
+        """The watchdog has raised an alarm."""
+        self._metrics.watchdog_alarm(detector)
+
+    def checkpoint(self, folder: Path) -> None:
+        """A checkpoint was written."""
+        self._metrics.checkpoint_written(folder)
+
+    def paused(self, paused: bool) -> None:
+        """The run is paused on request, or continues."""
+        self._metrics.paused(paused)
 
     def message(self, text: str) -> None:
         self._console.message(text)
@@ -194,41 +195,6 @@ class Tracker:
                     f"iteration {iteration}: the term {name.removeprefix(f'{SIGNAL_NORM}/')} is "
                     f"{norm / sum(norms.values()):.2%} of the student's gradient: raise its weight, or switch it off"
                 )
-
-    def _export(self, stage: str, iteration: int, record: StepRecord) -> None:
-        self._driver.iteration.labels(stage=stage).set(iteration + 1)
-        if stage == Stage.ALIGNMENT:
-            self._driver.policy_version.set(iteration)
-        self._export_workers(record)
-        for part, seconds in record.seconds.items():
-            self._driver.stage_seconds.labels(part=part).inc(seconds)
-        for cause, count in record.dropped.items():
-            self._driver.dropped_groups.labels(cause=cause).inc(count)
-        for cause, count in record.renormalised.items():
-            self._driver.renormalised_groups.labels(cause=cause).inc(count)
-        for name, value in record.metrics.items():
-            kind, _, rest = name.partition("/")
-            if kind == "reward":
-                self._driver.reward.labels(reward=rest).set(value)
-            elif kind == LEFT_OUT_GRADIENTS:
-                self._driver.left_out_gradients.labels(cause=rest).inc(value)
-            elif kind not in NOT_EXPORTED:
-                self._learner.loss.labels(loss=name).set(value)
-        self._learner.updates.labels(network="fake").inc()
-        if "student_gradient_norm" in record.metrics:
-            self._learner.updates.labels(network="student").inc()
-
-    def _export_workers(self, record: StepRecord) -> None:
-        for worker, images in record.images.items():
-            if worker not in self._workers and len(self._workers) >= self._expected_workers:
-                self._driver.worker_restarts.inc()
-            self._workers.add(worker)
-            self._driver.images.labels(worker=worker).inc(images)
-        self._driver.worker_idle_share.clear()  # without those that are gone
-        for worker, share in record.idle_shares.items():
-            self._driver.worker_idle_share.labels(worker=worker).set(share)
-        for group in record.refused:
-            self._driver.refused_groups.labels(fault=group.fault, worker=group.worker).inc()
 
 
 def over_groups(groups: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -1,146 +1,239 @@
-"""Prometheus metrics: every name is defined once, and the objects of each process are built in one place.
+"""The driver's Prometheus metrics: one method for each thing that happens. Each sets its metrics at once.
 
-Names are constants because dashboards and alerts quote them. Each process builds its own set on its own registry.
-Histograms and counters come from prometheus_client (Ray's own metric sums are bucket midpoints).
+Names, labels and meanings are in `common/metrics/driver.py`. Counters and histograms come from prometheus_client: the
+sums of Ray's own histograms are bucket midpoints.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from threading import Thread
-from typing import Self
-from wsgiref.simple_server import WSGIServer
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import fmean
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+from prometheus_client import CollectorRegistry
 
-from common.errors import ConfigError
+from common.config.run import Config
+from common.errors import RtdmdError
+from common.group_ends import GroupFault
+from common.metrics import driver as catalogue
+from common.metrics.keys import located
+from common.metrics.metric_set import MetricSet
+from common.metrics.spec import Kind
+from common.rewards.breaker import BreakerState
+from common.types import ProcessPlace, RewardHealth, RolloutOutcome, Stage
+from learner.metric_names import DROPPED_GROUPS, RENORMALISED_GROUPS
 
-ITERATION = "rtdmd_iteration"
-STAGE_SECONDS_TOTAL = "rtdmd_stage_seconds_total"
-REWARD = "rtdmd_reward"
-EVALUATION = "rtdmd_evaluation"
-IMAGES_TOTAL = "rtdmd_images_total"
-DROPPED_GROUPS_TOTAL = "rtdmd_dropped_groups_total"
-REFUSED_GROUPS_TOTAL = "rtdmd_refused_groups_total"
-RENORMALISED_GROUPS_TOTAL = "rtdmd_renormalised_groups_total"
-LEFT_OUT_GRADIENTS_TOTAL = "rtdmd_left_out_gradients_total"
-WORKER_RESTARTS_TOTAL = "rtdmd_worker_restarts_total"
-WORKER_IDLE_SHARE = "rtdmd_worker_idle_share"
-POLICY_VERSION = "rtdmd_policy_version"
-LOSS = "rtdmd_loss"
-WATCHDOG_ALARMS_TOTAL = "rtdmd_watchdog_alarms_total"
-NETWORK_UPDATES_TOTAL = "rtdmd_network_updates_total"
-
-
-@dataclass(frozen=True)
-class DriverMetrics:
-    """Metrics of the driver: progress, time, rewards and losses of data."""
-
-    iteration: Gauge
-    stage_seconds: Counter
-    reward: Gauge
-    evaluation: Gauge
-    images: Counter
-    dropped_groups: Counter
-    refused_groups: Counter
-    renormalised_groups: Counter
-    left_out_gradients: Counter
-    worker_restarts: Counter
-    worker_idle_share: Gauge
-    policy_version: Gauge
-    watchdog_alarms: Counter
-
-    @classmethod
-    def build(cls, registry: CollectorRegistry) -> Self:
-        return cls(
-            iteration=Gauge(ITERATION, "Iterations finished, by training stage.", ["stage"], registry=registry),
-            stage_seconds=Counter(
-                STAGE_SECONDS_TOTAL, "Seconds spent, by part of an iteration.", ["part"], registry=registry
-            ),
-            reward=Gauge(REWARD, "Mean reward of the newest iteration, by reward.", ["reward"], registry=registry),
-            evaluation=Gauge(
-                EVALUATION, "Newest evaluation, by policy and metric.", ["policy", "metric"], registry=registry
-            ),
-            images=Counter(IMAGES_TOTAL, "Images sampled for training, by worker.", ["worker"], registry=registry),
-            dropped_groups=Counter(
-                DROPPED_GROUPS_TOTAL, "Groups dropped whole, by cause.", ["cause"], registry=registry
-            ),
-            refused_groups=Counter(
-                REFUSED_GROUPS_TOTAL,
-                "Groups that the learner refused, by fault and by the worker that sampled them.",
-                ["fault", "worker"],
-                registry=registry,
-            ),
-            renormalised_groups=Counter(
-                RENORMALISED_GROUPS_TOTAL,
-                "Groups trained without a reward that was out, by reward and cause.",
-                ["cause"],
-                registry=registry,
-            ),
-            left_out_gradients=Counter(
-                LEFT_OUT_GRADIENTS_TOTAL,
-                "Samples trained without the gradient of a reward that was out, by reward and cause.",
-                ["cause"],
-                registry=registry,
-            ),
-            worker_restarts=Counter(
-                WORKER_RESTARTS_TOTAL, "Workers that took the place of a dead one.", registry=registry
-            ),
-            worker_idle_share=Gauge(
-                WORKER_IDLE_SHARE,
-                "Part of the newest iteration in which a worker's model was idle, by worker.",
-                ["worker"],
-                registry=registry,
-            ),
-            policy_version=Gauge(POLICY_VERSION, "Newest published policy version.", registry=registry),
-            watchdog_alarms=Counter(
-                WATCHDOG_ALARMS_TOTAL, "Alarms of the watchdog, by detector.", ["detector"], registry=registry
-            ),
-        )
+STATES = ("ready", "unhealthy", "loading", "missing")
+"""The states of a place for a worker."""
+OUTCOMES = ("scored", "renormalised", "retried", "dropped")
+ENDINGS = ("AttestationError", "LearnerError", "RewardOutage", "TrainingError", "WeightUpdateError", "WorkerError")
+"""Errors that are shown as 0 before they happen."""
+COUNTED = (DROPPED_GROUPS, RENORMALISED_GROUPS)
+"""Keys that `group_finished` has counted when the iteration ends."""
 
 
-@dataclass(frozen=True)
-class LearnerMetrics:
-    """Metrics of the learner: losses and updates."""
+class RunMetrics:
+    """The metrics of a run. Every method may be called from any thread.
 
-    loss: Gauge
-    updates: Counter
-
-    @classmethod
-    def build(cls, registry: CollectorRegistry) -> Self:
-        return cls(
-            loss=Gauge(LOSS, "Newest value, by loss.", ["loss"], registry=registry),
-            updates=Counter(
-                NETWORK_UPDATES_TOTAL, "Optimizer steps, by network (student, fake).", ["network"], registry=registry
-            ),
-        )
-
-
-@dataclass(frozen=True)
-class MetricsServer:
-    """A running /metrics endpoint."""
-
-    port: int
-    _server: WSGIServer
-    _thread: Thread
-
-    def close(self) -> None:
-        """Stop serving and free the port."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(timeout=5)
-
-
-def serve(port: int, registry: CollectorRegistry, host: str = "127.0.0.1") -> MetricsServer:
-    """Serve a registry on host:port (loopback by default); port 0 picks a free one, which the result names.
-
-    Raises:
-        ConfigError: the port is taken or not permitted.
+    Args:
+        run: value of the label `run`: the name of the run.
+        clock: seconds since 1970.
     """
-    try:
-        server, thread = start_http_server(port, addr=host, registry=registry)
-    except OSError as error:
-        raise ConfigError(
-            f"metrics.port = {port}: cannot listen on {host}:{port} ({error.strerror}): choose another, or 0 for any"
-        ) from error
-    return MetricsServer(server.server_port, server, thread)
+
+    def __init__(self, registry: CollectorRegistry, run: str, clock: Callable[[], float] = time.time) -> None:
+        self.registry = registry
+        self._set = MetricSet(catalogue.DRIVER_METRICS, registry, run)
+        self._clock = clock
+        self._health: dict[ProcessPlace, Mapping[str, RewardHealth]] = {}
+        self._held: Counter[str] = Counter()
+        self._connections: Counter[tuple[str, str]] = Counter()
+        self._worker_peak_bytes = 0
+        self.paused(False)
+        self._set.counter(catalogue.WORKER_RESTARTS)
+        self._set.counter(catalogue.IMAGES)
+        for outcome in OUTCOMES:
+            self._set.counter(catalogue.GROUPS, outcome)
+        for error in ENDINGS:
+            self._set.counter(catalogue.FAILURES, error)
+
+    def configured(self, config: Config, run_dir: Path) -> None:
+        """Set what does not change, and watch the driver's machine."""
+        for stage, planned in (
+            (Stage.COLD_START, config.cold_start.iterations),
+            (Stage.ALIGNMENT, config.alignment.iterations),
+        ):
+            self._set.gauge(catalogue.ITERATIONS_PLANNED, stage).set(planned)
+        self._set.gauge(catalogue.WORKERS_WANTED).set(config.workers.least)
+        self._set.gauge(catalogue.MAX_STALENESS).set(config.alignment.max_staleness)
+        self._set.gauge(catalogue.GPUS, "learner").set(config.learner.ranks * config.learner.num_gpus)
+        self._set.gauge(catalogue.GPUS, "workers").set(config.workers.most * config.workers.num_gpus)
+        for reward in config.rewards:
+            self._set.gauge(catalogue.REWARD_WEIGHT, reward.name).set(reward.weight if reward.trained else 0.0)
+            self._set.gauge(catalogue.REWARD_HELD, reward.name).set(0)
+            if reward.url == "local":
+                self._set.counter(catalogue.REWARD_SERVER_RESTARTS, reward.name)
+        import psutil  # of the trainer's libraries, which the records do without
+
+        self._set.gauge(catalogue.MEMORY).set(psutil.virtual_memory().total)
+        self._set.gauge(catalogue.MEMORY_AVAILABLE).set_function(lambda: psutil.virtual_memory().available)
+        self._set.gauge(catalogue.DISK).set(shutil.disk_usage(_existing(run_dir)).total)
+        self._set.gauge(catalogue.DISK_FREE).set_function(lambda: shutil.disk_usage(_existing(run_dir)).free)
+
+    def progressed(self) -> None:
+        """Something has finished."""
+        self._set.gauge(catalogue.PROGRESS_TIMESTAMP).set(self._clock())
+
+    def paused(self, paused: bool) -> None:
+        self._set.gauge(catalogue.PAUSED).set(paused)
+        self.progressed()
+
+    def failed(self, error: BaseException) -> None:
+        """The run ends with this error."""
+        name = type(error).__name__ if isinstance(error, RtdmdError) else "other"
+        self._set.counter(catalogue.FAILURES, name).inc()
+
+    # workers
+
+    def workers(self, states: Mapping[str, int]) -> None:
+        """The number of places for workers in each state, `STATES`; those that are not named are 0."""
+        for state in STATES:
+            self._set.gauge(catalogue.WORKERS, state).set(states.get(state, 0))
+
+    def worker_replaced(self) -> None:
+        self._set.counter(catalogue.WORKER_RESTARTS).inc()
+
+    def worker_rests(self, place: ProcessPlace) -> None:
+        """A worker has no call, or is gone: forget its view of the rewards, which it no longer renews."""
+        if place in self._health:
+            self._renew(place, {})
+            del self._health[place]
+
+    def worker_reported(self, place: ProcessPlace, rewards: Mapping[str, RewardHealth], peak_bytes: int) -> None:
+        """A worker's view of its rewards, and its peak memory."""
+        self._worker_peak_bytes = max(self._worker_peak_bytes, peak_bytes)
+        self._set.gauge(catalogue.PEAK_MEMORY, "workers").set(self._worker_peak_bytes)
+        self._renew(place, rewards)
+
+    def _renew(self, place: ProcessPlace, rewards: Mapping[str, RewardHealth]) -> None:
+        """Put a worker's view in the place of its last one. The sums change by the difference: workers may be many."""
+        last = self._health.get(place, {})
+        for sign, view in ((-1, last), (1, rewards)):
+            for name, health in view.items():
+                self._held[name] += sign * health.held
+                for state, count in health.connections.items():
+                    self._connections[name, state] += sign * count
+        self._health[place] = rewards
+        for name in {*last, *rewards}:
+            self._set.gauge(catalogue.REWARD_HELD, name).set(self._held[name])
+            for state in BreakerState:
+                self._set.gauge(catalogue.REWARD_CONNECTIONS, name, state).set(self._connections[name, state])
+
+    def server_restarted(self, reward: str) -> None:
+        self._set.counter(catalogue.REWARD_SERVER_RESTARTS, reward).inc()
+
+    # groups
+
+    def group_finished(
+        self,
+        outcome: RolloutOutcome,
+        group_size: int,
+        iteration: int,
+        *,
+        retried: bool,
+        fault: GroupFault | None = None,
+    ) -> None:
+        """A group was sampled for an iteration. `retried`: it is sampled once more; `fault`: the learner refused it."""
+        self.progressed()
+        for part, seconds in outcome.seconds.items():
+            self._set.counter(catalogue.WORKER_SECONDS, part).inc(max(0.0, seconds))
+        if "weights" in outcome.seconds:
+            self._set.gauge(catalogue.APPLY_SECONDS).set(outcome.seconds["weights"])
+        for name, seconds in outcome.reward_seconds.items():
+            self._set.histogram(catalogue.REWARD_SECONDS, name).observe(seconds)
+        failed = outcome.failure is not None or fault is not None
+        self._set.counter(catalogue.GROUPS, _outcome(outcome, failed=failed, retried=retried)).inc()
+        if fault is not None:
+            self._set.counter(catalogue.REFUSED_GROUPS, fault).inc()
+        if not failed:
+            self._set.gauge(catalogue.STALENESS).set(iteration - outcome.version.number)
+            self._set.gauge(catalogue.POLICY_VERSION).set(outcome.version.number)
+            self._set.counter(catalogue.IMAGES).inc(group_size)
+            for left_out in outcome.left_out:
+                self._set.counter(catalogue.RENORMALISED_GROUPS, left_out.reward, left_out.cause).inc()
+        elif not retried:
+            cause = (
+                ("infra", str(fault)) if outcome.failure is None else (outcome.failure.reward, outcome.failure.cause)
+            )
+            self._set.counter(catalogue.DROPPED_GROUPS, *cause).inc()
+
+    def spreads(self, spreads: Mapping[str, list[float]]) -> None:
+        """Each reward's standard deviations within the groups of an iteration."""
+        for name, values in spreads.items():
+            self._set.gauge(catalogue.REWARD_SPREAD, name).set(fmean(values))
+
+    def idle_shares(self, shares: Mapping[str, float]) -> None:
+        """Worker -> the part of an iteration in which its model was idle."""
+        if shares:
+            self._set.gauge(catalogue.WORKER_IDLE).set(fmean(shares.values()))
+
+    # iterations
+
+    def iteration_finished(
+        self, stage: str, iteration: int, metrics: Mapping[str, float], seconds: Mapping[str, float]
+    ) -> None:
+        """The content of a line of `metrics.jsonl`. What was counted when it happened is not counted again."""
+        self.progressed()
+        self._set.gauge(catalogue.ITERATION, stage).set(iteration + 1)
+        self._set.gauge(catalogue.ITERATION_SECONDS, stage).set(seconds["step"])
+        for name, value in metrics.items():
+            if name.partition("/")[0] not in COUNTED:
+                self._record(name, value)
+        for part, value in seconds.items():
+            if not part.startswith("worker_"):
+                self._set.counter(catalogue.PART_SECONDS, part).inc(max(0.0, value))
+        if "update_publish" in seconds:
+            self._set.gauge(catalogue.PUBLISH_SECONDS).set(seconds["update_publish"])
+        for network, norm in (("student", "student_gradient_norm"), ("fake_score", "fake_gradient_norm")):
+            if norm in metrics:
+                self._set.counter(catalogue.UPDATES, network).inc()
+
+    def _record(self, key: str, value: float) -> None:
+        spec, labels = located(key)
+        if spec.kind is Kind.COUNTER:
+            self._set.counter(spec, *labels).inc(value)
+        else:
+            self._set.gauge(spec, *labels).set(value)
+
+    def learner_memory(self, peak_bytes: int) -> None:
+        """Peak memory of the learner's rank 0."""
+        self._set.gauge(catalogue.PEAK_MEMORY, "learner").set(peak_bytes)
+
+    def evaluated(self, policy: str, metrics: Mapping[str, float], seconds: float) -> None:
+        self.progressed()
+        self._set.counter(catalogue.PART_SECONDS, "evaluation").inc(seconds)
+        for name, value in metrics.items():
+            self._set.gauge(catalogue.EVALUATION, policy, name).set(value)
+
+    def watchdog_alarm(self, detector: str) -> None:
+        """The watchdog has found signs of reward hacking."""
+        self._set.counter(catalogue.WATCHDOG_ALARMS, detector).inc()
+
+    def checkpoint_written(self, folder: Path) -> None:
+        self.progressed()
+        self._set.gauge(catalogue.CHECKPOINT_TIMESTAMP).set(self._clock())
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        self._set.gauge(catalogue.CHECKPOINT_BYTES).set(size)
+
+
+def _outcome(outcome: RolloutOutcome, *, failed: bool, retried: bool) -> str:
+    if failed:
+        return "retried" if retried else "dropped"
+    return "renormalised" if outcome.left_out else "scored"
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(one for one in (folder, *folder.absolute().parents) if one.exists())

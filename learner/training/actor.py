@@ -82,7 +82,7 @@ class Learner:
         """Run one iteration of stage 1."""
         pending = [other.cold_start.remote(iteration) for other in self._others]
         totals = _all_ranks(lambda: self._own.cold_start(iteration), pending)
-        return UpdateResult(Totals.merged(totals).values(), {})
+        return UpdateResult(Totals.merged(totals).values(), {}, peak_bytes=self._own.peak_bytes())
 
     def begin_alignment(self) -> None:
         """Freeze stage 1's averaged student and fake score, and add a fresh adapter to each."""
@@ -113,7 +113,8 @@ class Learner:
         updates = _all_ranks(lambda: self._own.align(groups), pending)
         metrics = Totals.merged([update.totals for update in updates]).values()
         first = updates[0]
-        return UpdateResult(metrics, {**first.seconds, "publish": self._publish_seconds}, first.trained)
+        seconds = {**first.seconds, "publish": self._publish_seconds}
+        return UpdateResult(metrics, seconds, first.trained, self._own.peak_bytes())
 
     def publish(self, number: int, *, averaged: bool) -> PublishedWeights:
         """The student's weights as version `number`: the trained ones, or their moving average for evaluation."""
@@ -159,8 +160,8 @@ class Learner:
         return _all_ranks(lambda: self._own.restore(directory, settings), pending)[0]
 
     def peak_gib(self) -> float:
-        """Peak memory of rank 0, see `LearnerRank.peak_gib`."""
-        return self._own.peak_gib()
+        """Peak memory of rank 0 in GiB, see `LearnerRank.peak_bytes`."""
+        return self._own.peak_bytes() / 2**30
 
     def export(self, directory: Path) -> None:
         """Write the averaged student as a LoRA in diffusers' format, see `learner.training.lora_file.write_lora`."""

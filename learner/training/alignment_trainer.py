@@ -25,7 +25,8 @@ from common import seeding
 from common.backbones.device.transfer import wait_for
 from common.config.stages import AlignmentConfig
 from common.errors import AttestationError
-from common.types import Prompt, ScoredGroup, TrainedSamples, TrajectoryGroup
+from common.kept_groups import TrainedSamples
+from common.types import Prompt, ScoredGroup, TrajectoryGroup
 from learner.metric_names import EFFECTIVE_SAMPLES, LEFT_OUT_GRADIENTS, SURROGATE_GAP
 from learner.objectives.advantage import renormalised_group_advantages, zero_spread_fraction
 from learner.objectives.loss import Loss, renormalised_weights

@@ -6,7 +6,6 @@ The ranks' shares meet in `learner/training/ranks.py`. `learner/training/actor.p
 from __future__ import annotations
 
 import os
-import resource
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -26,6 +25,7 @@ from common.group_ends import GroupFault
 from common.process_log import report_to_driver
 from common.rewards.access import RewardAccess
 from common.sealed_group import SealedGroup
+from common.torch_device import peak_memory_bytes
 from common.types import Guidance, Position, Prompt, ScoredGroup, Stage
 from common.weights import Payload, PublishedWeights, attestation_velocity, frozen_weights, publish
 from common.wire import fingerprint, tensor_hashes
@@ -177,11 +177,9 @@ class LearnerRank:
         state: dict[str, Tensor] = self._networks.state()
         return fingerprint(tensor_hashes({name: value.cpu().numpy() for name, value in state.items()}))
 
-    def peak_gib(self) -> float:
-        """Peak memory of this rank: of its GPU, or without a GPU of the process."""
-        if self._backbone.device.type == "cuda":
-            return torch.cuda.max_memory_allocated() / 2**30
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    def peak_bytes(self) -> int:
+        """Peak memory of this rank, see `peak_memory_bytes`."""
+        return peak_memory_bytes(self._backbone.device)
 
     def export(self, directory: Path) -> None:
         """Write the averaged student with `learner.training.lora_file.write_lora`. One rank only."""

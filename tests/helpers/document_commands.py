@@ -26,8 +26,10 @@ SUBMITTED = re.compile(r"\S*\s*ray job submit .* -- (?=python )")
 OPERATORS = ("&&", "|", ">", ";")
 WITHOUT_OPTIONS = (
     "benchmarks.ocr_reading",
+    "deploy.grafana.dashboards",
     "learner.preflight.configuration_page",
     "learner.preflight.preset_tables",
+    "learner.records.metrics_page",
 )
 """Modules without a parser."""
 NOT_OURS = ("pip", "venv", "http.server")

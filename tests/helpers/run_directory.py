@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from common.types import GroupPicture, Position, Stage, TrainedSamples
+from common.kept_groups import GroupPicture, TrainedSamples
+from common.types import Position, Stage
 from learner.preflight.command_line import parse
 from learner.preflight.run_file import dump_config
 from learner.records.group_files import write_groups

@@ -12,17 +12,9 @@ import ray
 from ray.actor import ActorHandle
 
 from common.group_ends import GroupFault
+from common.heartbeat import Heartbeat
 from common.sealed_group import SealedGroup
-from common.types import (
-    Heartbeat,
-    PolicyVersion,
-    ProcessPlace,
-    Prompt,
-    RolloutOutcome,
-    ScoredGroup,
-    StepPlan,
-    TrajectoryGroup,
-)
+from common.types import PolicyVersion, ProcessPlace, Prompt, RolloutOutcome, ScoredGroup, StepPlan, TrajectoryGroup
 from learner.driver.call_queue import CALLS_PER_WORKER
 from learner.driver.worker_pool import HEALTH
 from rollout_workers.progress import Progress

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import ray
 
-from common.types import Heartbeat, ProcessPlace
+from common.heartbeat import Heartbeat
+from common.types import ProcessPlace
 from learner.driver.call_queue import CALLS_PER_WORKER, Call
 from learner.driver.worker_pool import HEALTH
 from rollout_workers.progress import Progress

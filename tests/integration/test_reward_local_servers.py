@@ -135,7 +135,8 @@ def test_a_death_is_noticed(tmp_path: Path) -> None:
 
 def test_a_dead_server_is_started_again_at_its_port_and_not_for_ever(tmp_path: Path) -> None:
     said: list[str] = []
-    with LocalServers([BRIGHTNESS], tmp_path, say=said.append) as servers:
+    restarted: list[str] = []
+    with LocalServers([BRIGHTNESS], tmp_path, say=said.append, restarted=restarted.append) as servers:
         servers.keep_up()
         url, first = servers.urls["brightness"], servers._processes["brightness"]
         for death in range(RESTARTS):
@@ -143,6 +144,7 @@ def test_a_dead_server_is_started_again_at_its_port_and_not_for_ever(tmp_path: P
             servers.keep_up({"another"})
             wait_until(lambda: not gone(url), "the server to answer again")
             assert len(said) == death + 1
+        assert restarted == ["brightness"] * RESTARTS
         assert said[0] == "the local reward server brightness ended with exit status -9: it is started again"
         assert servers._processes["brightness"].pid != first.pid
         kill(servers)

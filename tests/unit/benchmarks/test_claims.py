@@ -26,7 +26,7 @@ def test_a_single_seed_has_the_error_of_its_prompts() -> None:
     assert difference([[0.0, 2.0]], [[0.0, 0.0]]).error == pytest.approx(1.0)
 
 
-def result(gold: list[list[float]], cpu_seconds: float = 60.0) -> dict[str, Any]:
+def result(gold: list[list[float]], cpu_seconds: float | None = 60.0) -> dict[str, Any]:
     record = {"metrics": {"gold": 0.0, "diversity": 0.0}, "diversity": [0.5] * len(gold)}
     return {
         "cpu_seconds": cpu_seconds,
@@ -58,6 +58,8 @@ def test_the_tables_by_hand() -> None:
         "| plain | cold_start | 0 1 | 0.312 ± 0.442 | 0.500 ± 0.000 | 1.0 |",
         "| other | cold_start | 0 | 1.000 | 0.500 | 1.5 |",
     ]
+    unknown = {"plain": {0: result([[1.0]], cpu_seconds=None)}}
+    assert final_table(unknown).splitlines()[2].endswith("| unknown |")
     assert curve_table(RESULTS).splitlines()[2:] == [
         "| plain | cold_start | 50 | 0.000 ± 0.000 | 0.250 ± 0.000 |",
         "| other | cold_start | 50 | 1.000 | 0.250 |",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from common.types import StepAtWork
+from common.heartbeat import StepAtWork
 from rollout_workers.progress import STEP_LIMIT_S, Progress
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -17,10 +17,11 @@ from common.errors import (
     RewardUnavailable,
 )
 from common.rewards.api import FloatArray, ScoreRequest
+from common.rewards.breaker import BreakerState
 from common.rewards.client import RewardClient, ScoreQuestion
 from common.rewards.control_request import ControlRequest
 from common.rewards.guard import Outage, RewardGuard
-from common.types import OutagePolicy
+from common.types import OutagePolicy, RewardHealth
 from tests.helpers.fake_reward_server import Time
 
 IMAGES = np.zeros((2, 4, 4, 3), np.uint8)
@@ -51,13 +52,19 @@ class Client(RewardClient):
         self.asked: list[tuple[str, bool]] = []
         self.controls: list[tuple[str, ControlRequest, str | None]] = []
         self.answers_controls = True
+        self.watch: Callable[[], None] = lambda: None
 
     def seconds_to_probe(self, name: str) -> float:
         return 0.5
 
+    def states(self, name: str) -> dict[str, BreakerState]:
+        return {SERVER: BreakerState.OPEN if name == "hps" else BreakerState.CLOSED}
+
     def score_one(self, name: str, question: ScoreQuestion, *, again: bool = False) -> FloatArray:
         count = len(ScoreRequest.from_bytes(question.body).prompts)
         self.asked.append((name, again))
+        if name == "hps":
+            self.watch()
         if name == "hps" and self.failures:
             raise self.failures.pop(0)
         return np.full(count, 2 if name == "hps" else 1, np.float32)
@@ -185,3 +192,24 @@ def test_an_evaluation_goes_on_without_what_a_reward_fails_at_alone() -> None:
     guard, time = guarded(Client([RAISED]), OutagePolicy.PAUSE)
     assert list(guard.score_all(IMAGES, PROMPTS, [])) == ["pick"]
     assert time.now == 0
+
+
+def test_health_has_the_states_of_all_servers_and_what_is_held_now() -> None:
+    """A look at it during the outage, from the clock that the pause reads."""
+    client = Client([DOWN] * 2)
+    guard, _ = guarded(client, OutagePolicy.PAUSE)
+    seen: list[int] = []
+    client.watch = lambda: seen.append(guard.health()["hps"].held)
+    answers = guard.score(IMAGES, PROMPTS, [], ["hps", "pick"])
+    assert seen == [0, 1, 1]
+    health = guard.health()
+    assert health["hps"] == RewardHealth({"closed": 0, "open": 1, "half_open": 0}, 0)
+    assert health["pick"] == RewardHealth({"closed": 1, "open": 0, "half_open": 0}, 0)
+    assert answers.seconds == {"hps": answers.held_s, "pick": 0.0}
+
+
+def test_a_pause_that_ends_the_run_is_not_held_any_more() -> None:
+    guard, _ = guarded(Client([DOWN] * 1000), OutagePolicy.PAUSE, limit_s=10.0)
+    with pytest.raises(RewardOutage):
+        guard.score(IMAGES, PROMPTS, [], ["hps"])
+    assert guard.health()["hps"].held == 0

@@ -50,6 +50,9 @@ class Messages:
     def message(self, text: str) -> None:
         self.messages.append(text)
 
+    def paused(self, paused: bool) -> None:
+        self.messages.append("paused" if paused else "not paused")
+
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
@@ -97,7 +100,8 @@ def test_a_pause_lasts_until_it_is_taken_back_or_redis_is_lost(
     end: StoreError | None, tmp_path: Path, pauses: list[float]
 ) -> None:
     messages = asked(Control("pause", "pause", "pause", end), tmp_path)
-    assert messages == ["paused on request; delete rtdmd:run:test in Redis to continue", "continuing"]
+    told = "paused on request; delete rtdmd:run:test in Redis to continue"
+    assert messages == [told, "paused", "not paused", "continuing"]
     assert len(pauses) == 3
 
 

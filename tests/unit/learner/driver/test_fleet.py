@@ -54,3 +54,17 @@ def test_without_a_worker_and_without_a_start_there_is_no_hope() -> None:
     workers.start_due()
     with pytest.raises(WorkerError, match=r"workers\.restarts = 0\).*--resume; worker 2: out of memory"):
         workers.require_hope()
+
+
+def test_places_have_a_state_and_a_replacement_is_known() -> None:
+    workers, clock = fleet(places=3, restarts=1)
+    first, second, _ = workers.start_due()
+    assert workers.states(0.0) == {"loading": 3, "missing": 0}
+    first.process = second.process = ProcessPlace("node", "host", 7)
+    clock.now = 100.0
+    first.pulse.rested(clock.now)
+    assert workers.states(clock.now) == {"ready": 1, "unhealthy": 1, "loading": 1, "missing": 0}
+    workers.remove(second, "it died")
+    assert workers.states(clock.now) == {"ready": 1, "loading": 1, "missing": 1}
+    (third,) = workers.start_due()
+    assert (first.replaces, third.replaces) == (False, True)

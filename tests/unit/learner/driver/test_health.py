@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from common.types import Heartbeat, ProcessPlace, StepAtWork
+from common.heartbeat import Heartbeat, StepAtWork
+from common.types import ProcessPlace
 from learner.driver.health import ENDLESS, STALLED, Pulse
 
 PLACE = ProcessPlace("node", "host", 7)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from common.errors import AttestationError, RewardInvalid, RewardOutage
 from common.group_ends import DueGroup, GroupEnd, GroupFault, GroupOutcome, RefusedGroup
-from common.types import GroupPicture, PolicyVersion, Prompt, RolloutOutcome, ScoringFailure, StepPlan
+from common.kept_groups import GroupPicture
+from common.types import PolicyVersion, Prompt, RolloutOutcome, ScoringFailure, StepPlan
 from learner.driver.call_queue import Call
 from learner.driver.publisher import Publication
 from learner.driver.rollouts import GROUP_ATTEMPTS, Attest, Pictured, Rollouts
 from learner.driver.worker_pool import Finished
+from learner.records.prometheus import RunMetrics
 
 PROMPTS = [Prompt(index, f"prompt {index}") for index in (4, 2, 9)]
 TIMEOUT = ScoringFailure("hps", "timeout", "no answer within 1 s")
@@ -49,6 +52,7 @@ class FakePool:
     fails: Callable[[int, int, int], bool] = lambda *_: False
     failure: ScoringFailure = TIMEOUT
     left_out: tuple[ScoringFailure, ...] = ()
+    spreads: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.waiting: list[Call] = []
@@ -69,8 +73,16 @@ class FakePool:
         picture = None
         if FakeWorker.rollout.pictured[key.iteration, references[0][1]] and not failed:
             picture = GroupPicture(f"prompt {references[0][1]}", b"", ".png", {})
-        version = PolicyVersion(0, "x")
-        outcome = RolloutOutcome("here:1", version, seconds, failure, self.left_out, digest="seal", picture=picture)
+        outcome = RolloutOutcome(
+            "here:1",
+            PolicyVersion(0, "x"),
+            seconds,
+            failure,
+            self.left_out,
+            digest="seal",
+            picture=picture,
+            reward_spreads=self.spreads,
+        )
         return Finished(call.key, outcome, references)
 
 
@@ -251,3 +263,22 @@ def test_an_iteration_of_which_nothing_arrives_whole_ends_the_run_by_name() -> N
     attest, _ = refusing(*[(prompt.index, GroupFault.DAMAGED) for prompt in PROMPTS] * GROUP_ATTEMPTS)
     with pytest.raises(AttestationError, match=r"no group of iteration 7 .* of worker here:1, was damaged: .*--resume"):
         rollouts(FakePool(), 7, attest=attest).collect(7)
+
+
+def test_groups_are_counted_as_they_finish_and_spreads_are_kept() -> None:
+    metrics = RunMetrics(CollectorRegistry(), "test")
+    pool = FakePool(lambda _, index, attempt: index == 2 or (index == 9 and attempt == 1))
+    pool.spreads = {"hps": 0.5}
+    attest, _ = refusing((4, GroupFault.LOST), (4, GroupFault.LOST))
+    asked = Rollouts(pool, 4, attest, metrics=metrics)
+    asked.request(plan(3), PROMPTS, Publication("v3", "frozen"))
+    collected = asked.collect(3)
+
+    def count(name: str, **labels: str) -> float | None:
+        return metrics.registry.get_sample_value(f"rtdmd_{name}_total", {"run": "test", **labels})
+
+    outcomes = ("scored", "retried", "dropped")
+    assert [count("groups", outcome=outcome) for outcome in outcomes] == [1, 3, 2]
+    assert count("refused_groups", fault="lost") == 2
+    assert count("dropped_groups", reward="infra", cause="lost") == 1
+    assert collected.spreads == {"hps": [0.5]}

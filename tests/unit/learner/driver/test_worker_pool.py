@@ -9,25 +9,24 @@ from threading import Event
 from typing import Any
 
 import pytest
-from ray.exceptions import RayActorError, RayTaskError
+from prometheus_client import CollectorRegistry
+from ray.exceptions import RayActorError
 
 from common.errors import AttestationError, ConfigError, LearnerError, ModelError, RewardUnavailable, WorkerError
-from common.types import ProcessPlace
+from common.heartbeat import Heartbeat, StepAtWork
+from common.types import ProcessPlace, RewardHealth
 from learner.driver import worker_pool
 from learner.driver.call_queue import Call
 from learner.driver.calls import CALL_TIMEOUT_S
 from learner.driver.fleet import Fleet
 from learner.driver.worker_pool import WorkerPool
+from learner.records.prometheus import RunMetrics
 from tests.helpers.hand_clock import HandClock
+from tests.helpers.remote_errors import raised_remotely
+from tests.helpers.waiting import wait_until
 
 DEAD = RayActorError(error_msg="The actor died.\nThe process was killed: out of memory.")
 PLACE = ProcessPlace("node", "host", 0)
-
-
-def raised_remotely(cause: Exception) -> Exception:
-    """The exception that `ray.get` raises for a failed task: an instance of its cause's class too."""
-    error: Exception = RayTaskError("call", f"Traceback\n{cause}", cause, "title", 1, "ip").as_instanceof_cause()
-    return error
 
 
 class Reference:
@@ -58,8 +57,8 @@ class Method:
 class Handle:
     """A worker that answers as it is told."""
 
-    def __init__(self, ready: Any) -> None:
-        self.ready, self.heartbeat = Method(ready), Method(DEAD)
+    def __init__(self, ready: Any, heartbeat: Any = DEAD) -> None:
+        self.ready, self.heartbeat = Method(ready), Method(heartbeat)
 
 
 class NoMachines:
@@ -74,10 +73,14 @@ class NoMachines:
 
 
 @contextmanager
-def pool(ready: Any = ("base", PLACE), **more: Any) -> Iterator[WorkerPool]:
-    fleet = Fleet(lambda: Handle(ready), 2, 0, 5.0)  # type: ignore[arg-type,return-value]
+def pool(ready: Any = ("base", PLACE), heartbeat: Any = DEAD, restarts: int = 0, **more: Any) -> Iterator[WorkerPool]:
+    fleet = Fleet(lambda: Handle(ready, heartbeat), 2, restarts, 5.0)  # type: ignore[arg-type,return-value]
     with WorkerPool(fleet, NoMachines(), 5.0, **more) as started:
         yield started
+
+
+def value(metrics: RunMetrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(f"rtdmd_{name}", {"run": "test", **labels})
 
 
 def test_workers_end_with_the_pool_also_those_that_still_load() -> None:
@@ -159,3 +162,22 @@ def test_too_few_workers_end_the_start_with_what_to_check(monkeypatch: pytest.Mo
     monkeypatch.setattr(worker_pool, "CALL_TIMEOUT_S", 0.1)
     with pool(ready=Future()) as workers, pytest.raises(ConfigError, match="0 of 2 workers were ready in"):
         workers.admit("base", 2)
+
+
+def test_the_metrics_follow_the_workers() -> None:
+    """What a busy worker reports is shown; a lost worker is counted when another takes its place."""
+    metrics = RunMetrics(CollectorRegistry(), "test")
+    heartbeat = Heartbeat(
+        PLACE, (StepAtWork(1, "score", 60.0),), {"hps": RewardHealth({"closed": 0, "open": 1}, 1)}, 500
+    )
+    answer: Future[Any] = Future()
+    with pool(heartbeat=heartbeat, restarts=1, metrics=metrics) as workers:
+        workers.admit("base", 2)
+        wait_until(lambda: value(metrics, "workers", state="ready") == 2, "both workers to be shown")
+        workers.submit(call(answer))
+        wait_until(lambda: value(metrics, "reward_held_workers", reward="hps") == 1, "the held request to be shown")
+        assert value(metrics, "reward_connections", reward="hps", state="open") == 1
+        assert value(metrics, "peak_memory_bytes", process="workers") == 500
+        assert value(metrics, "worker_restarts_total") == 0
+        answer.set_exception(DEAD)
+        wait_until(lambda: (value(metrics, "worker_restarts_total") or 0) >= 1, "the restart to be counted")

@@ -15,12 +15,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from common.group_ends import GroupFault, RefusedGroup
-from common.types import Collected, Position, Stage, TrainedSamples, UpdateResult
-from learner.records import prometheus as metrics
+from common.kept_groups import TrainedSamples
+from common.types import Collected, Position, Stage, UpdateResult
 from learner.records.console import Console
 from learner.records.group_files import read_groups
 from learner.records.metrics_log import Tracker, cut_metrics, logged_until
-from learner.records.prometheus import DriverMetrics, LearnerMetrics
+from learner.records.prometheus import RunMetrics
 from tests.helpers.run_directory import picture
 
 
@@ -41,7 +41,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def tracker(path: Path, registry: CollectorRegistry) -> Iterator[Tracker]:
     with Console({}, "test", io.StringIO()) as console:
-        tracker = Tracker(path, console, DriverMetrics.build(registry), LearnerMetrics.build(registry), workers=2)
+        tracker = Tracker(path, console, RunMetrics(registry, "test"))
         yield tracker
         tracker.close()
 
@@ -57,7 +57,9 @@ def run(tracker: Tracker) -> None:
         collected = Collected(
             [], {"rollout": 1.5}, Counter({"hps:timeout": 2}), images=Counter({"host:1": 8, "host:2": 4})
         )
-        step.record(collected, UpdateResult({"reward/hps": 0.25, "student_gradient_norm": 1.0}, {"student": 2.0}))
+        collected.spreads["hps"] += [0.2, 0.4]
+        metrics = {"reward/hps": 0.25, "student_gradient_norm": 1.0}
+        step.record(collected, UpdateResult(metrics, {"student": 2.0}, peak_bytes=1000))
     tracker.evaluation(Position(Stage.ALIGNMENT, 1), "student", {"gold": 0.75}, 3.0)
 
 
@@ -65,7 +67,7 @@ def test_the_reason_of_dropped_groups_is_named_once(
     path: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Console({}, "test", io.StringIO()) as console:
-        tracker = Tracker(path, console, DriverMetrics.build(registry), LearnerMetrics.build(registry), workers=2)
+        tracker = Tracker(path, console, RunMetrics(registry, "test"))
         for iteration in range(3):
             with tracker.iteration("alignment", iteration) as step:
                 reasons = {"detector:request": "reward detector: no caption: 'a plane'"} if iteration else {}
@@ -81,7 +83,7 @@ def test_a_term_without_a_part_in_the_gradient_is_named_once(
     path: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Console({}, "test", io.StringIO()) as console:
-        tracker = Tracker(path, console, DriverMetrics.build(registry), LearnerMetrics.build(registry), workers=2)
+        tracker = Tracker(path, console, RunMetrics(registry, "test"))
         for iteration, policy in enumerate((0.02, 0.005, 0.005)):
             with tracker.iteration("alignment", iteration) as step:
                 step.record_update(UpdateResult({"signal_norm/policy": policy, "signal_norm/matching": 0.995}, {}))
@@ -144,26 +146,30 @@ def test_totals_sum_the_whole_run(tracker: Tracker) -> None:
 
 def test_prometheus_sees_the_same(tracker: Tracker, registry: CollectorRegistry) -> None:
     run(tracker)
-    expected = [
-        (metrics.REWARD, {"reward": "hps"}, 0.25),
-        (metrics.DROPPED_GROUPS_TOTAL, {"cause": "hps:timeout"}, 2),
-        (metrics.EVALUATION, {"policy": "student", "metric": "gold"}, 0.75),
-        (metrics.ITERATION, {"stage": "alignment"}, 1),
-        (metrics.POLICY_VERSION, {}, 0),
-        (metrics.IMAGES_TOTAL, {"worker": "host:2"}, 4),
-        (metrics.WORKER_RESTARTS_TOTAL, {}, 0),
-        (metrics.LOSS, {"loss": "student_gradient_norm"}, 1.0),
-        (metrics.NETWORK_UPDATES_TOTAL, {"network": "fake"}, 3),
-        (metrics.NETWORK_UPDATES_TOTAL, {"network": "student"}, 1),
+    expected: list[tuple[str, dict[str, str], float]] = [
+        ("reward", {"reward": "hps"}, 0.25),
+        ("evaluation", {"policy": "student", "metric": "gold"}, 0.75),
+        ("iteration", {"stage": "cold_start"}, 2),
+        ("iteration", {"stage": "alignment"}, 1),
+        ("gradient_norm", {"network": "student"}, 1.0),
+        ("fake_score_loss", {}, 0.5),
+        ("part_seconds_total", {"part": "update_student"}, 2.0),
+        ("part_seconds_total", {"part": "evaluation"}, 3.0),
+        ("updates_total", {"network": "student"}, 1),
+        ("reward_spread", {"reward": "hps"}, 0.3),
+        ("peak_memory_bytes", {"process": "learner"}, 1000),
     ]
     for name, labels, value in expected:
-        assert registry.get_sample_value(name, labels) == value, name
+        assert registry.get_sample_value(f"rtdmd_{name}", {"run": "test", **labels}) == pytest.approx(value), name
+    # `Rollouts` counts groups and the workers' seconds when each group finishes.
+    assert registry.get_sample_value("rtdmd_groups_total", {"run": "test", "outcome": "dropped"}) == 0
+    assert registry.get_sample_value("rtdmd_worker_seconds_total", {"run": "test", "part": "rollout"}) is None
 
 
 def test_refused_groups_are_named_and_idle_models_shown(path: Path, registry: CollectorRegistry) -> None:
     shown, refused = io.StringIO(), [RefusedGroup("host:1", GroupFault.DAMAGED)] * 2
-    with Console(10, "test", shown) as console:
-        tracker = Tracker(path, console, DriverMetrics.build(registry), LearnerMetrics.build(registry), workers=2)
+    with Console({}, "test", shown) as console:
+        tracker = Tracker(path, console, RunMetrics(registry, "test"))
         for idle in ({"host:1": 1.0, "host:2": 0.0}, {"host:2": 3.0}):
             with tracker.iteration("alignment", 4) as step:
                 step.record(
@@ -173,10 +179,7 @@ def test_refused_groups_are_named_and_idle_models_shown(path: Path, registry: Co
         tracker.close()
     text = " ".join(shown.getvalue().split())
     assert text.count("iteration 4: 2 groups of worker host:1 arrived damaged at the learner") == 1
-    labels = {"fault": "damaged", "worker": "host:1"}
-    assert registry.get_sample_value(metrics.REFUSED_GROUPS_TOTAL, labels) == 2
-    assert registry.get_sample_value(metrics.WORKER_IDLE_SHARE, {"worker": "host:2"}) == 0.75
-    assert registry.get_sample_value(metrics.WORKER_IDLE_SHARE, {"worker": "host:1"}) is None, "it is gone"
+    assert registry.get_sample_value("rtdmd_worker_idle_ratio", {"run": "test"}) == 0.75, "the first worker is gone"
     assert "refused" not in json.dumps([line["metrics"] for line in lines(path)])
 
 
@@ -193,28 +196,8 @@ def test_what_was_trained_without_a_reward_is_counted(
         "groups": 0.0,
         "renormalised_groups/hps:timeout": 3.0,
     }
-    assert registry.get_sample_value(metrics.RENORMALISED_GROUPS_TOTAL, {"cause": "hps:timeout"}) == 6
-    assert registry.get_sample_value(metrics.LEFT_OUT_GRADIENTS_TOTAL, {"cause": "hps:nan"}) == 32
-    # Counts are no losses.
-    assert not [sample for family in registry.collect() for sample in family.samples if sample.name == metrics.LOSS]
-
-
-def test_only_stage_2_has_a_policy_version(tracker: Tracker, registry: CollectorRegistry) -> None:
-    for stage, iteration in (("cold_start", 5), ("alignment", 3), ("cold_start", 6)):
-        with tracker.iteration(stage, iteration) as step:
-            step.record_update(UpdateResult({}, {}))
-        expected = 0 if iteration == 5 else 3
-        assert registry.get_sample_value(metrics.POLICY_VERSION) == expected
-
-
-def test_a_worker_beyond_the_expected_ones_took_the_place_of_a_dead_one(
-    tracker: Tracker, registry: CollectorRegistry
-) -> None:
-    run(tracker)
-    for worker in ("host:3", "host:3", "host:1"):
-        with tracker.iteration("alignment", 1) as step:
-            step.record(Collected([], images=Counter({worker: 4})), UpdateResult({}, {}))
-    assert registry.get_sample_value(metrics.WORKER_RESTARTS_TOTAL) == 1
+    labels = {"run": "test", "reward": "hps", "cause": "nan"}
+    assert registry.get_sample_value("rtdmd_left_out_gradients_total", labels) == 32
 
 
 # ── resuming ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -77,7 +77,7 @@ def test_a_fraction_trains_on_the_largest_advantages_alone(tiny_pipeline: Path) 
         for place, group in enumerate(groups):
             group.rewards_G["left"][:] = [1.0, 0.0, 0.0] if place == 0 else 0.0  # type: ignore[index]
             group.rewards_G["bright"][:] = 0.0  # type: ignore[index]
-        totals, _ = new_trainer(networks, settings).update(groups)
+        totals = new_trainer(networks, settings).update(groups).totals
         norms.append(totals.values()["student_gradient_norm"])
     # 6, 3 and 1 samples share a sum that hardly differs: only the first group's three have an advantage.
     assert norms[1] == pytest.approx(2 * norms[0], rel=1e-4)

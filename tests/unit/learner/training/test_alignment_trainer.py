@@ -60,7 +60,7 @@ def adapters(names: set[str]) -> set[str]:
 def test_two_updates_change_every_trainable_parameter_and_no_other(networks: Networks) -> None:
     trainer, before = alignment_trainer(networks), snapshot(networks.backbone)
     for iteration in range(2):
-        totals, seconds = trainer.update(scored_groups(networks.backbone, iteration))
+        totals, seconds, _ = trainer.update(scored_groups(networks.backbone, iteration))
         metrics = totals.values()
         assert all(math.isfinite(value) for value in metrics.values())
         assert all(value >= 0 for value in seconds.values())
@@ -72,7 +72,7 @@ def test_two_updates_change_every_trainable_parameter_and_no_other(networks: Net
 def test_metrics_tell_what_the_rewards_said(networks: Networks) -> None:
     groups = scored_groups(networks.backbone, 0)
     groups[0] = replace(groups[0], rewards_G={**groups[0].rewards_G, "left": np.zeros(3, np.float32)})
-    totals, seconds = alignment_trainer(networks).update(groups)
+    totals, seconds, _ = alignment_trainer(networks).update(groups)
     metrics = totals.values()
     for name in REWARDS:
         expected = np.mean([group.rewards_G[name] for group in groups])

@@ -51,7 +51,7 @@ def test_measuring_changes_no_gradient_and_finds_every_term(
         if recomputed:
             networks.backbone.enable_gradient_checkpointing()
         networks.begin_alignment(StageSettings.of(settings))
-        totals, _ = alignment_trainer(networks, settings).update(scored_groups(networks.backbone, 0, settings))
+        totals = alignment_trainer(networks, settings).update(scored_groups(networks.backbone, 0, settings)).totals
         moments.append(networks.student_optimizer.state())
         found[every] = {name: value for name, value in totals.values().items() if name.startswith("signal_")}
     assert moments[0].keys() == moments[1].keys()
