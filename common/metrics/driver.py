@@ -140,7 +140,7 @@ REFUSED_GROUPS = _counter(
     "refused_groups",
     "groups",
     "Groups that arrived damaged or wrong at the learner, by fault; the run's log names the worker.",
-    ("fault",),
+    ("cause",),
     needs_fault=True,
 )
 RENORMALISED_GROUPS = _counter(

@@ -19,7 +19,7 @@ from common.policies import SamplingSpec
 from common.rewards.access import RewardAccess
 from common.rewards.api import ByteArray, FloatArray, Metadata
 from common.rewards.guard import Answers, RewardGuard
-from common.types import Network, Prompt, ScoredGroup, StepPlan
+from common.types import Network, Prompt, RewardHealth, ScoredGroup, StepPlan
 from common.weights import PublishedWeights, publish
 from rollout_workers.actor import RolloutWorker, WorkerSettings
 from tests.helpers.tiny_pipeline import randomise
@@ -47,6 +47,9 @@ class TogetherGuard(RewardGuard):
         self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]
     ) -> dict[str, FloatArray]:
         return self.score(images_BHWC, prompts, metadata, ["bright"]).values
+
+    def health(self) -> dict[str, RewardHealth]:
+        return {}
 
 
 @dataclass(frozen=True)

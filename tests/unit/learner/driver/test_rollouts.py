@@ -279,6 +279,6 @@ def test_groups_are_counted_as_they_finish_and_spreads_are_kept() -> None:
 
     outcomes = ("scored", "retried", "dropped")
     assert [count("groups", outcome=outcome) for outcome in outcomes] == [1, 3, 2]
-    assert count("refused_groups", fault="lost") == 2
+    assert count("refused_groups", cause="lost") == 2
     assert count("dropped_groups", reward="infra", cause="lost") == 1
     assert collected.spreads == {"hps": [0.5]}

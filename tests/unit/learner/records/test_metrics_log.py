@@ -128,7 +128,7 @@ def test_statistics_of_groups_have_a_mean_and_an_error(tracker: Tracker, path: P
 
 def test_alarms_are_counted_by_detector(tracker: Tracker, registry: CollectorRegistry) -> None:
     tracker.alarm("grid")
-    assert registry.get_sample_value("rtdmd_watchdog_alarms_total", {"detector": "grid"}) == 1
+    assert registry.get_sample_value("rtdmd_watchdog_alarms_total", {"run": "test", "detector": "grid"}) == 1
 
 
 def test_a_failed_iteration_leaves_no_line(tracker: Tracker, path: Path) -> None:
