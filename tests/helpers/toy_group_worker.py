@@ -15,7 +15,6 @@ from common.group_ends import GroupFault
 from common.heartbeat import Heartbeat
 from common.sealed_group import SealedGroup
 from common.types import PolicyVersion, ProcessPlace, Prompt, RolloutOutcome, ScoredGroup, StepPlan, TrajectoryGroup
-from learner.driver.call_queue import CALLS_PER_WORKER
 from learner.driver.worker_pool import HEALTH
 from rollout_workers.progress import Progress
 
@@ -75,6 +74,6 @@ def _faulty(fault: GroupFault, sealed: SealedGroup) -> SealedGroup:
 
 
 def toy_group_workers(folder: Path, faults: Mapping[int, GroupFault], times: int) -> Callable[[], ActorHandle]:
-    """Starts a worker that takes one CPU."""
-    actor = ray.remote(num_cpus=1, max_concurrency=CALLS_PER_WORKER, concurrency_groups={HEALTH: 1})(ToyGroupWorker)
+    """Starts a worker that takes one CPU. It runs one call at a time, so that groups arrive in the order of prompts."""
+    actor = ray.remote(num_cpus=1, concurrency_groups={HEALTH: 1})(ToyGroupWorker)
     return lambda: actor.remote(folder, faults, times)

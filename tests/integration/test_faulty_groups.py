@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.exceptions import RayError
 
 from common.group_ends import DueGroup, GroupFault
 from common.sealed_group import SealedGroup
@@ -25,6 +26,7 @@ from learner.training.actor import Learner
 from learner.training.group_provenance import PublishedPolicies
 from learner.training.learner_rank import LearnerRank
 from tests.helpers.toy_group_worker import POLICY, toy_group, toy_group_workers
+from tests.helpers.waiting import wait_until
 
 UNHEALTHY_AFTER_S = 5.0
 
@@ -64,7 +66,16 @@ def lost_object() -> ray.ObjectRef:
     owner = Owner.remote()
     (reference,) = ray.get(owner.put.remote())
     ray.kill(owner)
+    wait_until(lambda: is_lost(reference), "the object to go")
     return reference
+
+
+def is_lost(reference: ray.ObjectRef) -> bool:
+    try:
+        ray.get(reference)
+    except RayError:
+        return True
+    return False
 
 
 def collected_with(folder: Path, faults: dict[int, GroupFault], times: int) -> Collected:
