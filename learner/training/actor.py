@@ -20,7 +20,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
 from common.config.run import Config
-from common.errors import AttestationError, RankError
+from common.errors import AttestationError, RankError, one_line
 from common.group_ends import DueGroup, GroupFault
 from common.rewards.access import RewardAccess
 from common.sealed_group import SealedGroup
@@ -93,9 +93,17 @@ class Learner:
         """Have every rank fetch a group (a list of one reference) and check it; None if it may be trained on.
 
         The driver calls it for each group when it is scored, so that the next update finds all of them here.
+
+        Raises:
+            RankError: another rank is gone.
         """
         pending = [other.fetch_whole.remote(group) for other in self._others]
-        faults = _all_ranks(lambda: self._own.fetch_whole(group), pending)
+        try:
+            faults = _all_ranks(lambda: self._own.fetch_whole(group), pending)
+        except RayActorError as error:
+            raise RankError(
+                f"a rank of the learner is gone ({one_line(error)}) while groups arrived: continue with --resume"
+            ) from error
         if any(faults):
             return next(filter(None, faults))
         return self._published.fault(ray.get(group[0]), due)
