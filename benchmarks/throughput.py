@@ -4,7 +4,8 @@
 
 rollout_ratio        images/s of the rollout actors, while they roll out, over images/s of a bare loop in one process
                      that has all the cores (sampling and decoding in both)
-orchestration_share  what is neither rollout, decoding, scoring, attesting weights nor update, as a part of a step
+orchestration_share  what is neither rollout, decoding, attesting weights nor update, as a part of a step: with it the
+                     scoring that no other group's sampling hides
 
 Runs a short real run (real Ray, real reward servers), then the bare loop, on the same machine. Prints one JSON object.
 """
@@ -87,10 +88,8 @@ def _short_run(arguments: argparse.Namespace, run_dir: Path) -> list[dict[str, f
 
 
 def _orchestration(seconds: dict[str, float], workers: int) -> float:
-    """The part of a step in which neither the workers (at their mean) nor the learner worked."""
-    sampling = (
-        sum(seconds[f"worker_{part}"] for part in ("weights", "rollout", "decode", "score", "statistics")) / workers
-    )
+    """The part of a step in which neither the workers' models (at their mean) nor the learner worked."""
+    sampling = sum(seconds[f"worker_{part}"] for part in ("weights", "rollout", "decode", "statistics")) / workers
     updating = sum(value for part, value in seconds.items() if part.startswith("update_"))
     return max(0.0, 1 - (sampling + updating) / seconds["step"])
 

@@ -67,7 +67,7 @@ class WeightUpdateError(RtdmdError):
 
 
 class AttestationError(WeightUpdateError):
-    """Weights were applied, but the receiver does not compute what the publisher computed."""
+    """Weights or groups are not what was sent, or a receiver does not compute what the sender computed."""
 
 
 class WorkerError(RtdmdError):

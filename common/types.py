@@ -33,6 +33,9 @@ from common.kept_groups import GroupPicture, TrainedSamples
 if TYPE_CHECKING:
     import ray
 
+    from common.group_ends import GroupEnd, RefusedGroup
+    from common.sealed_group import SealedGroup
+
 FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
 
@@ -248,8 +251,10 @@ class RolloutOutcome:
 
     Attributes:
         worker: host:pid, so that a restarted worker counts as a new one.
+        seconds: by part: weights, rollout and decode use the model; idle: the model's, just before; score; held.
         failure: why the group could not be scored; such a group is never trained on.
         left_out: rewards that the group is trained without, according to their outage policy.
+        digest: of the group as the worker sealed it; "" without a group.
         picture: None if it was not asked for.
         statistics: what the watchdog needs of the group, by name: of its images, and the agreement of its rewards.
         reward_seconds: reward -> seconds from the request to the scores; of the rewards that answered.
@@ -261,10 +266,16 @@ class RolloutOutcome:
     seconds: dict[str, float]
     failure: ScoringFailure | None = None
     left_out: tuple[ScoringFailure, ...] = ()
+    digest: str = ""
     picture: GroupPicture | None = None
     statistics: Mapping[str, float] = field(default_factory=dict)
     reward_seconds: Mapping[str, float] = field(default_factory=dict)
     reward_spreads: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def model_s(self) -> float:
+        """Seconds for which the call used its worker's model."""
+        return sum(self.seconds.get(part, 0.0) for part in ("weights", "rollout", "decode", "statistics"))
 
 
 @dataclass(frozen=True)
@@ -297,26 +308,6 @@ class RewardHealth:
 
 
 @dataclass(frozen=True)
-class Heartbeat:
-    """A process's answer to a ping.
-
-    Attributes:
-        steps: parts of its work begun and ended so far; it grows as long as the process gets on.
-        step: the part of work that it is in; "" between calls.
-        limit_s: seconds that this part may take.
-        rewards: its view of each reward.
-        peak_bytes: its peak memory, of its GPU if it has one.
-    """
-
-    place: ProcessPlace
-    steps: int
-    step: str
-    limit_s: float
-    rewards: Mapping[str, RewardHealth] = field(default_factory=dict)
-    peak_bytes: int = 0
-
-
-@dataclass(frozen=True)
 class EvaluatedPrompt:
     """One prompt's images under one policy, uint8 [G, H, W, C], every reward of each [G], and their diversity.
 
@@ -338,24 +329,36 @@ class Collected:
     Attributes:
         groups: references in the order of the prompts, dropped ones left out.
         seconds: worker seconds by part, summed over groups, including samplings without a result.
-        dropped: reward:cause -> number of groups dropped for it, over all samplings.
-        reasons: reward:cause -> the error of the last such group.
+        dropped: reward:cause, or infra:fault -> number of groups dropped for it, over all samplings.
+        reasons: by the same causes, the error of the last such group.
         renormalised: reward:cause -> number of groups trained without that reward.
         images: worker -> number of samples it contributed.
+        model_s, idle_s: worker -> seconds for which its model was used, and idle before.
+        refused: by the learner, over all samplings; most of these groups were sampled again.
+        ends: of every group, in the order of the prompts, once `groups` are trained.
         pictures: place in `groups` -> its picture, of the groups that have one.
         statistics: those of each group, see `RolloutOutcome`.
         spreads: reward -> its standard deviation within each group.
     """
 
-    groups: list[ray.ObjectRef[ScoredGroup]]
+    groups: list[ray.ObjectRef[SealedGroup]]
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     dropped: Counter[str] = field(default_factory=Counter)
     reasons: dict[str, str] = field(default_factory=dict)
     renormalised: Counter[str] = field(default_factory=Counter)
     images: Counter[str] = field(default_factory=Counter)
+    model_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    idle_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    refused: list[RefusedGroup] = field(default_factory=list)
+    ends: list[GroupEnd] = field(default_factory=list)
     spreads: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     pictures: dict[int, GroupPicture] = field(default_factory=dict)
     statistics: list[Mapping[str, float]] = field(default_factory=list)
+
+    def idle_shares(self) -> dict[str, float]:
+        """Worker -> the part of the time in which its model was idle: between groups, for scores or for new weights."""
+        total_s = {worker: idle_s + self.model_s[worker] for worker, idle_s in self.idle_s.items()}
+        return {worker: self.idle_s[worker] / seconds for worker, seconds in total_s.items() if seconds > 0}
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from common.rewards.guard import Outage
 from common.run_control import RunControl
 from common.types import PromptSets, Stage
 from common.urls import host_of
+from learner.driver.call_queue import CALLS_PER_WORKER
 from learner.driver.calls import CALL_TIMEOUT_S, answer, remote_reason
 from learner.driver.cluster import actor_environment, ray_cluster
 from learner.driver.comparison import PolicyRecords
@@ -335,6 +336,7 @@ def _workers(config: Config, access: RewardAccess, metrics: RunMetrics, watch: C
         num_gpus=config.workers.num_gpus,
         max_restarts=0,
         max_task_retries=0,
+        max_concurrency=CALLS_PER_WORKER,
         concurrency_groups={HEALTH: 1},
         runtime_env=actor_environment(),
     )(RolloutWorker)

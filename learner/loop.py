@@ -20,6 +20,7 @@ from ray.actor import ActorHandle
 
 from common.types import Position, Prompt, Stage, StepPlan, UpdateResult
 from learner.driver.calls import answer
+from learner.driver.ledger import Ledger
 from learner.driver.publisher import Publisher
 from learner.driver.rollouts import Rollouts
 from learner.records.metrics_log import Tracker
@@ -35,6 +36,7 @@ def run_alignment(
     learner: ActorHandle,
     publisher: Publisher,
     rollouts: Rollouts,
+    ledger: Ledger,
     plan_for: Callable[[int], tuple[StepPlan, Sequence[Prompt]]],
     tracker: Tracker,
     milestones: Milestones,
@@ -57,6 +59,7 @@ def run_alignment(
             with step.timed("wait_update"):
                 result: UpdateResult = answer(learner.align.remote(collected.groups), rollouts.check)
             step.record(collected, result)
+        ledger.record(collected.ends)
         milestones.after(Position(Stage.ALIGNMENT, iteration + 1))
 
 

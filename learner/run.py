@@ -12,13 +12,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import ray
 from ray.actor import ActorHandle
 
 from common import seeding
 from common.config.run import Config
 from common.errors import CheckpointError, RtdmdError
+from common.group_ends import DueGroup, GroupFault
 from common.policies import SamplingSpec
 from common.prompts import prompts_fingerprint
 from common.run_control import RunControl
@@ -28,6 +30,7 @@ from learner.driver.between_iterations import EVALUATION_VERSION, RunMilestones
 from learner.driver.calls import answer
 from learner.driver.comparison import PolicyRecords
 from learner.driver.evaluation import evaluate
+from learner.driver.ledger import Ledger
 from learner.driver.publisher import Publisher
 from learner.driver.rollouts import Pictured, Rollouts
 from learner.driver.run_directory import Start
@@ -37,6 +40,9 @@ from learner.preflight.forecast import Prediction, compared
 from learner.records.metrics_log import Tracker
 from learner.records.prometheus import RunMetrics
 from learner.records.report import write_report
+
+if TYPE_CHECKING:
+    from common.sealed_group import SealedGroup
 
 
 @dataclass(frozen=True)
@@ -112,10 +118,12 @@ class Service:
             Rollouts(
                 self.pool,
                 config.alignment.group_size,
+                self._attested,
                 self._outage_limit_s(),
                 pictured=Pictured(config.dashboard.groups, config.dashboard.groups_every),
                 metrics=self.metrics,
             ),
+            Ledger(self.run_dir),
             self._plan,
             self.tracker,
             milestones,
@@ -126,6 +134,11 @@ class Service:
         milestones.checkpoint(alignment_end)
         self._measure("rtdmd", self.specs.student, alignment_end)
         self._finish(policies, time.perf_counter() - started)
+
+    def _attested(self, group: ray.ObjectRef[SealedGroup], due: DueGroup) -> GroupFault | None:
+        """Have the learner fetch and check a group."""
+        fault: GroupFault | None = answer(self.learner.attest.remote([group], due), self.pool.check)
+        return fault
 
     def _outage_limit_s(self) -> float:
         """Seconds that an outage may leave an iteration without any group, for rewards that do not pause the run."""

@@ -1,7 +1,8 @@
 """Rollout worker: samples whole groups, has them scored, and samples for evaluations.
 
 `learner/compose.py` makes a Ray actor of it. Every call carries the weights that it must run with, so any other worker
-can repeat it. A worker swaps weights between groups, never inside one.
+can repeat it. A worker holds two calls: while one is scored, the other uses the model. It swaps weights between groups,
+never inside one.
 """
 
 from __future__ import annotations
@@ -14,17 +15,19 @@ import ray
 import torch
 
 from common.backbones import load_backbone
+from common.backbones.base import Backbone
 from common.config.backbones import BackboneConfig
 from common.config.run import LoraConfig
 from common.errors import WeightUpdateError
+from common.heartbeat import Heartbeat
 from common.policies import SamplingSpec
 from common.process_log import report_to_driver
 from common.rewards.access import RewardAccess
+from common.sealed_group import SealedGroup
 from common.torch_device import peak_memory_bytes
 from common.types import (
     ByteArray,
     EvaluatedPrompt,
-    Heartbeat,
     Network,
     ProcessPlace,
     Prompt,
@@ -37,7 +40,8 @@ from common.types import (
 from common.weights import Payload, PublishedWeights
 from rollout_workers.diversity import mean_pairwise_distance
 from rollout_workers.group_picture import group_picture
-from rollout_workers.image_statistics import group_statistics, image_statistics
+from rollout_workers.image_statistics import image_statistics, with_agreement
+from rollout_workers.model_thread import ModelThread
 from rollout_workers.progress import Call, Progress
 from rollout_workers.sampler import decode_to_uint8, sample_for_evaluation, sample_group
 from rollout_workers.weight_receiver import VELOCITY_TOLERANCE, WeightReceiver
@@ -63,18 +67,24 @@ class RolloutWorker:
     def __init__(self, settings: WorkerSettings) -> None:
         if ray.is_initialized():
             report_to_driver()
-        torch.set_num_threads(settings.threads)
         self._settings = settings
         self._progress = Progress(ray.get_runtime_context().get_node_id() if ray.is_initialized() else "")
-        self._backbone = load_backbone(settings.backbone, settings.lora, torch.device(settings.device))
-        if settings.compiled:
-            self._backbone.compile_blocks()
+        self._model = ModelThread()
+        self._backbone = self._model.run(self._load)
         tolerance = VELOCITY_TOLERANCE[settings.backbone.dtype]
         self._receiver = WeightReceiver(self._backbone, tolerance)
-        self._empty = self._backbone.encode_prompts([""])
+        self._empty = self._model.run(lambda: self._backbone.encode_prompts([""]))
         # Kept open for the lifetime of the process.
         self._connections = ExitStack()
         self._rewards = self._connections.enter_context(settings.rewards.guard())
+
+    def _load(self) -> Backbone:
+        settings = self._settings
+        torch.set_num_threads(settings.threads)
+        backbone = load_backbone(settings.backbone, settings.lora, torch.device(settings.device))
+        if settings.compiled:
+            backbone.compile_blocks()
+        return backbone
 
     def ready(self) -> tuple[str, ProcessPlace]:
         """Return the fingerprint of the base once the backbone is loaded, and where this process runs."""
@@ -94,7 +104,7 @@ class RolloutWorker:
         frozen: Payload,
         *,
         pictured: bool = False,
-    ) -> tuple[RolloutOutcome, ScoredGroup | None]:
+    ) -> tuple[RolloutOutcome, SealedGroup | None]:
         """Sample one group with these weights and have every trained reward score it.
 
         With `pictured` the outcome has a picture of the group.
@@ -116,19 +126,13 @@ class RolloutWorker:
         frozen: Payload,
         *,
         pictured: bool,
-    ) -> tuple[RolloutOutcome, ScoredGroup | None]:
-        call.begin("weights")
-        version = self._receiver.receive(weights, frozen)
-        call.begin("rollout")
-        sampled = sample_group(self._backbone, prompt, plan, seed=self._settings.seed, group_size=group_size)
-        call.begin("decode")
-        images = decode_to_uint8(self._backbone, sampled.latents_SGchw[-1])
+    ) -> tuple[RolloutOutcome, SealedGroup | None]:
+        sampled, idle_s = self._model.run_timed(lambda: self._sample(call, prompt, plan, group_size, weights, frozen))
+        trajectory, images, of_images = sampled
+        call.seconds["idle"] = idle_s
         texts, metadata = [prompt.text] * group_size, [dict(prompt.metadata)] * group_size
         call.begin("score", self._settings.rewards.longest_wait_s())
         answers = self._rewards.score(images, texts, metadata, self._settings.trained_rewards)
-        call.begin("statistics")
-        pixels = torch.from_numpy(images).to(self._backbone.device)
-        statistics = group_statistics(pixels, answers.values)
         call.end()
         if answers.held_s > 0:
             call.seconds["held"] = answers.held_s
@@ -136,23 +140,38 @@ class RolloutWorker:
         name = str(self._progress.place)
         if answers.failure is not None:
             failure = ScoringFailure.of(answers.failure)
-            return RolloutOutcome(name, version, call.seconds, failure, reward_seconds=answers.seconds), None
+            return RolloutOutcome(name, trajectory.policy, call.seconds, failure, reward_seconds=answers.seconds), None
         left_out = tuple(map(ScoringFailure.of, answers.left_out.values()))
-        trajectory = TrajectoryGroup(
-            prompt, plan, version, sampled.latents_SGchw.cpu().numpy(), sampled.surrogate_TG.cpu().numpy()
-        )
-        spreads = {reward: float(scores_G.std()) for reward, scores_G in answers.values.items()}
+        sealed = SealedGroup.of(ScoredGroup(trajectory, answers.values))
         outcome = RolloutOutcome(
             name,
-            version,
+            trajectory.policy,
             call.seconds,
             left_out=left_out,
+            digest=sealed.digest,
             picture=group_picture(prompt.text, images, answers.values) if pictured else None,
-            statistics=statistics,
+            statistics=with_agreement(of_images, answers.values),
             reward_seconds=answers.seconds,
-            reward_spreads=spreads,
+            reward_spreads={reward: float(scores_G.std()) for reward, scores_G in answers.values.items()},
         )
-        return outcome, ScoredGroup(trajectory, answers.values)
+        return outcome, sealed
+
+    def _sample(
+        self, call: Call, prompt: Prompt, plan: StepPlan, group_size: int, weights: PublishedWeights, frozen: Payload
+    ) -> tuple[TrajectoryGroup, ByteArray, dict[str, float]]:
+        """One group, its images and their statistics, on the model's thread."""
+        call.begin("weights")
+        version = self._receiver.receive(weights, frozen)
+        call.begin("rollout")
+        sampled = sample_group(self._backbone, prompt, plan, seed=self._settings.seed, group_size=group_size)
+        call.begin("decode")
+        images = decode_to_uint8(self._backbone, sampled.latents_SGchw[-1])
+        # Copied before scoring, so that a device holds the latents of one group at a time.
+        latents_SGchw, surrogate_TG = sampled.latents_SGchw.cpu().numpy(), sampled.surrogate_TG.cpu().numpy()
+        call.begin("statistics")
+        statistics = image_statistics(torch.from_numpy(images).to(self._backbone.device))
+        call.end()
+        return TrajectoryGroup(prompt, plan, version, latents_SGchw, surrogate_TG), images, statistics
 
     def evaluate(
         self,
@@ -169,16 +188,9 @@ class RolloutWorker:
             RewardError: a reward was not available; an evaluation never contains zeros for missing scores.
         """
         with self._progress.call() as call:
-            call.begin("weights")
-            if weights is not None:
-                self._receiver.receive(weights, frozen)
-            elif spec.network is not Network.TEACHER:
-                raise WeightUpdateError(f"an evaluation of the {spec.network} needs its weights: publish them first")
-            call.begin("evaluation")
-            latents = sample_for_evaluation(
-                self._backbone, prompts, spec, seed=self._settings.seed, count=images_per_prompt, empty=self._empty
+            images = self._model.run(
+                lambda: self._sample_evaluation(call, prompts, spec, images_per_prompt, weights, frozen)
             )
-            images = decode_to_uint8(self._backbone, latents)
             parts = images.reshape(len(prompts), images_per_prompt, *images.shape[1:])
             return [self._evaluated(call, prompt, part) for prompt, part in zip(prompts, parts, strict=True)]
 
@@ -186,7 +198,38 @@ class RolloutWorker:
         call.begin("score", self._settings.rewards.longest_wait_s())
         count = len(images)
         rewards = self._rewards.score_all(images, [prompt.text] * count, [dict(prompt.metadata)] * count)
+        call.end()
+        diversity, statistics = self._model.run(lambda: self._measured(call, images))
+        return EvaluatedPrompt(prompt, images, rewards, diversity, statistics)
+
+    def _sample_evaluation(
+        self,
+        call: Call,
+        prompts: Sequence[Prompt],
+        spec: SamplingSpec,
+        images_per_prompt: int,
+        weights: PublishedWeights | None,
+        frozen: Payload | None,
+    ) -> ByteArray:
+        """The images of all prompts, on the model's thread."""
+        call.begin("weights")
+        if weights is not None:
+            self._receiver.receive(weights, frozen)
+        elif spec.network is not Network.TEACHER:
+            raise WeightUpdateError(f"an evaluation of the {spec.network} needs its weights: publish them first")
+        call.begin("evaluation")
+        latents = sample_for_evaluation(
+            self._backbone, prompts, spec, seed=self._settings.seed, count=images_per_prompt, empty=self._empty
+        )
+        images = decode_to_uint8(self._backbone, latents)
+        call.end()
+        return images
+
+    def _measured(self, call: Call, images: ByteArray) -> tuple[float, dict[str, float]]:
+        """Diversity and statistics of a prompt's images, on the model's thread."""
+        call.begin("statistics")
         pixels = torch.from_numpy(images)
         features = self._backbone.image_features(pixels.permute(0, 3, 1, 2).float() / 255)
-        statistics = image_statistics(pixels.to(self._backbone.device))
-        return EvaluatedPrompt(prompt, images, rewards, mean_pairwise_distance(features), statistics)
+        measured = mean_pairwise_distance(features), image_statistics(pixels.to(self._backbone.device))
+        call.end()
+        return measured

@@ -29,11 +29,10 @@ NEIGHBOURS = 2
 """Frequencies on each side that a grid's peak is compared with."""
 
 
-def group_statistics(images_GHWC: Tensor, rewards_G: Mapping[str, FloatArray]) -> dict[str, float]:
-    """`image_statistics` of a group, and the agreement of its rewards with each other, if they have an order."""
+def with_agreement(statistics: Mapping[str, float], rewards_G: Mapping[str, FloatArray]) -> dict[str, float]:
+    """A group's `image_statistics`, and the agreement of its rewards with each other, if they have an order."""
     agreement = rank_agreement(list(itertools.combinations(rewards_G.values(), 2)))
-    statistics = image_statistics(images_GHWC)
-    return statistics if agreement is None else {**statistics, AGREEMENT: agreement}
+    return dict(statistics) if agreement is None else {**statistics, AGREEMENT: agreement}
 
 
 def image_statistics(images_GHWC: Tensor) -> dict[str, float]:

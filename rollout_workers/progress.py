@@ -1,6 +1,6 @@
-"""The present step of a worker's work. Another thread of its process reads it, for the driver's health checks.
+"""The present steps of a worker's calls. Another thread of its process reads them, for the driver's health checks.
 
-A step of work has a limit. The driver ends a worker whose step is older than that, and whose process does nothing.
+A step of work has a limit. The driver ends a worker that has a step older than that, and does nothing else either.
 """
 
 from __future__ import annotations
@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import socket
 import time
+from threading import Lock
 
-from common.types import Heartbeat, ProcessPlace
+from common.heartbeat import Heartbeat, StepAtWork
+from common.types import ProcessPlace
 
 STEP_LIMIT_S = 60.0
 FIRST_CALL_LIMIT_S = 1800.0
@@ -17,41 +19,47 @@ FIRST_CALL_LIMIT_S = 1800.0
 
 
 class Progress:
-    """The present step of the worker's calls, and the seconds of the finished ones."""
+    """The present step of each of the worker's calls. Calls may run on several threads."""
 
     def __init__(self, node: str, first_call_limit_s: float = FIRST_CALL_LIMIT_S) -> None:
         """`node`: Ray's id of this machine."""
         self._first_call_limit_s = first_call_limit_s
         self._place = ProcessPlace(node, socket.gethostname(), os.getpid())
+        self._lock = Lock()
         self._begun = 0
         self._first_call = True
-        # Replaced as a whole, so that the other thread never sees half a change.
-        self._now = Heartbeat(self._place, 0, "", STEP_LIMIT_S)
+        self._at_work: dict[Call, StepAtWork] = {}
 
     @property
     def place(self) -> ProcessPlace:
         return self._place
 
     def heartbeat(self) -> Heartbeat:
-        return self._now
+        with self._lock:
+            return Heartbeat(self._place, tuple(self._at_work.values()))
 
     def call(self) -> Call:
         """A context that covers one call."""
         return Call(self)
 
-    def begin(self, step: str, limit_s: float) -> None:
-        self._begun += 1
-        limit_s = max(limit_s, self._first_call_limit_s) if self._first_call else limit_s
-        self._now = Heartbeat(self._place, self._begun, step, limit_s)
+    def begin(self, call: Call, step: str, limit_s: float) -> None:
+        with self._lock:
+            self._begun += 1
+            limit_s = max(limit_s, self._first_call_limit_s) if self._first_call else limit_s
+            self._at_work[call] = StepAtWork(self._begun, step, limit_s)
 
-    def end_call(self, *, finished: bool) -> None:
-        self._begun += 1
-        self._first_call = self._first_call and not finished
-        self._now = Heartbeat(self._place, self._begun, "", STEP_LIMIT_S)
+    def end(self, call: Call) -> None:
+        with self._lock:
+            self._at_work.pop(call, None)
+
+    def finished(self) -> None:
+        """A call has returned a result: from now on every step has its own limit."""
+        with self._lock:
+            self._first_call = False
 
 
 class Call:
-    """The steps of one call, and the seconds that each took, by name."""
+    """The steps of one call, and the seconds that each took, by name. Between two steps it waits for the model."""
 
     def __init__(self, progress: Progress) -> None:
         self.seconds: dict[str, float] = {}
@@ -62,20 +70,19 @@ class Call:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._close()
-        self._progress.end_call(finished=kind is None)
+        self.end()
+        if kind is None:
+            self._progress.finished()
 
     def begin(self, step: str, limit_s: float = STEP_LIMIT_S) -> None:
         """End the step before, and begin this one."""
-        self._close()
-        self._progress.begin(step, limit_s)
+        self.end()
+        self._progress.begin(self, step, limit_s)
         self._step, self._since = step, time.perf_counter()
 
     def end(self) -> None:
-        """End the last step, so that its seconds are known."""
-        self._close()
-
-    def _close(self) -> None:
+        """End the present step, so that its seconds are known."""
         if self._step:
             self.seconds[self._step] = time.perf_counter() - self._since
             self._step = ""
+        self._progress.end(self)

@@ -44,7 +44,7 @@ from learner.training.reward_gradients import DifferentiableRewards, ServedRewar
 from reward_servers.scorers import BUILT_IN_SCORERS
 from reward_servers.scorers.base import Scorer
 from rollout_workers.diversity import mean_pairwise_distance
-from rollout_workers.image_statistics import group_statistics, image_statistics
+from rollout_workers.image_statistics import image_statistics, with_agreement
 from rollout_workers.sampler import decode_to_uint8, sample_for_evaluation, sample_group
 
 EVALUATED_TOGETHER = 16
@@ -151,7 +151,7 @@ class Training:
                 trajectory = TrajectoryGroup(prompt, plan, PolicyVersion(iteration, "local"), *arrays)
                 scores = rewards.score(images, [prompt] * align.group_size, trained_only=True)
                 with record.timed("statistics"):
-                    statistics.append(group_statistics(torch.from_numpy(images), scores))
+                    statistics.append(with_agreement(image_statistics(torch.from_numpy(images)), scores))
                 groups.append(ScoredGroup(trajectory, scores))
             totals, _ = trainer.update(groups)
         record.metrics.update(totals.values() | over_groups(statistics))

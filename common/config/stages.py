@@ -9,6 +9,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from common.config.section import Section
 
+SURROGATE_GAP_LIMITS = {"float32": 1e-4, "bfloat16": 1e-2}
+"""The default of `alignment.surrogate_gap_limit` by the dtype of the backbone. Measured gaps: 1e-7 and below 1e-3."""
+
 
 class SamplingConfig(Section):
     """The few-step sampler (coefficient-preserving sampling, arXiv 2509.05952)."""
@@ -191,6 +194,12 @@ class AlignmentConfig(Section):
         '(docs/method.md, "Signals"). One costs a backward pass more per sample. null: never. Not measured with '
         "learner.shard_base.",
     )
+    surrogate_gap_limit: float | None = Field(
+        None,
+        gt=0,
+        description="Largest surrogate_gap of samples of the present policy. Beyond it, workers and learner compute "
+        "different things from the same weights, and the run stops. null: 1e-4 in float32, 1e-2 in bfloat16.",
+    )
     max_staleness: NonNegativeInt = Field(
         0, description="Largest age of the samples' policy, in versions behind the learner. 0 is synchronous."
     )
@@ -199,3 +208,7 @@ class AlignmentConfig(Section):
         description="Samples per forward and backward pass. It bounds memory and changes results by float rounding "
         "only.",
     )
+
+    def gap_limit(self, dtype: Literal["float32", "bfloat16"]) -> float:
+        """`surrogate_gap_limit`, or its default in this dtype."""
+        return SURROGATE_GAP_LIMITS[dtype] if self.surrogate_gap_limit is None else self.surrogate_gap_limit

@@ -70,9 +70,14 @@ WORKER_RESTARTS = _counter("worker_restarts", "restarts", "Workers started in th
 WORKER_SECONDS = _counter(
     "worker_seconds",
     "seconds",
-    "Time of the workers, by part of a rollout: weights, rollout, decode, score, held.",
+    "Time of the workers, by part of a rollout: weights, rollout, decode, statistics, score, held; idle: the model's.",
     ("part",),
     (Key("seconds/worker_*"),),
+)
+WORKER_IDLE = _gauge(
+    "worker_idle_ratio",
+    "1",
+    "Part of the newest iteration in which a worker's model was idle, mean over the workers.",
 )
 PEAK_MEMORY = _gauge(
     "peak_memory_bytes",
@@ -130,6 +135,13 @@ GROUPS = _counter(
 )
 DROPPED_GROUPS = _counter(
     "dropped_groups", "groups", "Groups dropped whole, by cause.", CAUSED, (Key("dropped_groups"),), needs_fault=True
+)
+REFUSED_GROUPS = _counter(
+    "refused_groups",
+    "groups",
+    "Groups that arrived damaged or wrong at the learner, by fault; the run's log names the worker.",
+    ("cause",),
+    needs_fault=True,
 )
 RENORMALISED_GROUPS = _counter(
     "renormalised_groups",
@@ -233,11 +245,12 @@ LOSSES = (
 DRIVER_METRICS = (
     *(ITERATION, ITERATIONS_PLANNED, ITERATION_SECONDS, PROGRESS_TIMESTAMP, PAUSED, PART_SECONDS, IMAGES, UPDATES),
     *(CHECKPOINT_TIMESTAMP, CHECKPOINT_BYTES, FAILURES),
-    *(WORKERS, WORKERS_WANTED, WORKER_RESTARTS, WORKER_SECONDS, PEAK_MEMORY, GPUS),
+    *(WORKERS, WORKERS_WANTED, WORKER_RESTARTS, WORKER_SECONDS, WORKER_IDLE, PEAK_MEMORY, GPUS),
     *(MEMORY, MEMORY_AVAILABLE, DISK, DISK_FREE),
     *(REWARD, REWARD_SPREAD, ZERO_SPREAD, REWARD_WEIGHT, REWARD_SECONDS, REWARD_CONNECTIONS, REWARD_HELD),
     REWARD_SERVER_RESTARTS,
-    *(GROUPS, DROPPED_GROUPS, RENORMALISED_GROUPS, LEFT_OUT_GRADIENTS, STALENESS, MAX_STALENESS, POLICY_VERSION),
+    *(GROUPS, DROPPED_GROUPS, REFUSED_GROUPS, RENORMALISED_GROUPS, LEFT_OUT_GRADIENTS),
+    *(STALENESS, MAX_STALENESS, POLICY_VERSION),
     *(PUBLISH_SECONDS, APPLY_SECONDS),
     *(GRADIENT_NORM, TERM_NORM, TERM_COSINE, TERM_SHARE, *LOSSES, EVALUATION, OTHER),
     *(ITERATION_GROUPS, GROUP_STATISTIC, GROUP_STATISTIC_ERROR, WATCHDOG_ALARMS),

@@ -15,8 +15,8 @@ from ray.actor import ActorHandle
 
 from learner.driver.fleet import Worker
 
-CALLS_AHEAD = 2
-"""A worker holds this many calls at a time, one running and one waiting, so that it never idles between them."""
+CALLS_PER_WORKER = 2
+"""A worker runs this many calls at a time: one uses its model, while the other is scored or waits for the model."""
 SLOW_FACTOR, SLOW_MIN_S = 3.0, 10.0
 """A call is slow when it has run for this many times the usual seconds, and at least for so many."""
 RECENT = 32
@@ -72,7 +72,7 @@ class CallQueue:
     def next(self, ready: Sequence[Worker], now: float) -> Attempt | None:
         """The oldest waiting call, or a slow one again, on the worker with the least to do; None without room."""
         worker = min(ready, key=self.load, default=None)
-        if worker is None or self.load(worker) >= CALLS_AHEAD:
+        if worker is None or self.load(worker) >= CALLS_PER_WORKER:
             return None
         if self._waiting:
             return self._begun(self._waiting.popleft(), worker, now)

@@ -12,12 +12,12 @@ from prometheus_client import CollectorRegistry
 from ray.exceptions import RayTaskError
 
 from common.config.run import Config
+from common.console_stream import LOG
 from common.errors import RunStopped
 from common.rewards.client import RewardEndpoint
 from learner.preflight.ray_environment import cluster_address, temporary_folder
 from learner.records.metrics_server import MetricsServer, Targets
 from learner.records.prometheus import RunMetrics
-from learner.records.run_log import announce
 
 RAY_TARGETS = "prom_metrics_service_discovery.json"
 """Ray keeps such a file of its own endpoints in its temporary folder, for Prometheus on the head node."""
@@ -52,7 +52,7 @@ def metrics_endpoint(
         address = f"[{host}]:{server.port}" if ":" in host else f"{host}:{server.port}"
         targets.write(f"127.0.0.1:{server.port}" if host in ("0.0.0.0", "::") else address, rewards)
         stack.callback(targets.remove)
-        announce(f"metrics: http://{address}/metrics")
+        LOG.info(f"metrics: http://{address}/metrics")
         stack.callback(server.wait_for_scrape)
         try:
             yield

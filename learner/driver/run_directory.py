@@ -26,6 +26,7 @@ from common.rewards.api import ServerInfo, with_precision
 from common.types import Position, PromptSets, Stage
 from common.whole_files import write_whole
 from learner.checkpoint import Checkpoint, CheckpointStore
+from learner.driver.ledger import LEDGER, cut_ledger
 from learner.driver.run_lock import LOCK, locked
 from learner.driver.watchdog import WATCHDOG_FILE
 from learner.preflight.command_line import Invocation
@@ -34,7 +35,7 @@ from learner.records.group_files import cut_groups
 from learner.records.metrics_log import BEGINNING, cut_metrics, logged_until
 
 DECLARED, PROMPTS = "reward_servers", "prompt_fingerprints"
-WRITTEN = ("metrics.jsonl", WATCHDOG_FILE, "summary.json", "report.html")
+WRITTEN = ("metrics.jsonl", WATCHDOG_FILE, LEDGER, "summary.json", "report.html")
 WRITTEN_FOLDERS = ("samples", "lora")
 """Files, and folders of files, that a run writes besides config.yaml and checkpoints."""
 OF_POLICIES = re.compile(r"(teacher_\d+|cold_start|rtdmd)(-\d+\.png|\.json)")
@@ -114,6 +115,7 @@ def begin(invocation: Invocation, start: Start) -> None:
             for name in ("metrics.jsonl", WATCHDOG_FILE):
                 cut_metrics(run_dir / name, position)
             cut_groups(run_dir, position)
+            cut_ledger(run_dir, position)
         if not start.resumes:
             # No checkpoint confirms the settings with which these were measured.
             _remove_policies(run_dir)
@@ -142,7 +144,7 @@ def continuity(
     whole = config.model_dump(mode="json")
     kept = {key: whole[key] for key in ("backbone", "lora", "sampling", "cold_start", "alignment")}
     kept["backbone"] = {key: value for key, value in kept["backbone"].items() if key not in PATHS["backbone"]}
-    free = set()
+    free = {"surrogate_gap_limit"}  # a check; the run that it stopped may continue with another one
     if config.alignment.learning_rate_schedule == "constant":
         free.add("iterations")  # other schedules' rates depend on the number of iterations
     if config.cold_start.consistency_fraction == 1:

@@ -22,7 +22,8 @@ from prometheus_client import CollectorRegistry
 from ray.exceptions import RayActorError, RayTaskError
 
 from common.errors import ConfigError, ModelError, WorkerError
-from common.types import Heartbeat, ProcessPlace
+from common.heartbeat import Heartbeat
+from common.types import ProcessPlace
 from learner.driver.call_queue import Attempt, Call, CallQueue
 from learner.driver.calls import CALL_TIMEOUT_S, death, remote_reason
 from learner.driver.fleet import Fleet, Worker

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
 from common.console_stream import LOG
+from common.group_ends import RefusedGroup
 from common.kept_groups import GroupPicture, TrainedSamples
 from common.types import Collected, Position, Stage, UpdateResult
 from common.whole_files import write_whole
@@ -39,6 +40,8 @@ class StepRecord:
         self.dropped: Mapping[str, int] = {}
         self.reasons: Mapping[str, str] = {}
         self.renormalised: Mapping[str, int] = {}
+        self.refused: Sequence[RefusedGroup] = ()
+        self.idle_shares: Mapping[str, float] = {}
         self.pictures: Mapping[int, GroupPicture] = {}
         self.trained: TrainedSamples | None = None
         self.spreads: Mapping[str, list[float]] = {}
@@ -56,12 +59,13 @@ class StepRecord:
         for part, seconds in collected.seconds.items():
             self.seconds[f"worker_{part}"] = seconds
         self.dropped, self.reasons = collected.dropped, collected.reasons
-        self.renormalised = collected.renormalised
+        self.renormalised, self.refused = collected.renormalised, collected.refused
         self.pictures, self.trained = collected.pictures, result.trained
         self.metrics[DROPPED_GROUPS] = float(sum(collected.dropped.values()))
         for cause, count in collected.renormalised.items():
             self.metrics[f"{RENORMALISED_GROUPS}/{cause}"] = float(count)
         self.images, self.spreads = collected.images, collected.spreads
+        self.idle_shares = collected.idle_shares()
         self.metrics.update(over_groups(collected.statistics))
 
     def record_update(self, result: UpdateResult) -> None:
@@ -94,12 +98,16 @@ class Tracker:
         self._write(stage, iteration, "train", record.metrics, record.seconds)
         self._metrics.iteration_finished(stage, iteration, record.metrics, record.seconds)
         self._metrics.spreads(record.spreads)
+        self._metrics.idle_shares(record.idle_shares)
         self._metrics.learner_memory(record.peak_bytes)
         shown = {_grouped(name): value for name, value in record.metrics.items() if not name.startswith(GROUP_ERROR)}
         shown |= {f"seconds/{part}": value for part, value in record.seconds.items()}
         if record.images:
             shown["speed/images per second"] = sum(record.images.values()) / record.seconds["step"]
+        if record.idle_shares:
+            shown["speed/idle share of the workers"] = statistics.fmean(record.idle_shares.values())
         self._console.update(shown, stage, iteration)
+        self._name_refused(iteration, record)
         self._name_dropped(iteration, record)
         self._name_faint_terms(iteration, record)
 
@@ -147,6 +155,15 @@ class Tracker:
         line["time"] = round(time.time(), 3)
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+
+    def _name_refused(self, iteration: int, record: StepRecord) -> None:
+        """One line per fault and worker."""
+        for group, count in Counter(record.refused).items():
+            groups = "a group" if count == 1 else f"{count} groups"
+            self._console.message(
+                f"iteration {iteration}: {groups} of worker {group.worker} arrived {group.fault} at the learner: "
+                "sampled again, or dropped the second time"
+            )
 
     def _keep_groups(self, position: Position, record: StepRecord) -> None:
         """Write the groups to look at. The run goes on without them: they are no part of its result."""

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from common.config.run import Config
 from common.errors import RtdmdError
+from common.group_ends import GroupFault
 from common.metrics import driver as catalogue
 from common.metrics.keys import located
 from common.metrics.metric_set import MetricSet
@@ -135,8 +136,16 @@ class RunMetrics:
 
     # groups
 
-    def group_finished(self, outcome: RolloutOutcome, group_size: int, iteration: int, *, retried: bool) -> None:
-        """A group was sampled for an iteration. `retried`: it could not be scored, and is sampled once more."""
+    def group_finished(
+        self,
+        outcome: RolloutOutcome,
+        group_size: int,
+        iteration: int,
+        *,
+        retried: bool,
+        fault: GroupFault | None = None,
+    ) -> None:
+        """A group was sampled for an iteration. `retried`: it is sampled once more; `fault`: the learner refused it."""
         self.progressed()
         for part, seconds in outcome.seconds.items():
             self._set.counter(catalogue.WORKER_SECONDS, part).inc(max(0.0, seconds))
@@ -144,20 +153,31 @@ class RunMetrics:
             self._set.gauge(catalogue.APPLY_SECONDS).set(outcome.seconds["weights"])
         for name, seconds in outcome.reward_seconds.items():
             self._set.histogram(catalogue.REWARD_SECONDS, name).observe(seconds)
-        self._set.counter(catalogue.GROUPS, _outcome(outcome, retried=retried)).inc()
-        if outcome.failure is None:
+        failed = outcome.failure is not None or fault is not None
+        self._set.counter(catalogue.GROUPS, _outcome(outcome, failed=failed, retried=retried)).inc()
+        if fault is not None:
+            self._set.counter(catalogue.REFUSED_GROUPS, fault).inc()
+        if not failed:
             self._set.gauge(catalogue.STALENESS).set(iteration - outcome.version.number)
             self._set.gauge(catalogue.POLICY_VERSION).set(outcome.version.number)
             self._set.counter(catalogue.IMAGES).inc(group_size)
             for left_out in outcome.left_out:
                 self._set.counter(catalogue.RENORMALISED_GROUPS, left_out.reward, left_out.cause).inc()
         elif not retried:
-            self._set.counter(catalogue.DROPPED_GROUPS, outcome.failure.reward, outcome.failure.cause).inc()
+            cause = (
+                ("infra", str(fault)) if outcome.failure is None else (outcome.failure.reward, outcome.failure.cause)
+            )
+            self._set.counter(catalogue.DROPPED_GROUPS, *cause).inc()
 
     def spreads(self, spreads: Mapping[str, list[float]]) -> None:
         """Each reward's standard deviations within the groups of an iteration."""
         for name, values in spreads.items():
             self._set.gauge(catalogue.REWARD_SPREAD, name).set(fmean(values))
+
+    def idle_shares(self, shares: Mapping[str, float]) -> None:
+        """Worker -> the part of an iteration in which its model was idle."""
+        if shares:
+            self._set.gauge(catalogue.WORKER_IDLE).set(fmean(shares.values()))
 
     # iterations
 
@@ -208,8 +228,8 @@ class RunMetrics:
         self._set.gauge(catalogue.CHECKPOINT_BYTES).set(size)
 
 
-def _outcome(outcome: RolloutOutcome, *, retried: bool) -> str:
-    if outcome.failure is not None:
+def _outcome(outcome: RolloutOutcome, *, failed: bool, retried: bool) -> str:
+    if failed:
         return "retried" if retried else "dropped"
     return "renormalised" if outcome.left_out else "scored"
 

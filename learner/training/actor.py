@@ -20,9 +20,11 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
 from common.config.run import Config
-from common.errors import AttestationError, RankError
+from common.errors import AttestationError, RankError, one_line
+from common.group_ends import DueGroup, GroupFault
 from common.rewards.access import RewardAccess
-from common.types import Guidance, Position, Prompt, ScoredGroup, UpdateResult
+from common.sealed_group import SealedGroup
+from common.types import Guidance, Position, Prompt, UpdateResult
 from common.weights import Payload, PublishedWeights
 from learner.training.batch_metrics import Totals
 from learner.training.group_provenance import PublishedPolicies
@@ -87,14 +89,34 @@ class Learner:
         pending = [other.begin_alignment.remote() for other in self._others]
         _all_ranks(self._own.begin_alignment, pending)
 
-    def align(self, groups: Sequence[ray.ObjectRef[ScoredGroup]]) -> UpdateResult:
+    def attest(self, group: Sequence[ray.ObjectRef[SealedGroup]], due: DueGroup) -> GroupFault | None:
+        """Have every rank fetch a group (a list of one reference) and check it; None if it may be trained on.
+
+        The driver calls it for each group when it is scored, so that the next update finds all of them here.
+
+        Raises:
+            RankError: another rank is gone.
+        """
+        pending = [other.fetch_whole.remote(group) for other in self._others]
+        try:
+            faults = _all_ranks(lambda: self._own.fetch_whole(group), pending)
+        except RayActorError as error:
+            raise RankError(
+                f"a rank of the learner is gone ({one_line(error)}) while groups arrived: continue with --resume"
+            ) from error
+        if any(faults):
+            return next(filter(None, faults))
+        return self._published.fault(ray.get(group[0]), due)
+
+    def align(self, groups: Sequence[ray.ObjectRef[SealedGroup]]) -> UpdateResult:
         """Run one iteration of stage 2.
 
         Raises:
-            AttestationError: the groups were not sampled with the right plan and weights; nothing has changed then.
+            AttestationError: the groups are damaged, were not sampled with the right plan and weights, or surrogate_gap
+                is beyond its limit; the student has not changed then.
             RewardError, TrainingError, RankError: see `AlignmentTrainer.update`.
         """
-        self._published.attest(ray.get(list(groups)))
+        self._published.attest([sealed.group for sealed in ray.get(list(groups))])
         pending = [other.align.remote(groups) for other in self._others]
         updates = _all_ranks(lambda: self._own.align(groups), pending)
         metrics = Totals.merged([update.totals for update in updates]).values()

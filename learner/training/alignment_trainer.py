@@ -10,6 +10,7 @@ Shape suffixes: see `common/types.py`; B = P * G, the groups in order.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,9 +24,10 @@ from torch import Tensor
 from common import seeding
 from common.backbones.device.transfer import wait_for
 from common.config.stages import AlignmentConfig
+from common.errors import AttestationError
 from common.kept_groups import TrainedSamples
 from common.types import Prompt, ScoredGroup, TrajectoryGroup
-from learner.metric_names import EFFECTIVE_SAMPLES, LEFT_OUT_GRADIENTS
+from learner.metric_names import EFFECTIVE_SAMPLES, LEFT_OUT_GRADIENTS, SURROGATE_GAP
 from learner.objectives.advantage import renormalised_group_advantages, zero_spread_fraction
 from learner.objectives.loss import Loss, renormalised_weights
 from learner.objectives.reward_gradient import attach_gradient, clip_sample_norms, reward_hinge_loss
@@ -70,8 +72,9 @@ class AlignmentTrainer:
         reward_weights: dict[str, float],
         served: ServedRewards,
         seed: int,
+        surrogate_gap_limit: float = math.inf,
     ) -> None:
-        """`served` holds the differentiable rewards among `reward_weights`."""
+        """`served` holds the differentiable rewards among `reward_weights`; inf: surrogate_gap has no limit."""
         self._networks = networks
         self._backbone = networks.backbone
         self._settings = settings
@@ -80,6 +83,7 @@ class AlignmentTrainer:
         self._served = served
         self._empty = self._backbone.encode_prompts([""])
         self._seed = seed
+        self._surrogate_gap_limit = surrogate_gap_limit
         self._surrogate: SurrogateReward | None = None
         self._policy: PolicyTerm = TransitionPolicy(self._backbone, settings)
         if settings.policy_gradient == "nft":
@@ -100,6 +104,7 @@ class AlignmentTrainer:
         Raises:
             RewardError: a gradient was not available; the student has not changed then.
             TrainingError, RankError: a gradient is not finite, or another rank failed; that network has not changed.
+            AttestationError: surrogate_gap is beyond its limit; the student has not changed then.
         """
         self._seconds.clear()
         totals = Totals()
@@ -182,6 +187,7 @@ class AlignmentTrainer:
                 for rows, share, key in self._parts(batch, "student", halves=signals is not None):
                     half = signals.on(int(rows.start >= batch.middle)) if signals else None
                     self._student_gradient(batch, rows, share, key, totals, half)
+            self._require_small_gap(groups, totals)
         with self._timed("student"):  # the step waits for the passes
             norm = self._networks.student_optimizer.step(iteration)
         self._seconds["student"] -= self._seconds["reward_gradient"]
@@ -191,6 +197,22 @@ class AlignmentTrainer:
         if (iteration + 1) % self._settings.ema_every == 0:
             self._networks.update_average()
         return batch
+
+    def _require_small_gap(self, groups: Sequence[ScoredGroup], totals: Totals) -> None:
+        """AttestationError if sampler and learner disagree on what the same weights compute.
+
+        Stale groups are left out: there the gap also shows how far the student has moved since. A gap that is no number
+        is left to the optimizer, which refuses its gradient.
+        """
+        trajectory, gap = groups[0].trajectory, totals.values().get(SURROGATE_GAP)
+        if gap is None or trajectory.policy.number != trajectory.plan.iteration:
+            return
+        if gap > self._surrogate_gap_limit:
+            raise AttestationError(
+                f"iteration {trajectory.plan.iteration}: surrogate_gap is {gap:.1e}, above its limit of "
+                f"{self._surrogate_gap_limit:g}: workers and learner do not compute the same from the same weights; "
+                "compare their devices and versions, or raise alignment.surrogate_gap_limit, and continue with --resume"
+            )
 
     def _student_gradient(
         self, batch: Batch, rows: slice, share: float, key: DrawKey, totals: Totals, signals: HalfSignals | None

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-LARGEST = ("ratio_max_deviation", "surrogate_gap")
+from learner.metric_names import SURROGATE_GAP
+
+LARGEST = ("ratio_max_deviation", SURROGATE_GAP)
 """Metrics that are a maximum over samples; all others are means."""
 
 

@@ -20,8 +20,11 @@ from torch import Tensor
 from common.backbones import load_backbone
 from common.backbones.base import parts_fingerprint
 from common.config.run import Config
+from common.errors import AttestationError
+from common.group_ends import GroupFault
 from common.process_log import report_to_driver
 from common.rewards.access import RewardAccess
+from common.sealed_group import SealedGroup
 from common.torch_device import peak_memory_bytes
 from common.types import Guidance, Position, Prompt, ScoredGroup, Stage
 from common.weights import Payload, PublishedWeights, attestation_velocity, frozen_weights, publish
@@ -81,6 +84,7 @@ class LearnerRank:
             {name: reward.weight for name, reward in trained.items()},
             ServedRewards(guard, [name for name, reward in trained.items() if reward.differentiable]),
             seed,
+            config.alignment.gap_limit(config.backbone.dtype),
         )
 
     def sigmas(self, num_steps: int) -> tuple[float, ...]:
@@ -112,12 +116,20 @@ class LearnerRank:
         """Freeze stage 1's averaged student and fake score, and add a fresh adapter to each."""
         self._networks.begin_alignment(StageSettings.of(self._config.alignment))
 
-    def align(self, groups: Sequence[ray.ObjectRef[ScoredGroup]]) -> Update:
+    def fetch_whole(self, group: Sequence[ray.ObjectRef[SealedGroup]]) -> GroupFault | None:
+        """Fetch a group to this rank's machine; what is wrong with what has arrived, or None."""
+        try:
+            sealed = ray.get(group[0])
+        except RayError:
+            return GroupFault.LOST
+        return None if sealed.is_whole() else GroupFault.DAMAGED
+
+    def align(self, groups: Sequence[ray.ObjectRef[SealedGroup]]) -> Update:
         """Run one iteration of stage 2 on attested groups; see `AlignmentTrainer.update`."""
         with self._failure_noticed():
             try:
-                scored = ray.get(list(groups))
-            except RayError:
+                scored = _opened(ray.get(list(groups)))
+            except (RayError, AttestationError):
                 # The other ranks wait for this rank in the sum.
                 with self._alignment.first_optimizer.gathering():
                     raise
@@ -191,3 +203,15 @@ class LearnerRank:
     def _published_student(self, *, averaged: bool) -> Iterator[None]:
         with lost_ranks_named("a publication"), self._networks.averaged_student() if averaged else nullcontext():
             yield
+
+
+def _opened(groups: Sequence[SealedGroup]) -> list[ScoredGroup]:
+    """AttestationError unless every group is still what its worker sealed."""
+    for sealed in groups:
+        if not sealed.is_whole():
+            trajectory = sealed.group.trajectory
+            raise AttestationError(
+                f"the group of prompt {trajectory.prompt.index} in iteration {trajectory.plan.iteration} was damaged "
+                "after it had been attested: look for failing memory on the learner's machine, and go on with --resume"
+            )
+    return [sealed.group for sealed in groups]

@@ -17,6 +17,7 @@ from common.backbones.base import Backbone
 from common.config.stages import AlignmentConfig
 from common.flow import gaussian_log_density, surrogate_log_density, velocity_coefficient
 from common.types import StepPlan
+from learner.metric_names import SURROGATE_GAP
 from learner.objectives.subgrpo import subgrpo_loss
 from learner.training.alignment_batch import Batch
 from learner.training.distribution_matching import DrawKey
@@ -68,7 +69,7 @@ def policy_loss(
     old_B = rollout_B if settings.old_surrogate == "rollout" else surrogate_B.detach()
     loss = subgrpo_loss(surrogate_B, old_B, batch.advantages_B[rows], settings.clip_low, settings.clip_high)
     weight = 1.0 if settings.step_weights == "equal" else balanced_weight(batch.plan, step, settings.surrogate)
-    return weight * loss.value, {**loss.metrics, "surrogate_gap": gap}
+    return weight * loss.value, {**loss.metrics, SURROGATE_GAP: gap}
 
 
 def balanced_weight(plan: StepPlan, step: int, surrogate: Literal["squared_error", "gaussian"]) -> float:

@@ -144,6 +144,11 @@ class Run:
         """All that must be equal in equal runs: everything but the seconds."""
         return [(line["stage"], line["iteration"], line["kind"], line["metrics"]) for line in self.lines()]
 
+    def ends(self) -> list[tuple[int, int, str]]:
+        """Every line of ledger.jsonl: iteration, prompt, outcome."""
+        lines = [json.loads(line) for line in (self.run_dir / "ledger.jsonl").read_text().splitlines()]
+        return [(line["iteration"], line["prompt"], line["outcome"]) for line in lines]
+
     def summary(self) -> dict[str, Any]:
         summary: dict[str, Any] = json.loads((self.run_dir / "summary.json").read_text())
         return summary
@@ -165,6 +170,7 @@ class Service:
 
 def assert_equal_runs(run: Run, other: Run) -> None:
     assert run.metrics() == other.metrics()
+    assert run.ends() == other.ends()
     assert run.summary()["policies"] == other.summary()["policies"]
 
 

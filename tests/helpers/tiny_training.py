@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -74,11 +75,12 @@ def alignment_trainer(
     settings: AlignmentConfig | None = None,
     rewards: Mapping[str, float] = REWARDS,
     served: ServedRewards | None = None,
+    surrogate_gap_limit: float = math.inf,
 ) -> AlignmentTrainer:
     """A trainer in stage 2; `networks` must have begun it."""
     settings = settings or alignment_settings()
     matching = MatchingSettings.of(cold_start_settings(), SAMPLING, GUIDANCE, settings.consistency_weight)
-    return AlignmentTrainer(networks, settings, matching, dict(rewards), served or Brightness(), seed=0)
+    return AlignmentTrainer(networks, settings, matching, dict(rewards), served or Brightness(), 0, surrogate_gap_limit)
 
 
 @torch.no_grad()

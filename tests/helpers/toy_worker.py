@@ -11,8 +11,10 @@ from pathlib import Path
 
 import ray
 
-from common.types import Heartbeat, ProcessPlace
-from learner.driver.call_queue import Call
+from common.heartbeat import Heartbeat
+from common.types import ProcessPlace
+from learner.driver.call_queue import CALLS_PER_WORKER, Call
+from learner.driver.worker_pool import HEALTH
 from rollout_workers.progress import Progress
 
 LOCK_IN_SMALL = "a" * 26 + "b"
@@ -69,5 +71,11 @@ def work(key: int, what: str = "nothing", limit_s: float = 60.0) -> Call:
 
 def toy_workers(folder: Path, fingerprint: Callable[[], str] = lambda: "base") -> Callable[[], ray.actor.ActorHandle]:
     """Starts a worker that takes one CPU."""
-    actor = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0, concurrency_groups={"health": 1})(ToyWorker)
+    actor = ray.remote(
+        num_cpus=1,
+        max_restarts=0,
+        max_task_retries=0,
+        max_concurrency=CALLS_PER_WORKER,
+        concurrency_groups={HEALTH: 1},
+    )(ToyWorker)
     return lambda: actor.remote(folder, fingerprint())

@@ -32,6 +32,9 @@ def test_a_run_leaves_everything_it_promises(finished: Run) -> None:
         "cold_start-000002",
         "cold_start-000004",
     ]
+    trained = [(iteration, "trained") for iteration in range(8) for _ in range(4)]
+    assert [(iteration, outcome) for iteration, _, outcome in finished.ends()] == trained
+    assert len(set(finished.ends())) == len(trained)
     samples = {path.name for path in (directory / "samples").iterdir()}
     assert samples >= {"alignment-000003.png", "alignment-000003.json", "alignment-000006.png", "gallery.json"}
     assert "alignment-000000.png" in samples

@@ -68,6 +68,21 @@ def test_a_worker_that_is_lost_loses_no_call_and_is_replaced(tmp_path: Path, fau
 
 
 @pytest.mark.usefixtures("cluster")
+def test_a_worker_runs_two_calls_at_once(tmp_path: Path) -> None:
+    with pool(tmp_path, places=1) as (workers, said):
+        workers.admit("base", 1)
+        for key, name in enumerate(("first", "second")):
+            workers.submit(work(key, f"wait {name}"))
+        for name in ("second", "first"):  # the later call ends before the earlier one
+            wait_until(lambda name=name: bool(list(tmp_path.glob(f"{name}.*"))), f"the {name} call to begin")
+        (tmp_path / "second").touch()
+        results(workers, 1)
+        (tmp_path / "first").touch()
+        results(workers, 0)
+        assert said == []
+
+
+@pytest.mark.usefixtures("cluster")
 def test_a_busy_worker_that_cannot_answer_is_left_alone(tmp_path: Path) -> None:
     """It holds the interpreter lock for longer than an idle process could be silent."""
     with pool(tmp_path, places=1) as (workers, said):

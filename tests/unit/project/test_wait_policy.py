@@ -34,7 +34,7 @@ DOORS = {
     "one process": ("examples/train_in_one_process.py",),
     **{
         f"benchmarks.{name}": ("-m", f"benchmarks.{name}")
-        for name in ("adapter_dtype", "adapter_switching", "backbones", "count", "shared_base", "throughput")
+        for name in ("adapter_dtype", "adapter_switching", "backbones", "count", "overlap", "shared_base", "throughput")
     },
     "a worker": ("-c", "import rollout_workers.actor"),
 }

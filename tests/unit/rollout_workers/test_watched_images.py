@@ -14,7 +14,7 @@ import torch
 from common.types import Position, Stage
 from learner.driver.watchdog import Watchdog, Watched
 from learner.records.metrics_log import over_groups
-from rollout_workers.image_statistics import group_statistics
+from rollout_workers.image_statistics import image_statistics
 from zoo.world.scenes import CANVAS, render_scenes, sample_scenes
 
 Pixels = npt.NDArray[np.float64]
@@ -76,7 +76,7 @@ def test_damage_is_seen_within_two_iterations(
             pixels = render_scenes(sample_scenes(SAMPLES, seed), seed) / 255
             changed = damage(pixels) if iteration >= CLEAN else pixels
             images = (np.clip(changed, 0, 1) * 255).round().astype(np.uint8)
-            groups.append(group_statistics(torch.from_numpy(images), {}))
+            groups.append(image_statistics(torch.from_numpy(images)))
         line = {"stage": Stage.ALIGNMENT, "iteration": iteration, "kind": "train", "metrics": over_groups(groups)}
         with (tmp_path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from learner.driver.call_queue import CALLS_AHEAD, SLOW_MIN_S, Attempt, Call, CallQueue
+from learner.driver.call_queue import CALLS_PER_WORKER, SLOW_MIN_S, Attempt, Call, CallQueue
 from learner.driver.fleet import Worker
 from learner.driver.health import Pulse
 
@@ -39,7 +39,7 @@ def attempts(calls: CallQueue, ready: list[Worker], now: float = 0.0) -> list[At
 def test_calls_go_to_the_least_loaded_worker_and_two_to_each() -> None:
     calls, ready = queue("a", "b", "c", "d", "e"), [worker(1), worker(2)]
     assert started(calls, ready) == [("a", 1), ("b", 2), ("c", 1), ("d", 2)]
-    assert [calls.load(one) for one in ready] == [CALLS_AHEAD, CALLS_AHEAD]
+    assert [calls.load(one) for one in ready] == [CALLS_PER_WORKER, CALLS_PER_WORKER]
     assert started(calls, [*ready, worker(3)]) == [("e", 3)]
     assert started(queue("a"), []) == []
 

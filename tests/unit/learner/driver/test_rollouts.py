@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from common.errors import RewardInvalid, RewardOutage
+from common.errors import AttestationError, RewardInvalid, RewardOutage
+from common.group_ends import DueGroup, GroupEnd, GroupFault, GroupOutcome, RefusedGroup
 from common.kept_groups import GroupPicture
 from common.types import PolicyVersion, Prompt, RolloutOutcome, ScoringFailure, StepPlan
 from learner.driver.call_queue import Call
 from learner.driver.publisher import Publication
-from learner.driver.rollouts import GROUP_ATTEMPTS, Pictured, Rollouts
+from learner.driver.rollouts import GROUP_ATTEMPTS, Attest, Pictured, Rollouts
 from learner.driver.worker_pool import Finished
 from learner.records.prometheus import RunMetrics
 
@@ -78,7 +79,8 @@ class FakePool:
             seconds,
             failure,
             self.left_out,
-            picture,
+            digest="seal",
+            picture=picture,
             reward_spreads=self.spreads,
         )
         return Finished(call.key, outcome, references)
@@ -89,9 +91,13 @@ def plan(iteration: int) -> StepPlan:
 
 
 def rollouts(
-    pool: FakePool, *iterations: int, outage_limit_s: float = 0.0, clock: Callable[[], float] = lambda: 0.0
+    pool: FakePool,
+    *iterations: int,
+    attest: Attest = lambda *_: None,
+    outage_limit_s: float = 0.0,
+    clock: Callable[[], float] = lambda: 0.0,
 ) -> Rollouts:
-    rollouts = Rollouts(pool, 4, outage_limit_s, clock)
+    rollouts = Rollouts(pool, 4, attest, outage_limit_s, clock)
     for iteration in iterations:
         rollouts.request(plan(iteration), PROMPTS, Publication(f"v{iteration}", "frozen"))
     return rollouts
@@ -107,7 +113,7 @@ def test_groups_come_in_the_order_of_their_prompts() -> None:
 
 def test_the_first_groups_of_some_iterations_are_pictured() -> None:
     pool = FakePool(lambda _, index, __: index == 4)
-    asked = Rollouts(pool, 4, pictured=Pictured(groups=2, every=5))
+    asked = Rollouts(pool, 4, lambda *_: None, pictured=Pictured(groups=2, every=5))
     for iteration in (4, 5):
         asked.request(plan(iteration), PROMPTS, Publication("v", "frozen"))
     assert asked.collect(4).pictures == {}
@@ -190,16 +196,89 @@ def test_groups_trained_without_a_reward_are_counted_by_cause() -> None:
     assert not collected.dropped
 
 
+def refusing(*faults: tuple[int, GroupFault]) -> tuple[Attest, list[DueGroup]]:
+    """An attestation that finds these faults, each once, in groups of prompts with these indices."""
+    left, asked = list(faults), []
+
+    def attest(_: object, due: DueGroup) -> GroupFault | None:
+        asked.append(due)
+        found = next((fault for fault in left if fault[0] == due.prompt.index), None)
+        if found is None:
+            return None
+        left.remove(found)
+        return found[1]
+
+    return attest, asked
+
+
+def ends(iteration: int, **changed: GroupEnd) -> list[GroupEnd]:
+    """The ends of an iteration's groups, all trained at once but these."""
+    whole = {f"p{i}": GroupEnd(iteration, i, GroupOutcome.TRAINED, "here:1", 1) for i in (4, 2, 9)}
+    return list((whole | changed).values())
+
+
+def test_a_refused_group_is_sampled_again_and_the_worker_counted() -> None:
+    """Each is checked against what was asked for and what its worker reported."""
+    attest, asked = refusing((2, GroupFault.DAMAGED))
+    pool = FakePool()
+    collected = rollouts(pool, 3, attest=attest).collect(3)
+    assert collected.groups == [f"group of {index} at 3 with v3" for index in (4, 2, 9)]
+    assert collected.refused == [RefusedGroup("here:1", GroupFault.DAMAGED)]
+    assert not collected.dropped
+    assert (len(pool.taken), len(asked)) == (4, 4)
+    assert asked[0] == DueGroup(PROMPTS[2], plan(3), 4, "seal")
+    assert collected.ends == ends(3, p2=GroupEnd(3, 2, GroupOutcome.TRAINED, "here:1", 2))
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome"),
+    [(GroupFault.LOST, GroupOutcome.INFRA_DROPPED), (GroupFault.STALE, GroupOutcome.STALE)],
+)
+def test_a_group_that_is_refused_twice_is_dropped_by_cause(fault: GroupFault, outcome: GroupOutcome) -> None:
+    attest, _ = refusing(*[(9, fault)] * GROUP_ATTEMPTS)
+    collected = rollouts(FakePool(), 0, attest=attest).collect(0)
+    assert collected.groups == [f"group of {index} at 0 with v0" for index in (4, 2)]
+    assert collected.dropped == {f"infra:{fault}": 1}
+    assert collected.reasons == {f"infra:{fault}": "the learner refused what here:1 sampled"}
+    assert collected.ends == ends(0, p9=GroupEnd(0, 9, outcome, "here:1", 2, f"infra:{fault}"))
+
+
+def test_a_group_without_a_score_is_not_checked_and_ends_as_reward_failed() -> None:
+    attest, asked = refusing()
+    collected = rollouts(FakePool(lambda _, index, __: index == 4), 0, attest=attest).collect(0)
+    assert {due.prompt.index for due in asked} == {2, 9}
+    assert collected.ends == ends(0, p4=GroupEnd(0, 4, GroupOutcome.REWARD_FAILED, "here:1", 2, "hps:timeout"))
+
+
+def test_the_ends_are_those_of_the_last_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An outage left the iteration without any group at first: each group has one end, not one per sampling."""
+    monkeypatch.setattr("learner.driver.rollouts.EMPTY_ITERATION_PAUSE_S", 0.0)
+    pool = FakePool(lambda _, __, attempt: attempt <= GROUP_ATTEMPTS)
+    collected = rollouts(pool, 0, outage_limit_s=600.0).collect(0)
+    again = {f"p{i}": GroupEnd(0, i, GroupOutcome.TRAINED, "here:1", GROUP_ATTEMPTS + 1) for i in (4, 2, 9)}
+    assert collected.ends == ends(0, **again)
+
+
+def test_an_iteration_of_which_nothing_arrives_whole_ends_the_run_by_name() -> None:
+    attest, _ = refusing(*[(prompt.index, GroupFault.DAMAGED) for prompt in PROMPTS] * GROUP_ATTEMPTS)
+    with pytest.raises(AttestationError, match=r"no group of iteration 7 .* of worker here:1, was damaged: .*--resume"):
+        rollouts(FakePool(), 7, attest=attest).collect(7)
+
+
 def test_groups_are_counted_as_they_finish_and_spreads_are_kept() -> None:
     metrics = RunMetrics(CollectorRegistry(), "test")
     pool = FakePool(lambda _, index, attempt: index == 2 or (index == 9 and attempt == 1))
     pool.spreads = {"hps": 0.5}
-    asked = Rollouts(pool, 4, metrics=metrics)
+    attest, _ = refusing((4, GroupFault.LOST), (4, GroupFault.LOST))
+    asked = Rollouts(pool, 4, attest, metrics=metrics)
     asked.request(plan(3), PROMPTS, Publication("v3", "frozen"))
     collected = asked.collect(3)
 
-    def count(outcome: str) -> float | None:
-        return metrics.registry.get_sample_value("rtdmd_groups_total", {"run": "test", "outcome": outcome})
+    def count(name: str, **labels: str) -> float | None:
+        return metrics.registry.get_sample_value(f"rtdmd_{name}_total", {"run": "test", **labels})
 
-    assert [count(outcome) for outcome in ("scored", "retried", "dropped")] == [2, 2, 1]
-    assert collected.spreads == {"hps": [0.5, 0.5]}
+    outcomes = ("scored", "retried", "dropped")
+    assert [count("groups", outcome=outcome) for outcome in outcomes] == [1, 3, 2]
+    assert count("refused_groups", cause="lost") == 2
+    assert count("dropped_groups", reward="infra", cause="lost") == 1
+    assert collected.spreads == {"hps": [0.5]}

@@ -13,7 +13,8 @@ from prometheus_client import CollectorRegistry
 from ray.exceptions import RayActorError
 
 from common.errors import AttestationError, ConfigError, LearnerError, ModelError, RewardUnavailable, WorkerError
-from common.types import Heartbeat, ProcessPlace, RewardHealth
+from common.heartbeat import Heartbeat, StepAtWork
+from common.types import ProcessPlace, RewardHealth
 from learner.driver import worker_pool
 from learner.driver.call_queue import Call
 from learner.driver.calls import CALL_TIMEOUT_S
@@ -166,7 +167,9 @@ def test_too_few_workers_end_the_start_with_what_to_check(monkeypatch: pytest.Mo
 def test_the_metrics_follow_the_workers() -> None:
     """What a busy worker reports is shown; a lost worker is counted when another takes its place."""
     metrics = RunMetrics(CollectorRegistry(), "test")
-    heartbeat = Heartbeat(PLACE, 1, "score", 60.0, {"hps": RewardHealth({"closed": 0, "open": 1}, 1)}, 500)
+    heartbeat = Heartbeat(
+        PLACE, (StepAtWork(1, "score", 60.0),), {"hps": RewardHealth({"closed": 0, "open": 1}, 1)}, 500
+    )
     answer: Future[Any] = Future()
     with pool(heartbeat=heartbeat, restarts=1, metrics=metrics) as workers:
         workers.admit("base", 2)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
+from common.group_ends import GroupFault, RefusedGroup
 from common.kept_groups import TrainedSamples
 from common.types import Collected, Position, Stage, UpdateResult
 from learner.records.console import Console
@@ -127,7 +128,7 @@ def test_statistics_of_groups_have_a_mean_and_an_error(tracker: Tracker, path: P
 
 def test_alarms_are_counted_by_detector(tracker: Tracker, registry: CollectorRegistry) -> None:
     tracker.alarm("grid")
-    assert registry.get_sample_value("rtdmd_watchdog_alarms_total", {"detector": "grid"}) == 1
+    assert registry.get_sample_value("rtdmd_watchdog_alarms_total", {"run": "test", "detector": "grid"}) == 1
 
 
 def test_a_failed_iteration_leaves_no_line(tracker: Tracker, path: Path) -> None:
@@ -163,6 +164,23 @@ def test_prometheus_sees_the_same(tracker: Tracker, registry: CollectorRegistry)
     # `Rollouts` counts groups and the workers' seconds when each group finishes.
     assert registry.get_sample_value("rtdmd_groups_total", {"run": "test", "outcome": "dropped"}) == 0
     assert registry.get_sample_value("rtdmd_worker_seconds_total", {"run": "test", "part": "rollout"}) is None
+
+
+def test_refused_groups_are_named_and_idle_models_shown(path: Path, registry: CollectorRegistry) -> None:
+    shown, refused = io.StringIO(), [RefusedGroup("host:1", GroupFault.DAMAGED)] * 2
+    with Console({}, "test", shown) as console:
+        tracker = Tracker(path, console, RunMetrics(registry, "test"))
+        for idle in ({"host:1": 1.0, "host:2": 0.0}, {"host:2": 3.0}):
+            with tracker.iteration("alignment", 4) as step:
+                step.record(
+                    Collected([], refused=refused, model_s=dict.fromkeys(idle, 1.0), idle_s=idle), UpdateResult({}, {})
+                )
+            refused = []
+        tracker.close()
+    text = " ".join(shown.getvalue().split())
+    assert text.count("iteration 4: 2 groups of worker host:1 arrived damaged at the learner") == 1
+    assert registry.get_sample_value("rtdmd_worker_idle_ratio", {"run": "test"}) == 0.75, "the first worker is gone"
+    assert "refused" not in json.dumps([line["metrics"] for line in lines(path)])
 
 
 def test_what_was_trained_without_a_reward_is_counted(

@@ -42,7 +42,9 @@ def place(number: int) -> ProcessPlace:
 
 def outcome(version: int = 0, failure: ScoringFailure | None = None, *left_out: ScoringFailure) -> RolloutOutcome:
     seconds = {"weights": 0.25, "rollout": 2.0}
-    return RolloutOutcome("host:1", PolicyVersion(version, "x"), seconds, failure, left_out, {"hps": 0.5})
+    return RolloutOutcome(
+        "host:1", PolicyVersion(version, "x"), seconds, failure, left_out, reward_seconds={"hps": 0.5}
+    )
 
 
 def test_a_registry_has_the_metrics_of_the_catalogue_and_no_others(metrics: RunMetrics) -> None:

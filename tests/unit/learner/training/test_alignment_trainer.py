@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from common import seeding
-from common.errors import RewardUnavailable, TrainingError
+from common.errors import AttestationError, RewardUnavailable, TrainingError
 from common.flow import cps_transition, gaussian_log_density, surrogate_log_density
-from common.types import Network, Position, Prompt, ScoredGroup, Stage
+from common.types import Network, PolicyVersion, Position, Prompt, ScoredGroup, Stage
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.objectives.advantage import group_advantages
 from learner.training.distribution_matching import DrawKey, MatchingSettings, renoise_samples, student_objective
@@ -89,10 +89,35 @@ def test_learner_and_sampler_agree(networks: Networks) -> None:
     assert metrics["clipped_fraction"] == 0
 
 
-def test_a_disagreement_is_measured(networks: Networks) -> None:
-    groups = scored_groups(networks.backbone, 0)
+def disagreeing(networks: Networks, iteration: int = 0) -> list[ScoredGroup]:
+    """Groups of which one has a surrogate that is off by 0.25."""
+    groups = scored_groups(networks.backbone, iteration)
     off = replace(groups[1].trajectory, surrogate_TG=groups[1].trajectory.surrogate_TG + np.float32(0.25))
     groups[1] = replace(groups[1], trajectory=off)
+    return groups
+
+
+def test_a_disagreement_beyond_its_limit_stops_before_the_student_changes(networks: Networks) -> None:
+    before = snapshot(networks.backbone)
+    trainer = alignment_trainer(networks, surrogate_gap_limit=0.2)
+    with pytest.raises(AttestationError, match=r"surrogate_gap is 2\.5e-01, above its limit of 0\.2:"):
+        trainer.update(disagreeing(networks))
+    assert all(ALIGNED_FAKE_SCORE in name for name in changed(networks.backbone, before))
+    alignment_trainer(networks, surrogate_gap_limit=0.3).update(disagreeing(networks))
+
+
+def test_stale_groups_may_disagree(networks: Networks) -> None:
+    """The student has moved since they were sampled."""
+    groups = [
+        replace(group, trajectory=replace(group.trajectory, policy=PolicyVersion(0, "unused")))
+        for group in disagreeing(networks, iteration=1)
+    ]
+    metrics = alignment_trainer(networks, surrogate_gap_limit=0.2).update(groups)[0].values()
+    assert metrics["surrogate_gap"] > 0.2
+
+
+def test_a_disagreement_is_measured(networks: Networks) -> None:
+    groups = disagreeing(networks)
     settings = alignment_settings(old_surrogate="rollout", micro_batch=2)
     metrics = alignment_trainer(networks, settings).update(groups)[0].values()
     assert metrics["surrogate_gap"] == pytest.approx(0.25, abs=1e-5)

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from common.errors import AttestationError
+from common.group_ends import DueGroup, GroupFault
+from common.sealed_group import SealedGroup
 from common.types import PolicyVersion, Prompt, ScoredGroup, StepPlan, TrajectoryGroup
 from learner.training.group_provenance import PublishedPolicies
 
@@ -66,3 +68,41 @@ def test_one_group_that_differs_is_named(odd: str) -> None:
     mixed[-1] = replace(mixed[-1], trajectory=changed)
     with pytest.raises(AttestationError, match="group of prompt 2 in iteration 4"):
         published(4, 0).attest(mixed)
+
+
+def test_a_group_that_comes_twice_in_a_batch_is_named() -> None:
+    batch = groups(4, 4)
+    with pytest.raises(AttestationError, match="group of prompt 1 in iteration 4: it came twice"):
+        published(4, 0).attest([*batch, batch[1]])
+
+
+def due(group: ScoredGroup, digest: str | None = None) -> DueGroup:
+    trajectory = group.trajectory
+    return DueGroup(trajectory.prompt, trajectory.plan, trajectory.group_size, digest or SealedGroup.of(group).digest)
+
+
+def test_a_group_that_is_due_passes_and_the_same_one_in_another_place_is_repeated() -> None:
+    policies, (first, second, third) = published(4, 0), groups(4, 4)
+    assert policies.fault(SealedGroup.of(first), due(first)) is None
+    assert policies.fault(SealedGroup.of(first), due(first)) is None, "asked again, for the same place"
+    assert policies.fault(SealedGroup.of(first), due(second)) is GroupFault.REPEATED
+    assert policies.fault(SealedGroup.of(third), due(second)) is GroupFault.FOREIGN, "it has not arrived before"
+
+
+def test_groups_of_other_iterations_runs_and_policies_are_told_apart() -> None:
+    policies, group = published(7, 2), groups(7, 5)[0]
+    trajectory = group.trajectory
+    assert policies.fault(SealedGroup.of(group), due(group)) is None
+    cases = {
+        GroupFault.STALE: [replace(trajectory, policy=PolicyVersion(4, "weights 4"))],
+        GroupFault.FOREIGN: [
+            groups(6, 4)[0].trajectory,
+            replace(trajectory, policy=PolicyVersion(6, "weights 6")),
+            replace(trajectory, policy=PolicyVersion(5, "weights of another run")),
+            replace(trajectory, prompt=Prompt(0, "another text")),
+            replace(trajectory, surrogate_TG=trajectory.surrogate_TG + 1),  # whole, but not what its worker reported
+        ],
+    }
+    for fault, found in cases.items():
+        for one in found:
+            assert policies.fault(SealedGroup.of(replace(group, trajectory=one)), due(group)) is fault, one
