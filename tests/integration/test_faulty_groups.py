@@ -25,6 +25,7 @@ from learner.driver.worker_pool import WorkerPool
 from learner.training.actor import Learner
 from learner.training.group_provenance import PublishedPolicies
 from learner.training.learner_rank import LearnerRank
+from tests.helpers.ray_machine import ray_machine
 from tests.helpers.toy_group_worker import POLICY, toy_group, toy_group_workers
 from tests.helpers.waiting import wait_until
 
@@ -33,13 +34,8 @@ UNHEALTHY_AFTER_S = 5.0
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    try:
-        ray.init(address=started.address, log_to_driver=False)
+    with ray_machine(num_cpus=1) as started:
         yield started
-    finally:
-        ray.shutdown()
-        started.shutdown()
 
 
 PLAN = StepPlan(0, (1.0, 0.5, 0.0), 0.9, (0,))

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import ray
 from ray.cluster_utils import Cluster
 
 from common.errors import ModelError, WorkerError
@@ -15,6 +14,7 @@ from learner.driver import call_queue
 from learner.driver.fleet import Fleet
 from learner.driver.machines import RayMachines
 from learner.driver.worker_pool import WorkerPool
+from tests.helpers.ray_machine import ray_machine
 from tests.helpers.toy_worker import toy_workers, work
 from tests.helpers.waiting import wait_until
 
@@ -24,13 +24,8 @@ UNHEALTHY_AFTER_S = 2.0
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A machine of two CPUs; tests add others."""
-    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    try:
-        ray.init(address=started.address, log_to_driver=False)
+    with ray_machine(num_cpus=2) as started:
         yield started
-    finally:
-        ray.shutdown()
-        started.shutdown()
 
 
 @contextmanager

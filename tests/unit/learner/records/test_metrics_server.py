@@ -88,9 +88,8 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_a_client_that_sends_nothing_delays_no_other() -> None:
-    with (
-        MetricsServer(0, CollectorRegistry()) as server,
-        socket.create_connection(("127.0.0.1", server.port)) as silent,
-    ):
-        read(server)
+    registry = CollectorRegistry()
+    Gauge("height", "Height.", registry=registry).set(2)
+    with MetricsServer(0, registry) as server, socket.create_connection(("127.0.0.1", server.port)) as silent:
+        assert "height 2.0" in read(server)
         silent.close()
