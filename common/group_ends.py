@@ -1,4 +1,4 @@
-"""What becomes of a group after it was scored: the learner's check, and the end that the ledger records."""
+"""Faults that the learner finds in a scored group, and the outcome of each group that the ledger records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a process answers to a ping of the driver."""
+"""Answers of a process to a ping of the driver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run keeps of its groups for people to look at."""
+"""Groups that a run keeps for people to look at."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class GroupPicture:
 
 @dataclass(frozen=True)
 class TrainedSamples:
-    """What an update of stage 2 trained on, for people to look at; the same on every rank.
+    """Samples that an update of stage 2 trained on, for people to look at; the same on every rank.
 
     Attributes:
         sigmas: the noise levels of the rollout, T + 1.

@@ -80,7 +80,7 @@ class OutagePolicy(StrEnum):
 
 
 class AlarmAction(StrEnum):
-    """What a run does on an alarm of the watchdog. Members have the values of watchdog.on_alarm."""
+    """Actions of a run on an alarm of the watchdog. Members have the values of watchdog.on_alarm."""
 
     MARK = "mark"
     WARN = "warn"

@@ -25,7 +25,7 @@ def _spec(
 
 
 def _process(prefix: str, labels: tuple[str, ...], whose: str) -> tuple[MetricSpec, ...]:
-    """What `prometheus_client.ProcessCollector` reports of a process."""
+    """The metrics of `prometheus_client.ProcessCollector`."""
     return (
         _spec(f"{prefix}cpu_seconds_total", Kind.COUNTER, "seconds", f"Processor time of {whose}.", labels,
               from_library=True),

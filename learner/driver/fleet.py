@@ -106,7 +106,7 @@ class Fleet:
         return False
 
     def outlook(self, number: int) -> str:
-        """What becomes of an empty place: the end of a sentence."""
+        """The future of an empty place, as the end of a sentence."""
         starts = self._places[number - 1].starts
         if len(starts) <= self._restarts:
             return "another worker is started"

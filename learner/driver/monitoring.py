@@ -1,4 +1,4 @@
-"""The metrics of a run from its start to its end: what is counted, where it is served, who is told the address."""
+"""Serves the metrics of a run, and keeps the file that gives Prometheus their addresses."""
 
 from __future__ import annotations
 

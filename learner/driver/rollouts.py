@@ -48,7 +48,7 @@ class _Key:
 
 @dataclass(frozen=True)
 class Pictured:
-    """Which groups are kept as pictures: the first `groups` of every `every`-th iteration."""
+    """Chooses the groups that are kept as pictures: the first `groups` of every `every`-th iteration."""
 
     groups: int = 0
     every: int = 1

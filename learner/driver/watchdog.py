@@ -86,7 +86,7 @@ class Alarm:
 
 @dataclass(frozen=True)
 class Watched:
-    """What the watchdog needs to know of a run.
+    """Rewards and length of the run that the watchdog watches.
 
     Attributes:
         gold: the held-out reward that tells which checkpoint is best, if any.

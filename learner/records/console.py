@@ -36,7 +36,7 @@ REWARD, EVALUATION = "reward/", "evaluation/"
 REWARD_DIGITS = 4
 DROPPED = f"loss/{DROPPED_GROUPS}"
 NOTABLE = ("loss/teacher_distance", "loss/fake_score_loss", "loss/student_gradient_norm")
-"""What else is shown, the most important first."""
+"""Other metrics that are shown, the most important first."""
 ARROWS = {Trend.UP: "↑", Trend.DOWN: "↓", Trend.FLAT: "→", Trend.UNKNOWN: ""}
 WORDS = {Trend.UP: " up", Trend.DOWN: " down", Trend.FLAT: "", Trend.UNKNOWN: ""}
 
@@ -127,7 +127,7 @@ class Console:
 
     @staticmethod
     def _split(record: Mapping[str, float]) -> str:
-        """What the iteration's seconds went to, if it had rollouts."""
+        """The iteration's seconds by part, if it had rollouts."""
         if ROLLOUTS not in record or UPDATE not in record:
             return ""
         return f" ({_number(record[ROLLOUTS])} rollout, {_number(record[UPDATE])} update)"

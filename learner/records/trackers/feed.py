@@ -29,7 +29,7 @@ LINES_AT_ONCE = 500
 
 @dataclass(frozen=True)
 class Sent:
-    """What a tracker has got.
+    """Progress of sending a run to a tracker.
 
     Attributes:
         id: the run's id in the tracker.
