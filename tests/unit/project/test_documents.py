@@ -22,6 +22,9 @@ DOCUMENTS = sorted(
 LINK = re.compile(r"!?\[[^\[\]]*\]\(([^()\s]+)\)")
 CODE = re.compile(r"`([^`\n]+)`")
 PATH = re.compile(r"(?<![\w./-])[\w./-]+\.py(?!\w)")
+OPTION = re.compile(r"\b[a-z_]+(?:\.(?:NAME|[a-z_]+))+\b(?![*(])")
+OPTIONS = set(re.findall(r"^\| `([\w.]+)` \|", (PROJECT_ROOT / "docs/configuration.md").read_text(), re.MULTILINE))
+FILES = (".conf", ".json", ".jsonl", ".log", ".md", ".py", ".yaml")
 HISTORY = PROJECT_ROOT / "CHANGELOG.md"
 """It may name what is gone."""
 
@@ -52,6 +55,31 @@ def missing_paths(text: str, folder: Path) -> Iterator[str]:
     for path in (path for code in CODE.findall(text) for path in PATH.findall(code)):
         if ("/" in path or own) and not (PROJECT_ROOT / path).exists() and not (own and (folder / path).exists()):
             yield path
+
+
+def unknown_options(text: str) -> list[str]:
+    """Words written as code that look like an option of a section of ours, and are none."""
+    sections = {option.partition(".")[0] for option in OPTIONS}
+    words = [word for code in CODE.findall(text) for word in OPTION.findall(code)]
+    known = OPTIONS | {option.rpartition(".")[0] for option in OPTIONS}
+    named = [re.sub(r"^rewards\.[a-z_]+\.", "rewards.NAME.", word) for word in words]
+    own = {word for word in named if word.partition(".")[0] in sections and not word.endswith(FILES)}
+    return sorted(word for word in own - known if not module(word))
+
+
+def module(word: str) -> bool:
+    path = PROJECT_ROOT / word.replace(".", "/")
+    return path.is_dir() or path.with_suffix(".py").exists()
+
+
+@pytest.mark.parametrize("document", [path for path in DOCUMENTS if path != HISTORY], ids=name)
+def test_every_option_exists(document: Path) -> None:
+    assert unknown_options(document.read_text(encoding="utf-8")) == []
+
+
+def test_an_option_that_is_gone_would_be_found() -> None:
+    text = "`alignment.grup_size: 8` and `alignment.group_size` and `rewards.hps.weight` and `rewards.hps.wait`"
+    assert unknown_options(text) == ["alignment.grup_size", "rewards.NAME.wait"]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
