@@ -56,14 +56,18 @@ def ray_cluster() -> Iterator[Cluster]:
 
 @contextmanager
 def reward_servers(scorers: Mapping[str, ServedScorer], folder: Path, max_batch: int = 16) -> Iterator[dict[str, str]]:
-    """The URL of each scorer by its name; scores do not depend on what else is asked."""
+    """The URL of each scorer by its name; scores do not depend on what else is asked.
+
+    The models share the server's process, which imports their libraries once.
+    """
     ready = folder / "ready.json"
     words = []
     for name, served in scorers.items():
         model = () if served.model is None else ("--model", str(served.model))
         words += ["--scorer", served.scorer, *model, "--name", name]
     shared = ("--port", "0", "--ready-file", str(ready), "--max-batch", str(max_batch), "--threads", "1")
-    with _process("-m", "reward_servers", *shared, "--reproducible", *words) as started:
+    shared += ("--reproducible", "--in-process")
+    with _process("-m", "reward_servers", *shared, *words) as started:
 
         def is_ready() -> bool:
             assert started.poll() is None, "the reward servers did not start"

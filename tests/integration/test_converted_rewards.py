@@ -1,19 +1,19 @@
-"""From a published-format checkpoint to scores over HTTP: the real command line converts, real servers answer."""
+"""From a published-format checkpoint to scores over HTTP: the command converts, a real server answers."""
 
 from __future__ import annotations
 
+import io
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from common.project_files import PROJECT_ROOT
 from common.rewards.client import RewardClient, RewardEndpoint
+from reward_servers.convert import main
 from reward_servers.scorers.aesthetic import AestheticScorer
 from reward_servers.scorers.clipscore import ClipScoreScorer
 from reward_servers.scorers.image_reward import ImageRewardScorer
@@ -33,10 +33,9 @@ PROMPTS = ["a red cat", "naïve 京 [SEP]", "a red cat"]
 
 
 def convert(folder: Path, scorer: str, options: str) -> None:
-    command = [sys.executable, "-m", "reward_servers.convert", scorer, *options.split(), "--out", str(folder / scorer)]
-    result = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=DEADLINE, check=False)
-    assert result.returncode == 0, result.stderr
-    assert f"--scorer {scorer} --model {folder / scorer}" in result.stdout
+    with redirect_stdout(io.StringIO()) as told:
+        assert main([scorer, *options.split(), "--out", str(folder / scorer)]) == 0
+    assert f"--scorer {scorer} --model {folder / scorer}" in told.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -19,27 +19,24 @@ PARTS = ("ray::Learner", "ray::RolloutWorker", "-m reward_servers")
 """Processes of a run, by what is known of their command lines."""
 
 
-def test_neither_number_nor_death_of_workers_changes_anything(finished: Run, service: Service) -> None:
-    """Two workers; one is killed: its calls go to the other, and another worker is started."""
-    run = service.run("two_workers", "--workers.count", "2")
+def test_faults_that_are_mended_change_nothing(config: Path, finished: Run, cluster: Cluster) -> None:
+    """A reward server is killed, then one of two workers, then the other one is frozen; each is replaced."""
+    options = ("--workers.count", "2", "--workers.unhealthy_after_s", "2")
+    run = Run(config, config.parent / "faults", *options, cluster=cluster)
+    run.wait_for_lines(1, stage="alignment")
+    (server,) = run.processes(BRIGHTNESS)
+    os.kill(server.pid, signal.SIGKILL)
     run.wait_for_lines(2, stage="alignment")
-    workers = run.processes("ray::RolloutWorker")
-    assert len(workers) == 2
-    os.kill(workers[0].pid, signal.SIGKILL)
+    first, second = run.processes("ray::RolloutWorker")
+    os.kill(first.pid, signal.SIGKILL)
+    run.wait_for_lines(3, stage="alignment")
+    os.kill(second.pid, signal.SIGSTOP)
     run.finish()
     assert_equal_runs(run, finished)
+    assert "the local reward server bright ended with exit status -9: it is started again" in run.output
     assert "is gone: " in run.output
-    assert "another worker is started" in run.output
-
-
-def test_a_frozen_worker_is_replaced_and_changes_nothing(finished: Run, service: Service) -> None:
-    run = service.run("frozen_worker", "--workers.unhealthy_after_s", "2")
-    run.wait_for_lines(2, stage="alignment")
-    (worker,) = run.processes("ray::RolloutWorker")
-    os.kill(worker.pid, signal.SIGSTOP)
-    run.finish()
-    assert_equal_runs(run, finished)
     assert "it has not answered for 2 s, and uses no processor" in run.output
+    assert run.output.count("another worker is started") == 2
 
 
 def assert_nearly_equal_runs(run: Run, finished: Run) -> None:
@@ -83,16 +80,6 @@ def wait_policies(run: Run) -> set[tuple[str, str]]:
             values = [line.partition("=")[2] for line in lines if line.startswith(f"{WAIT_POLICY}=")]
             found.add((part, " ".join(values)))
     return found
-
-
-def test_a_local_reward_server_that_dies_is_started_again(config: Path, finished: Run, cluster: Cluster) -> None:
-    run = Run(config, config.parent / "revived", cluster=cluster)
-    run.wait_for_lines(2, stage="alignment")
-    (server,) = (process.pid for process in run.processes(BRIGHTNESS))
-    os.kill(server, signal.SIGKILL)
-    run.finish()
-    assert_equal_runs(run, finished)
-    assert "the local reward server bright ended with exit status -9: it is started again" in run.output
 
 
 def test_a_local_reward_server_that_dies_too_often_ends_the_run_by_name(

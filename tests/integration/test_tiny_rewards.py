@@ -27,7 +27,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [sys.executable, "-m", "reward_servers.tiny", str(folder / "models")]
     done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=DEADLINE, check=False)
     assert done.returncode == 0, done.stderr
-    options: list[str] = []
+    # The libraries of all models are imported once.
+    options = ["--in-process"]
     for line in done.stdout.splitlines():
         options += line.removeprefix("python -m reward_servers ").rsplit(" --port", 1)[0].split()
     with running(folder, *options) as (base, _):

@@ -1,17 +1,26 @@
-"""The commands that use a run, as a person starts them, on a run that a person made: real Ray, real reward servers."""
+"""The commands that use a run, on a run that a person made: real Ray, real reward servers.
+
+One test starts its command in a process of its own, as a person does. The others call it in this process, since a new
+one spends more time on imports than on the command.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from common.types import ByteArray
+from learner.commands import COMMANDS
 from tests.helpers.running_service import PROJECT_ROOT, PROMPTS, Run, Service
 
 EVALUATED = PROMPTS[:6]
@@ -33,11 +42,29 @@ def bright(service: Service) -> str:
     return service.reward_urls["bright"]
 
 
-def command(name: str, *options: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
+class Told(NamedTuple):
+    """What a command has printed."""
+
+    stdout: str
+    stderr: str
+
+
+def process(name: str, *options: str | Path) -> Told:
+    """A command in a process of its own."""
     line = [sys.executable, "-m", "learner.commands", name, *map(str, options)]
     found = subprocess.run(line, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=TIMEOUT, check=False)
-    assert found.returncode == status, found.stdout + found.stderr
-    return found
+    assert found.returncode == 0, found.stdout + found.stderr
+    return Told(found.stdout, found.stderr)
+
+
+def command(name: str, *options: str | Path, status: int = 0) -> Told:
+    """A command in this process."""
+    module, _, function = COMMANDS[name][0].partition(":")
+    with redirect_stdout(io.StringIO()) as stdout, redirect_stderr(io.StringIO()) as stderr:
+        found = vars(import_module(module))[function](list(map(str, options)))
+    told = Told(stdout.getvalue(), stderr.getvalue())
+    assert found == status, told
+    return told
 
 
 def picture(path: Path | str) -> ByteArray:
@@ -64,7 +91,8 @@ def test_pictures_are_those_of_the_run_s_own_evaluation(finished: Run, prompts: 
             "--device",
             "cpu",
         )
-        paths = command("generate", *options, "--policy", policy, "--out", tmp_path / policy).stdout.splitlines()
+        start = process if policy == "rtdmd" else command
+        paths = start("generate", *options, "--out", tmp_path / policy).stdout.splitlines()
         assert len(paths) == len(EVALUATED) * IMAGES
         for place in range(2):
             kept = finished.run_dir / "samples" / "policies" / f"{policy}-{place:02d}.png"
