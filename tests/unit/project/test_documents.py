@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,3 +135,20 @@ def test_the_readme_names_the_prompts_of_the_gallery() -> None:
 def test_every_built_in_reward_is_in_the_table_of_rewards(scorer: str) -> None:
     lines = (PROJECT_ROOT / "docs/rewards.md").read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if line.startswith(f"| `{scorer}` |")] != []
+
+
+def test_every_error_of_the_troubleshooting_page_is_one_of_ours() -> None:
+    """The texts in the first column of its tables; `...` stands for values."""
+    page = (PROJECT_ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    texts = re.findall(r"^\| `(.+?)` \|", page, flags=re.MULTILINE)
+    ours = "\0".join(
+        text for package in PACKAGES for path in (PROJECT_ROOT / package).rglob("*.py") for text in strings(path)
+    )
+    pieces = [piece.strip() for text in texts for piece in text.split("...")]
+    assert [piece for piece in pieces if piece not in ours] == []
+    assert len(texts) > 20
+
+
+def strings(path: Path) -> Iterator[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    yield from (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
