@@ -14,6 +14,7 @@ from learner.driver.embedded_redis import running_address
 from learner.tools.control import main
 from tests.helpers.fickle_server import FickleServer
 from tests.helpers.running_service import Run, wait_until, write_config
+from tests.helpers.shared_services import Cluster
 from tests.helpers.tiny_rewards import write_hps
 
 PROMPTS = ("red", "blue", "a dot", "two", "big", "small", "a line", "green")
@@ -47,10 +48,10 @@ def left_out(metrics: dict[str, float]) -> bool:
 
 
 def test_a_run_goes_on_without_a_reward_and_stops_on_request(
-    config: Path, server: FickleServer, monkeypatch: pytest.MonkeyPatch
+    config: Path, server: FickleServer, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REWARD_SERVER_TOKEN", "0123456789abcdef")
-    run = Run(config, config.parent / "run")
+    run = Run(config, config.parent / "run", cluster=cluster)
     run.wait_for_lines(1, stage="alignment")
     server.mode("nan")
     wait_until(lambda: left_out(aligned(run)[-1]), "groups to be trained without the reward")
