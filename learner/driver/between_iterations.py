@@ -1,6 +1,6 @@
 """Periodic work between iterations: evaluate the averaged student, save a grid of samples, write a checkpoint.
 
-Also obeys requests through Redis: pause or stop.
+Also obeys requests through Redis: pause, stop, or use another number of workers.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class RunMilestones:
         self._spec = spec
         self._settings = settings
         self._watchdog = Watchdog(Watched.of(config), run_dir)
+        self._workers: int | None = None
 
     def begin_alignment(self) -> None:
         """Evaluate the student that stage 2 starts from: the watchdog compares every later one with it."""
@@ -163,6 +164,7 @@ class RunMilestones:
         Raises:
             RunStopped: a stop was requested; the request is removed.
         """
+        self._scale()
         request = self._asked()
         if request == "pause":
             self._tracker.message(f"paused on request; delete rtdmd:run:{self._config.run.name} in Redis to continue")
@@ -178,6 +180,17 @@ class RunMilestones:
             with suppress(StoreError):
                 self._control.ask(None)
             raise RunStopped(f"stopped on request after {position.iteration} iterations of {position.stage}")
+
+    def _scale(self) -> None:
+        """Use the number of workers that is requested, if it is another one than before."""
+        try:
+            count = None if self._control is None else self._control.workers_asked()
+        except StoreError:
+            return
+        if count is not None and count != self._workers:
+            self._pool.resize(count)
+            self._tracker.message(f"uses {count} rollout workers on request, or as many as can be placed")
+            self._workers = count
 
     def _asked(self) -> RunRequest | None:
         try:

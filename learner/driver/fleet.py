@@ -3,7 +3,8 @@
     place ──start──► loading ──base is the run's──► ready ──died, or ended as unhealthy──► start again
 
 A place may start a few workers within `WINDOW_S`; then it rests until the first of these starts is that long ago. A run
-goes on with whoever is ready, and ends when no place has a worker and none may start one.
+goes on with whoever is ready, and ends when no place has a worker and none may start one. `resize` adds and closes
+places: the worker of a closed place gets no further calls, and leaves when it has finished those it has.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class _Place:
     starts: deque[float] = field(default_factory=deque)
     worker: Worker | None = None
     has_had_one: bool = False
+    closed: bool = False
 
 
 class Fleet:
@@ -69,13 +71,26 @@ class Fleet:
         self._places = [_Place(number) for number in range(1, places + 1)]
         self._last_loss = ""
 
+    def resize(self, places: int) -> None:
+        """Have so many open places: the first ones. The others close, and are gone when they are empty."""
+        for number in range(len(self._places) + 1, places + 1):
+            self._places.append(_Place(number))
+        for place in self._places:
+            place.closed = place.number > places
+        self._places = [place for place in self._places if not place.closed or place.worker is not None]
+
+    @property
+    def leaving(self) -> list[Worker]:
+        """The workers of closed places."""
+        return [place.worker for place in self._places if place.worker is not None and place.closed]
+
     def start_due(self) -> list[Worker]:
         """Start a worker in every empty place that may; return them."""
         now, started = self._clock(), []
         for place in self._places:
             while place.starts and now - place.starts[0] >= WINDOW_S:
                 place.starts.popleft()
-            if place.worker is None and len(place.starts) <= self._restarts:
+            if place.worker is None and not place.closed and len(place.starts) <= self._restarts:
                 place.starts.append(now)
                 pulse = Pulse(self._unhealthy_after_s, now)
                 place.worker = Worker(place.number, self._start(), pulse, replaces=place.has_had_one)
@@ -90,7 +105,9 @@ class Fleet:
 
     @property
     def ready(self) -> list[Worker]:
-        return [worker for worker in self.workers if worker.process is not None]
+        """Those that may get calls."""
+        places = [place for place in self._places if not place.closed]
+        return [place.worker for place in places if place.worker is not None and place.worker.process is not None]
 
     def states(self, now: float) -> dict[str, int]:
         """The number of places in each state: ready, unhealthy (its process should be looked at), loading, missing."""
@@ -102,12 +119,16 @@ class Fleet:
         for place in self._places:
             if place.worker is worker:
                 place.worker, self._last_loss = None, f"{worker}: {reason}"
+                self._places = [other for other in self._places if other is not place or not place.closed]
                 return True
         return False
 
     def outlook(self, number: int) -> str:
         """The future of an empty place, as the end of a sentence."""
-        starts = self._places[number - 1].starts
+        place = next((place for place in self._places if place.number == number), None)
+        if place is None:
+            return "its place was closed"
+        starts = place.starts
         if len(starts) <= self._restarts:
             return "another worker is started"
         return (

@@ -102,6 +102,10 @@ class WorkerPool:
         if self._error is not None:
             raise self._error
 
+    def resize(self, workers: int) -> None:
+        """Use so many workers. Further ones join when they have loaded; surplus ones finish their calls first."""
+        self._events.put(partial(self._fleet.resize, workers))
+
     def submit(self, call: Call) -> None:
         self._events.put(partial(self._add, call))
 
@@ -165,6 +169,7 @@ class WorkerPool:
             if worker.replaces:
                 self._metrics.worker_replaced()
             self._when(worker.handle.ready.remote(), partial(self._arrive, worker))
+        self._dismiss()
         self._fleet.require_hope()
         for worker in self._fleet.workers:
             self._look_at(worker)
@@ -215,17 +220,31 @@ class WorkerPool:
 
     def _lose(self, worker: Worker, reason: str) -> None:
         """Remove a worker, and give its calls to the others."""
-        if not self._fleet.remove(worker, reason):
+        back = self._remove(worker, reason)
+        if back is None:
             return  # it was removed before
+        calls = f"{back} call goes" if back == 1 else f"{back} calls go"
+        self._say(f"{worker} is gone: {reason}; {calls} to others, and {self._fleet.outlook(worker.place)}")
+
+    def _remove(self, worker: Worker, reason: str) -> int | None:
+        """End a worker; return the number of its calls, which others get. None if it was removed before."""
+        if not self._fleet.remove(worker, reason):
+            return None
         back = self._calls.give_up(worker)
         self._pinged.pop(worker, None)
         self._machines.kill(worker.handle)
         if worker.process is not None:
             self._machines.end(worker.process)
             self._metrics.worker_rests(worker.process)
-        calls = f"{back} call goes" if back == 1 else f"{back} calls go"
-        self._say(f"{worker} is gone: {reason}; {calls} to others, and {self._fleet.outlook(worker.place)}")
         self._tell_ready()
+        return back
+
+    def _dismiss(self) -> None:
+        """End the workers of closed places that have no call."""
+        for worker in self._fleet.leaving:
+            if not self._calls.load(worker):
+                self._remove(worker, "its place was closed")
+                self._say(f"{worker} has left: the run uses fewer workers now")
 
     def _tell_ready(self) -> None:
         with self._changed:

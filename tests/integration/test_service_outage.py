@@ -1,4 +1,4 @@
-"""A run whose reward fails and recovers, and which is then asked to stop through its own Redis."""
+"""A run whose reward fails and recovers, and which is then scaled and stopped through its own Redis."""
 
 from __future__ import annotations
 
@@ -62,9 +62,14 @@ def test_a_run_goes_on_without_a_reward_and_stops_on_request(
         stranger.set("rtdmd:run:tiny", "stop")
     count = len(aligned(run))
     wait_until(lambda: len(aligned(run)) >= count + 2, "the run to go on")
+    assert main([str(run.run_dir), "workers", "2"]) == 0
+    wait_until(lambda: len(run.processes("ray::RolloutWorker")) == 2, "another worker to be started")
+    assert main([str(run.run_dir), "workers", "1"]) == 0
+    wait_until(lambda: "worker 2" in run.output, "the other worker to leave")
     assert main([str(run.run_dir), "stop"]) == 0
     run.finish(status=130)
     lines = aligned(run)
+    assert "has left: the run uses fewer workers now" in run.output
     assert f"stopped on request after {len(lines)} iterations of alignment; continue with --resume" in run.output
     assert (run.run_dir / "checkpoints" / f"alignment-{len(lines):06d}").is_dir()
     for metrics in lines:

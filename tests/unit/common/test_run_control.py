@@ -31,6 +31,29 @@ def test_without_a_token_redis_cli_is_enough(link: RedisLink, client: redis.Redi
         assert control.asked() is None
 
 
+def test_a_number_of_workers_is_asked_for_beside_a_pause(link: RedisLink, client: redis.Redis) -> None:
+    control = RunControl(link, "shapes")
+    assert control.workers_asked() is None
+    control.ask_workers(8)
+    control.ask("pause")
+    assert (control.workers_asked(), control.asked()) == (8, "pause")
+    assert client.get(f"{KEY}:workers") == b"8"
+    for other in ("0", "-1", "1e3", " 4", "4097", "٣", "many", "1" * 5000):
+        client.set(f"{KEY}:workers", other)
+        assert control.workers_asked() is None
+
+
+def test_with_a_token_only_a_signed_number_of_workers_counts(link: RedisLink, client: redis.Redis) -> None:
+    control = RunControl(link, "shapes", TOKEN)
+    client.set(f"{KEY}:workers", "8")
+    assert control.workers_asked() is None
+    RunControl(link, "shapes", TOKEN).ask("pause")
+    client.rename(KEY, f"{KEY}:workers")
+    assert control.workers_asked() is None
+    RunControl(link, "shapes", TOKEN).ask_workers(8)
+    assert control.workers_asked() == control.workers_asked() == 8
+
+
 def test_with_a_token_only_a_signed_request_of_this_run_counts(
     link: RedisLink, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:

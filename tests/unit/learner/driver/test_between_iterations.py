@@ -1,4 +1,4 @@
-"""Requests to pause or to stop a run, and the watchdog's alarms; nothing here needs a learner."""
+"""Requests to pause, stop or scale a run, and the watchdog's alarms; nothing here needs a learner."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Control(RunControl):
         self.requests = list(requests)
         self.taken_back = False
         self.made: list[RunRequest | None] = []
+        self.workers: list[int | StoreError | None] = []
 
     def asked(self) -> RunRequest | None:
         request = self.requests.pop(0)
@@ -32,9 +33,25 @@ class Control(RunControl):
             raise request
         return request
 
+    def workers_asked(self) -> int | None:
+        request = self.workers.pop(0) if self.workers else None
+        if isinstance(request, StoreError):
+            raise request
+        return request
+
     def ask(self, request: RunRequest | None) -> None:
         self.taken_back = request is None
         self.made.append(request)
+
+
+class Pool:
+    """The numbers of workers that were asked of it."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def resize(self, workers: int) -> None:
+        self.sizes.append(workers)
 
 
 class Messages:
@@ -75,8 +92,9 @@ def milestones_of(run_dir: Path, control: Control | None, on_alarm: str = "warn"
     }
     tracker: Any = Messages()
     unused: Any = None
+    pool: Any = Pool()
     config = Config.model_validate(sections)
-    made = RunMilestones(config, run_dir, unused, unused, unused, tracker, [], unused, {}, control)
+    made = RunMilestones(config, run_dir, unused, unused, pool, tracker, [], unused, {}, control)
     (run_dir / "metrics.jsonl").touch()
     return made, tracker
 
@@ -111,6 +129,20 @@ def test_a_stop_is_obeyed_once(requests: list[RunRequest], tmp_path: Path, pause
     with pytest.raises(RunStopped, match="stopped on request after 7 iterations of alignment"):
         asked(control, tmp_path)
     assert control.taken_back
+
+
+def test_another_number_of_workers_is_used_once_it_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / POSITION.directory).mkdir(parents=True)
+    control, pool = Control(*[None] * 5), Pool()
+    control.workers = [None, 8, StoreError("away"), 8, 2]
+    made, tracker = milestones_of(tmp_path, control)
+    made._pool = pool  # type: ignore[assignment]
+    for _ in range(5):
+        made.after(POSITION)
+    assert pool.sizes == [8, 2]
+    assert tracker.messages == [
+        f"uses {count} rollout workers on request, or as many as can be placed" for count in (8, 2)
+    ]
 
 
 def write_drift(run_dir: Path) -> None:

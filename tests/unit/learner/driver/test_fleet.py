@@ -68,3 +68,37 @@ def test_places_have_a_state_and_a_replacement_is_known() -> None:
     assert workers.states(clock.now) == {"ready": 1, "loading": 1, "missing": 1}
     (third,) = workers.start_due()
     assert (first.replaces, third.replaces) == (False, True)
+
+
+def test_more_places_start_more_workers() -> None:
+    workers, _ = fleet(places=1, restarts=0)
+    (first,) = workers.start_due()
+    workers.resize(3)
+    assert [worker.place for worker in workers.start_due()] == [2, 3]
+    assert (workers.leaving, workers.workers[0]) == ([], first)
+
+
+def test_a_closed_place_keeps_its_worker_until_it_is_removed() -> None:
+    workers, _ = fleet(places=3, restarts=3)
+    first, second, third = workers.start_due()
+    for worker in (first, second, third):
+        worker.process = ProcessPlace("node", "host", worker.place)
+    workers.resize(1)
+    assert (workers.ready, workers.leaving) == ([first], [second, third])
+    workers.remove(third, "it left")
+    assert workers.outlook(3) == "its place was closed"
+    assert workers.start_due() == []
+    workers.resize(2)
+    assert (workers.ready, workers.leaving) == ([first, second], [])
+    workers.remove(first, "it died")
+    assert [worker.place for worker in workers.start_due()] == [1]
+    assert workers.states(0.0)["missing"] == 0
+
+
+def test_an_empty_place_that_closes_is_no_missing_one() -> None:
+    workers, _ = fleet(places=2, restarts=0)
+    _, second = workers.start_due()
+    workers.remove(second, "it died")
+    assert workers.states(0.0)["missing"] == 1
+    workers.resize(1)
+    assert workers.states(0.0)["missing"] == 0

@@ -97,6 +97,32 @@ def test_workers_end_with_the_pool_also_those_that_still_load() -> None:
     assert killed == handles
 
 
+def test_a_surplus_worker_leaves_when_its_call_is_done() -> None:
+    answers: dict[object, Future[Any]] = {}
+
+    def submit(handle: object) -> list[Any]:
+        answers[handle] = Future()
+        return [Reference(answers[handle]), None]
+
+    handles = [Handle(("base", PLACE), Heartbeat(PLACE, ())) for _ in range(2)]
+    fleet, said = Fleet(iter(handles).__next__, 2, 0, 5.0), list[str]()  # type: ignore[arg-type]
+    with WorkerPool(fleet, NoMachines(), 5.0, say=said.append) as workers:
+        workers.admit("base", 2)
+        for key in ("a", "b"):
+            workers.submit(Call(key, submit))  # type: ignore[arg-type]
+        wait_until(lambda: len(answers) == 2, "both workers to have a call")
+        workers.resize(1)
+        wait_until(lambda: bool(fleet.leaving), "the second place to close")
+        assert said == []
+        for answer in answers.values():
+            answer.set_result("result")
+        assert {workers.take(["a", "b"]).result for _ in range(2)} == {"result"}
+        wait_until(lambda: bool(said), "the surplus worker to leave")
+        assert said == ["worker 2 (host:0) has left: the run uses fewer workers now"]
+        assert len(workers) == 1
+        workers.check()
+
+
 def call(answer: Any) -> Call:
     return Call("key", lambda _: [Reference(answer), None])  # type: ignore[list-item]
 

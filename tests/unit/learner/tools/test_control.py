@@ -59,6 +59,32 @@ def test_a_run_is_paused_continued_and_stopped(
         link.close()
 
 
+def test_a_run_is_asked_to_use_more_workers(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with embedded_redis(run_dir / "logs" / "redis.log") as address:
+        with_redis(run_dir, "embedded")
+        assert main([str(run_dir), "workers", "8"]) == 0
+        link = RedisLink(address)
+        assert RunControl(link, "shapes").workers_asked() == 8
+        link.close()
+    assert "uses 8 rollout workers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["workers"], "workers needs a number from 1 to 4096\n"),
+        (["workers", "0"], "workers needs a number from 1 to 4096, not 0"),
+        (["pause", "3"], "pause takes no number: leave 3 out"),
+    ],
+)
+def test_a_number_that_does_not_fit_is_refused(
+    words: list[str], message: str, run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(run_dir), *words]) == 2
+    told = capsys.readouterr().err
+    assert (told.count("\n"), message in told) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("url", "status", "message"),
     [
