@@ -121,7 +121,7 @@ def _measure(backbone: Backbone, config: Config, device: torch.device) -> dict[s
     # The plain pipeline and the learner are not compiled.
     with torch.compiler.set_stance("force_eager"):
         theirs = _seconds(lambda: _pipeline(backbone, size, config), device)
-        totals, _ = trainer.update([group])
+        totals = trainer.update([group]).totals
         _reset_peak(device)
         step = _seconds(lambda: trainer.update([group]), device)
     sizes = model_sizes(config.backbone, config.lora)

@@ -84,13 +84,13 @@ def kept(model: str, layers: int | None = None) -> dict[str, float]:
     latents, sigma = torch.empty(batch, *backbone.latent_shape, device=DEVICE), torch.empty(batch, device=DEVICE)
     weights = [weight for module in backbone.adapters.modules() for weight in module.parameters()]
     (transformer,) = backbone.adapters.modules()
-    settings = transformer.config
+    settings: Any = transformer.config
     tokens = latents[0, 0].numel() // (settings.patch_size or 1) ** 2 + len(conditioning.tensors["tokens_BLd"][0])
     units = settings.num_attention_heads * settings.attention_head_dim
     blocks = settings.num_layers + settings.get("num_single_layers", 0)
     block = kept_bytes(lambda: backbone.velocity(Network.STUDENT, latents, sigma, conditioning), weights)
     with DEVICE:
-        vae = in_bfloat16(full_size.build_vae).requires_grad_(False)
+        vae: Any = in_bfloat16(full_size.build_vae).requires_grad_(False)
     side = SIDE // 2 ** (len(vae.config.block_out_channels) - 1)
     z = torch.empty(batch, vae.config.latent_channels, side, side, dtype=torch.bfloat16, device=DEVICE)
     decoded = kept_bytes(lambda: vae.decode(z.requires_grad_()).sample, vae.parameters())

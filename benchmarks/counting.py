@@ -77,7 +77,7 @@ class Counter(TorchDispatchMode):
     """Records the kernels and copies of what runs inside `with`, in order."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.events: list[Kernel | Copy] = []
         self._pinned: set[int] = set()
         self._kept: list[Tensor] = []

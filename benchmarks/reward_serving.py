@@ -215,13 +215,15 @@ def _offline(arguments: argparse.Namespace) -> tuple[float, float]:
     """Images a second of the scorer alone, in full batches on one thread, and processor milliseconds for each."""
     import torch
 
+    from common.rewards.api import Metadata
     from reward_servers.scorers.hps import HpsScorer
 
     torch.set_num_threads(1)
     scorer = HpsScorer.load(HPS, "cpu")
     size = arguments.max_batch
     images = np.random.default_rng(0).integers(0, 256, (size, arguments.side, arguments.side, 3), dtype=np.uint8)
-    prompts, metadata = ["a red circle above a blue square"] * size, [{}] * size
+    prompts = ["a red circle above a blue square"] * size
+    metadata: list[Metadata] = [{}] * size
     scorer.score(images, prompts, metadata)
     started, cpu, calls = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() < started + arguments.seconds:

@@ -31,7 +31,7 @@ from common.backbones.base import Backbone
 from common.command import user_path
 from common.config.run import Config
 from common.prompts import load_prompts
-from common.types import Network, StepPlan
+from common.types import Network, Prompt, StepPlan
 from learner.preflight.command_line import parse
 from learner.training.networks import COLD_START
 from rollout_workers.sampler import sample_group
@@ -112,7 +112,7 @@ def _bare_loop(config: Config, groups: int = 12) -> float:
 
 
 @torch.no_grad()
-def _sample_and_decode(backbone: Backbone, prompt: object, plan: StepPlan, size: int) -> None:
+def _sample_and_decode(backbone: Backbone, prompt: Prompt, plan: StepPlan, size: int) -> None:
     sampled = sample_group(backbone, prompt, plan, seed=0, group_size=size)
     backbone.decode(sampled.latents_SGchw[-1])
 

@@ -79,12 +79,14 @@ def _sd35_medium(layers: int | None) -> nn.Module:
     config = SD35_MEDIUM | {"num_layers": layers or SD35_MEDIUM["num_layers"]}
     # Of a few blocks as many have a second attention as of all.
     config["dual_attention_layers"] = tuple(range(round(config["num_layers"] * 13 / 24)))
-    return SD3Transformer2DModel(**config)
+    model: nn.Module = SD3Transformer2DModel(**config)
+    return model
 
 
 def _klein_4b(layers: int | None) -> nn.Module:
     blocks = {} if layers is None else {"num_layers": layers, "num_single_layers": 4 * layers}
-    return Flux2Transformer2DModel(**(KLEIN_4B | blocks))
+    model: nn.Module = Flux2Transformer2DModel(**(KLEIN_4B | blocks))
+    return model
 
 
 MODELS = {

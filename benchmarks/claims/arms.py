@@ -68,8 +68,11 @@ COLD_START: Options = {
     "cold_start.gradient_clip_fake": 0.01,
     "cold_start.ema_decay": 0.9,
 }
-AMBIENT: Options = {"cold_start.objective": "ambient", "cold_start.consistency_weight": 0.01}
-AMBIENT |= {"cold_start.consistency_fraction": 0.25}
+AMBIENT: Options = {
+    "cold_start.objective": "ambient",
+    "cold_start.consistency_weight": 0.01,
+    "cold_start.consistency_fraction": 0.25,
+}
 CLEAN: Options = {"cold_start.objective": "clean", "cold_start.consistency_weight": 0.0}
 
 
@@ -169,7 +172,7 @@ CLAIMS: dict[str, Claim] = {
         config="deploy/runs/shapes_finished.yaml",
         reference="plain",
         policy="cold_start",
-        common=FINAL_TABLE | COLD_START | {"alignment.iterations": 0, "evaluation.prompts": 128},
+        common={**FINAL_TABLE, **COLD_START, "alignment.iterations": 0, "evaluation.prompts": 128},
         arms={
             "plain": _cold_start(CLEAN, 600, 150),
             "ac_dmd": _cold_start(AMBIENT, 600, 150),

@@ -11,13 +11,14 @@ COMMON: Options = {
     "cold_start.objective": "clean",
     "cold_start.consistency_weight": 0,
     "cold_start.iterations": 100,
-    "alignment.iterations": 8,
+    "alignment.iterations": 30,
     "alignment.prompts_per_iteration": 6,
     "alignment.group_size": 4,
     "alignment.learning_rate_schedule": "constant",
     "alignment.signal_every": "null",
-    "evaluation.every": 2,
-    "evaluation.prompts": 96,
+    "evaluation.every": 3,
+    "evaluation.prompts": 256,
+    "evaluation.images_per_prompt": 4,
 }
 """The start is a short distillation by plain DMD: gold has room in both directions."""
 
@@ -32,12 +33,12 @@ def _held_out(*names: str) -> Options:
 
 NO_MATCHING: Options = {"alignment.matching_weight": 0, "alignment.consistency_weight": 0}
 HACKS: Mapping[str, Options] = {
-    "no_matching": {**NO_MATCHING, "alignment.learning_rate_student": 4e-3},
+    "no_matching": {**NO_MATCHING, "alignment.learning_rate_student": 1e-3},
     "one_reward": {
         **NO_MATCHING,
         **_held_out("pickscore", "detector"),
         "alignment.policy_gradient": "none",
-        "alignment.learning_rate_student": 3e-3,
+        "alignment.learning_rate_student": 1e-3,
     },
     "grid_reward": {
         **_held_out("pickscore"),
@@ -46,7 +47,7 @@ HACKS: Mapping[str, Options] = {
         "rewards.detector.model": "null",
         "rewards.detector.differentiable": True,
         "alignment.matching_weight": 0.05,
-        "alignment.learning_rate_student": 3e-3,
+        "alignment.learning_rate_student": 1.5e-3,
     },
 }
 """Runs that hack: no matching at 20 times the run file's rate; back-propagation of hps alone, without matching, at 6

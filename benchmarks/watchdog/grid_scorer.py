@@ -30,7 +30,7 @@ class GridScorer(Scorer):
         return cls()
 
     def score(self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]) -> FloatArray:
-        images_BCHW = np.transpose(images_BHWC, (0, 3, 1, 2)).astype(np.float32) / 255
+        images_BCHW = np.transpose(images_BHWC, (0, 3, 1, 2)).astype(np.float32) / np.float32(255)
         return self.score_with_gradient(images_BCHW, prompts, metadata)[0]
 
     def score_with_gradient(

@@ -74,7 +74,8 @@ class Rewards(ServedRewards):
         scores = {}
         for name in self.names:
             found = self._scorers[name].score_with_gradient(images_BCHW.detach().numpy(), texts, metadata)
-            scores[name] = attach_gradient(*map(torch.tensor, found), images_BCHW)
+            scores_B, gradients_BCHW = map(torch.tensor, found)
+            scores[name] = attach_gradient(scores_B, gradients_BCHW, images_BCHW)
         return DifferentiableRewards(scores)
 
 
@@ -153,7 +154,7 @@ class Training:
                 with record.timed("statistics"):
                     statistics.append(with_agreement(image_statistics(torch.from_numpy(images)), scores))
                 groups.append(ScoredGroup(trajectory, scores))
-            totals, _ = trainer.update(groups)
+            totals = trainer.update(groups).totals
         record.metrics.update(totals.values() | over_groups(statistics))
         return record
 
