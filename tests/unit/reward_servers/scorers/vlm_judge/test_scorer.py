@@ -215,9 +215,7 @@ def test_a_model_that_thinks_before_it_answers_is_refused(server: FakeServer, tm
 @pytest.mark.parametrize(
     ("prompt", "message"), [("busy", "with 503: .*engine is loading"), ("refuse", "with 400: .*prompt too long")]
 )
-def test_a_judge_that_cannot_be_asked_is_refused(
-    server: FakeServer, tmp_path: Path, prompt: str, message: str
-) -> None:
+def test_a_judge_that_cannot_be_asked_is_refused(server: FakeServer, tmp_path: Path, prompt: str, message: str) -> None:
     folder = _by_url(tmp_path, server.url)
     (folder / "rubric.yaml").write_text(f'a: {prompt} "{{prompt}}"?\n')
     with pytest.raises(ModelError, match=f"a question about a grey picture failed: .*{message}"):
