@@ -83,6 +83,7 @@ def exit_status(
     with lasting_output():
         try:
             _require_current_directory()
+            _require_docstrings()
             command()
         except (ConfigError, ModelError, PromptError) as error:
             return _told(f"{prefix}: {error}", REFUSED)
@@ -119,6 +120,14 @@ def _require_current_directory() -> None:
         os.getcwd()
     except FileNotFoundError as error:
         raise ConfigError("the current directory does not exist any more: change to another one (cd)") from error
+
+
+def _require_docstrings() -> None:
+    """transformers makes documentation from docstrings when it is imported, and fails without them."""
+    if sys.flags.optimize > 1:
+        raise ConfigError(
+            "Python runs without docstrings, which transformers needs: unset PYTHONOPTIMIZE, or set it to 1"
+        )
 
 
 def _traceback_file(error: OSError) -> str:

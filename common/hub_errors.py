@@ -23,7 +23,7 @@ def not_given(error: Exception, otherwise: str = "") -> str:
         name = next((name for name in OFFLINE_VARIABLES if os.environ.get(name)), OFFLINE_VARIABLES[0])
         reason = f"{name} = {os.environ.get(name, '1')} forbids downloads, and the hub's cache here does not have it"
         return f"{reason}; {_either(f'unset {name}', otherwise)}"
-    remedies = ("check the name", "log in where it is gated")
+    remedies = ("check the name", "log in (hf auth login, or HF_TOKEN) and accept its terms where it is gated")
     return f"the hub does not give it: {one_line(error).rstrip('.')}; {_either(*remedies, otherwise)}"
 
 

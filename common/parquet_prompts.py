@@ -1,5 +1,7 @@
 """Prompts in parquet: a text column "prompt"; every other column is metadata, like the other keys of a .jsonl line.
 
+The row numbers of pandas are no metadata.
+
 A column has one type and a value in every row; JSON keys need neither. A null means an absent key (GenEval's objects
 have a colour only if one is demanded). Values that fit no column type (its position ["left of", 0]) may be JSON in a
 text column "metadata", whose keys are merged with the others.
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,8 @@ from common.errors import PromptError, one_line
 from common.metadata import without_nulls
 from common.visible_text import trimmed
 
+INDEX = re.compile(r"__index_level_\d+__")
+"""The column in which pandas keeps the row numbers of a table that was filtered."""
 PROMPT, METADATA = "prompt", "metadata"
 NOT_CONVERTED = (ValueError, OverflowError, TypeError, NotImplementedError)
 """Errors of pyarrow for a value that is no text in UTF-8, a date beyond Python's, or of a type that Python lacks."""
@@ -45,6 +50,7 @@ def read_parquet(path: Path, text_column: str | None = None) -> Iterator[tuple[s
         if text_column is not None and text_column not in (names := parquet.read_schema(path).names):
             raise PromptError(f'{path} has no column "{text_column}"; its columns are {", ".join(names)}')
         table = parquet.read_table(path, partitioning=None, columns=columns)
+        table = table.drop_columns([name for name in table.column_names if INDEX.fullmatch(name)])
     except (OSError, ValueError, arrow.ArrowException) as error:
         raise PromptError(f"{path}: not a parquet file that can be read: {one_line(error)}") from error
     for number, row in enumerate(_rows(path, table), start=1):
@@ -71,8 +77,13 @@ def _unreadable(table: Any) -> Iterator[tuple[int, Exception]]:
 
 
 def _prompt(where: str, row: dict[str, Any], column: str) -> tuple[str, dict[str, Any]]:
-    text = row.pop(column, None)
-    if not isinstance(text, str) or not trimmed(text):
+    if column not in row:
+        raise PromptError(f'{where} has no column "{column}"; rename one of its columns: {", ".join(row)}')
+    text = row.pop(column)
+    if text is not None and not isinstance(text, str):
+        kind = type(text).__name__
+        raise PromptError(f'{where} has a {kind} in "{column}", which is no text: write what to draw in that column')
+    if text is None or not trimmed(text):
         raise PromptError(f'{where} has no "{column}" text; its columns are {", ".join([column, *row])}')
     metadata = without_nulls(row)
     extra = metadata.get(METADATA)

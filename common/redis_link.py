@@ -29,6 +29,9 @@ CALL_TIMEOUT_S = 0.5
 """Redis answers in under a millisecond; a longer wait would cost more than Redis saves."""
 RETRY_AFTER_S = 2.0
 """Redis is not contacted again for this long after it was lost."""
+MOST_REFUSALS = 16
+"""So many different refusals are logged."""
+PIPELINE_ERROR = "caused error: "
 USERNAME = "REDIS_USERNAME"
 PASSWORD = "REDIS_PASSWORD"
 """Environment variables with the credentials of Redis, if it requires any; run files never contain them."""
@@ -110,13 +113,17 @@ def _refusal(error: redis.AuthenticationError) -> str:
 
 
 class RedisLink:
-    """A connection that reconnects by itself; thread-safe. Each loss and each recovery is logged once."""
+    """A connection that reconnects by itself; thread-safe. Each loss and each recovery is logged once.
+
+    So is each refusal: a Redis that is read-only or full refuses writes and answers reads, again and again.
+    """
 
     def __init__(self, address: RedisAddress, clock: Callable[[], float] = time.monotonic) -> None:
         self._address = address
         self._clock = clock
         self._away_until = 0.0
         self._complaint = ""
+        self._refusals: set[str] = set()
         self._lock = threading.Lock()
         self._redis = address.connect()
 
@@ -135,8 +142,9 @@ class RedisLink:
         try:
             result = action(self._redis)
         except redis.ResponseError as error:
-            # Redis is up but refuses (out of memory, a key of another type, no permission).
-            self._note(f"Redis at {self._address.shown} refuses: {error}")
+            # Redis is up but refuses (read-only, out of memory, a key of another type, no permission).
+            self._note("")
+            self._note_refusal(one_line(error))
             raise StoreError(f"Redis at {self._address.shown} refuses: {error}") from error
         except (redis.RedisError, OSError) as error:
             with self._lock:
@@ -146,6 +154,16 @@ class RedisLink:
             raise StoreError(f"Redis at {self._address.shown} cannot be used: {error}") from error
         self._note("")
         return result
+
+    def _note_refusal(self, refusal: str) -> None:
+        """Log the first refusal for a reason. Of a pipeline the client's message begins with the command."""
+        reason = refusal.rpartition(PIPELINE_ERROR)[2]
+        with self._lock:
+            known = reason in self._refusals or len(self._refusals) >= MOST_REFUSALS
+            self._refusals.add(reason)
+        if not known:
+            remedy = "continuing without what it refuses; correct it, or name another Redis"
+            logger.warning("Redis at %s refuses: %s: %s", self._address.shown, refusal, remedy)
 
     def _note(self, complaint: str) -> None:
         """Log a change: the first problem, or the end of all problems."""

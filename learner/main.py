@@ -27,12 +27,17 @@ from learner.preflight.command_line import parse, parse_forecast
 from learner.preflight.explanation import explanation
 from learner.preflight.ray_environment import prepare
 
+WARNINGS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals of a closed terminal, and of a scheduler whose time is up. They would end Python without a word, and leave
+processes of Ray."""
+
 
 def main(argv: Sequence[str]) -> int:
     """Train; exit status as in `common.command.exit_status`."""
     signal.signal(signal.SIGTERM, _interrupt)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it: the run goes on
-        signal.signal(signal.SIGHUP, _interrupt)
+    for number in WARNINGS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP: the run goes on
+            signal.signal(number, _interrupt)
 
     def train() -> None:
         invocation = parse(argv, os.environ)

@@ -5,6 +5,7 @@ differences: 16-bit grey is scaled, where Pillow clips it to white, and a photo 
 What has no certain RGB value is refused:
 
 - Transparency is dropped. The colour under transparent pixels counts, as in the published recipes.
+- The texts of a PNG do not count, however many they are.
 - Colour profiles, gamma and CMYK's inks are not managed: the numbers in the file are taken for sRGB.
 - Grey of 32 bits and of floating point has no known white, LAB no certain meaning: refused.
 - Several frames are several pictures: refused. A JPEG's further pictures (depth, preview) do not count.
@@ -24,6 +25,7 @@ from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 from common.errors import RewardRejected, RewardUnavailable
 from common.rewards.api import ANY_REWARD, ByteArray, check_pixels
+from reward_servers.png_texts import without_texts
 
 SENT_FORMATS = ("PNG", "JPEG")
 """Formats that a server reads. WebP's decoder allocates memory for the declared size before that can be refused."""
@@ -57,8 +59,8 @@ TURNS = {
 """EXIF orientation -> how to turn the picture upright (EXIF 2.32, tag 0x0112)."""
 
 
-# Pillow inflates a PNG's texts when it reads the header, by default up to 64 MiB of them. Programs that draw pictures
-# write their settings there, which are far less than this.
+# Pillow inflates a PNG's texts when it reads the header, by default up to 64 MiB of them. Only those that may have an
+# orientation are left by then, see `without_texts`.
 PngImagePlugin.MAX_TEXT_MEMORY = 2**20
 Check = Callable[[], None]
 """Called between the steps of reading a file; it raises RewardUnavailable to end the work."""
@@ -87,6 +89,7 @@ def open_picture(content: bytes, formats: tuple[str, ...], max_pixels: int, chec
     """
     if not content:
         _reject("an image is empty: it has 0 bytes")
+    content = without_texts(content, check)
     try:
         image = Image.open(_CheckedFile(content, check), formats=formats)
         check_pixels(image.height, image.width, max_pixels)
@@ -101,7 +104,9 @@ def open_picture(content: bytes, formats: tuple[str, ...], max_pixels: int, chec
         message = f"an image is no {'/'.join(formats)}, or its header is broken"
         raise RewardRejected(ANY_REWARD, "request", f"{message}: send a {formats[0]}") from error
     except Exception as error:  # a decoder may raise anything for a malicious file
-        raise RewardRejected(ANY_REWARD, "request", f"an image cannot be read: {_first_line(error)}") from error
+        raise RewardRejected(
+            ANY_REWARD, "request", f"an image cannot be read: {_first_line(error)}: save it anew"
+        ) from error
     if several:
         _reject("an image has several frames: send the one to score as a picture of its own")
     if image.mode not in COLOUR_MODES + GREY16_MODES:
@@ -128,7 +133,9 @@ def pixels_HWC(image: Image.Image) -> ByteArray:
     except RewardUnavailable:
         raise
     except Exception as error:  # see open_picture
-        raise RewardRejected(ANY_REWARD, "request", f"an image cannot be decoded: {_first_line(error)}") from error
+        raise RewardRejected(
+            ANY_REWARD, "request", f"an image cannot be decoded: {_first_line(error)}: save it anew"
+        ) from error
 
 
 def _rgb_HWC(image: Image.Image) -> ByteArray:

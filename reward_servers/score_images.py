@@ -1,6 +1,7 @@
 """Print the scores of image files: `rtdmd score --url URL IMAGE... --prompt TEXT`.
 
-Each line has the score and the path of one file. Files may differ in size: each is its own request. `--metadata` is for
+Each line has the score and the path of one file. All files are checked before the first is scored. They may differ in
+size: each is its own request. `--metadata` is for
 scorers that need more than a prompt, such as GenEval's.
 """
 
@@ -16,9 +17,9 @@ import httpx
 from common import strict_json
 from common.command import exit_status, some_time, user_path
 from common.errors import RewardInvalid, RewardRejected, RewardUnavailable, WireError
-from common.rewards.api import ANY_REWARD, MEDIA_TYPE, SCORE_PATH, ScoreRequest, ScoreResponse
+from common.rewards.api import ANY_REWARD, MEDIA_TYPE, SCORE_PATH, ByteArray, ScoreRequest, ScoreResponse
 from common.rewards.bearer import REWARD_TOKEN, reward_token
-from common.rewards.http import error_body, remedy_of_status, shown_answer
+from common.rewards.http import REMEDY_OF_CAUSE, error_body, remedy_of_status, shown_answer
 from common.rewards.proxies import (
     UNREACHED,
     UNUSABLE_ENVIRONMENT,
@@ -47,9 +48,10 @@ def _print_scores(options: argparse.Namespace) -> None:
     metadata = _one_each("--metadata", options.metadata or [{}], len(options.images))
     token = reward_token([host_of(options.url)])
     headers = {"content-type": MEDIA_TYPE} | ({"authorization": f"Bearer {token}"} if token else {})
+    contents = [_checked(path) for path in options.images]
     with _client(options.url, headers, options.timeout_s) as http:
-        for path, prompt, about in zip(options.images, prompts, metadata, strict=True):
-            print(f"{score(http, options.url, path, prompt, about):.6f}  {printable(path)}")
+        for path, content, prompt, about in zip(options.images, contents, prompts, metadata, strict=True):
+            print(f"{score(http, options.url, path, prompt, about, content):.6f}  {printable(path)}")
 
 
 def _client(url: str, headers: dict[str, str], timeout_s: float) -> httpx.Client:
@@ -59,18 +61,40 @@ def _client(url: str, headers: dict[str, str], timeout_s: float) -> httpx.Client
         raise RewardUnavailable(ANY_REWARD, "refused", f"{url}: {unusable_environment(error)}") from error
 
 
-def score(http: httpx.Client, url: str, path: Path, prompt: str, metadata: dict[str, Any]) -> float:
-    """One image's score; RewardRejected for a bad file or request, RewardUnavailable without a response."""
+def _checked(path: Path) -> bytes | None:
+    """RewardRejected for a bad file. Return the content of one that can be read only once, such as a pipe."""
+    content = _content(path)
+    _pixels_HWC(path, content)
+    return None if path.is_file() else content
+
+
+def _content(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             content = file.read(MAX_OWN_BYTES + 1)
-        if len(content) > MAX_OWN_BYTES:
-            raise RewardRejected(ANY_REWARD, "too_large", f"more than {MAX_OWN_BYTES} bytes: no picture is so large")
-        images_BHWC = pixels_HWC(open_picture(content, OWN_FORMATS, MAX_OWN_PIXELS))[None]
     except OSError as error:
         raise RewardRejected(ANY_REWARD, "request", f"{path} cannot be read: {error.strerror}") from error
+    if len(content) > MAX_OWN_BYTES:
+        message = f"{path}: more than {MAX_OWN_BYTES} bytes: no picture is so large"
+        raise RewardRejected(ANY_REWARD, "too_large", message)
+    return content
+
+
+def _pixels_HWC(path: Path, content: bytes) -> ByteArray:
+    try:
+        return pixels_HWC(open_picture(content, OWN_FORMATS, MAX_OWN_PIXELS))
     except RewardRejected as error:
         raise RewardRejected(ANY_REWARD, error.cause, f"{path}: {error}") from error
+
+
+def score(
+    http: httpx.Client, url: str, path: Path, prompt: str, metadata: dict[str, Any], content: bytes | None = None
+) -> float:
+    """One image's score; RewardRejected for a bad file or request, RewardUnavailable without a response.
+
+    `content` is that of the file, if it was read before.
+    """
+    images_BHWC = _pixels_HWC(path, _content(path) if content is None else content)[None]
     address = url + SCORE_PATH
     try:
         answer = http.post(address, content=ScoreRequest(images_BHWC, [prompt], [metadata]).to_bytes())
@@ -82,8 +106,7 @@ def score(http: httpx.Client, url: str, path: Path, prompt: str, metadata: dict[
         raise RewardUnavailable(ANY_REWARD, "refused", message) from error
     if answer.status_code != httpx.codes.OK:
         cause, told = error_body(answer.content)
-        if not cause:
-            told += remedy_of_status(answer.status_code, answer.headers)
+        told += REMEDY_OF_CAUSE.get(cause, "") if cause else remedy_of_status(answer.status_code, answer.headers)
         raise RewardRejected(ANY_REWARD, "answer", f"{path}: {address} answered {answer.status_code}: {told}")
     try:
         return float(ScoreResponse.from_bytes(answer.content).scores_B[0])

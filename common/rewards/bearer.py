@@ -12,6 +12,7 @@ from common.urls import is_loopback
 
 REWARD_TOKEN = "REWARD_SERVER_TOKEN"
 """Environment variable with the bearer token for servers that are not on loopback; its value is never written."""
+QUOTED = re.compile(r"([\"']).*\1")
 PRINTABLE = re.compile(r"[ -~]+")
 SHORTEST = 16
 """A token that other machines may try to guess has at least this many characters."""
@@ -29,8 +30,8 @@ def bearer_token(text: str | None, source: str, hosts: Iterable[str] = ()) -> st
         hosts: where it is used: the host that a server listens on, or those that a client may send it to.
 
     Raises:
-        ConfigError: an HTTP header cannot carry it, or it is too short for a host that is not loopback; the message
-            names `source`, without the value.
+        ConfigError: an HTTP header cannot carry it, it has quotes around it, or it is too short for a host that is not
+            loopback; the message names `source`, without the value.
     """
     token = credential(text)
     if token is None:
@@ -38,6 +39,10 @@ def bearer_token(text: str | None, source: str, hosts: Iterable[str] = ()) -> st
     if not PRINTABLE.fullmatch(token):
         raise ConfigError(
             f"{source} has characters that no HTTP header can carry, such as a line end: use printable ASCII alone"
+        )
+    if QUOTED.fullmatch(token):
+        raise ConfigError(
+            f"{source} has quotes around it, which are a part of it (docker --env-file keeps them): remove them"
         )
     outside = next((host for host in hosts if not is_loopback(host)), None)
     if outside is not None and len(token) < SHORTEST:

@@ -5,6 +5,7 @@ A variable's value is shown without its user and password. httpx's message about
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -49,7 +50,12 @@ def unusable_environment(error: Exception) -> str:
         return f"the certificates of SSL_CERT_FILE or SSL_CERT_DIR cannot be read ({reason}): change or unset it"
     if isinstance(error, ImportError):
         return f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used ({reason}): change or unset it"
-    return f"{_variable('no')} has an entry that cannot be used: give hosts, IPv6 addresses without brackets"
+    entry = next(filter(_is_no_host, _exceptions()), None)
+    named = "" if entry is None else f" ({without_secrets(entry)!r})"
+    return (
+        f"{_variable('no')} has an entry that cannot be used{named}: give hosts, IPv6 addresses without brackets, "
+        "and no networks of IPv6"
+    )
 
 
 def unreachable(url: str, otherwise: str) -> str:
@@ -68,15 +74,38 @@ def unreachable(url: str, otherwise: str) -> str:
 def _proxies() -> dict[str, str]:
     """The URLs of proxies by kind, as httpx reads them: none if NO_PROXY has a * of its own."""
     settings = getproxies()
-    if "*" in [entry.strip() for entry in settings.get("no", "").split(",")]:
+    if "*" in _exceptions():
         return {}
     found = {kind: settings[kind] for kind in KINDS if settings.get(kind)}
     return {kind: address if "://" in address else f"http://{address}" for kind, address in found.items()}
 
 
+def _exceptions() -> list[str]:
+    """The entries of NO_PROXY."""
+    return [entry.strip() for entry in getproxies().get("no", "").split(",")]
+
+
+def _is_no_host(entry: str) -> bool:
+    """Whether httpx cannot use an entry of NO_PROXY, of which it makes a URL."""
+    try:
+        httpx.URL(entry if "://" in entry else f"all://[{entry}]" if _is_ipv6(entry) else f"all://*{entry}")
+    except (httpx.InvalidURL, ValueError):
+        return True
+    return False
+
+
+def _is_ipv6(entry: str) -> bool:
+    """Whether an entry is an IPv6 address, or a network of them."""
+    try:
+        ipaddress.IPv6Address(entry.partition("/")[0])
+    except ValueError:
+        return False
+    return True
+
+
 def _is_excepted(host: str) -> bool:
     """Whether NO_PROXY has a host in a way that httpx knows and Python does not: as a URL, or IPv6 without brackets."""
-    entries = [entry.strip() for entry in getproxies().get("no", "").split(",")]
+    entries = _exceptions()
     return host in entries or host in [host_of(entry) for entry in entries if "://" in entry]
 
 

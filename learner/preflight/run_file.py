@@ -289,6 +289,8 @@ class Draft:
         if kind == "missing":
             return f"{self._default_origin}: {dotted}: required, but not set"
         fault = "input should be true or false" if kind.startswith("bool_") else detail["msg"]
+        if kind == "string_type" and isinstance(detail["input"], int | float):
+            fault = "input should be text, and YAML reads this as a number or as true or false: write it in quotes"
         return f"{self._origin(key)}: {dotted} = {_shown_at(key, detail['input'])}: {fault[0].lower()}{fault[1:]}"
 
     def _named(self, location: tuple[int | str, ...]) -> Key:

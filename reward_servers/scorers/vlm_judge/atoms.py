@@ -18,7 +18,7 @@ KEY = "vqa_list"
 MAX_ATOMS = 32
 """A prompt of the benchmark has at most about 20 questions; each costs a call of the model."""
 COUNTING, INSTRUCTION = "How many", "Answer in one word."
-YES = ("Yes", "yes", " Yes", " yes")
+YES, NO = ("Yes", "yes", " Yes", " yes"), ("No", "no", " No", " no")
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 

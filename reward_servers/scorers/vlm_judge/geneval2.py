@@ -22,7 +22,7 @@ import numpy as np
 
 from common.errors import ModelError
 from common.rewards.api import ByteArray, FloatArray, Metadata
-from reward_servers.scorers.vlm_judge.atoms import ANSWERS, KEY, Atom, parse_atoms
+from reward_servers.scorers.vlm_judge.atoms import ANSWERS, INSTRUCTION, KEY, NO, YES, Atom, parse_atoms
 from reward_servers.scorers.vlm_judge.client import VllmClient, data_url
 from reward_servers.scorers.vlm_judge.judge import JudgeScorer
 from reward_servers.scorers.vlm_judge.server import VllmProcess
@@ -43,10 +43,14 @@ class Geneval2Scorer(JudgeScorer):
     ) -> None:
         super().__init__(settings, texts, client, process)
         self._tokens = {spellings: first_tokens(client, spellings) for spellings in ANSWERS}
+        self._yes_or_no = first_tokens(client, (*YES, *NO))
 
     @classmethod
     def texts(cls, settings: JudgeSettings, directory: Path) -> dict[str, str]:  # noqa: ARG003
         return {"protocol": "soft-tifa"}
+
+    def direct_question(self) -> tuple[str, Sequence[int]]:
+        return f"Is the image grey? {INSTRUCTION}", self._yes_or_no
 
     def score(self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]) -> FloatArray:  # noqa: ARG002
         """RewardRejected for metadata that is not the benchmark's; otherwise as `JudgeScorer.ask_all`."""

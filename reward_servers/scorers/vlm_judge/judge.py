@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from abc import abstractmethod
@@ -14,12 +15,12 @@ from typing import Self, TypeVar
 import httpx
 import xxhash
 
-from common.errors import ModelError
+from common.errors import ModelError, RewardError
 from common.rewards.bearer import bearer_token
 from common.rewards.proxies import UNUSABLE_ENVIRONMENT, trusts_environment, unusable_environment
 from common.wire import fingerprint
 from reward_servers.scorers.base import Scorer
-from reward_servers.scorers.vlm_judge.client import VllmClient
+from reward_servers.scorers.vlm_judge.client import VllmClient, data_url
 from reward_servers.scorers.vlm_judge.server import VllmProcess
 from reward_servers.scorers.vlm_judge.settings import JudgeSettings, LaunchSettings, escape
 
@@ -28,6 +29,8 @@ CONNECT_SECONDS = 120.0
 """A server that already listens may take this long to name its model."""
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt")
 """These files of a model directory decide a score: weights, tokenizer, chat template, model and processor settings."""
+LEAST_SHARE = 0.01
+"""Least probability that a reply begins with one of the answers. Of a model that thinks first it is far less."""
 NOT_THE_MODEL = ("figures.json",)
 HASH_CHUNK = 2**24
 
@@ -83,6 +86,7 @@ class JudgeScorer(Scorer):
             served = client.connect(CONNECT_SECONDS)
             version = client.version()
             scorer = cls(settings, texts, client, process)
+            scorer._require_direct_replies()
         except BaseException:
             client.close()
             if process is not None:
@@ -90,6 +94,28 @@ class JudgeScorer(Scorer):
             raise
         scorer.weights_hash = _identity(texts, served, version, launch)
         return scorer
+
+    def direct_question(self) -> tuple[str, Sequence[int]] | None:
+        """A question about any image, and the tokens with which its reply may begin; None if replies are read whole."""
+        return None
+
+    def _require_direct_replies(self) -> None:
+        """ModelError if replies do not begin with an answer: the probabilities that are read would be noise."""
+        asked = self.direct_question()
+        if asked is None:
+            return
+        question, tokens = asked
+        image, deadline = data_url(self.check_request().images_BHWC[0]), time.monotonic() + self._settings.timeout_s
+        try:
+            share = sum(map(math.exp, self._client.log_probabilities(image, question, tokens, deadline)))
+        except RewardError as error:
+            raise ModelError(f"a question about a grey picture failed: {error}") from error
+        if share < LEAST_SHARE:
+            raise ModelError(
+                f"{self._client.where} does not begin its reply with an answer (their probabilities add up to "
+                f"{share:.1g}, asked {question!r}): serve a model that answers without thinking first, such as an "
+                "Instruct one, switch its thinking off, or change the answers in judge.yaml"
+            )
 
     def ask_all(self, ask: Callable[[Question, float], Answer], questions: Sequence[Question]) -> list[Answer]:
         """The answers to all questions, asked at once with one deadline; the first error if one stays unanswered."""

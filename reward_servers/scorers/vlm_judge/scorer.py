@@ -47,6 +47,9 @@ class VlmJudgeScorer(JudgeScorer):
         questions = {f"{QUESTION}{name}": text for name, text in read_rubric(settings.rubric).items()}
         return questions | {"positive": settings.positive_answer, "negative": settings.negative_answer}
 
+    def direct_question(self) -> tuple[str, Sequence[int]]:
+        return ask_about(self._questions[0], self.check_prompt), self._answers
+
     def score(self, images_BHWC: ByteArray, prompts: Sequence[str], metadata: Sequence[Metadata]) -> FloatArray:  # noqa: ARG002
         """RewardUnavailable or RewardInvalid when any question about any image stays unanswered."""
         urls = [data_url(image) for image in images_BHWC]

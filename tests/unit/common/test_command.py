@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 
 from common.command import duration, exit_status, some_time, system_error, user_path
 from common.errors import ConfigError, LearnerError, RunStopped
+from common.project_files import PROJECT_ROOT
 
 
 def test_a_path_of_a_command_line_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +95,19 @@ def test_a_current_directory_that_is_gone_is_named(
     (tmp_path / "gone").rmdir()
     assert exit_status(lambda: pytest.fail("entered")) == 2
     assert capsys.readouterr().err.startswith("error: the current directory does not exist any more: change to another")
+
+
+def test_python_without_docstrings_is_refused() -> None:
+    """Libraries would end it with a line about one of their classes."""
+    program = "from common.command import exit_status; raise SystemExit(exit_status(lambda: print('entered')))"
+    command = [sys.executable, "-c", program]
+    for level, status, out in (("1", 0, "entered\n"), ("2", 2, "")):
+        environment = os.environ | {"PYTHONOPTIMIZE": level, "PYTHONPATH": str(PROJECT_ROOT)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stdout) == (status, out)
+    assert done.stderr == (
+        "error: Python runs without docstrings, which transformers needs: unset PYTHONOPTIMIZE, or set it to 1\n"
+    )
 
 
 def test_a_time_is_finite_and_above_0() -> None:

@@ -59,8 +59,9 @@ def test_with_the_network_the_reason_is_the_clients_with_one_full_stop_less() ->
     pytest.importorskip("huggingface_hub")
     error = OSError("Repository Not Found.\nPlease log in.")
     reason = "the hub does not give it: Repository Not Found. Please log in; check the name"
-    assert not_given(error) == f"{reason}, or log in where it is gated"
-    expected = f"{reason}, log in where it is gated, or name a directory"
+    gated = "log in (hf auth login, or HF_TOKEN) and accept its terms where it is gated"
+    assert not_given(error) == f"{reason}, or {gated}"
+    expected = f"{reason}, {gated}, or name a directory"
     assert not_given(error, "name a directory") == expected
 
 

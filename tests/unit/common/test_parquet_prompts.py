@@ -96,6 +96,33 @@ def test_rows_that_are_no_prompts_are_refused(tmp_path: Path, row: dict[str, Any
     assert expected in str(caught.value)
 
 
+def test_a_table_of_other_columns_names_its_own(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.parquet", [{"caption": "a", "url": "b"}])
+    with pytest.raises(PromptError) as caught:
+        load_prompts(path)
+    assert str(caught.value) == f'{path}: row 1 has no column "prompt"; rename one of its columns: caption, url'
+
+
+def test_a_conversation_is_no_prompt(tmp_path: Path) -> None:
+    """As data sets for chat models have it."""
+    path = write(tmp_path / "p.parquet", [{"prompt": [{"role": "user", "content": "a red cat"}]}])
+    with pytest.raises(PromptError) as caught:
+        load_prompts(path)
+    assert str(caught.value) == (
+        f'{path}: row 1 has a list in "prompt", which is no text: write what to draw in that column'
+    )
+
+
+def test_the_row_numbers_of_pandas_are_no_metadata(tmp_path: Path) -> None:
+    """A table that was filtered has them as one more column, or several."""
+    rows = [
+        {"prompt": text, "tag": "x", "__index_level_0__": number, "__index_level_1__": 0, "my__index_level_0__": 1}
+        for number, text in ((5, "a"), (7, "b"))
+    ]
+    metadata = {"tag": "x", "my__index_level_0__": 1}
+    assert load_prompts(write(tmp_path / "p.parquet", rows)) == [Prompt(0, "a", metadata), Prompt(1, "b", metadata)]
+
+
 def test_files_that_are_no_parquet_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     with pytest.raises(PromptError, match="no such prompt file"):

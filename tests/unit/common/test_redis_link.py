@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -159,6 +160,28 @@ def test_a_redis_that_refuses_one_thing_is_not_lost(
             registry.urls("hps")
     assert len(caplog.records) == 1
     assert registry.urls("other") == ()
+
+
+def test_a_redis_that_refuses_writes_says_so_once(
+    link: RedisLink, client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A replica, a full Redis, one that cannot save: reads between the writes succeed, and are no recovery."""
+    client.set("rtdmd:servers:hps", "no set")
+    registry, control = ServerRegistry(link), RunControl(link, "shapes")
+    for number in range(3):
+        with pytest.raises(StoreError, match=r"refuses: .*WRONGTYPE"):
+            registry.register("hps", f"http://a:{number}")
+        assert control.asked() is None
+    (record,) = caplog.records
+    assert re.fullmatch(
+        r"Redis at redis://127.* refuses: Command # 1 .*: WRONGTYPE .*: continuing without what it refuses; correct "
+        r"it, or name another Redis",
+        record.getMessage(),
+    )
+    client.delete("rtdmd:servers:hps")
+    registry.register("hps", "http://a:1")
+    assert registry.urls("hps") == ("http://a:1",)
+    assert len(caplog.records) == 1
 
 
 def test_credentials_come_from_the_environment_and_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import struct
 import warnings
 import zlib
@@ -21,6 +22,7 @@ from common.rewards.api import ByteArray, ScoreRequest, ScoreResponse
 from reward_servers import plain_json, score_images
 from reward_servers.picture_files import MAX_OWN_PIXELS, MAX_PASSES, OWN_FORMATS, SENT_FORMATS, open_picture, pixels_HWC
 from reward_servers.picture_request import PictureRequest
+from tests.helpers.fake_reward_server import fake_server
 from tests.helpers.serving_app import LIMITS
 
 RGB = np.array([[[0, 0, 0], [255, 0, 0], [0, 255, 0]], [[255, 255, 255], [10, 20, 30], [128, 128, 128]]], np.uint8)
@@ -427,17 +429,88 @@ def test_a_decoder_can_be_ended_between_two_blocks_of_a_file(kind: str) -> None:
             pixels_HWC(open_picture(content, SENT_FORMATS, 2**20, check))
 
 
-def test_a_png_whose_texts_inflate_is_refused_before_they_do() -> None:
-    """Pillow reads them with the header: 3 kB of a file can be 3 MB of text. A workflow of 200 kB is read."""
+def texts(*pairs: tuple[str, str], **options: Any) -> bytes:
+    """A PNG of RGB with texts before its pixels."""
+    info = PngImagePlugin.PngInfo()
+    for name, text in pairs:
+        info.add_itxt(name, text, **options)
+    return file(of(RGB), pnginfo=info)
 
-    def png(texts: int, size: int) -> bytes:
-        info = PngImagePlugin.PngInfo()
-        for number in range(texts):
-            info.add_text(f"text{number}", "0" * size, zip=True)
-        buffer = io.BytesIO()
-        Image.new("RGB", (8, 8)).save(buffer, "PNG", pnginfo=info)
-        return buffer.getvalue()
 
-    assert open_picture(png(1, 200_000), ("PNG",), 2**20).size == (8, 8)
-    with pytest.raises(RewardRejected, match="an image cannot be read: Too much memory used in text chunks"):
-        open_picture(png(3, 2**20 - 1), ("PNG",), 2**20)
+def with_late_text(content: bytes) -> bytes:
+    """The PNG with a text after its pixels."""
+    return content[:-12] + chunk(b"tEXt", b"prompt\0" + b"x" * 2**21) + content[-12:]
+
+
+WORKFLOW = "x" * 2**21
+TEXTS = {
+    "one": texts(("workflow", WORKFLOW)),
+    "many": texts(*[(f"text{number}", "x" * 200_000) for number in range(9)]),
+    "inflating": texts(("workflow", WORKFLOW), zip=True),
+    "late": with_late_text(file(of(RGB))),
+    "Latin-1": file(of(RGB)).replace(b"IDAT", b"IDAT", 1)[:33]
+    + chunk(b"zTXt", b"prompt\0\0" + zlib.compress(b"x" * 2**21))
+    + file(of(RGB))[33:],
+    "profile": file(of(RGB))[:33] + chunk(b"iCCP", b"p3\0\0" + zlib.compress(b"x" * 2**21)) + file(of(RGB))[33:],
+    "damaged text": file(of(RGB))[:33] + chunk(b"tEXt", b"prompt\0a")[:-1] + b"\xaa" + file(of(RGB))[33:],
+}
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_the_texts_of_a_png_do_not_count(kind: str, tmp_path: Path) -> None:
+    """Programs that draw pictures save a whole workflow in them, some of more than the megabyte that Pillow reads."""
+    for found in (commanded(TEXTS[kind], tmp_path), posted(TEXTS[kind])):
+        np.testing.assert_array_equal(found, RGB)
+
+
+@pytest.mark.parametrize("name", ["XML:com.adobe.xmp", "Raw profile type exif"])
+def test_a_text_with_the_orientation_is_kept(name: str) -> None:
+    exif = b"Exif\0\0" + tagged(3).tobytes().removeprefix(b"Exif\0\0")
+    written = f"\nexif\n{len(exif)}\n{exif.hex()}\n" if name.startswith("Raw") else '<a tiff:Orientation="3"/>'
+    np.testing.assert_array_equal(posted(texts(("workflow", WORKFLOW), (name, written))), RGB[::-1, ::-1])
+
+
+def test_a_text_with_the_orientation_that_inflates_is_refused_before_it_does() -> None:
+    """A few kB of a file can be megabytes of text."""
+    content = texts(*[("XML:com.adobe.xmp", "0" * (2**20 - 1))] * 3, zip=True)
+    with pytest.raises(RewardRejected, match=r"an image cannot be read: Too much memory used in .*: save it anew"):
+        open_picture(content, ("PNG",), 2**20)
+
+
+def test_a_png_of_many_texts_can_be_ended() -> None:
+    calls = []
+
+    def check() -> None:
+        calls.append(1)
+        if len(calls) > 100:
+            raise RewardUnavailable("any", "deadline", "late")
+
+    content = file(of(RGB))
+    many = content[:33] + chunk(b"tEXt", b"a\0") * 1000 + content[33:]
+    with pytest.raises(RewardUnavailable, match="late"):
+        open_picture(many, SENT_FORMATS, 2**20, check)
+    assert len(calls) == 101
+
+
+def test_all_files_are_checked_before_the_first_is_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A copy from a Mac has a companion beside each picture. Nothing listens at the address; a request would fail."""
+    picture, companion = tmp_path / "a.png", tmp_path / "._a.png"
+    picture.write_bytes(file(of(RGB)))
+    companion.write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X        ")
+    command = ["--url", "http://127.0.0.1:1", str(picture), str(companion), "--prompt", "a"]
+    assert score_images.main(command) == 2
+    told = capsys.readouterr()
+    assert (told.out, told.err.startswith(f"rtdmd score: {companion}: an image is no ")) == ("", True)
+
+
+def test_a_pipe_is_read_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reader, writer = os.pipe()
+    with fake_server() as server:
+        os.write(writer, file(of(RGB)))
+        os.close(writer)
+        try:
+            assert score_images.main(["--url", server.url, f"/dev/fd/{reader}", "--prompt", "a"]) == 0
+        finally:
+            os.close(reader)
+    assert capsys.readouterr().out.endswith(f"  /dev/fd/{reader}\n")
+    assert len(server.bodies) == 1

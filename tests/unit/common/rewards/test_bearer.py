@@ -50,6 +50,15 @@ def test_every_door_refuses_what_no_header_carries_and_shows_nothing(
     assert (told.count("\n"), "REWARD_SERVER_TOKEN has characters" in told, token in told) == (1, True, False)
 
 
+@pytest.mark.parametrize("token", ['"sesame"\n', "'sesame'", '""'])
+def test_quotes_around_a_token_are_refused(token: str) -> None:
+    """`docker --env-file` keeps them; a client whose shell removes them would be refused."""
+    with pytest.raises(ConfigError, match=r"TOKEN has quotes around it, .* remove them") as caught:
+        bearer_token(token, "TOKEN")
+    assert "sesame" not in str(caught.value)
+    assert bearer_token("a'b\"", "TOKEN") == "a'b\""
+
+
 @pytest.mark.parametrize("token", ["sesame", "x" * 15, " " * 20 + "sesame"])
 def test_a_token_that_can_be_guessed_stays_on_this_machine(
     token: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

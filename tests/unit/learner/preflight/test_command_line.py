@@ -268,6 +268,18 @@ def test_a_switch_is_true_or_false(run_file: str) -> None:
             parse(["--config", run_file], {"RTDMD_EVALUATION__TEACHER": text})
 
 
+@pytest.mark.parametrize(("written", "read"), [("20261001", "20261001"), ("yes", "true"), ("1.5", "1.5")])
+def test_a_name_that_yaml_reads_as_a_number_is_told_to_be_quoted(run_file: str, written: str, read: str) -> None:
+    content = yaml.safe_load(Path(run_file).read_text())
+    others = yaml.safe_dump({key: value for key, value in content.items() if key != "run"})
+    Path(run_file).write_text(f"{others}run: {{name: {written}}}\n")
+    with pytest.raises(ConfigError, match=rf"run\.name = {read}: input should be text, .*: write it in quotes$"):
+        parse(["--config", run_file], {})
+    Path(run_file).write_text(f"{others}run: {{name: '{written}'}}\n")
+    assert parse(["--config", run_file], {}).config.run.name == written
+    assert parse(["--config", run_file, "--run.name", "1.0"], {}).config.run.name == "1.0"
+
+
 def test_null_is_no_path_and_a_list_is_a_list_of_servers(run_file: str) -> None:
     def with_url(text: str) -> object:
         options = ["--rewards.hps.scorer", "null", "--rewards.hps.model", "null", "--rewards.hps.url", text]

@@ -53,6 +53,7 @@ def scored(
     folder: Path, server: FakeServer, kind: type[Geneval2Scorer], metadata: Sequence[Mapping[str, Any]]
 ) -> list[float]:
     scorer = judge(folder, server.url, kind)
+    server.requests.clear()
     try:
         return scorer.score(images(len(metadata)), ["x"] * len(metadata), metadata).tolist()
     finally:
@@ -104,10 +105,20 @@ def test_spellings_that_begin_alike_count_once(tmp_path: Path, server: FakeServe
 
 
 def test_an_impossible_answer_is_zero_and_rounding_never_exceeds_one(tmp_path: Path, server: FakeServer) -> None:
-    server.probabilities = {first("three"): 0.9}
+    server.probabilities = {first("three"): 0.9, first("No"): 0.1}
     assert scored(tmp_path / "judge", server, Geneval2Scorer, [TWO_RED_DOGS]) == [pytest.approx(0.0, abs=1e-30)]
     server.probabilities = {first("Yes"): 0.75, first("yes"): 0.2500001}
     assert scored(tmp_path / "judge", server, Geneval2Scorer, [{"vqa_list": [["Is it?", "Yes"]]}]) == [1.0]
+
+
+@pytest.mark.parametrize("kind", [Geneval2Scorer, Geneval2PartsScorer])
+def test_a_model_that_thinks_before_it_answers_is_refused(
+    tmp_path: Path, server: FakeServer, kind: type[Geneval2Scorer]
+) -> None:
+    """Every picture would score about 0."""
+    server.probabilities = {first("three"): 0.98, first("Yes"): 0.002, first("no"): 0.003}
+    with pytest.raises(ModelError, match=r"not begin its reply with an answer .*add up to 0\.005, asked 'Is the image"):
+        judge(tmp_path / "judge", server.url, kind)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ def server() -> Iterator[FakeServer]:
 @pytest.fixture
 def judge(server: FakeServer, tmp_path: Path) -> Iterator[VlmJudgeScorer]:
     scorer = VlmJudgeScorer.load(_by_url(tmp_path, server.url), "cpu")
+    server.requests.clear()
     yield scorer
     scorer.close()
 
@@ -199,6 +200,25 @@ def test_a_server_that_names_no_version_is_refused(server: FakeServer, tmp_path:
 def test_an_answer_of_several_tokens_is_refused(server: FakeServer, tmp_path: Path) -> None:
     folder = write_judge(tmp_path / "judge", f"url: {server.url}\npositive_answer: absolutely\n")
     with pytest.raises(ModelError, match="'absolutely' is not one token"):
+        VlmJudgeScorer.load(folder, "cpu")
+
+
+def test_a_model_that_thinks_before_it_answers_is_refused(server: FakeServer, tmp_path: Path) -> None:
+    """Its reply begins with other words: yes and no are both unlikely, and their ratio is noise."""
+    server.probabilities = {7: 0.004, 8: 0.005}
+    with pytest.raises(ModelError, match=r"does not begin its reply with an answer .*add up to 0\.009, asked 'does it"):
+        VlmJudgeScorer.load(_by_url(tmp_path, server.url), "cpu")
+    server.probabilities = {7: 0.004, 8: 0.007}
+    VlmJudgeScorer.load(_by_url(tmp_path, server.url), "cpu").close()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"), [("busy", "with 503: .*engine is loading"), ("refuse", "with 400: .*prompt too long")]
+)
+def test_a_judge_that_cannot_be_asked_is_refused(server: FakeServer, tmp_path: Path, prompt: str, message: str) -> None:
+    folder = _by_url(tmp_path, server.url)
+    (folder / "rubric.yaml").write_text(f'a: {prompt} "{{prompt}}"?\n')
+    with pytest.raises(ModelError, match=f"a question about a grey picture failed: .*{message}"):
         VlmJudgeScorer.load(folder, "cpu")
 
 
