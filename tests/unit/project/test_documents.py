@@ -25,7 +25,7 @@ CODE = re.compile(r"`([^`\n]+)`")
 PATH = re.compile(r"(?<![\w./-])[\w./-]+\.py(?!\w)")
 OPTION = re.compile(r"\b[a-z_]+(?:\.(?:NAME|[a-z_]+))+\b(?![*(])")
 OPTIONS = set(re.findall(r"^\| `([\w.]+)` \|", (PROJECT_ROOT / "docs/configuration.md").read_text(), re.MULTILINE))
-FILES = (".conf", ".json", ".jsonl", ".log", ".md", ".py", ".yaml")
+FILES = (".conf", ".csv", ".json", ".jsonl", ".log", ".md", ".py", ".txt", ".yaml")
 HISTORY = PROJECT_ROOT / "CHANGELOG.md"
 """It may name what is gone."""
 
