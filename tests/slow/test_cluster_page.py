@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,8 +67,10 @@ def cluster(page: list[str], environment: dict[str, str], tmp_path: Path) -> Ite
     run(generate, environment)
     dashboard = environment["RAY_API_SERVER_ADDRESS"].rpartition(":")[2]
     ports = {"port": free_port(), "dashboard-port": dashboard, "dashboard-agent-listen-port": free_port()}
-    words = [f"--{name}={value}" for name, value in ports.items()]
-    words += ["--block", "--num-cpus=6", f"--temp-dir={tmp_path / 'ray'}"]
+    words = ["--block", "--num-cpus=6", *(f"--{name}={value}" for name, value in ports.items())]
+    # The name of a socket has at most 107 bytes.
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    words.append(f"--temp-dir={folder}")
     program = [str(Path(sys.executable).parent / "ray"), "start", "--head", *words]
     with (tmp_path / "head.log").open("w") as log:
         started = subprocess.Popen(
@@ -78,6 +82,7 @@ def cluster(page: list[str], environment: dict[str, str], tmp_path: Path) -> Ite
     finally:
         os.killpg(started.pid, signal.SIGTERM)
         started.wait(60)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.slow
