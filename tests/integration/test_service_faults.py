@@ -39,6 +39,26 @@ def test_faults_that_are_mended_change_nothing(config: Path, finished: Run, clus
     assert run.output.count("another worker is started") == 2
 
 
+def final_state(run: Run) -> bytes:
+    """All that training has changed: adapters, moments, moving average."""
+    return (run.run_dir / "checkpoints" / "alignment-000008" / "state.safetensors").read_bytes()
+
+
+def test_a_learner_that_is_killed_or_freezes_comes_back_and_changes_nothing(finished: Run, service: Service) -> None:
+    run = service.run("lost_learner", "--learner.unhealthy_after_s", "2")
+    for signal_, iterations in ((signal.SIGKILL, 2), (signal.SIGSTOP, 4)):
+        run.wait_for_lines(iterations, stage="alignment")
+        (learner,) = run.processes("ray::Learner")
+        os.kill(learner.pid, signal_)
+        wait_until(lambda gone=learner: not gone.alive, "the lost learner to end")
+    run.finish()
+    assert_equal_runs(run, finished)
+    assert final_state(run) == final_state(finished)
+    assert "the learner is gone: the learner died: " in run.output
+    assert "the learner is gone: the learner hangs: rank 0 (" in run.output
+    assert run.output.count("the learner is back after ") == 2
+
+
 def assert_nearly_equal_runs(run: Run, finished: Run) -> None:
     assert len(run.metrics()) == len(finished.metrics())
     for (*place, found), (*expected_place, expected) in zip(run.metrics(), finished.metrics(), strict=True):
@@ -47,19 +67,38 @@ def assert_nearly_equal_runs(run: Run, finished: Run) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_rank_ends_the_run_by_name_and_two_ranks_train_as_one_does(finished: Run, service: Service) -> None:
-    options = ("--learner.ranks", "2")
-    run = service.run("dead_rank", *options)
+def test_all_ranks_start_again_together_and_train_as_one_does(finished: Run, service: Service) -> None:
+    """Rank 1 is killed, then the run is interrupted; with a sharded base it resumes, and rank 1 freezes."""
+    options = ("--learner.ranks", "2", "--learner.unhealthy_after_s", "2")
+    run = service.run("lost_rank", *options)
     run.wait_for_lines(3, stage="alignment")
-    ranks = run.processes("ray::Learner")
-    assert len(ranks) == 2
-    os.kill(max(rank.pid for rank in ranks), signal.SIGKILL)
-    run.finish(status=1)
-    assert "continue with --resume" in run.output.rpartition("error: ")[2]
-    assert "Traceback" not in run.output
-    resumed = service.run("dead_rank", "--resume", *options, "--learner.shard_base", "true")
+    first = run.processes("ray::Learner")
+    assert len(first) == 2
+    os.kill(max(rank.pid for rank in first), signal.SIGKILL)
+    run.wait_for_lines(5, stage="alignment")
+    second = run.processes("ray::Learner")
+    assert not {rank.pid for rank in first} & {rank.pid for rank in second}
+    run.process.send_signal(signal.SIGTERM)
+    run.finish(status=130)
+    assert "the learner is back after " in run.output
+    resumed = service.run("lost_rank", "--resume", *options, "--learner.shard_base", "true")
+    resumed.wait_for_lines(6, stage="alignment")
+    os.kill(max(rank.pid for rank in resumed.processes("ray::Learner")), signal.SIGSTOP)
     resumed.finish()
+    assert "the learner is gone: the learner hangs: rank 1 (" in resumed.output
     assert_nearly_equal_runs(resumed, finished)
+
+
+def test_a_learner_that_dies_too_often_ends_the_run_by_name(service: Service) -> None:
+    run = service.run("no_learner", "--learner.restarts", "0")
+    run.wait_for_lines(2, stage="cold_start")
+    (learner,) = run.processes("ray::Learner")
+    os.kill(learner.pid, signal.SIGKILL)
+    run.finish(status=1)
+    last = run.output.rpartition("error: ")[2]
+    assert "the learner died: " in last
+    assert "(learner.restarts = 0): look for the reason in logs/, and continue with --resume" in last
+    assert "Traceback" not in run.output
 
 
 def test_a_run_that_is_terminated_says_how_to_continue(service: Service) -> None:
