@@ -29,6 +29,7 @@ ENDLESS = {
     "--evaluation.grid_prompts": "1",
     "--checkpoint.every": "2",
     "--learner.threads": "1",
+    "--learner.restarts": "0",
 }
 """It ends when the test says so."""
 NEVER_WITHOUT_FAULT = {spec.name for spec in CATALOGUE if spec.needs_fault}
