@@ -274,19 +274,17 @@ class DurableLearner:
         if len(self._lost_at) <= self._restarts:
             return reason
         self._group.stop()
+        times = "once" if len(self._lost_at) == 1 else f"{len(self._lost_at)} times within {WINDOW_S / 60:.0f} minutes"
         raise LearnerError(
-            f"{reason}; it was lost {len(self._lost_at)} times within {WINDOW_S / 60:.0f} minutes (learner.restarts = "
-            f"{self._restarts}): look for the reason in logs/, and continue with --resume"
+            f"{reason}; it was lost {times} (learner.restarts = {self._restarts}): look for the reason in logs/, and "
+            "continue with --resume"
         ) from error
 
     def _start_again(self, reason: str, watch: Watch) -> None:
         """Start every rank, and give them the state of those that are lost."""
         started = self._clock()
-        number = len(self._lost_at)
-        self._say(
-            f"the learner is gone: {reason}; it is started again ({number} of at most {self._restarts} times within "
-            f"{WINDOW_S / 60:.0f} minutes)"
-        )
+        count = f"{len(self._lost_at)} of at most {self._restarts} times within {WINDOW_S / 60:.0f} minutes"
+        self._say(f"the learner is gone: {reason}; it is started again ({count})")
         self._metrics.learner_restarted()
         self._adopt()
         self._coming = None
@@ -304,6 +302,6 @@ class DurableLearner:
         for submit in self._journal:
             self._answered(submit, watch)
         self._say(
-            f"the learner is back after {self._clock() - started:.0f} s; {len(self._journal)} calls since its newest "
-            "snapshot were repeated"
+            f"the learner is back after {self._clock() - started:.0f} s; calls repeated since its newest snapshot: "
+            f"{len(self._journal)}"
         )

@@ -89,18 +89,6 @@ def test_all_ranks_start_again_together_and_train_as_one_does(finished: Run, ser
     assert_nearly_equal_runs(resumed, finished)
 
 
-def test_a_learner_that_dies_too_often_ends_the_run_by_name(service: Service) -> None:
-    run = service.run("no_learner", "--learner.restarts", "0")
-    run.wait_for_lines(2, stage="cold_start")
-    (learner,) = run.processes("ray::Learner")
-    os.kill(learner.pid, signal.SIGKILL)
-    run.finish(status=1)
-    last = run.output.rpartition("error: ")[2]
-    assert "the learner died: " in last
-    assert "(learner.restarts = 0): look for the reason in logs/, and continue with --resume" in last
-    assert "Traceback" not in run.output
-
-
 def test_a_run_that_is_terminated_says_how_to_continue(service: Service) -> None:
     """As Slurm and Kubernetes end a run. Ray would take the signal for itself."""
     run = service.run("terminated")

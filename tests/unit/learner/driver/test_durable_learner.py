@@ -199,11 +199,9 @@ def test_the_lost_call_is_repeated_on_the_state_before_it(
     assert processes.calls == (3 + 1 if arrives else 3 + 3)
     assert given.said[0].startswith("the learner is gone: ")
     assert "started again (1 of at most 3 times within 10 minutes)" in given.said[0]
-    repeated = "0 calls" if arrives else "2 calls"
-    assert (
-        given.said[1]
-        == f"the learner is back after {0 if arrives else 2} s; {repeated} since its newest snapshot were repeated"
-    )
+    repeated, seconds = (0, 0) if arrives else (2, 2)
+    expected = f"the learner is back after {seconds} s; calls repeated since its newest snapshot: {repeated}"
+    assert given.said[1] == expected
 
 
 def test_publications_are_repeated_with_the_updates_they_show(setting: Callable[..., Setting]) -> None:
@@ -252,7 +250,7 @@ def test_without_restarts_a_loss_ends_the_run_and_no_snapshot_is_taken(setting: 
     given = setting(restarts=0)
     given.learner.cold_start(0)
     given.processes.faults = {2: KILLED}
-    with pytest.raises(LearnerError, match=r"lost 1 times within 10 minutes \(learner\.restarts = 0\).*--resume"):
+    with pytest.raises(LearnerError, match=r"it was lost once \(learner\.restarts = 0\).*--resume"):
         given.learner.cold_start(1)
     assert (given.processes.starts, given.processes.snapshots) == (1, 0)
 
