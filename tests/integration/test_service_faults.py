@@ -19,9 +19,17 @@ PARTS = ("ray::Learner", "ray::RolloutWorker", "-m reward_servers")
 """Processes of a run, by what is known of their command lines."""
 
 
+def final_state(run: Run) -> bytes:
+    """All that training has changed: adapters, moments, moving average."""
+    return (run.run_dir / "checkpoints" / "alignment-000008" / "state.safetensors").read_bytes()
+
+
 def test_faults_that_are_mended_change_nothing(config: Path, finished: Run, cluster: Cluster) -> None:
-    """A reward server is killed, then one of two workers, then the other one is frozen; each is replaced."""
-    options = ("--workers.count", "2", "--workers.unhealthy_after_s", "2")
+    """A reward server is killed, then one of two workers, then the other one is frozen; each is replaced.
+
+    Then the learner is killed, and the next one is frozen: it is started again, and repeats what it had not finished.
+    """
+    options = ("--workers.count", "2", "--workers.unhealthy_after_s", "2", "--learner.unhealthy_after_s", "2")
     run = Run(config, config.parent / "faults", *options, cluster=cluster)
     run.wait_for_lines(1, stage="alignment")
     (server,) = run.processes(BRIGHTNESS)
@@ -31,29 +39,18 @@ def test_faults_that_are_mended_change_nothing(config: Path, finished: Run, clus
     os.kill(first.pid, signal.SIGKILL)
     run.wait_for_lines(3, stage="alignment")
     os.kill(second.pid, signal.SIGSTOP)
-    run.finish()
-    assert_equal_runs(run, finished)
-    assert "the local reward server bright ended with exit status -9: it is started again" in run.output
-    assert "is gone: " in run.output
-    assert "it has not answered for 2 s, and uses no processor" in run.output
-    assert run.output.count("another worker is started") == 2
-
-
-def final_state(run: Run) -> bytes:
-    """All that training has changed: adapters, moments, moving average."""
-    return (run.run_dir / "checkpoints" / "alignment-000008" / "state.safetensors").read_bytes()
-
-
-def test_a_learner_that_is_killed_or_freezes_comes_back_and_changes_nothing(finished: Run, service: Service) -> None:
-    run = service.run("lost_learner", "--learner.unhealthy_after_s", "2")
-    for signal_, iterations in ((signal.SIGKILL, 2), (signal.SIGSTOP, 4)):
+    for iterations, fault in ((4, signal.SIGKILL), (5, signal.SIGSTOP)):
         run.wait_for_lines(iterations, stage="alignment")
         (learner,) = run.processes("ray::Learner")
-        os.kill(learner.pid, signal_)
+        os.kill(learner.pid, fault)
         wait_until(lambda gone=learner: not gone.alive, "the lost learner to end")
     run.finish()
     assert_equal_runs(run, finished)
     assert final_state(run) == final_state(finished)
+    assert "the local reward server bright ended with exit status -9: it is started again" in run.output
+    assert "is gone: " in run.output
+    assert "it has not answered for 2 s, and uses no processor" in run.output
+    assert run.output.count("another worker is started") == 2
     assert "the learner is gone: the learner died: " in run.output
     assert "the learner is gone: the learner hangs: rank 0 (" in run.output
     assert run.output.count("the learner is back after ") == 2
