@@ -65,7 +65,7 @@ def assert_nearly_equal_runs(run: Run, finished: Run) -> None:
 
 @pytest.mark.slow
 def test_all_ranks_start_again_together_and_train_as_one_does(finished: Run, service: Service) -> None:
-    """Rank 1 is killed, then the run is interrupted; with a sharded base it resumes, and rank 1 freezes."""
+    """A rank is killed, then the run is interrupted; with a sharded base it resumes, and a rank freezes."""
     options = ("--learner.ranks", "2", "--learner.unhealthy_after_s", "2")
     run = service.run("lost_rank", *options)
     run.wait_for_lines(3, stage="alignment")
@@ -82,7 +82,7 @@ def test_all_ranks_start_again_together_and_train_as_one_does(finished: Run, ser
     resumed.wait_for_lines(6, stage="alignment")
     os.kill(max(rank.pid for rank in resumed.processes("ray::Learner")), signal.SIGSTOP)
     resumed.finish()
-    assert "the learner is gone: the learner hangs: rank 1 (" in resumed.output
+    assert "the learner is gone: the learner hangs: rank " in resumed.output
     assert_nearly_equal_runs(resumed, finished)
 
 
