@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -15,14 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import ray
-from ray.actor import ActorHandle
 
 from common.backbones import model_sizes
 from common.command import system_error
 from common.config.rewards import RewardConfig
 from common.config.run import Config
 from common.console_stream import LOG
-from common.errors import ConfigError, ModelError, RtdmdError, RunStopped, one_line
+from common.errors import ConfigError, LearnerError, ModelError, RtdmdError, RunStopped, one_line
 from common.policies import few_step_teacher_spec, student_spec, teacher_spec
 from common.prompts import load_prompts
 from common.redis_link import RedisAddress, RedisLink
@@ -34,9 +32,10 @@ from common.run_control import RunControl
 from common.types import PromptSets, Stage
 from common.urls import host_of
 from learner.driver.call_queue import CALLS_PER_WORKER
-from learner.driver.calls import CALL_TIMEOUT_S, answer, remote_reason
+from learner.driver.calls import remote_reason
 from learner.driver.cluster import actor_environment, ray_cluster
 from learner.driver.comparison import PolicyRecords
+from learner.driver.durable_learner import DurableLearner
 from learner.driver.embedded_redis import embedded_redis
 from learner.driver.fleet import Fleet
 from learner.driver.learner_group import started_learner
@@ -44,6 +43,7 @@ from learner.driver.local_servers import LocalServers, local_specs
 from learner.driver.machines import RayMachines
 from learner.driver.monitoring import metrics_endpoint, run_metrics
 from learner.driver.publisher import Publisher
+from learner.driver.rank_health import RankHealth
 from learner.driver.run_directory import (
     Start,
     begin,
@@ -232,23 +232,27 @@ def started_service(
         require_same_rewards(start, access.infos)
         stack.enter_context(ray_cluster(config))
         device = _device(config.learner.num_gpus)
-        ranks = stack.enter_context(started_learner(config, prompts.cold_start, access, device))
+        machines = RayMachines()
+        group = stack.enter_context(started_learner(config, prompts.cold_start, access, device, machines))
+        health = RankHealth(machines, config.learner.unhealthy_after_s)
+        learner = DurableLearner(group, health, announce, metrics)
         pool = stack.enter_context(_workers(config, access, metrics, lambda: servers.keep_up(_waited_for(config))))
-        fingerprint = _wait_until_loaded(config, ranks)
+        fingerprint = _loaded(learner)
         pool.admit(fingerprint, config.workers.least)
-        sigmas: tuple[float, ...] = answer(ranks[0].sigmas.remote(config.sampling.steps))
+        sigmas = learner.sigmas(config.sampling.steps)
         check_schedule(config, sigmas)
-        check_guidance(config, answer(ranks[0].guidance.remote()))
+        check_guidance(config, learner.guidance())
         if not invocation.dry_run:
-            config = with_probed_threads(config, ranks[0])
+            config = with_probed_threads(config, learner)
+            learner.configure(config)
             begin(replace(invocation, config=config), start)
             feeds = [Feed(run_dir, config, kind) for kind in config.trackers.kinds]
             stack.enter_context(followed(feeds, announce))
         yield Service(
             config=config,
             run_dir=run_dir,
-            learner=ranks[0],
-            publisher=Publisher(ranks[0]),
+            learner=learner,
+            publisher=Publisher(learner),
             sigmas=sigmas,
             pool=pool,
             tracker=stack.enter_context(_tracker(config, run_dir, metrics, invocation.log_level.number)),
@@ -345,26 +349,12 @@ def _workers(config: Config, access: RewardAccess, metrics: RunMetrics, watch: C
     return WorkerPool(fleet, RayMachines(), workers.unhealthy_after_s, watch, announce, metrics=metrics)
 
 
-def _wait_until_loaded(config: Config, ranks: list[ActorHandle]) -> str:
+def _loaded(learner: DurableLearner) -> str:
     """The fingerprint of the base, once all ranks have loaded the same one."""
-    pending = [rank.base_fingerprint.remote() for rank in ranks]
-    fingerprints: set[str] = set()
-    until = time.monotonic() + CALL_TIMEOUT_S
     try:
-        while pending:
-            # One at a time: the error of a failed rank must not be hidden behind the ranks that wait for it.
-            done, pending = ray.wait(pending, timeout=max(0.0, until - time.monotonic()))
-            if not done:
-                raise ConfigError(
-                    f"the learner did not start in {CALL_TIMEOUT_S:.0f} s: does the cluster have the CPUs and GPUs "
-                    "that learner.* asks for?"
-                )
-            fingerprints |= set(ray.get(done))
-    except ray.exceptions.RayActorError as error:
-        raise ModelError(f"learner or workers could not start: {remote_reason(error)}") from error
-    if len(fingerprints) > 1:
-        raise ModelError(f"the learner's ranks found different models at {config.backbone.path}: give all the same")
-    return fingerprints.pop()
+        return learner.load()
+    except LearnerError as error:
+        raise ModelError(str(error)) from error
 
 
 def plan_text(invocation: Invocation, start: Start) -> str:

@@ -16,10 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from ray.actor import ActorHandle
-
-from common.types import Position, Prompt, Stage, StepPlan, UpdateResult
-from learner.driver.calls import answer
+from common.types import Position, Prompt, Stage, StepPlan
+from learner.driver.durable_learner import DurableLearner
 from learner.driver.ledger import Ledger
 from learner.driver.publisher import Publisher
 from learner.driver.rollouts import Rollouts
@@ -33,7 +31,7 @@ class Milestones(Protocol):
 
 
 def run_alignment(
-    learner: ActorHandle,
+    learner: DurableLearner,
     publisher: Publisher,
     rollouts: Rollouts,
     ledger: Ledger,
@@ -57,19 +55,19 @@ def run_alignment(
             with step.timed("wait_rollouts"):
                 collected = rollouts.collect(iteration)
             with step.timed("wait_update"):
-                result: UpdateResult = answer(learner.align.remote(collected.groups), rollouts.check)
+                result = learner.align(collected.groups, rollouts.check)
             step.record(collected, result)
         ledger.record(collected.ends)
         milestones.after(Position(Stage.ALIGNMENT, iteration + 1))
 
 
 def run_cold_start(
-    learner: ActorHandle, tracker: Tracker, milestones: Milestones, *, start: int, iterations: int
+    learner: DurableLearner, tracker: Tracker, milestones: Milestones, *, start: int, iterations: int
 ) -> None:
     """Run stage 1, from iteration `start` up to `iterations`: it needs neither rewards nor workers."""
     for iteration in range(start, iterations):
         with tracker.iteration(Stage.COLD_START, iteration) as step:
             with step.timed("wait_update"):
-                result: UpdateResult = answer(learner.cold_start.remote(iteration))
+                result = learner.cold_start(iteration)
             step.record_update(result)
         milestones.after(Position(Stage.COLD_START, iteration + 1))

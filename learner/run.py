@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.actor import ActorHandle
 
 from common import seeding
 from common.config.run import Config
@@ -27,8 +26,8 @@ from common.run_control import RunControl
 from common.types import Position, Prompt, PromptSets, Stage, StepPlan
 from common.whole_files import write_whole
 from learner.driver.between_iterations import EVALUATION_VERSION, RunMilestones
-from learner.driver.calls import answer
 from learner.driver.comparison import PolicyRecords
+from learner.driver.durable_learner import DurableLearner
 from learner.driver.evaluation import evaluate
 from learner.driver.ledger import Ledger
 from learner.driver.publisher import Publisher
@@ -60,7 +59,7 @@ class Service:
 
     config: Config
     run_dir: Path
-    learner: ActorHandle
+    learner: DurableLearner
     publisher: Publisher
     sigmas: tuple[float, ...]
     pool: WorkerPool
@@ -108,7 +107,7 @@ class Service:
             )
             milestones.checkpoint(cold_start_end)
             self._measure("cold_start", self.specs.student, cold_start_end)
-            answer(self.learner.begin_alignment.remote())
+            self.learner.begin_alignment()
             self.publisher.begin_stage()
             position = Position(Stage.ALIGNMENT, 0)
             milestones.begin_alignment()
@@ -137,8 +136,7 @@ class Service:
 
     def _attested(self, group: ray.ObjectRef[SealedGroup], due: DueGroup) -> GroupFault | None:
         """Have the learner fetch and check a group."""
-        fault: GroupFault | None = answer(self.learner.attest.remote([group], due), self.pool.check)
-        return fault
+        return self.learner.attest(group, due, self.pool.check)
 
     def _outage_limit_s(self) -> float:
         """Seconds that an outage may leave an iteration without any group, for rewards that do not pause the run."""
@@ -162,7 +160,7 @@ class Service:
     def _restore(self, start: Start) -> None:
         if start.checkpoint is None:
             return
-        answer(self.learner.restore.remote(start.checkpoint, start.settings))
+        self.learner.restore(start.checkpoint, start.settings)
         self.publisher.begin_stage()
         if start.resumes:
             self.tracker.message(f"resuming after {start.position.iteration} iterations of {start.position.stage}")
@@ -226,7 +224,7 @@ class Service:
             )
 
     def _finish(self, policies: list[str], seconds: float) -> None:
-        answer(self.learner.export.remote(self.run_dir / "lora"))
+        self.learner.export(self.run_dir / "lora")
         self.records.write_gallery(policies)
         totals = self.tracker.totals()
         summary: dict[str, Any] = {
@@ -236,8 +234,7 @@ class Service:
         }
         iterations = self.config.alignment.iterations
         if self.prediction is not None and iterations > 0:
-            gib: float = answer(self.learner.peak_gib.remote())
-            summary["plan"] = compared(self.prediction, gib, totals["alignment"] / iterations)
+            summary["plan"] = compared(self.prediction, self.learner.peak_gib(), totals["alignment"] / iterations)
         write_whole(self.run_dir / "summary.json", json.dumps(summary, indent=1).encode())
         self.tracker.message(f"report: {write_report(self.run_dir)}")
 

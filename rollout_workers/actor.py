@@ -22,6 +22,7 @@ from common.errors import WeightUpdateError
 from common.heartbeat import Heartbeat
 from common.policies import SamplingSpec
 from common.process_log import report_to_driver
+from common.progress import Call, Progress
 from common.rewards.access import RewardAccess
 from common.sealed_group import SealedGroup
 from common.torch_device import peak_memory_bytes
@@ -42,7 +43,6 @@ from rollout_workers.diversity import mean_pairwise_distance
 from rollout_workers.group_picture import group_picture
 from rollout_workers.image_statistics import image_statistics, with_agreement
 from rollout_workers.model_thread import ModelThread
-from rollout_workers.progress import Call, Progress
 from rollout_workers.sampler import decode_to_uint8, sample_for_evaluation, sample_group
 from rollout_workers.weight_receiver import VELOCITY_TOLERANCE, WeightReceiver
 

@@ -67,6 +67,12 @@ WORKERS = _gauge(
 )
 WORKERS_WANTED = _gauge("workers_wanted", "workers", "Workers that the run starts with.")
 WORKER_RESTARTS = _counter("worker_restarts", "restarts", "Workers started in the place of one that is gone.")
+LEARNER_RESTARTS = _counter("learner_restarts", "restarts", "Times that the learner was gone and was started again.")
+LEARNER_SNAPSHOT = _gauge(
+    "learner_snapshot_seconds",
+    "seconds",
+    "Time from the request for the learner's newest snapshot to its arrival on the driver's machine.",
+)
 WORKER_SECONDS = _counter(
     "worker_seconds",
     "seconds",
@@ -246,6 +252,7 @@ DRIVER_METRICS = (
     *(ITERATION, ITERATIONS_PLANNED, ITERATION_SECONDS, PROGRESS_TIMESTAMP, PAUSED, PART_SECONDS, IMAGES, UPDATES),
     *(CHECKPOINT_TIMESTAMP, CHECKPOINT_BYTES, FAILURES),
     *(WORKERS, WORKERS_WANTED, WORKER_RESTARTS, WORKER_SECONDS, WORKER_IDLE, PEAK_MEMORY, GPUS),
+    *(LEARNER_RESTARTS, LEARNER_SNAPSHOT),
     *(MEMORY, MEMORY_AVAILABLE, DISK, DISK_FREE),
     *(REWARD, REWARD_SPREAD, ZERO_SPREAD, REWARD_WEIGHT, REWARD_SECONDS, REWARD_CONNECTIONS, REWARD_HELD),
     REWARD_SERVER_RESTARTS,

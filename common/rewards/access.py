@@ -47,7 +47,7 @@ class RewardAccess:
 
     def longest_wait_s(self) -> float:
         """Seconds that one request may take, retries and a held outage included."""
-        held_s = max(outage.limit_s for outage in self.outages.values())
+        held_s = max((outage.limit_s for outage in self.outages.values()), default=0.0)
         return held_s + (self.settings.attempts + 1) * self.settings.timeout_s
 
     @contextmanager

@@ -201,9 +201,10 @@ SERVICE = (
     ),
     Panel(
         "Restarts",
-        "Of workers, reward servers and their models, in 10 minutes.",
+        "Of workers, learner, reward servers and their models, in 10 minutes.",
         {
             f"sum by (run) (increase(rtdmd_worker_restarts_total{RUN}[10m]))": "{{run}} workers",
+            f"sum by (run) (increase(rtdmd_learner_restarts_total{RUN}[10m]))": "{{run}} learner",
             f"sum by (run, reward) (increase(rtdmd_reward_server_restarts_total{RUN}[10m]))": "{{run}} {{reward}}",
             f"sum by (run, scorer) (increase(reward_server_model_restarts_total{RUN}[10m]))": "model {{scorer}}",
         },

@@ -11,15 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ray.actor import ActorHandle
-
 from common.config.run import Config
 from common.errors import RunStopped, StoreError
 from common.policies import SamplingSpec
 from common.run_control import RunControl, RunRequest
 from common.types import AlarmAction, Position, Prompt, Stage
 from learner.checkpoint import CheckpointStore
-from learner.driver.calls import answer
+from learner.driver.durable_learner import DurableLearner
 from learner.driver.evaluation import Evaluation, evaluate, save_grid
 from learner.driver.publisher import Publisher
 from learner.driver.watchdog import Alarm, Watchdog, Watched
@@ -39,7 +37,7 @@ class RunMilestones:
         self,
         config: Config,
         run_dir: Path,
-        learner: ActorHandle,
+        learner: DurableLearner,
         publisher: Publisher,
         pool: WorkerPool,
         tracker: Tracker,
@@ -88,7 +86,7 @@ class RunMilestones:
         if store.exists(position):
             # Already saved: a stage ended on a periodic checkpoint, or a resumed run is at its start.
             return
-        folder: Path = answer(self._learner.save.remote(self._run_dir, position, self._settings))
+        folder = self._learner.save(self._run_dir, position, self._settings)
         self._tracker.checkpoint(folder)
         store.prune(position.stage, self._config.checkpoint.keep, self._best(store))
 

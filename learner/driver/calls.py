@@ -1,52 +1,46 @@
-"""Waits for the learner: every wait has a deadline, and the learner's death raises a named error."""
+"""Answers of the learner, whose death raises a named error, and the reasons of remote errors in one line."""
 
 from __future__ import annotations
 
 import textwrap
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from common.command import system_error
 from common.errors import LearnerError, one_line
 
 CALL_TIMEOUT_S = 1800.0
-"""The run fails when one call of the learner takes longer, or when no worker starts or finishes in this time."""
+"""The run fails when the learner, or a worker, is not loaded in this time, or when no worker finishes anything."""
 WATCH_S = 1.0
-"""Seconds between two looks at the rest of the run while the learner works."""
+"""Seconds between two looks at the rest of the run while the learner loads."""
 REASON_LENGTH = 160
 
 
-def answer(reference: ray.ObjectRef[Any], watch: Callable[[], None] | None = None) -> Any:
-    """The result of a call of the learner; meanwhile `watch` is called at intervals, and may raise.
+def answer(reference: ray.ObjectRef[Any]) -> Any:
+    """The result of a call of the learner that is ready.
 
     Raises:
-        LearnerError: the learner died, or did not answer within `CALL_TIMEOUT_S`.
+        LearnerError: the learner died, or one of its ranks.
         RayTaskError: the call raised; the exception is its `cause`.
     """
-    until = time.monotonic() + CALL_TIMEOUT_S
     try:
-        while watch is not None and time.monotonic() < until and not ray.wait([reference], timeout=WATCH_S)[0]:
-            watch()
-        return ray.get(reference, timeout=max(0.0, until - time.monotonic()))
-    except RayTaskError:
+        return ray.get(reference)
+    except RayTaskError as error:
         # Must come first: Ray makes it an instance of its cause's class as well.
+        if isinstance(error.cause, RayActorError):
+            raise _death("a rank of the learner", error.cause) from error
         raise
-    except GetTimeoutError as error:
-        raise LearnerError(f"the learner did not finish a call in {CALL_TIMEOUT_S:.0f} s; see its log") from error
     except RayActorError as error:
-        raise death(error) from error
+        raise _death("the learner", error) from error
 
 
-def death(error: BaseException) -> LearnerError:
-    """The error for a dead learner, in one line."""
+def _death(who: str, error: RayActorError) -> LearnerError:
     # Ray's message lists every possible cause of a death, on one line.
     reason = textwrap.shorten(_last_line(error), REASON_LENGTH, placeholder=" ...")
-    return LearnerError(f"the learner died: {reason}; continue with --resume")
+    return LearnerError(f"{who} died: {reason}")
 
 
 def remote_reason(error: BaseException, place: Path | None = None) -> str:

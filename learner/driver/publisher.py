@@ -12,7 +12,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import ray
-from ray.actor import ActorHandle
+
+from learner.driver.durable_learner import DurableLearner
 
 if TYPE_CHECKING:  # imports torch
     from common.weights import Payload, PublishedWeights
@@ -28,14 +29,14 @@ class Publication(NamedTuple):
 class Publisher:
     """Publishes versions of the weights; remembers the stage's frozen ones."""
 
-    def __init__(self, learner: ActorHandle) -> None:
+    def __init__(self, learner: DurableLearner) -> None:
         self._learner = learner
         self.begin_stage()
 
     def begin_stage(self) -> None:
         """Fetch the frozen weights again, after the learner has begun a stage or restored a checkpoint."""
-        self._frozen: ray.ObjectRef[Payload] = self._learner.frozen_weights.remote()
+        self._frozen: ray.ObjectRef[Payload] = self._learner.frozen_weights()
 
     def publish(self, number: int, *, averaged: bool) -> Publication:
         """The weights as version `number`: the trained ones, or their moving average for evaluation."""
-        return Publication(self._learner.publish.remote(number, averaged=averaged), self._frozen)
+        return Publication(self._learner.publish(number, averaged=averaged), self._frozen)

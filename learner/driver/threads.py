@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ray.actor import ActorHandle
-
 from common.config.run import Config
 from common.console_stream import LOG
-from learner.driver.calls import answer
+from learner.driver.durable_learner import DurableLearner
 from learner.preflight.run_file import read_run_file
 
 
@@ -38,11 +36,11 @@ def with_known_threads(config: Config, run_dir: Path, *, resume: bool) -> Config
     return with_threads(config, recorded)
 
 
-def with_probed_threads(config: Config, learner: ActorHandle) -> Config:
+def with_probed_threads(config: Config, learner: DurableLearner) -> Config:
     """Have the loaded learner choose its number of threads, if the configuration has none yet."""
     if config.learner.threads is not None:
         return config
-    chosen, seconds = answer(learner.choose_threads.remote())
+    chosen, seconds = learner.choose_threads()
     timings = ", ".join(f"{number}: {taken:.3g} s" for number, taken in sorted(seconds.items()))
     LOG.info(f"learner: {_threads(chosen)} (a pass by threads: {timings}); learner.threads sets another number")
     return with_threads(config, chosen)

@@ -25,7 +25,7 @@ from common.errors import ConfigError, ModelError, WorkerError
 from common.heartbeat import Heartbeat
 from common.types import ProcessPlace
 from learner.driver.call_queue import Attempt, Call, CallQueue
-from learner.driver.calls import CALL_TIMEOUT_S, death, remote_reason
+from learner.driver.calls import CALL_TIMEOUT_S, remote_reason
 from learner.driver.fleet import Fleet, Worker
 from learner.driver.machines import Machines
 from learner.records.prometheus import RunMetrics
@@ -114,7 +114,6 @@ class WorkerPool:
 
         Raises:
             WorkerError: no worker is left and none may be started, or no call finished in `CALL_TIMEOUT_S`.
-            LearnerError: the learner died while a call was waiting for its weights.
             RtdmdError: the call raised it in its worker.
         """
         with self._changed:
@@ -307,12 +306,10 @@ class WorkerPool:
         if not self._calls.holds(attempt):
             return  # the worker was given up before
         error = answer.exception()
+        # Ray makes an error that was raised remotely an instance of its cause's class as well.
         if isinstance(error, RayActorError) and not isinstance(error, RayTaskError):
             self._lose(attempt.worker, remote_reason(error))
         elif error is not None:
-            # Ray makes an error that was raised remotely an instance of its cause's class as well.
-            if isinstance(error, RayTaskError) and isinstance(error.cause, RayActorError):
-                raise death(error.cause) from error
             raise error
         else:
             attempt.worker.pulse.proven = True

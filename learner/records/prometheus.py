@@ -53,6 +53,7 @@ class RunMetrics:
         self._worker_peak_bytes = 0
         self.paused(False)
         self._set.counter(catalogue.WORKER_RESTARTS)
+        self._set.counter(catalogue.LEARNER_RESTARTS)
         self._set.counter(catalogue.IMAGES)
         for outcome in OUTCOMES:
             self._set.counter(catalogue.GROUPS, outcome)
@@ -206,6 +207,13 @@ class RunMetrics:
             self._set.counter(spec, *labels).inc(value)
         else:
             self._set.gauge(spec, *labels).set(value)
+
+    def learner_restarted(self) -> None:
+        self._set.counter(catalogue.LEARNER_RESTARTS).inc()
+
+    def learner_snapshot(self, seconds: float) -> None:
+        """A snapshot of the learner has arrived, so many seconds after it was asked for."""
+        self._set.gauge(catalogue.LEARNER_SNAPSHOT).set(seconds)
 
     def learner_memory(self, peak_bytes: int) -> None:
         """Peak memory of the learner's rank 0."""

@@ -22,9 +22,11 @@ from ray.exceptions import RayActorError
 from common.config.run import Config
 from common.errors import AttestationError, RankError, one_line
 from common.group_ends import DueGroup, GroupFault
+from common.heartbeat import Heartbeat
+from common.learner_snapshot import LearnerSnapshot
 from common.rewards.access import RewardAccess
 from common.sealed_group import SealedGroup
-from common.types import Guidance, Position, Prompt, UpdateResult
+from common.types import Guidance, PolicyVersion, Position, ProcessPlace, Prompt, UpdateResult
 from common.weights import Payload, PublishedWeights
 from learner.training.batch_metrics import Totals
 from learner.training.group_provenance import PublishedPolicies
@@ -66,17 +68,26 @@ class Learner:
         """The backbone's kind of guidance."""
         return self._own.guidance()
 
-    def base_fingerprint(self) -> str:
-        return self._own.base_fingerprint()
+    def ready(self) -> tuple[str, ProcessPlace]:
+        """Return the fingerprint of the base once rank 0 is loaded, and where it runs."""
+        return self._own.ready()
+
+    def heartbeat(self) -> Heartbeat:
+        """The step that rank 0 is in. A thread of its own answers."""
+        return self._own.heartbeat()
 
     def choose_threads(self) -> tuple[int, dict[int, float]]:
         """Use the fastest number of CPU threads on every rank; return it, and seconds of a pass by the number."""
         pending = [other.time_threads.remote() for other in self._others]
         seconds = _all_ranks(self._own.time_threads, pending)[0]
         number = best_number(seconds)
+        self.use_threads(number)
+        return number, seconds
+
+    def use_threads(self, number: int) -> None:
+        """Use this number of CPU threads on every rank."""
         pending = [other.use_threads.remote(number) for other in self._others]
         _all_ranks(lambda: self._own.use_threads(number), pending)
-        return number, seconds
 
     def cold_start(self, iteration: int) -> UpdateResult:
         """Run one iteration of stage 1."""
@@ -101,9 +112,7 @@ class Learner:
         try:
             faults = _all_ranks(lambda: self._own.fetch_whole(group), pending)
         except RayActorError as error:
-            raise RankError(
-                f"a rank of the learner is gone ({one_line(error)}) while groups arrived: continue with --resume"
-            ) from error
+            raise RankError(f"a rank of the learner is gone ({one_line(error)}) while groups arrived") from error
         if any(faults):
             return next(filter(None, faults))
         return self._published.fault(ray.get(group[0]), due)
@@ -124,19 +133,36 @@ class Learner:
         seconds = {**first.seconds, "publish": self._publish_seconds}
         return UpdateResult(metrics, seconds, first.trained, self._own.peak_bytes())
 
-    def publish(self, number: int, *, averaged: bool) -> PublishedWeights:
-        """The student's weights as version `number`: the trained ones, or their moving average for evaluation."""
+    def publish(self, number: int, *, averaged: bool) -> tuple[PolicyVersion, PublishedWeights]:
+        """The student's weights as version `number`: the trained ones, or their moving average for evaluation.
+
+        The version stands first and alone, so that the driver can wait for it and leave the weights where they are.
+        """
         started = time.perf_counter()
         pending = [other.attestation_pass.remote(averaged=averaged) for other in self._others if self._shard_base]
         published = _all_ranks(lambda: self._own.publish(number, averaged=averaged), pending)[0]
         if not averaged:
             self._published.remember(published.manifest.version)
         self._publish_seconds = time.perf_counter() - started
-        return published
+        return published.manifest.version, published
 
-    def frozen_weights(self) -> Payload:
-        """The student's weights that `publish` leaves out: they do not change within a stage."""
-        return self._own.frozen_weights()
+    def frozen_weights(self) -> tuple[None, Payload]:
+        """The student's weights that `publish` leaves out: they do not change within a stage. None: see `publish`."""
+        return None, self._own.frozen_weights()
+
+    def snapshot(self) -> LearnerSnapshot:
+        """Everything that training has changed, from which another learner continues."""
+        return self._own.snapshot(self._published.fingerprints)
+
+    def load_snapshot(self, snapshot: Sequence[ray.ObjectRef[LearnerSnapshot]]) -> None:
+        """Continue from a snapshot (a list of one reference); the learner must still be in stage 1.
+
+        Raises:
+            AttestationError: see `LearnerRank.load_snapshot`.
+        """
+        pending = [other.load_snapshot.remote(snapshot) for other in self._others]
+        _all_ranks(lambda: self._own.load_snapshot(snapshot), pending)
+        self._published.restore(ray.get(snapshot[0]).policies)
 
     def save(self, run_dir: Path, position: Position, settings: dict[str, Any]) -> Path:
         """Write a checkpoint.

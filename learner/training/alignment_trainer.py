@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from typing import NamedTuple
@@ -26,6 +26,7 @@ from common.backbones.device.transfer import wait_for
 from common.config.stages import AlignmentConfig
 from common.errors import AttestationError
 from common.kept_groups import TrainedSamples
+from common.progress import no_step
 from common.types import Prompt, ScoredGroup, TrajectoryGroup
 from learner.metric_names import EFFECTIVE_SAMPLES, LEFT_OUT_GRADIENTS, SURROGATE_GAP
 from learner.objectives.advantage import renormalised_group_advantages, zero_spread_fraction
@@ -73,8 +74,16 @@ class AlignmentTrainer:
         served: ServedRewards,
         seed: int,
         surrogate_gap_limit: float = math.inf,
+        begin_step: Callable[[str], None] = no_step,
     ) -> None:
-        """`served` holds the differentiable rewards among `reward_weights`; inf: surrogate_gap has no limit."""
+        """Set up the terms of the policy gradient.
+
+        Args:
+            served: the differentiable rewards among `reward_weights`.
+            surrogate_gap_limit: inf: surrogate_gap has no limit.
+            begin_step: told each micro-batch, and each request for reward gradients.
+        """
+        self._begin_step = begin_step
         self._networks = networks
         self._backbone = networks.backbone
         self._settings = settings
@@ -286,8 +295,10 @@ class AlignmentTrainer:
         latents_Bchw = sample_Bchw.detach().requires_grad_()
         images_BCHW = self._backbone.decode(latents_Bchw)
         wait_for(self._backbone.device)  # so that the time of the passes is not the rewards'
+        self._begin_step(REWARD)
         with self._timed("reward_gradient"):
             rewards = self._served.differentiable(images_BCHW, prompts)
+        self._begin_step("student")
         totals.count({f"{LEFT_OUT_GRADIENTS}/{cause}": float(count) for cause, count in rewards.left_out.items()})
         if not rewards.scores:
             return None
@@ -311,6 +322,7 @@ class AlignmentTrainer:
         starts = [*range(0, middle, self._settings.micro_batch), *range(middle, len(batch), self._settings.micro_batch)]
         for start, stop in pairwise([*starts, len(batch)]):
             rows = slice(start, stop)
+            self._begin_step(update)
             key = DrawKey(self._seed, f"{PURPOSE}/{update}", batch.plan.iteration, batch.rows[rows], batch.total)
             yield rows, (rows.stop - rows.start) / batch.total, key
 

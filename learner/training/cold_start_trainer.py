@@ -9,7 +9,7 @@ Plain DMD (arXiv 2405.14867) is the comparison: there both train on the student'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from common import seeding
 from common.backbones.base import Conditioning
 from common.config.stages import ColdStartConfig, SamplingConfig
+from common.progress import no_step
 from common.sampling import step_transition
 from common.types import Network, Prompt, Step, steps_between
 from learner.training.batch_metrics import Totals
@@ -45,7 +46,10 @@ class ColdStartTrainer:
         guidance: float,
         prompts: Sequence[Prompt],
         seed: int,
+        begin_step: Callable[[str], None] = no_step,
     ) -> None:
+        """`begin_step` is told each part of an update."""
+        self._begin_step = begin_step
         self._networks = networks
         self._backbone = networks.backbone
         self._settings = settings
@@ -62,6 +66,7 @@ class ColdStartTrainer:
             TrainingError, RankError: a gradient is not finite, or another rank failed; that network has not changed.
         """
         totals = Totals()
+        self._begin_step("fake_score")
         # Encoded inside the block, so that the other ranks are notified of any failure.
         with self._networks.fake_optimizer.gathering():
             conditioning = self._conditioning(iteration)
@@ -69,6 +74,7 @@ class ColdStartTrainer:
         norm = self._networks.fake_optimizer.step(iteration)
         totals.add({"fake_gradient_norm": norm}, self._share)
         if (iteration + 1) % self._settings.student_every == 0:
+            self._begin_step("student")
             with self._networks.student_optimizer.gathering():
                 self._student_gradient(iteration, conditioning, totals)
             norm = self._networks.student_optimizer.step(iteration)

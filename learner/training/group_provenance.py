@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from common.errors import AttestationError
 from common.group_ends import DueGroup, GroupFault
@@ -19,6 +19,15 @@ class PublishedPolicies:
         # Digests of the groups of one iteration that have arrived.
         self._iteration = -1
         self._arrived: set[str] = set()
+
+    @property
+    def fingerprints(self) -> dict[int, str]:
+        """Version -> fingerprint of the remembered policies."""
+        return dict(self._fingerprints)
+
+    def restore(self, fingerprints: Mapping[int, str]) -> None:
+        """Remember these policies alone: `fingerprints` of a learner whose place this one takes."""
+        self._fingerprints = dict(fingerprints)
 
     def remember(self, version: PolicyVersion) -> None:
         self._fingerprints[version.number] = version.fingerprint

@@ -23,7 +23,7 @@ from common.backbones.flat_adapter import FlatAdapter
 from common.backbones.lora_targets import adapted_layers, suffixes
 from common.config.stages import AlignmentConfig, ColdStartConfig
 from common.errors import CheckpointError, ModelError
-from common.types import Network
+from common.types import Network, Stage
 from learner.training.optimizer import AdapterOptimizer, LearningRate, MovingAverage, OptimizerSettings
 from learner.training.ranks import ALONE, Ranks
 
@@ -98,6 +98,10 @@ class Networks:
         bank.define(Network.FAKE_SCORE, (FAKE_SCORE, ALIGNED_FAKE_SCORE))
         if settings.surrogate:
             self._add_surrogate(settings)
+
+    @property
+    def stage(self) -> Stage:
+        return Stage.ALIGNMENT if self.student_adapter == ALIGNED else Stage.COLD_START
 
     @property
     def student(self) -> FlatAdapter:

@@ -22,6 +22,7 @@ from torch import Tensor, distributed
 
 from common.backbones.flat_adapter import FlatAdapter
 from common.errors import RankError, one_line
+from common.progress import WAIT_FOR_RANKS, no_step
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,13 @@ class Ranks:
 
     Attributes:
         sharded: whether each rank holds only a part of the base, see `common/backbones/device/sharding.py`.
+        begin_step: told that this rank begins to wait for the others (`WAIT_FOR_RANKS`).
     """
 
     index: int = 0
     count: int = 1
     sharded: bool = False
+    begin_step: Callable[[str], None] = no_step
 
     def share(self, total: int) -> slice:
         """The rows of a batch that belong to this rank: shares as equal as possible, in order."""
@@ -74,6 +77,7 @@ class Ranks:
         if self.count == 1:
             return tensor
         summed = tensor.clone()
+        self.begin_step(WAIT_FOR_RANKS)
         with lost_ranks_named("a sum over the ranks"):
             distributed.all_reduce(summed)
         return summed
@@ -103,6 +107,7 @@ class Ranks:
     def _sum(self, network: str, adapter: FlatAdapter, *, failed: bool) -> bool:
         """Sum the gradients over the ranks; return whether any rank failed. Then nothing is summed."""
         flags = torch.tensor([failed, *adapter.reached()], dtype=torch.float32)
+        self.begin_step(WAIT_FOR_RANKS)
         with lost_ranks_named(f"the update of the {network}"):
             distributed.all_reduce(flags)
             failures, *reached = flags.tolist()
@@ -123,9 +128,7 @@ def lost_ranks_named(work: str) -> Iterator[None]:
     except RuntimeError as error:
         if "/gloo/" not in str(error) and not isinstance(error, distributed.DistError):
             raise
-        raise RankError(
-            f"a rank of the learner is gone ({one_line(error)}) in {work}: continue with --resume"
-        ) from error
+        raise RankError(f"a rank of the learner is gone ({one_line(error)}) in {work}") from error
 
 
 ALONE = Ranks()

@@ -13,10 +13,10 @@ from ray.actor import ActorHandle
 
 from common.group_ends import GroupFault
 from common.heartbeat import Heartbeat
+from common.progress import Progress
 from common.sealed_group import SealedGroup
 from common.types import PolicyVersion, ProcessPlace, Prompt, RolloutOutcome, ScoredGroup, StepPlan, TrajectoryGroup
 from learner.driver.worker_pool import HEALTH
-from rollout_workers.progress import Progress
 
 POLICY = PolicyVersion(0, "weights 0")
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import ray
 
 from common.heartbeat import Heartbeat
+from common.progress import Progress
 from common.types import ProcessPlace
 from learner.driver.call_queue import CALLS_PER_WORKER, Call
 from learner.driver.worker_pool import HEALTH
-from rollout_workers.progress import Progress
 
 LOCK_IN_SMALL = "a" * 26 + "b"
 """A search in this text takes seconds, and holds the interpreter lock all the time."""

@@ -29,6 +29,7 @@ ENDLESS = {
     "--evaluation.grid_prompts": "1",
     "--checkpoint.every": "2",
     "--learner.threads": "1",
+    "--learner.restarts": "0",
 }
 """It ends when the test says so."""
 NEVER_WITHOUT_FAULT = {spec.name for spec in CATALOGUE if spec.needs_fault}
@@ -85,6 +86,7 @@ def test_a_run_is_seen_and_its_faults_are_told_apart(server: Prometheus, cluster
         (learner,) = run.processes("ray::Learner")
         os.kill(learner.pid, signal.SIGKILL)
         run.finish(status=1)
+        assert "it was lost once (learner.restarts = 0)" in run.output
         failed = ("RunFailed", "page")
         wait_until(lambda: failed in server.firing(), "the page for a failed run", every=0.5)
         assert list(server.targets.glob("*.json")) == []

@@ -19,9 +19,17 @@ PARTS = ("ray::Learner", "ray::RolloutWorker", "-m reward_servers")
 """Processes of a run, by what is known of their command lines."""
 
 
+def final_state(run: Run) -> bytes:
+    """All that training has changed: adapters, moments, moving average."""
+    return (run.run_dir / "checkpoints" / "alignment-000008" / "state.safetensors").read_bytes()
+
+
 def test_faults_that_are_mended_change_nothing(config: Path, finished: Run, cluster: Cluster) -> None:
-    """A reward server is killed, then one of two workers, then the other one is frozen; each is replaced."""
-    options = ("--workers.count", "2", "--workers.unhealthy_after_s", "2")
+    """A reward server is killed, then one of two workers, then the other one is frozen; each is replaced.
+
+    Then the learner is killed, and the next one is frozen: it is started again, and repeats what it had not finished.
+    """
+    options = ("--workers.count", "2", "--workers.unhealthy_after_s", "2", "--learner.unhealthy_after_s", "2")
     run = Run(config, config.parent / "faults", *options, cluster=cluster)
     run.wait_for_lines(1, stage="alignment")
     (server,) = run.processes(BRIGHTNESS)
@@ -31,12 +39,21 @@ def test_faults_that_are_mended_change_nothing(config: Path, finished: Run, clus
     os.kill(first.pid, signal.SIGKILL)
     run.wait_for_lines(3, stage="alignment")
     os.kill(second.pid, signal.SIGSTOP)
+    for iterations, fault in ((4, signal.SIGKILL), (5, signal.SIGSTOP)):
+        run.wait_for_lines(iterations, stage="alignment")
+        (learner,) = run.processes("ray::Learner")
+        os.kill(learner.pid, fault)
+        wait_until(lambda gone=learner: not gone.alive, "the lost learner to end")
     run.finish()
     assert_equal_runs(run, finished)
+    assert final_state(run) == final_state(finished)
     assert "the local reward server bright ended with exit status -9: it is started again" in run.output
     assert "is gone: " in run.output
     assert "it has not answered for 2 s, and uses no processor" in run.output
     assert run.output.count("another worker is started") == 2
+    assert "the learner is gone: the learner died: " in run.output
+    assert "the learner is gone: the learner hangs: rank 0 (" in run.output
+    assert run.output.count("the learner is back after ") == 2
 
 
 def assert_nearly_equal_runs(run: Run, finished: Run) -> None:
@@ -47,18 +64,25 @@ def assert_nearly_equal_runs(run: Run, finished: Run) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_rank_ends_the_run_by_name_and_two_ranks_train_as_one_does(finished: Run, service: Service) -> None:
-    options = ("--learner.ranks", "2")
-    run = service.run("dead_rank", *options)
+def test_all_ranks_start_again_together_and_train_as_one_does(finished: Run, service: Service) -> None:
+    """A rank is killed, then the run is interrupted; with a sharded base it resumes, and a rank freezes."""
+    options = ("--learner.ranks", "2", "--learner.unhealthy_after_s", "2")
+    run = service.run("lost_rank", *options)
     run.wait_for_lines(3, stage="alignment")
-    ranks = run.processes("ray::Learner")
-    assert len(ranks) == 2
-    os.kill(max(rank.pid for rank in ranks), signal.SIGKILL)
-    run.finish(status=1)
-    assert "continue with --resume" in run.output.rpartition("error: ")[2]
-    assert "Traceback" not in run.output
-    resumed = service.run("dead_rank", "--resume", *options, "--learner.shard_base", "true")
+    first = run.processes("ray::Learner")
+    assert len(first) == 2
+    os.kill(max(rank.pid for rank in first), signal.SIGKILL)
+    run.wait_for_lines(5, stage="alignment")
+    second = run.processes("ray::Learner")
+    assert not {rank.pid for rank in first} & {rank.pid for rank in second}
+    run.process.send_signal(signal.SIGTERM)
+    run.finish(status=130)
+    assert "the learner is back after " in run.output
+    resumed = service.run("lost_rank", "--resume", *options, "--learner.shard_base", "true")
+    resumed.wait_for_lines(6, stage="alignment")
+    os.kill(max(rank.pid for rank in resumed.processes("ray::Learner")), signal.SIGSTOP)
     resumed.finish()
+    assert "the learner is gone: the learner hangs: rank " in resumed.output
     assert_nearly_equal_runs(resumed, finished)
 
 

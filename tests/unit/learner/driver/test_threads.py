@@ -43,21 +43,14 @@ def test_a_learner_that_is_not_probed_gets_one_thread(
 
 
 class Chooser:
-    """The handle of a learner that has chosen two threads."""
+    """A learner that has chosen two threads."""
 
-    @property
-    def choose_threads(self) -> Chooser:
-        return self
-
-    def remote(self) -> tuple[int, dict[int, float]]:
+    def choose_threads(self) -> tuple[int, dict[int, float]]:
         return 2, {2: 0.0512, 1: 0.0987}
 
 
-def test_the_choice_is_told_in_one_line(
-    unset: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_choice_is_told_in_one_line(unset: Config, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "rtdmd")
-    monkeypatch.setattr("learner.driver.threads.answer", lambda reference: reference)
     assert with_probed_threads(unset, Chooser()).learner.threads == 2
     expected = (
         "learner: 2 CPU threads (a pass by threads: 1: 0.0987 s, 2: 0.0512 s); learner.threads sets another number"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from common.heartbeat import StepAtWork
-from rollout_workers.progress import STEP_LIMIT_S, Progress
+from common.progress import STEP_LIMIT_S, Progress
 
 
 def test_each_call_has_its_own_step_and_its_own_seconds() -> None:

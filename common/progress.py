@@ -1,6 +1,6 @@
-"""The present steps of a worker's calls. Another thread of its process reads them, for the driver's health checks.
+"""The present steps of a process's calls. Another of its threads reads them, for the driver's health checks.
 
-A step of work has a limit. The driver ends a worker that has a step older than that, and does nothing else either.
+A step of work has a limit. The driver ends a process that has a step older than that, and does nothing else either.
 """
 
 from __future__ import annotations
@@ -16,10 +16,16 @@ from common.types import ProcessPlace
 STEP_LIMIT_S = 60.0
 FIRST_CALL_LIMIT_S = 1800.0
 """The first call may compile the model, and load what is loaded at first use."""
+WAIT_FOR_RANKS = "wait_for_ranks"
+"""The step in which a rank of the learner waits for the others. It has no limit: what the others do has."""
+
+
+def no_step(_name: str) -> None:
+    """Takes the name of a step that begins, where nobody follows the steps."""
 
 
 class Progress:
-    """The present step of each of the worker's calls. Calls may run on several threads."""
+    """The present step of each of the process's calls. Calls may run on several threads."""
 
     def __init__(self, node: str, first_call_limit_s: float = FIRST_CALL_LIMIT_S) -> None:
         """`node`: Ray's id of this machine."""
@@ -59,7 +65,7 @@ class Progress:
 
 
 class Call:
-    """The steps of one call, and the seconds that each took, by name. Between two steps it waits for the model."""
+    """The steps of one call, and the seconds that each took, by name. Between two steps it waits for its turn."""
 
     def __init__(self, progress: Progress) -> None:
         self.seconds: dict[str, float] = {}
