@@ -144,7 +144,8 @@ def _image_gib(config: Config, sizes: ModelSizes, values: int) -> float:
 def _passes_kept(config: Config) -> tuple[float, float]:
     """Passes per sample whose activations a rank keeps at once, in stage 1 and in stage 2; 0 for a stage that is off.
 
-    In stage 1 a rank processes its share of a batch at once, in stage 2 in micro-batches. The fake score keeps most.
+    In stage 1 a rank processes its share of a batch at once, in stage 2 in micro-batches. The fake score keeps most, or
+    the student: its last step waits for the rewards' gradient while a policy step is trained.
     """
     alignment, cold_start = config.alignment, config.cold_start
     distilling = aligning = 0.0
@@ -152,7 +153,9 @@ def _passes_kept(config: Config) -> tuple[float, float]:
         share = math.ceil(cold_start.batch_size / config.learner.ranks)
         distilling = share * (1 + _regularised_passes(config, cold_start.consistency_weight))
     if alignment.iterations > 0:
-        aligning = _micro_batch(config) * (1 + _regularised_passes(config, alignment.consistency_weight))
+        waiting = alignment.reward_gradient_weight > 0 and _policy_steps(config) > 0
+        fake_score = 1 + _regularised_passes(config, alignment.consistency_weight)
+        aligning = _micro_batch(config) * max(fake_score, 2 if waiting else 1)
     return distilling, aligning
 
 

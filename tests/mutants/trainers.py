@@ -262,8 +262,8 @@ ALIGNMENT = (
     Mutant(
         "the hinge's gradient is divided twice by the batch",
         _ALIGNMENT,
-        "hinge.value * len(prompts), latents",
-        "hinge.value, latents",
+        "hinge.value * count, decoded",
+        "hinge.value, decoded",
         unit_test("learner/training/alignment_trainer::the_micro_batch_changes_no_result[1]"),
     ),
     Mutant(

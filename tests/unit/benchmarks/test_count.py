@@ -8,6 +8,7 @@ import torch
 from benchmarks.count import STEPS, add_student, count, kept, over
 from benchmarks.counting import DEVICE, counted
 from benchmarks.weightless import MODELS
+from common.backbones.device.transfer import HostCopy
 from common.config.stages import ColdStartConfig, SamplingConfig
 from common.types import Network
 from learner.preflight.forecast import BLOCK_ACTIVATIONS, VAE_ACTIVATIONS
@@ -46,6 +47,12 @@ def test_the_forecast_of_memory_is_what_is_counted(model: str) -> None:
     # Two blocks keep less on average than all: the last one keeps nothing of the text.
     assert 0.75 * BLOCK_ACTIVATIONS < values["block"] <= BLOCK_ACTIVATIONS
     assert 0.95 * VAE_ACTIVATIONS < values["vae"] <= VAE_ACTIVATIONS
+
+
+def test_images_reach_the_reward_servers_without_a_wait_of_the_learners_thread() -> None:
+    images = torch.empty(2, 3, 8, 8, device=DEVICE)
+    counts = counted(lambda: (images.mul(2), HostCopy(images), images.mul(2)))
+    assert (counts.kernels, counts.copies, counts.waits) == (2, 1, 0)
 
 
 @pytest.mark.parametrize("start", [0.0, 0.5])

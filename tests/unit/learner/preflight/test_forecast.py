@@ -94,6 +94,18 @@ def test_memory_by_hand() -> None:
     )
 
 
+def test_the_last_step_is_kept_while_its_rewards_are_awaited() -> None:
+    """Without the fake score's regulariser: a pass of the last step and one of a policy step, else one at a time."""
+    passes = 16 * 1000 * 1000 * 2 * 20 * BLOCK_ACTIVATIONS / GIB
+
+    def gib(**changes: object) -> float:
+        alignment = {"consistency_weight": 0.0, "micro_batch": 16, **changes}
+        return predict(config(alignment=alignment, cold_start={"iterations": 0}), SIZES, H100).learner_gib
+
+    assert gib() - gib(policy_gradient="none") == pytest.approx(passes)
+    assert gib(reward_gradient_weight=0.0) < gib(policy_gradient="none")  # no image is decoded
+
+
 def test_decoding_by_hand() -> None:
     """A chunk of two images, of 10^6 pixels in 100 channels: with its backward pass in a rank, without in a worker."""
 
