@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import ray
@@ -22,7 +22,7 @@ from common.command import system_error
 from common.config.rewards import RewardConfig
 from common.config.run import Config
 from common.console_stream import LOG
-from common.errors import ConfigError, ModelError, RtdmdError, RunStopped, one_line
+from common.errors import ConfigError, RtdmdError, RunStopped, one_line
 from common.policies import few_step_teacher_spec, student_spec, teacher_spec
 from common.prompts import load_prompts
 from common.redis_link import RedisAddress, RedisLink
@@ -34,15 +34,16 @@ from common.run_control import RunControl
 from common.types import PromptSets, Stage
 from common.urls import host_of
 from learner.driver.call_queue import CALLS_PER_WORKER
-from learner.driver.calls import CALL_TIMEOUT_S, answer, remote_reason
+from learner.driver.calls import answer, remote_reason
 from learner.driver.cluster import actor_environment, ray_cluster
 from learner.driver.comparison import PolicyRecords
 from learner.driver.embedded_redis import embedded_redis
 from learner.driver.fleet import Fleet
-from learner.driver.learner_group import started_learner
+from learner.driver.learner_group import started_learner, wait_until_loaded
 from learner.driver.local_servers import LocalServers, local_specs
 from learner.driver.machines import RayMachines
 from learner.driver.monitoring import metrics_endpoint, run_metrics
+from learner.driver.placement import Placement, placed
 from learner.driver.publisher import Publisher
 from learner.driver.run_directory import (
     Start,
@@ -232,9 +233,11 @@ def started_service(
         require_same_rewards(start, access.infos)
         stack.enter_context(ray_cluster(config))
         device = _device(config.learner.num_gpus)
-        ranks = stack.enter_context(started_learner(config, prompts.cold_start, access, device))
-        pool = stack.enter_context(_workers(config, access, metrics, lambda: servers.keep_up(_waited_for(config))))
-        fingerprint = _wait_until_loaded(config, ranks)
+        placement = stack.enter_context(placed(config))
+        ranks = stack.enter_context(started_learner(config, prompts.cold_start, access, device, placement))
+        keep_up = partial(servers.keep_up, _waited_for(config))
+        pool = stack.enter_context(_workers(config, access, metrics, placement, keep_up))
+        fingerprint = wait_until_loaded(config, ranks)
         pool.admit(fingerprint, config.workers.least)
         sigmas: tuple[float, ...] = answer(ranks[0].sigmas.remote(config.sampling.steps))
         check_schedule(config, sigmas)
@@ -318,8 +321,10 @@ def _waited_for(config: Config) -> set[str]:
     return {reward.name for reward in config.rewards if reward.outage.holds_requests}
 
 
-def _workers(config: Config, access: RewardAccess, metrics: RunMetrics, watch: Callable[[], None]) -> WorkerPool:
-    """Rollout workers, placed by their resources; they start when the pool is entered."""
+def _workers(
+    config: Config, access: RewardAccess, metrics: RunMetrics, placement: Placement, watch: Callable[[], None]
+) -> WorkerPool:
+    """Rollout workers, placed by their resources or beside a rank; they start when the pool is entered."""
     settings = WorkerSettings(
         backbone=config.backbone,
         lora=config.lora,
@@ -329,6 +334,7 @@ def _workers(config: Config, access: RewardAccess, metrics: RunMetrics, watch: C
         threads=config.workers.threads,
         device=_device(config.workers.num_gpus),
         compiled=config.workers.compiled,
+        releases_memory=config.phases_share_gpus,
     )
     # The pool starts another worker in the place of one that is gone. Ray's own restart would hold its calls back.
     actor = ray.remote(
@@ -338,33 +344,15 @@ def _workers(config: Config, access: RewardAccess, metrics: RunMetrics, watch: C
         max_task_retries=0,
         max_concurrency=CALLS_PER_WORKER,
         concurrency_groups={HEALTH: 1},
-        runtime_env=actor_environment(),
+        runtime_env=actor_environment(releases_memory=config.phases_share_gpus),
     )(RolloutWorker)
     workers = config.workers
-    fleet = Fleet(lambda: actor.remote(settings), workers.most, workers.restarts, workers.unhealthy_after_s)
+
+    def start(place: int) -> ActorHandle:
+        return actor.options(**placement.worker(place)).remote(settings)
+
+    fleet = Fleet(start, workers.most, workers.restarts, workers.unhealthy_after_s)
     return WorkerPool(fleet, RayMachines(), workers.unhealthy_after_s, watch, announce, metrics=metrics)
-
-
-def _wait_until_loaded(config: Config, ranks: list[ActorHandle]) -> str:
-    """The fingerprint of the base, once all ranks have loaded the same one."""
-    pending = [rank.base_fingerprint.remote() for rank in ranks]
-    fingerprints: set[str] = set()
-    until = time.monotonic() + CALL_TIMEOUT_S
-    try:
-        while pending:
-            # One at a time: the error of a failed rank must not be hidden behind the ranks that wait for it.
-            done, pending = ray.wait(pending, timeout=max(0.0, until - time.monotonic()))
-            if not done:
-                raise ConfigError(
-                    f"the learner did not start in {CALL_TIMEOUT_S:.0f} s: does the cluster have the CPUs and GPUs "
-                    "that learner.* asks for?"
-                )
-            fingerprints |= set(ray.get(done))
-    except ray.exceptions.RayActorError as error:
-        raise ModelError(f"learner or workers could not start: {remote_reason(error)}") from error
-    if len(fingerprints) > 1:
-        raise ModelError(f"the learner's ranks found different models at {config.backbone.path}: give all the same")
-    return fingerprints.pop()
 
 
 def plan_text(invocation: Invocation, start: Start) -> str:

@@ -15,7 +15,7 @@ import ray
 import torch
 
 from common.backbones import load_backbone
-from common.backbones.base import Backbone
+from common.backbones.base import Backbone, RestsTeacher
 from common.config.backbones import BackboneConfig
 from common.config.run import LoraConfig
 from common.errors import WeightUpdateError
@@ -24,7 +24,7 @@ from common.policies import SamplingSpec
 from common.process_log import report_to_driver
 from common.rewards.access import RewardAccess
 from common.sealed_group import SealedGroup
-from common.torch_device import peak_memory_bytes
+from common.torch_device import peak_memory_bytes, release_cached
 from common.types import (
     ByteArray,
     EvaluatedPrompt,
@@ -59,6 +59,8 @@ class WorkerSettings:
     threads: int
     device: str
     compiled: bool
+    releases_memory: bool = False
+    """Whether the memory of passes is given back to the GPU's other processes while the model is idle."""
 
 
 class RolloutWorker:
@@ -69,7 +71,7 @@ class RolloutWorker:
             report_to_driver()
         self._settings = settings
         self._progress = Progress(ray.get_runtime_context().get_node_id() if ray.is_initialized() else "")
-        self._model = ModelThread()
+        self._model = ModelThread(when_idle=self._release)
         self._backbone = self._model.run(self._load)
         tolerance = VELOCITY_TOLERANCE[settings.backbone.dtype]
         self._receiver = WeightReceiver(self._backbone, tolerance)
@@ -78,10 +80,16 @@ class RolloutWorker:
         self._connections = ExitStack()
         self._rewards = self._connections.enter_context(settings.rewards.guard())
 
+    def _release(self) -> None:
+        if self._settings.releases_memory:
+            release_cached(torch.device(self._settings.device))
+
     def _load(self) -> Backbone:
         settings = self._settings
         torch.set_num_threads(settings.threads)
         backbone = load_backbone(settings.backbone, settings.lora, torch.device(settings.device))
+        if isinstance(backbone, RestsTeacher):
+            backbone.rest_teacher()
         if settings.compiled:
             backbone.compile_blocks()
         return backbone

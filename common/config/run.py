@@ -12,10 +12,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from common.config.backbones import BackboneConfig
+from common.config.processes import LearnerConfig, WorkersConfig, shared_gpus
 from common.config.rewards import RedisConfig, RewardClientConfig, RewardConfig, check_rewards
 from common.config.section import Section, problem
 from common.config.stages import AlignmentConfig, ColdStartConfig, SamplingConfig
@@ -60,80 +61,6 @@ class PromptsConfig(Section):
         "start, GenEval's with metadata for alignment.",
     )
     evaluation: Path = Field(description="Held-out prompts of evaluations, sample grids and the final table.")
-
-
-class WorkersConfig(Section):
-    """Rollout workers (Ray actors)."""
-
-    count: PositiveInt = Field(
-        1, description="Number of rollout workers. Neither the number nor the placement changes the samples of a run."
-    )
-    min: PositiveInt | None = Field(
-        None, description="The run starts when this many are ready; the others join when they are. null: count."
-    )
-    max: PositiveInt | None = Field(
-        None, description="As many as the cluster can place, at most this many. Needs min. null: count."
-    )
-    threads: PositiveInt = Field(1, description="CPU threads per worker.")
-    num_cpus: NonNegativeFloat = Field(1.0, description="CPUs that Ray reserves per worker.")
-    num_gpus: NonNegativeFloat = Field(0.0, description="GPUs that Ray reserves per worker.")
-    compiled: bool = Field(
-        False, description="Compile the transformer's blocks. The start is slower, and workers may differ by rounding."
-    )
-    restarts: NonNegativeInt = Field(
-        3,
-        description="A worker that is gone is replaced so many times within 10 minutes, each place by itself. The run "
-        "goes on with the others, and stops when none is left.",
-    )
-    unhealthy_after_s: float = Field(
-        5.0,
-        ge=1.0,
-        description="A worker that has not answered for this long, and whose process uses no processor, is replaced.",
-    )
-
-    @property
-    def least(self) -> int:
-        """Workers that a run starts with."""
-        return self.min or self.count
-
-    @property
-    def most(self) -> int:
-        """Workers that a run uses."""
-        return self.max or self.count
-
-    @property
-    def numbers(self) -> str:
-        return str(self.most) if self.least == self.most else f"{self.least} to {self.most}"
-
-    @model_validator(mode="after")
-    def _limits_agree(self) -> Self:
-        if (self.min is None) != (self.max is None):
-            raise problem("min" if self.max is None else "max", "min and max go together: set both, or count alone")
-        if self.max is not None and self.count != 1:
-            raise problem("count", f"{self.count}, beside min and max: leave it out")
-        if self.least > self.most:
-            raise problem("max", f"{self.most} is less than min = {self.least}")
-        return self
-
-
-class LearnerConfig(Section):
-    """The learner: one Ray actor per rank. Ray places it on a machine with the resources below."""
-
-    ranks: PositiveInt = Field(
-        1,
-        description="Processes that share every update, each with a part of the batch. Results differ by float "
-        "rounding only.",
-    )
-    threads: PositiveInt | None = Field(
-        None,
-        description="CPU threads per rank. null: 1 on GPUs, else the fastest number, timed for two seconds at the "
-        "start. It changes results by float rounding; config.yaml records it, and a resumed run keeps it.",
-    )
-    num_cpus: NonNegativeFloat = Field(1.0, description="CPUs that Ray reserves per rank.")
-    num_gpus: NonNegativeFloat = Field(0.0, description="GPUs that Ray reserves per rank.")
-    shard_base: bool = Field(
-        False, description="Shard the frozen weights over the ranks (FSDP2), for models that do not fit one GPU."
-    )
 
 
 class EvaluationConfig(Section):
@@ -253,6 +180,16 @@ class Config(Section):
         check_rewards(self.rewards, self.reward_client, self.redis)
         check_watchdog(self.watchdog, self.rewards, self.evaluation.every, self.checkpoint.every)
         return self
+
+    @model_validator(mode="after")
+    def _gpus_can_be_shared(self) -> Self:
+        shared_gpus(self.learner, self.workers)
+        return self
+
+    @property
+    def phases_share_gpus(self) -> bool:
+        """Whether sampling and updates take turns on the same GPUs, so that each can have the other's memory."""
+        return self.alignment.max_staleness == 0 and shared_gpus(self.learner, self.workers) is not None
 
     def _least_rows(self) -> dict[str, int]:
         """Smallest batch of each stage that runs. In stage 2 it is one group: an outage may drop all others."""
