@@ -9,6 +9,11 @@ Passes, without gradients:
     student     the backbone with the two adapters of stage 2; the fake score of stage 2 is such a stack too
     group       a sampled group of this batch: four steps of the student
 
+Gradients of a micro-batch of this batch, forward and backward, without checkpointing, by the trainer's own code:
+
+    fake_update       the fake score with its regulariser
+    student_update    two policy steps, the last step with its decoded images, rewards and matching
+
 Values that are kept for the backward pass, which the forecast of memory is made of:
 
     block       of the student of stage 2, per token, hidden unit and block
@@ -31,6 +36,7 @@ from typing import Any
 import torch
 
 from benchmarks.as_json import add_out, show
+from benchmarks.counted_update import count_update
 from benchmarks.counting import DEVICE, Counts, counted, kept_bytes
 from benchmarks.random_pipelines import in_bfloat16
 from benchmarks.weightless import MODELS, SIDE
@@ -61,7 +67,8 @@ def count(model: str, batch: int, layers: int | None = None) -> dict[str, Counts
     add_student(backbone)
     plan = StepPlan(0, backbone.sigmas(STEPS), ETA, (0, 1))
     group = counted(lambda: sample_group(backbone, PROMPT, plan, seed=0, group_size=batch))
-    return {"plain": plain, "teacher": teacher, "student": velocity(Network.STUDENT), "group": group}
+    counts = {"plain": plain, "teacher": teacher, "student": velocity(Network.STUDENT), "group": group}
+    return counts | count_update(MODELS[model].backbone(layers), plan, batch)
 
 
 def add_student(backbone: DiffusersBackbone[Any]) -> None:

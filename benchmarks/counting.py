@@ -59,11 +59,15 @@ class Copy:
 
     name: str
     waits: bool
+    moved: int = 0
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Sums over a computation; `waits` are those after its first kernel and before its last."""
+    """Sums over a computation; `waits` are those after its first kernel and before its last.
+
+    `copied_mb` goes between host and device, in both directions.
+    """
 
     kernels: int
     elementwise_gb: float
@@ -71,6 +75,7 @@ class Counts:
     modelled_ms: float
     copies: int
     waits: int
+    copied_mb: float = 0.0
 
 
 class Counter(TorchDispatchMode):
@@ -93,6 +98,7 @@ class Counter(TorchDispatchMode):
             modelled_ms=sum(kernel.seconds for kernel in kernels) * 1e3,
             copies=sum(isinstance(event, Copy) for event in self.events),
             waits=sum(isinstance(event, Copy) and event.waits for event in inside),
+            copied_mb=sum(event.moved for event in self.events if isinstance(event, Copy)) / 1e6,
         )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -135,7 +141,8 @@ class Counter(TorchDispatchMode):
         """Count a copy; without a target it goes to new memory of the host."""
         to_device = target is not None and target.device.type == DEVICE.type
         free = non_blocking and (not to_device or id(source) in self._pinned)
-        self.events.append(Copy(f"{packet} to the {'device' if to_device else 'host'}", waits=not free))
+        name = f"{packet} to the {'device' if to_device else 'host'}"
+        self.events.append(Copy(name, waits=not free, moved=_bytes(source)))
 
 
 def _leaves_device(tensor: Tensor, options: dict[str, Any]) -> bool:

@@ -43,7 +43,7 @@ from rollout_workers.group_picture import group_picture
 from rollout_workers.image_statistics import image_statistics, with_agreement
 from rollout_workers.model_thread import ModelThread
 from rollout_workers.progress import Call, Progress
-from rollout_workers.sampler import decode_to_uint8, sample_for_evaluation, sample_group
+from rollout_workers.sampler import GroupNoise, decode_to_uint8, group_noise, sample_for_evaluation, sample_group
 from rollout_workers.weight_receiver import VELOCITY_TOLERANCE, WeightReceiver
 
 
@@ -135,7 +135,9 @@ class RolloutWorker:
         *,
         pictured: bool,
     ) -> tuple[RolloutOutcome, SealedGroup | None]:
-        sampled, idle_s = self._model.run_timed(lambda: self._sample(call, prompt, plan, group_size, weights, frozen))
+        # While the model computes another group.
+        noise = group_noise(self._backbone, prompt, plan, seed=self._settings.seed, group_size=group_size)
+        sampled, idle_s = self._model.run_timed(lambda: self._sample(call, prompt, plan, noise, weights, frozen))
         trajectory, images, of_images = sampled
         call.seconds["idle"] = idle_s
         texts, metadata = [prompt.text] * group_size, [dict(prompt.metadata)] * group_size
@@ -165,13 +167,14 @@ class RolloutWorker:
         return outcome, sealed
 
     def _sample(
-        self, call: Call, prompt: Prompt, plan: StepPlan, group_size: int, weights: PublishedWeights, frozen: Payload
+        self, call: Call, prompt: Prompt, plan: StepPlan, noise: GroupNoise, weights: PublishedWeights, frozen: Payload
     ) -> tuple[TrajectoryGroup, ByteArray, dict[str, float]]:
         """One group, its images and their statistics, on the model's thread."""
         call.begin("weights")
         version = self._receiver.receive(weights, frozen)
         call.begin("rollout")
-        sampled = sample_group(self._backbone, prompt, plan, seed=self._settings.seed, group_size=group_size)
+        seed, group_size = self._settings.seed, len(noise.initial_Gchw)
+        sampled = sample_group(self._backbone, prompt, plan, seed=seed, group_size=group_size, noise=noise)
         call.begin("decode")
         images = decode_to_uint8(self._backbone, sampled.latents_SGchw[-1])
         # Copied before scoring, so that a device holds the latents of one group at a time.

@@ -15,7 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import NamedTuple
 
 import torch
@@ -37,11 +37,14 @@ from learner.training.diffusion_nft import DiffusionNft
 from learner.training.distribution_matching import (
     DrawKey,
     MatchingSettings,
+    begin_fake_score_noise,
+    begin_student_noise,
     fake_score_objective,
     renoise_samples,
     student_objective,
 )
 from learner.training.networks import Networks
+from learner.training.noise_ahead import NoiseAhead
 from learner.training.optimizer import AdapterOptimizer
 from learner.training.policy_gradient import PolicyTerm, TransitionPolicy
 from learner.training.reward_gradients import DifferentiableRewards, RequestedRewards, RewardGradients
@@ -98,6 +101,7 @@ class AlignmentTrainer:
         self._empty = self._backbone.encode_prompts([""])
         self._seed = seed
         self._surrogate_gap_limit = surrogate_gap_limit
+        self._noise = NoiseAhead()
         self._surrogate: SurrogateReward | None = None
         self._policy: PolicyTerm = TransitionPolicy(self._backbone, settings)
         if settings.policy_gradient == "nft":
@@ -121,6 +125,7 @@ class AlignmentTrainer:
             AttestationError: surrogate_gap is beyond its limit; the student has not changed then.
         """
         self._seconds.clear()
+        self._noise.clear()
         totals = Totals()
         batch = None
         if self._settings.matching_weight > 0:  # else nothing needs the fake score
@@ -185,7 +190,7 @@ class AlignmentTrainer:
 
     def _fake_score_gradient(self, batch: Batch, totals: Totals) -> None:
         for rows, share, key in self._parts(batch, "fake"):
-            renoised = renoise_samples(batch.latents_SBchw[-1, rows], 0.0, key)
+            renoised = renoise_samples(batch.latents(-1, rows), 0.0, key)
             conditioning = batch.conditioning(rows)
             loss = fake_score_objective(self._backbone, renoised, conditioning, self._matching, key)
             (loss.value * share).backward()
@@ -341,10 +346,22 @@ class AlignmentTrainer:
         """
         middle = batch.middle if halves else len(batch)
         starts = [*range(0, middle, self._settings.micro_batch), *range(middle, len(batch), self._settings.micro_batch)]
-        for start, stop in pairwise([*starts, len(batch)]):
-            rows = slice(start, stop)
-            key = DrawKey(self._seed, f"{PURPOSE}/{update}", batch.plan.iteration, batch.rows[rows], batch.total)
+        bounds = [slice(start, stop) for start, stop in pairwise([*starts, len(batch)])]
+        purpose, iteration = f"{PURPOSE}/{update}", batch.plan.iteration
+        keys = [DrawKey(self._seed, purpose, iteration, batch.rows[rows], batch.total, self._noise) for rows in bounds]
+        for rows, key, following in zip_longest(bounds, keys, keys[1:]):
+            if key is keys[0]:
+                self._begin_noise(update, key)
+            if following is not None:
+                self._begin_noise(update, following)
             yield rows, (rows.stop - rows.start) / batch.total, key
+
+    def _begin_noise(self, update: str, key: DrawKey) -> None:
+        """Begin to draw the noise of a micro-batch; it is drawn while the one before it is computed."""
+        if update == "fake":
+            begin_fake_score_noise(self._backbone, self._matching, key)
+        elif update == "student" and self._settings.matching_weight > 0:
+            begin_student_noise(self._backbone, key)
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:

@@ -18,7 +18,16 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
         return tensor
     if len(tensor) > 1 and tensor.stride(0) == 0:  # one part, expanded: a group's shared noise
         return to_device(tensor[:1], device).expand_as(tensor)
-    return tensor.pin_memory().to(device, non_blocking=True)
+    return pinned(tensor, device).to(device, non_blocking=True)
+
+
+def pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor in memory from which `to_device` copies at once; on the CPU the tensor itself."""
+    if device.type == "cpu":
+        return tensor
+    if len(tensor) > 1 and tensor.stride(0) == 0:
+        return pinned(tensor[:1], device).expand_as(tensor)
+    return tensor.pin_memory()
 
 
 class HostCopy:
