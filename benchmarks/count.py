@@ -9,7 +9,7 @@ Passes, without gradients:
     student     the backbone with the two adapters of stage 2; the fake score of stage 2 is such a stack too
     group       a sampled group of this batch: four steps of the student
 
-Gradients of a micro-batch of this batch, forward and backward, without checkpointing, by the trainer's own code:
+Gradients of a micro-batch of the published run file, forward and backward, without checkpointing, by the trainer's own code:
 
     fake_update       the fake score with its regulariser
     student_update    two policy steps, the last step with its decoded images, rewards and matching
@@ -50,6 +50,8 @@ STEPS, ETA = 4, 0.9
 STACK = ("cold_start", "aligned")
 """The student's adapters in stage 2; the second is trained."""
 PROMPT = Prompt(0, "a red circle")
+MICRO_BATCH = {"sd35_medium": 16, "flux2_klein_4b": 8}
+"""Samples of a micro-batch in `deploy/runs`."""
 COMPARED = ("kernels", "elementwise_gb", "modelled_ms")
 
 
@@ -67,8 +69,13 @@ def count(model: str, batch: int, layers: int | None = None) -> dict[str, Counts
     add_student(backbone)
     plan = StepPlan(0, backbone.sigmas(STEPS), ETA, (0, 1))
     group = counted(lambda: sample_group(backbone, PROMPT, plan, seed=0, group_size=batch))
-    counts = {"plain": plain, "teacher": teacher, "student": velocity(Network.STUDENT), "group": group}
-    return counts | count_update(MODELS[model].backbone(layers), plan, batch)
+    return {"plain": plain, "teacher": teacher, "student": velocity(Network.STUDENT), "group": group}
+
+
+def updates(model: str, layers: int | None = None) -> dict[str, Counts]:
+    """The counts of a micro-batch's two gradients; see the module's docstring."""
+    backbone = MODELS[model].backbone(layers)
+    return count_update(backbone, StepPlan(0, backbone.sigmas(STEPS), ETA, (0, 1)), MICRO_BATCH[model])
 
 
 def add_student(backbone: DiffusersBackbone[Any]) -> None:
@@ -146,7 +153,7 @@ def main() -> int:
     arguments = parser.parse_args()
     found: dict[str, Any] = {"benchmark": "count", "batch": arguments.batch}
     for model in arguments.models:
-        counts = count(model, arguments.batch, arguments.layers)
+        counts = count(model, arguments.batch, arguments.layers) | updates(model, arguments.layers)
         passes = {name: {key: round(value, 2) for key, value in asdict(each).items()} for name, each in counts.items()}
         ratios = over(counts["student"], counts["plain"])
         kept_values = {name: round(value, 1) for name, value in kept(model, arguments.layers).items()}

@@ -3,10 +3,10 @@
 All numbers are estimated from the model's sizes alone. A run writes prediction and measurement into summary.json.
 
 Memory of a learner's rank: the frozen bases, text encoders and VAE; float32 adapters with gradients, two moments and
-the average; the latents of its samples; the transformer's activations of one micro-batch; the VAE's activations of one
-chunk, if rewards are back-propagated. Memory of a worker: the frozen parts, the student's adapters, one block's
-activations of a group, and one decoded chunk. Local reward servers on the same GPU are not included. Seconds include
-only the transformer's passes: no VAE, no rewards, no data transfer.
+the average; the latents of a micro-batch, on the CPU of all its samples; the transformer's activations of one
+micro-batch; the VAE's activations of one chunk, if rewards are back-propagated. Memory of a worker: the frozen parts,
+the student's adapters, one block's activations of a group, and one decoded chunk. Local reward servers on the same GPU
+are not included. Seconds include only the transformer's passes: no VAE, no rewards, no data transfer.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ def predict(config: Config, sizes: ModelSizes, device: Device) -> Prediction:
     learner_idle = learner
     learner += _activations_gib(config, sizes)
     if config.alignment.iterations > 0:
-        learner += _rank_samples(config) * (config.sampling.steps + 1) * sizes.latents * FLOAT32 / GIB
+        held = _rank_samples(config) if kind == "cpu" else _micro_batch(config)
+        learner += held * (config.sampling.steps + 1) * sizes.latents * FLOAT32 / GIB
     one_sample = sizes.tokens * sizes.width * BLOCK_ACTIVATIONS * number / GIB
     # Two bases while the teacher is evaluated; between passes the teacher's is not on the GPU.
     worker, worker_idle = (

@@ -223,8 +223,8 @@ ALIGNMENT = (
     Mutant(
         "advantages go to the wrong samples",
         _BATCH,
-        "advantages_B=advantages_PG.flatten()",
-        "advantages_B=advantages_PG.T.flatten()",
+        "to_device(advantages_PG.flatten()[mine]",
+        "to_device(advantages_PG.T.flatten()[mine]",
         unit_test(
             "learner/training/alignment_trainer::the_policy_gradient_is_minus_advantage_times_surrogate[squared_error]"
         ),
@@ -276,8 +276,8 @@ ALIGNMENT = (
     Mutant(
         "prompts go to the wrong samples",
         _BATCH,
-        "encoded_of_B=order.to(device)",
-        "encoded_of_B=order.flip(0).to(device)",
+        "encoded_of_B=to_device(order, device)",
+        "encoded_of_B=to_device(order.flip(0), device)",
         unit_test("learner/training/alignment_trainer::learner_and_sampler_agree"),
     ),
     Mutant(
