@@ -9,7 +9,7 @@ Passes, without gradients:
     student     the backbone with the two adapters of stage 2; the fake score of stage 2 is such a stack too
     group       a sampled group of this batch: four steps of the student
 
-Gradients of a micro-batch of the published run file, forward and backward, without checkpointing, by the trainer's own code:
+Gradients of a micro-batch of the published run file, by the trainer's own code without checkpointing:
 
     fake_update       the fake score with its regulariser
     student_update    two policy steps, the last step with its decoded images, rewards and matching
