@@ -38,8 +38,10 @@ class Placement:
         return self._bundle(index if self.shared is None else index // self.shared.ranks)
 
     def worker(self, place: int) -> dict[str, Any]:
-        """The options of the worker of a place, counted from 1."""
-        return {} if self.shared is None else self._bundle((place - 1) // self.shared.workers)
+        """The options of the worker of a place, counted from 1. Ray places those that a run gets in addition."""
+        if self.shared is None or place > self.shared.count * self.shared.workers:
+            return {}
+        return self._bundle((place - 1) // self.shared.workers)
 
     def bundles(self) -> list[dict[str, Any]]:
         """The options that put something into each bundle."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from ray.util.placement_group import PlacementGroup
 
+from common.config.processes import SharedGpus
 from common.config.run import Config
 from learner.driver.placement import Placement, bundles_of
 from learner.preflight.command_line import parse
@@ -42,6 +44,14 @@ def test_without_sharing_each_of_several_ranks_has_a_bundle(run: Config, expecte
 def test_without_bundles_ray_places_everything() -> None:
     nowhere = Placement()
     assert (nowhere.rank(0), nowhere.worker(1), nowhere.bundles()) == ({}, {}, [])
+
+
+def test_ranks_and_workers_fill_the_bundles_and_further_workers_have_none() -> None:
+    placement = Placement(PlacementGroup.empty(), SharedGpus(2, 1, 2, 1.0))
+    of_ranks = [placement.rank(index)["scheduling_strategy"].placement_group_bundle_index for index in range(2)]
+    of_workers = [placement.worker(place)["scheduling_strategy"].placement_group_bundle_index for place in range(1, 5)]
+    assert (of_ranks, of_workers) == ([0, 1], [0, 0, 1, 1])
+    assert placement.worker(5) == {}
 
 
 def test_phases_share_gpus_only_where_they_take_turns() -> None:

@@ -105,7 +105,7 @@ def test_a_surplus_worker_leaves_when_its_call_is_done() -> None:
         return [Reference(answers[handle]), None]
 
     handles = [Handle(("base", PLACE), Heartbeat(PLACE, ())) for _ in range(2)]
-    fleet, said = Fleet(iter(handles).__next__, 2, 0, 5.0), list[str]()  # type: ignore[arg-type]
+    fleet, said = Fleet(lambda place: handles[place - 1], 2, 0, 5.0), list[str]()  # type: ignore[arg-type]
     with WorkerPool(fleet, NoMachines(), 5.0, say=said.append) as workers:
         workers.admit("base", 2)
         for key in ("a", "b"):
