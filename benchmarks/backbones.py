@@ -40,7 +40,7 @@ from learner.preflight.forecast import DEVICES, UTILISATION, Device, predict, th
 from learner.training.alignment_trainer import AlignmentTrainer
 from learner.training.distribution_matching import MatchingSettings
 from learner.training.networks import ALIGNED, COLD_START, FAKE_SCORE, Networks, StageSettings
-from learner.training.reward_gradients import DifferentiableRewards, ServedRewards
+from learner.training.reward_gradients import DifferentiableRewards, InProcessRewards
 from rollout_workers.sampler import SampledGroup, decode_to_uint8, sample_group
 from rollout_workers.weight_receiver import VELOCITY_TOLERANCE, WeightReceiver
 
@@ -48,7 +48,7 @@ STEPS = 4
 PROMPT = Prompt(0, "red circle")
 
 
-class MeanPixel(ServedRewards):
+class MeanPixel(InProcessRewards):
     """A differentiable reward that costs nothing, where a server would be asked."""
 
     def __init__(self) -> None:

@@ -9,6 +9,11 @@ Passes, without gradients:
     student     the backbone with the two adapters of stage 2; the fake score of stage 2 is such a stack too
     group       a sampled group of this batch: four steps of the student
 
+Gradients of a micro-batch of the published run file, by the trainer's own code without checkpointing:
+
+    fake_update       the fake score with its regulariser
+    student_update    two policy steps, the last step with its decoded images, rewards and matching
+
 Values that are kept for the backward pass, which the forecast of memory is made of:
 
     block       of the student of stage 2, per token, hidden unit and block
@@ -31,6 +36,7 @@ from typing import Any
 import torch
 
 from benchmarks.as_json import add_out, show
+from benchmarks.counted_update import count_update
 from benchmarks.counting import DEVICE, Counts, counted, kept_bytes
 from benchmarks.random_pipelines import in_bfloat16
 from benchmarks.weightless import MODELS, SIDE
@@ -44,6 +50,8 @@ STEPS, ETA = 4, 0.9
 STACK = ("cold_start", "aligned")
 """The student's adapters in stage 2; the second is trained."""
 PROMPT = Prompt(0, "a red circle")
+MICRO_BATCH = {"sd35_medium": 16, "flux2_klein_4b": 8}
+"""Samples of a micro-batch in `deploy/runs`."""
 COMPARED = ("kernels", "elementwise_gb", "modelled_ms")
 
 
@@ -62,6 +70,12 @@ def count(model: str, batch: int, layers: int | None = None) -> dict[str, Counts
     plan = StepPlan(0, backbone.sigmas(STEPS), ETA, (0, 1))
     group = counted(lambda: sample_group(backbone, PROMPT, plan, seed=0, group_size=batch))
     return {"plain": plain, "teacher": teacher, "student": velocity(Network.STUDENT), "group": group}
+
+
+def updates(model: str, layers: int | None = None) -> dict[str, Counts]:
+    """The counts of a micro-batch's two gradients; see the module's docstring."""
+    backbone = MODELS[model].backbone(layers)
+    return count_update(backbone, StepPlan(0, backbone.sigmas(STEPS), ETA, (0, 1)), MICRO_BATCH[model])
 
 
 def add_student(backbone: DiffusersBackbone[Any]) -> None:
@@ -139,7 +153,7 @@ def main() -> int:
     arguments = parser.parse_args()
     found: dict[str, Any] = {"benchmark": "count", "batch": arguments.batch}
     for model in arguments.models:
-        counts = count(model, arguments.batch, arguments.layers)
+        counts = count(model, arguments.batch, arguments.layers) | updates(model, arguments.layers)
         passes = {name: {key: round(value, 2) for key, value in asdict(each).items()} for name, each in counts.items()}
         ratios = over(counts["student"], counts["plain"])
         kept_values = {name: round(value, 1) for name, value in kept(model, arguments.layers).items()}

@@ -59,11 +59,15 @@ class Copy:
 
     name: str
     waits: bool
+    moved: int = 0
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Sums over a computation; `waits` are those after its first kernel and before its last."""
+    """Sums over a computation; `waits` are those after its first kernel and before its last.
+
+    `copied_mb` goes between host and device, in both directions.
+    """
 
     kernels: int
     elementwise_gb: float
@@ -71,6 +75,7 @@ class Counts:
     modelled_ms: float
     copies: int
     waits: int
+    copied_mb: float = 0.0
 
 
 class Counter(TorchDispatchMode):
@@ -93,6 +98,7 @@ class Counter(TorchDispatchMode):
             modelled_ms=sum(kernel.seconds for kernel in kernels) * 1e3,
             copies=sum(isinstance(event, Copy) for event in self.events),
             waits=sum(isinstance(event, Copy) and event.waits for event in inside),
+            copied_mb=sum(event.moved for event in self.events if isinstance(event, Copy)) / 1e6,
         )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -104,6 +110,9 @@ class Counter(TorchDispatchMode):
             return id(args[0]) in self._pinned
         if packet is aten._pin_memory:
             return self._pin(args[0])
+        if packet is aten._to_copy and _leaves_device(args[0], kwargs):
+            self._copied(packet, args[0], None, kwargs.get("non_blocking", False))
+            return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
         result = func(*args, **kwargs)
         written = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -128,10 +137,17 @@ class Counter(TorchDispatchMode):
         self._pinned.add(id(pinned))
         return pinned
 
-    def _copied(self, packet: Any, source: Tensor, target: Tensor, non_blocking: bool) -> None:
-        to_device = target.device.type == DEVICE.type
+    def _copied(self, packet: Any, source: Tensor, target: Tensor | None, non_blocking: bool) -> None:
+        """Count a copy; without a target it goes to new memory of the host."""
+        to_device = target is not None and target.device.type == DEVICE.type
         free = non_blocking and (not to_device or id(source) in self._pinned)
-        self.events.append(Copy(f"{packet} to the {'device' if to_device else 'host'}", waits=not free))
+        name = f"{packet} to the {'device' if to_device else 'host'}"
+        self.events.append(Copy(name, waits=not free, moved=_bytes(source)))
+
+
+def _leaves_device(tensor: Tensor, options: dict[str, Any]) -> bool:
+    """Whether a copy with these options is the host's; a stand-in has no values that could be copied."""
+    return tensor.device.type == DEVICE.type and torch.device(options.get("device") or DEVICE).type != DEVICE.type
 
 
 def _kernel(func: Any, args: Any, kwargs: Any, read: list[Tensor], written: list[Tensor], result: Any) -> Kernel:

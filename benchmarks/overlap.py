@@ -131,7 +131,7 @@ def _arm(config: Config, model: _Model, groups: int, score_s: float, calls: int)
         num_cpus=1, max_concurrency=calls, concurrency_groups={HEALTH: 1}, runtime_env=actor_environment()
     )(RolloutWorker)
     unhealthy_after_s = config.workers.unhealthy_after_s
-    fleet = Fleet(lambda: actor.remote(settings), WORKERS, 0, unhealthy_after_s)
+    fleet = Fleet(lambda _: actor.remote(settings), WORKERS, 0, unhealthy_after_s)
     prompts, size = load_prompts(config.prompts.train), config.alignment.group_size
     with WorkerPool(fleet, RayMachines(), unhealthy_after_s) as pool:
         pool.admit(model.fingerprint, WORKERS)

@@ -58,8 +58,8 @@ class FullSize:
 
             def _load_pipeline(self) -> SimpleNamespace:
                 with self.device:
-                    transformer = in_bfloat16(lambda: full_size.build(layers))
-                return SimpleNamespace(transformer=transformer, vae=nn.Module(), components={})
+                    transformer, vae = in_bfloat16(lambda: full_size.build(layers)), in_bfloat16(full_size.build_vae)
+                return SimpleNamespace(transformer=transformer, vae=vae, components={})
 
             def _fingerprint(self) -> str:
                 return ""

@@ -1,4 +1,4 @@
-"""The check of a torch device that a command line names, and the memory that this process has used of a device."""
+"""The check of a torch device that a command line names, and the memory that this process uses of a device."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ def require_device(device: str) -> None:
 def devices() -> list[str]:
     """The devices of this machine that torch can use: `cpu`, then each GPU as cuda:N. Nothing is started on a GPU."""
     return ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+
+
+def release_cached(device: torch.device) -> None:
+    """Give the memory that torch keeps on a GPU without using it to the GPU's other processes."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def peak_memory_bytes(device: torch.device) -> int:

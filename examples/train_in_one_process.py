@@ -22,7 +22,7 @@ from learner.training.alignment_trainer import AlignmentTrainer
 from learner.training.cold_start_trainer import ColdStartTrainer
 from learner.training.distribution_matching import MatchingSettings
 from learner.training.networks import Networks, StageSettings
-from learner.training.reward_gradients import DifferentiableRewards, ServedRewards
+from learner.training.reward_gradients import DifferentiableRewards, InProcessRewards
 from reward_servers.scorers.hps import HpsScorer
 from rollout_workers.sampler import decode_to_uint8, sample_group, sample_pictures
 
@@ -44,7 +44,7 @@ def held_out_reward():
     return hps.score(np.concatenate(images), [prompt.text for prompt in held_out], [{}] * len(held_out)).mean()
 
 
-class InProcessReward(ServedRewards):
+class InProcessReward(InProcessRewards):
     """The reward with its gradient; the service asks a reward server instead."""
 
     def __init__(self):

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import ray
@@ -42,6 +43,7 @@ from learner.driver.learner_group import started_learner
 from learner.driver.local_servers import LocalServers, local_specs
 from learner.driver.machines import RayMachines
 from learner.driver.monitoring import metrics_endpoint, run_metrics
+from learner.driver.placement import Placement, placed
 from learner.driver.publisher import Publisher
 from learner.driver.rank_health import RankHealth
 from learner.driver.run_directory import (
@@ -232,11 +234,12 @@ def started_service(
         require_same_rewards(start, access.infos)
         stack.enter_context(ray_cluster(config))
         device = _device(config.learner.num_gpus)
-        machines = RayMachines()
-        group = stack.enter_context(started_learner(config, prompts.cold_start, access, device, machines))
+        placement, machines = stack.enter_context(placed(config)), RayMachines()
+        group = stack.enter_context(started_learner(config, prompts.cold_start, access, device, placement, machines))
         health = RankHealth(machines, config.learner.unhealthy_after_s)
         learner = DurableLearner(group, health, announce, metrics)
-        pool = stack.enter_context(_workers(config, access, metrics, lambda: servers.keep_up(_waited_for(config))))
+        keep_up = partial(servers.keep_up, _waited_for(config))
+        pool = stack.enter_context(_workers(config, access, metrics, placement, keep_up))
         fingerprint = _loaded(learner)
         pool.admit(fingerprint, config.workers.least)
         sigmas = learner.sigmas(config.sampling.steps)
@@ -322,8 +325,10 @@ def _waited_for(config: Config) -> set[str]:
     return {reward.name for reward in config.rewards if reward.outage.holds_requests}
 
 
-def _workers(config: Config, access: RewardAccess, metrics: RunMetrics, watch: Callable[[], None]) -> WorkerPool:
-    """Rollout workers, placed by their resources; they start when the pool is entered."""
+def _workers(
+    config: Config, access: RewardAccess, metrics: RunMetrics, placement: Placement, watch: Callable[[], None]
+) -> WorkerPool:
+    """Rollout workers, placed by their resources or beside a rank; they start when the pool is entered."""
     settings = WorkerSettings(
         backbone=config.backbone,
         lora=config.lora,
@@ -333,6 +338,7 @@ def _workers(config: Config, access: RewardAccess, metrics: RunMetrics, watch: C
         threads=config.workers.threads,
         device=_device(config.workers.num_gpus),
         compiled=config.workers.compiled,
+        releases_memory=config.phases_share_gpus,
     )
     # The pool starts another worker in the place of one that is gone. Ray's own restart would hold its calls back.
     actor = ray.remote(
@@ -342,10 +348,11 @@ def _workers(config: Config, access: RewardAccess, metrics: RunMetrics, watch: C
         max_task_retries=0,
         max_concurrency=CALLS_PER_WORKER,
         concurrency_groups={HEALTH: 1},
-        runtime_env=actor_environment(),
+        runtime_env=actor_environment(releases_memory=config.phases_share_gpus),
     )(RolloutWorker)
     workers = config.workers
-    fleet = Fleet(lambda: actor.remote(settings), workers.most, workers.restarts, workers.unhealthy_after_s)
+    places = workers.most, workers.restarts, workers.unhealthy_after_s
+    fleet = Fleet(lambda place: actor.options(**placement.worker(place)).remote(settings), *places)
     return WorkerPool(fleet, RayMachines(), workers.unhealthy_after_s, watch, announce, metrics=metrics)
 
 

@@ -15,7 +15,7 @@ import ray
 import torch
 
 from common.backbones import load_backbone
-from common.backbones.base import Backbone
+from common.backbones.base import Backbone, RestsTeacher
 from common.config.backbones import BackboneConfig
 from common.config.run import LoraConfig
 from common.errors import WeightUpdateError
@@ -25,7 +25,7 @@ from common.process_log import report_to_driver
 from common.progress import Call, Progress
 from common.rewards.access import RewardAccess
 from common.sealed_group import SealedGroup
-from common.torch_device import peak_memory_bytes
+from common.torch_device import peak_memory_bytes, release_cached
 from common.types import (
     ByteArray,
     EvaluatedPrompt,
@@ -43,7 +43,7 @@ from rollout_workers.diversity import mean_pairwise_distance
 from rollout_workers.group_picture import group_picture
 from rollout_workers.image_statistics import image_statistics, with_agreement
 from rollout_workers.model_thread import ModelThread
-from rollout_workers.sampler import decode_to_uint8, sample_for_evaluation, sample_group
+from rollout_workers.sampler import GroupNoise, decode_to_uint8, group_noise, sample_for_evaluation, sample_group
 from rollout_workers.weight_receiver import VELOCITY_TOLERANCE, WeightReceiver
 
 
@@ -59,6 +59,8 @@ class WorkerSettings:
     threads: int
     device: str
     compiled: bool
+    releases_memory: bool = False
+    """Whether the memory of passes is given back to the GPU's other processes while the model is idle."""
 
 
 class RolloutWorker:
@@ -69,7 +71,7 @@ class RolloutWorker:
             report_to_driver()
         self._settings = settings
         self._progress = Progress(ray.get_runtime_context().get_node_id() if ray.is_initialized() else "")
-        self._model = ModelThread()
+        self._model = ModelThread(when_idle=self._release)
         self._backbone = self._model.run(self._load)
         tolerance = VELOCITY_TOLERANCE[settings.backbone.dtype]
         self._receiver = WeightReceiver(self._backbone, tolerance)
@@ -78,10 +80,16 @@ class RolloutWorker:
         self._connections = ExitStack()
         self._rewards = self._connections.enter_context(settings.rewards.guard())
 
+    def _release(self) -> None:
+        if self._settings.releases_memory:
+            release_cached(torch.device(self._settings.device))
+
     def _load(self) -> Backbone:
         settings = self._settings
         torch.set_num_threads(settings.threads)
         backbone = load_backbone(settings.backbone, settings.lora, torch.device(settings.device))
+        if isinstance(backbone, RestsTeacher):
+            backbone.rest_teacher()
         if settings.compiled:
             backbone.compile_blocks()
         return backbone
@@ -127,7 +135,9 @@ class RolloutWorker:
         *,
         pictured: bool,
     ) -> tuple[RolloutOutcome, SealedGroup | None]:
-        sampled, idle_s = self._model.run_timed(lambda: self._sample(call, prompt, plan, group_size, weights, frozen))
+        # While the model computes another group.
+        noise = group_noise(self._backbone, prompt, plan, seed=self._settings.seed, group_size=group_size)
+        sampled, idle_s = self._model.run_timed(lambda: self._sample(call, prompt, plan, noise, weights, frozen))
         trajectory, images, of_images = sampled
         call.seconds["idle"] = idle_s
         texts, metadata = [prompt.text] * group_size, [dict(prompt.metadata)] * group_size
@@ -157,13 +167,14 @@ class RolloutWorker:
         return outcome, sealed
 
     def _sample(
-        self, call: Call, prompt: Prompt, plan: StepPlan, group_size: int, weights: PublishedWeights, frozen: Payload
+        self, call: Call, prompt: Prompt, plan: StepPlan, noise: GroupNoise, weights: PublishedWeights, frozen: Payload
     ) -> tuple[TrajectoryGroup, ByteArray, dict[str, float]]:
         """One group, its images and their statistics, on the model's thread."""
         call.begin("weights")
         version = self._receiver.receive(weights, frozen)
         call.begin("rollout")
-        sampled = sample_group(self._backbone, prompt, plan, seed=self._settings.seed, group_size=group_size)
+        seed, group_size = self._settings.seed, len(noise.initial_Gchw)
+        sampled = sample_group(self._backbone, prompt, plan, seed=seed, group_size=group_size, noise=noise)
         call.begin("decode")
         images = decode_to_uint8(self._backbone, sampled.latents_SGchw[-1])
         # Copied before scoring, so that a device holds the latents of one group at a time.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from common import seeding
 from common.backbones.base import Backbone, Conditioning, guided_velocity
-from common.backbones.device.transfer import to_device
+from common.backbones.device.transfer import pinned, to_device
 from common.flow import surrogate_log_density
 from common.policies import SamplingSpec
 from common.sampling import step_transition
@@ -28,27 +28,51 @@ class SampledGroup:
     surrogate_TG: Tensor
 
 
-@torch.no_grad()
-def sample_group(backbone: Backbone, prompt: Prompt, plan: StepPlan, *, seed: int, group_size: int) -> SampledGroup:
-    """Sample one group with the student. Its text is encoded once; its noise is a function of the keys alone.
+@dataclass(frozen=True)
+class GroupNoise:
+    """The noise of one group on the host: its initial latents, and the noise of each step, all [G, c, h, w]."""
+
+    initial_Gchw: Tensor
+    steps_Gchw: tuple[Tensor, ...]
+
+
+def group_noise(backbone: Backbone, prompt: Prompt, plan: StepPlan, *, seed: int, group_size: int) -> GroupNoise:
+    """Draw the noise of one group, a function of the keys alone. Any thread may do so before the model is free.
 
     On the plan's selected steps every sample has its own noise; on the other steps the group shares one draw (SubGRPO).
     """
+    shape, device = backbone.latent_shape, backbone.device
+    key = seed, plan.iteration, prompt.index
+    initial = seeding.initial_noise_Gchw(*key, group_size, shape, shared=plan.same_latent)
+    steps = (
+        seeding.step_noise_Gchw(*key, index, group_size, shape, shared=step.shared_noise)
+        for index, step in enumerate(plan.steps)
+    )
+    return GroupNoise(pinned(initial, device), tuple(pinned(noise, device) for noise in steps))
+
+
+@torch.no_grad()
+def sample_group(
+    backbone: Backbone,
+    prompt: Prompt,
+    plan: StepPlan,
+    *,
+    seed: int,
+    group_size: int,
+    noise: GroupNoise | None = None,
+) -> SampledGroup:
+    """Sample one group with the student. Its text is encoded once; `noise` is its `group_noise` if that is drawn."""
+    noise = noise or group_noise(backbone, prompt, plan, seed=seed, group_size=group_size)
     conditioning = backbone.encode_prompts([prompt.text]).expand_to(group_size)
-    shape = backbone.latent_shape
-    noise = seeding.initial_noise_Gchw(seed, plan.iteration, prompt.index, group_size, shape, shared=plan.same_latent)
-    latents = to_device(noise, backbone.device)
+    latents = to_device(noise.initial_Gchw, backbone.device)
 
     def student(latents_Gchw: Tensor, sigma_G: Tensor) -> Tensor:
         return backbone.velocity(Network.STUDENT, latents_Gchw, sigma_G, conditioning)
 
     states, surrogates = [latents], []
-    for index, step in enumerate(plan.steps):
+    for step, noise_Gchw in zip(plan.steps, noise.steps_Gchw, strict=True):
         transition = step_transition(student, latents, step)
-        noise = seeding.step_noise_Gchw(
-            seed, plan.iteration, prompt.index, index, group_size, shape, shared=step.shared_noise
-        )
-        latents = transition.sample(to_device(noise, backbone.device))
+        latents = transition.sample(to_device(noise_Gchw, backbone.device))
         states.append(latents)
         surrogates.append(surrogate_log_density(transition.mean_Bchw, latents))
     return SampledGroup(torch.stack(states), torch.stack(surrogates))

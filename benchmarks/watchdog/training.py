@@ -40,7 +40,7 @@ from learner.training.alignment_trainer import AlignmentTrainer
 from learner.training.cold_start_trainer import ColdStartTrainer
 from learner.training.distribution_matching import MatchingSettings
 from learner.training.networks import Networks, StageSettings
-from learner.training.reward_gradients import DifferentiableRewards, ServedRewards
+from learner.training.reward_gradients import DifferentiableRewards, InProcessRewards
 from reward_servers.scorers import BUILT_IN_SCORERS
 from reward_servers.scorers.base import Scorer
 from rollout_workers.diversity import mean_pairwise_distance
@@ -53,7 +53,7 @@ SHOWN = ("reward/", "group_mean/")
 """Beginnings of the metrics that the console shows."""
 
 
-class Rewards(ServedRewards):
+class Rewards(InProcessRewards):
     """Every reward of a run in this process; the service asks reward servers instead."""
 
     def __init__(self, rewards: Sequence[RewardConfig]) -> None:

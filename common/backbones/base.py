@@ -116,6 +116,18 @@ class HasParts(Protocol):
         ...
 
 
+@runtime_checkable
+class RestsTeacher(Protocol):
+    """An optional part of a family. With it a worker's GPU holds the teacher's own base only in evaluations of it."""
+
+    def rest_teacher(self) -> None:
+        """Keep the teacher's base in the host's memory from now on, and on the device only while it is used.
+
+        Nothing changes if teacher and student have one base.
+        """
+        ...
+
+
 def parts_fingerprint(backbone: Backbone) -> str:
     """See `HasParts`; "" from a family without it."""
     return backbone.parts_fingerprint() if isinstance(backbone, HasParts) else ""

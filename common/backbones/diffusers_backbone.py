@@ -24,6 +24,7 @@ from common.backbones.base import Conditioning
 from common.backbones.device.attention import attention_kernels
 from common.backbones.device.blocks import compile_blocks
 from common.backbones.device.int8 import quantise_linears
+from common.backbones.device.resting import Resting
 from common.backbones.device.sharding import shard
 from common.backbones.encoding_cache import EncodingCache
 from common.backbones.files.pipeline_files import PipelineFiles, find_pipeline
@@ -95,6 +96,7 @@ class DiffusersBackbone(ABC, Generic[Settings]):
                 quantise_linears(encoder)
         self._transformer = self._pipeline.transformer.eval()
         self._teacher = self._load_teacher()
+        self._resting_teacher = Resting(self._teacher, device)
         self._vae = self._pipeline.vae.eval().requires_grad_(False)
         self._base_fingerprint = self._fingerprint()
         self._encodings = EncodingCache(device)
@@ -247,10 +249,16 @@ class DiffusersBackbone(ABC, Generic[Settings]):
         conditioning: Conditioning,
         guidance_input: float | None = None,
     ) -> Tensor:
+        self._resting_teacher.need(network is not Network.STUDENT)
         with self.adapters.active(network) as transformer, attention_kernels(self._dtype, self.device):
             latents_Bchw, sigma_B = latents_Bchw.to(self.device, self._dtype), sigma_B.to(self.device)
             guidance = self._own_guidance(network) if guidance_input is None else guidance_input
             return self._predict(transformer, latents_Bchw, sigma_B, conditioning, guidance).float()
+
+    def rest_teacher(self) -> None:
+        """See `common.backbones.base.RestsTeacher`."""
+        if self._teacher is not self._transformer:
+            self._resting_teacher.rest()
 
     def decode(self, latents_Bchw: Tensor) -> Tensor:
         parts: tuple[Tensor, ...] = torch.split(latents_Bchw, self._settings.decode_chunk)

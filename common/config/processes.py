@@ -1,12 +1,20 @@
-"""Sections of a run file for the processes of a run: workers and learner."""
+"""The sections `workers` and `learner` of the run file (see `common.config.run`), and the GPUs that the two share."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from common.config.section import Section, problem
+
+ROUNDING = 1e-6
+"""Tolerance for GPU shares that add up to a whole GPU."""
+GPUS = (
+    "GPUs that Ray reserves per {whose}: a whole number, or a share. If {other}.num_gpus is a share too, every GPU "
+    "holds equally many ranks and equally many workers."
+)
 
 
 class WorkersConfig(Section):
@@ -23,7 +31,7 @@ class WorkersConfig(Section):
     )
     threads: PositiveInt = Field(1, description="CPU threads per worker.")
     num_cpus: NonNegativeFloat = Field(1.0, description="CPUs that Ray reserves per worker.")
-    num_gpus: NonNegativeFloat = Field(0.0, description="GPUs that Ray reserves per worker.")
+    num_gpus: NonNegativeFloat = Field(0.0, description=GPUS.format(whose="worker", other="learner"))
     compiled: bool = Field(
         False, description="Compile the transformer's blocks. The start is slower, and workers may differ by rounding."
     )
@@ -77,7 +85,7 @@ class LearnerConfig(Section):
         "start. It changes results by float rounding; config.yaml records it, and a resumed run keeps it.",
     )
     num_cpus: NonNegativeFloat = Field(1.0, description="CPUs that Ray reserves per rank.")
-    num_gpus: NonNegativeFloat = Field(0.0, description="GPUs that Ray reserves per rank.")
+    num_gpus: NonNegativeFloat = Field(0.0, description=GPUS.format(whose="rank", other="workers"))
     shard_base: bool = Field(
         False, description="Shard the frozen weights over the ranks (FSDP2), for models that do not fit one GPU."
     )
@@ -92,3 +100,47 @@ class LearnerConfig(Section):
         description="A rank that has work, has not answered for this long, and whose process uses no processor, is "
         "ended, and the learner started again.",
     )
+
+
+@dataclass(frozen=True)
+class SharedGpus:
+    """GPUs that hold ranks and workers together.
+
+    Attributes:
+        count: number of such GPUs.
+        ranks, workers: number of them on each.
+        share: the part of each GPU that they reserve.
+    """
+
+    count: int
+    ranks: int
+    workers: int
+    share: float
+
+
+def shared_gpus(learner: LearnerConfig, workers: WorkersConfig) -> SharedGpus | None:
+    """The GPUs that ranks and workers share; None if they do not both have shares of one.
+
+    Raises:
+        PydanticCustomError: a share above a GPU, or shares that do not fill GPUs with equally many of each.
+    """
+    for key, gpus in (("learner", learner.num_gpus), ("workers", workers.num_gpus)):
+        if gpus > 1 and not gpus.is_integer():
+            raise problem(f"{key}.num_gpus", f"{gpus:g}: above one GPU Ray gives whole ones only: use {int(gpus)}")
+    if not (0 < learner.num_gpus < 1 and 0 < workers.num_gpus < 1):
+        return None
+    if workers.max is not None:
+        raise problem(
+            "workers.max", f"{workers.max}, but workers that share GPUs with the ranks are a fixed number: use count"
+        )
+    count = min(learner.ranks, workers.count)
+    of_each = learner.ranks // count, workers.count // count
+    share = of_each[0] * learner.num_gpus + of_each[1] * workers.num_gpus
+    if learner.ranks % count or workers.count % count or share > 1 + ROUNDING:
+        raise problem(
+            "workers.num_gpus",
+            f"{workers.num_gpus:g} for {workers.count} workers, beside learner.num_gpus = {learner.num_gpus:g} for "
+            f"{learner.ranks} ranks: they cannot be packed with equally many of each on every GPU: use as many workers "
+            "as ranks and shares that add up to at most 1, or whole GPUs",
+        )
+    return SharedGpus(count, *of_each, share)

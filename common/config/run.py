@@ -16,7 +16,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_
 from pydantic_core import PydanticCustomError
 
 from common.config.backbones import BackboneConfig
-from common.config.processes import LearnerConfig, WorkersConfig
+from common.config.processes import LearnerConfig, WorkersConfig, shared_gpus
 from common.config.rewards import RedisConfig, RewardClientConfig, RewardConfig, check_rewards
 from common.config.section import Section, problem
 from common.config.stages import AlignmentConfig, ColdStartConfig, SamplingConfig
@@ -180,6 +180,16 @@ class Config(Section):
         check_rewards(self.rewards, self.reward_client, self.redis)
         check_watchdog(self.watchdog, self.rewards, self.evaluation.every, self.checkpoint.every)
         return self
+
+    @model_validator(mode="after")
+    def _gpus_can_be_shared(self) -> Self:
+        shared_gpus(self.learner, self.workers)
+        return self
+
+    @property
+    def phases_share_gpus(self) -> bool:
+        """Whether sampling and updates take turns on the same GPUs, so that each can have the other's memory."""
+        return self.alignment.max_staleness == 0 and shared_gpus(self.learner, self.workers) is not None
 
     def _least_rows(self) -> dict[str, int]:
         """Smallest batch of each stage that runs. In stage 2 it is one group: an outage may drop all others."""

@@ -15,14 +15,17 @@ import ray
 from ray.job_config import JobConfig
 
 from common import WAIT_POLICY
+from common.config.processes import ROUNDING
 from common.config.run import Config
 from common.console_stream import LOG
 from common.errors import ConfigError, one_line
 from common.project_files import PROJECT_ROOT, python_environment
 from learner.driver.process_output import logged_processes
-from learner.preflight.checks import ROUNDING, gpus_wanted
+from learner.preflight.checks import gpus_wanted
 from learner.preflight.ray_environment import ADDRESS, cluster_address, temporary_folder
 
+ALLOCATOR = "PYTORCH_ALLOC_CONF"
+"""Environment variable with the settings of torch's allocator."""
 CONNECT_SECONDS = 10.0
 EXPECTED = (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError)
 """Errors of a cluster that cannot be used. If a node takes too long to start, Ray raises a bare Exception."""
@@ -75,9 +78,16 @@ def _kept_sigterm() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def actor_environment() -> dict[str, Any]:
-    """Ray's `runtime_env` of our actors: what a cluster that was started without us would not give them."""
-    return {"env_vars": {WAIT_POLICY: os.environ[WAIT_POLICY]}}
+def actor_environment(*, releases_memory: bool = False) -> dict[str, Any]:
+    """Ray's `runtime_env` of our actors: what a cluster that was started without us would not give them.
+
+    `releases_memory`: whether they give a GPU's memory back between their phases.
+    """
+    variables = {WAIT_POLICY: os.environ[WAIT_POLICY]}
+    if releases_memory:
+        # Else a block of memory that is used in part could not be given back.
+        variables[ALLOCATOR] = os.environ.get(ALLOCATOR, "expandable_segments:True")
+    return {"env_vars": variables}
 
 
 class _ProjectFirst(list[str]):

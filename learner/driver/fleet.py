@@ -57,13 +57,13 @@ class Fleet:
 
     def __init__(
         self,
-        start: Callable[[], ActorHandle],
+        start: Callable[[int], ActorHandle],
         places: int,
         restarts: int,
         unhealthy_after_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`restarts`: how many times a place may start another worker within `WINDOW_S`."""
+        """`start` gets a place's number. `restarts`: how many times a place may start another worker in `WINDOW_S`."""
         self._start = start
         self._restarts = restarts
         self._unhealthy_after_s = unhealthy_after_s
@@ -93,7 +93,7 @@ class Fleet:
             if place.worker is None and not place.closed and len(place.starts) <= self._restarts:
                 place.starts.append(now)
                 pulse = Pulse(self._unhealthy_after_s, now)
-                place.worker = Worker(place.number, self._start(), pulse, replaces=place.has_had_one)
+                place.worker = Worker(place.number, self._start(place.number), pulse, replaces=place.has_had_one)
                 place.has_had_one = True
                 started.append(place.worker)
         return started

@@ -11,15 +11,12 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from common.config.run import Config
 from common.errors import ConfigError, LearnerError, ModelError
@@ -28,6 +25,7 @@ from common.types import ProcessPlace, Prompt
 from learner.driver.calls import CALL_TIMEOUT_S, WATCH_S, remote_reason
 from learner.driver.cluster import actor_environment
 from learner.driver.machines import Machines
+from learner.driver.placement import Placement
 from learner.driver.worker_pool import HEALTH
 from learner.training.actor import Learner
 from learner.training.learner_rank import LearnerRank
@@ -43,12 +41,12 @@ class LearnerGroup:
         prompts: Sequence[Prompt],
         access: RewardAccess,
         device: str,
-        placed: PlacementGroup,
+        placement: Placement,
         machines: Machines,
     ) -> None:
         self.config = config
         self._prompts, self._access, self._device = prompts, access, device
-        self._placed = placed
+        self._placement = placement
         self._machines = machines
         self._meeting = ExitStack()
         self.ranks: list[ActorHandle] = []
@@ -68,17 +66,15 @@ class LearnerGroup:
             max_restarts=0,
             max_task_retries=0,
             concurrency_groups={HEALTH: 1},
-            runtime_env=actor_environment(),
+            runtime_env=actor_environment(releases_memory=self.config.phases_share_gpus),
         )
         leader, rank = resources(Learner), resources(LearnerRank)
-        at = self._meeting.enter_context(_meeting(self._placed)) if settings.ranks > 1 else ""
+        at = self._meeting.enter_context(_meeting(self._placement)) if settings.ranks > 1 else ""
 
         def meeting(index: int) -> Meeting | None:
             return Meeting(index, settings.ranks, at, CALL_TIMEOUT_S, settings.shard_base) if at else None
 
-        def placed(index: int) -> dict[str, Any]:
-            return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self._placed, index)}
-
+        placed = self._placement.rank
         others = [rank.options(**placed(index)).remote(*shared, meeting(index)) for index in range(1, settings.ranks)]
         self.ranks = [leader.options(**placed(0)).remote(*shared, meeting(0), others), *others]
 
@@ -126,49 +122,27 @@ class LearnerGroup:
 
 @contextmanager
 def started_learner(
-    config: Config, prompts: Sequence[Prompt], access: RewardAccess, device: str, machines: Machines
+    config: Config,
+    prompts: Sequence[Prompt],
+    access: RewardAccess,
+    device: str,
+    placement: Placement,
+    machines: Machines,
 ) -> Iterator[LearnerGroup]:
-    """The learner, still loading.
-
-    Raises:
-        ConfigError: the cluster has not enough room for the ranks.
-    """
-    settings = config.learner
-    with _placed(settings.ranks, {"CPU": settings.num_cpus, "GPU": settings.num_gpus}) as placed:
-        group = LearnerGroup(config, prompts, access, device, placed, machines)
-        try:
-            group.start()
-            yield group
-        finally:
-            for rank in group.ranks:
-                machines.kill(rank)
-
-
-@contextmanager
-def _placed(count: int, resources: dict[str, float]) -> Iterator[PlacementGroup]:
-    """A placement group for `count` ranks, close together. A single rank waits by itself until it is placed."""
-    bundle = {name: amount for name, amount in resources.items() if amount > 0} or {"CPU": 0.001}
-    group = placement_group([bundle] * count, strategy="PACK")
+    """The learner, still loading."""
+    group = LearnerGroup(config, prompts, access, device, placement, machines)
     try:
-        if count > 1 and not group.wait(CALL_TIMEOUT_S):
-            raise ConfigError(
-                f"learner.ranks = {count}: the cluster has no room for as many times {bundle}; use fewer ranks, or "
-                "lower learner.num_cpus and learner.num_gpus"
-            )
+        group.start()
         yield group
     finally:
-        with suppress(ray.exceptions.RayError):
-            remove_placement_group(group)
+        for rank in group.ranks:
+            machines.kill(rank)
 
 
 @contextmanager
-def _meeting(group: PlacementGroup) -> Iterator[str]:
+def _meeting(placement: Placement) -> Iterator[str]:
     """The ranks' meeting point: a file if they and the driver share one machine, else a port on rank 0's machine."""
-    where = PlacementGroupSchedulingStrategy
-    asked = [
-        ray.remote(num_cpus=0)(_address).options(scheduling_strategy=where(group, index)).remote()
-        for index in range(group.bundle_count)
-    ]
+    asked = [ray.remote(num_cpus=0)(_address).options(**options).remote() for options in placement.bundles()]
     addresses = ray.get(asked, timeout=CALL_TIMEOUT_S)
     # A file would exist on the driver's machine only.
     if len({ray.util.get_node_ip_address(), *(host for host, _ in addresses)}) > 1:

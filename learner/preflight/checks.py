@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from common.config.processes import ROUNDING, shared_gpus
 from common.config.run import Config
 from common.errors import ConfigError, WireError
 from common.renoise_levels import RENOISE_MARGIN, RENOISE_MAX
@@ -16,9 +17,6 @@ from common.rewards.access import RewardAccess
 from common.rewards.control_request import ControlRequest, Reference
 from common.types import Guidance, Prompt, PromptSets
 from common.wire import MAX_ITEMS, pack, unpack
-
-ROUNDING = 1e-6
-"""Tolerance for GPU shares that add up to a whole GPU."""
 
 
 def check_enough_prompts(config: Config, prompts: PromptSets) -> None:
@@ -85,7 +83,9 @@ def check_gpus(config: Config) -> None:
     import torch  # only here: other checks run without torch
 
     learner, workers, found = config.learner, config.workers, torch.cuda.device_count()
-    if not _have_room([learner.num_gpus] * learner.ranks + [workers.num_gpus] * workers.least, found):
+    shared = shared_gpus(learner, workers)
+    shares = [learner.num_gpus] * learner.ranks + [workers.num_gpus] * workers.least
+    if not _have_room(shares if shared is None else [shared.share] * shared.count, found):
         raise ConfigError(
             f"learner.ranks = {learner.ranks} of learner.num_gpus = {learner.num_gpus:g} and "
             f"{workers.least} workers of workers.num_gpus = {workers.num_gpus:g} have no room on this machine's "

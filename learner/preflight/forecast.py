@@ -3,10 +3,10 @@
 All numbers are estimated from the model's sizes alone. A run writes prediction and measurement into summary.json.
 
 Memory of a learner's rank: the frozen bases, text encoders and VAE; float32 adapters with gradients, two moments and
-the average; the latents of its samples; the transformer's activations of one micro-batch; the VAE's activations of one
-chunk, if rewards are back-propagated. Memory of a worker: the frozen parts, the student's adapters, one block's
-activations of a group, and one decoded chunk. Local reward servers on the same GPU are not included. Seconds include
-only the transformer's passes: no VAE, no rewards, no data transfer.
+the average; the latents of a micro-batch, on the CPU of all its samples; the transformer's activations of one
+micro-batch; the VAE's activations of one chunk, if rewards are back-propagated. Memory of a worker: the frozen parts,
+the student's adapters, one block's activations of a group, and one decoded chunk. Local reward servers on the same GPU
+are not included. Seconds include only the transformer's passes: no VAE, no rewards, no data transfer.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass
 
 from common.backbones.files.sizes import ModelSizes
+from common.config.processes import SharedGpus, shared_gpus
 from common.config.run import Config
 from common.errors import ConfigError
 
@@ -81,11 +82,17 @@ def this_cpu(threads: int, dtype: str = "float32") -> Device:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Peak memory of one process in GiB, and seconds of an alignment iteration by part."""
+    """Peak memory of one process in GiB, and seconds of an alignment iteration by part.
+
+    Attributes:
+        learner_idle_gib, worker_idle_gib: what a process holds between its passes.
+    """
 
     learner_gib: float
     worker_gib: float
     seconds: dict[str, float]
+    learner_idle_gib: float = 0.0
+    worker_idle_gib: float = 0.0
 
     @property
     def iteration_s(self) -> float:
@@ -99,28 +106,34 @@ def predict(config: Config, sizes: ModelSizes, device: Device) -> Prediction:
     number = 4 if config.backbone.dtype == "float32" else 2
     # Student and fake score each train an adapter; stage 2 keeps the two of the cold start as well, frozen.
     frozen = 2 if config.alignment.iterations > 0 else 0
-    learner = PROCESS_GIB[kind] + _frozen_gib(config, sizes, config.learner.shard_base)
+    learner = PROCESS_GIB[kind] + _frozen_gib(config, sizes, sizes.bases, sharded=config.learner.shard_base)
     # The surrogate reward has no average.
     surrogate = TRAINED_COPIES - 1 if _learns_surrogate(config) else 0
-    learner += adapter * (frozen + 2 * TRAINED_COPIES + surrogate) + _activations_gib(config, sizes)
+    learner += adapter * (frozen + 2 * TRAINED_COPIES + surrogate)
+    learner_idle = learner
+    learner += _activations_gib(config, sizes)
     if config.alignment.iterations > 0:
-        learner += _rank_samples(config) * (config.sampling.steps + 1) * sizes.latents * FLOAT32 / GIB
+        held = _rank_samples(config) if kind == "cpu" else _micro_batch(config)
+        learner += held * (config.sampling.steps + 1) * sizes.latents * FLOAT32 / GIB
     one_sample = sizes.tokens * sizes.width * BLOCK_ACTIVATIONS * number / GIB
-    worker = PROCESS_GIB[kind] + _frozen_gib(config, sizes, False) + 2 * adapter
+    # Two bases while the teacher is evaluated; between passes the teacher's is not on the GPU.
+    worker, worker_idle = (
+        PROCESS_GIB[kind] + _frozen_gib(config, sizes, bases) + 2 * adapter for bases in (sizes.bases, 1)
+    )
     worker += config.alignment.group_size * one_sample
     worker += min(config.backbone.decode_chunk, config.alignment.group_size) * _image_gib(config, sizes, DECODE_VALUES)
-    return Prediction(learner, worker, _seconds(config, sizes, device))
+    return Prediction(learner, worker, _seconds(config, sizes, device), learner_idle, worker_idle)
 
 
-def _frozen_gib(config: Config, sizes: ModelSizes, sharded: bool) -> float:
+def _frozen_gib(config: Config, sizes: ModelSizes, bases: int, *, sharded: bool = False) -> float:
     settings = config.backbone
     number = 4 if settings.dtype == "float32" else 2
     encoders = sizes.text_encoders * (1 if settings.text_encoder_int8 else number)
-    bases = float(sizes.transformer * sizes.bases)
+    weights = float(sizes.transformer * bases)
     if sharded:
         # Its own part and two whole blocks: one in use, one in transfer.
-        bases = bases / config.learner.ranks + 2 * sizes.transformer / sizes.layers
-    parts = bases * number + sizes.vae * number
+        weights = weights / config.learner.ranks + 2 * sizes.transformer / sizes.layers
+    parts = weights * number + sizes.vae * number
     return (parts if settings.idle_on_cpu else parts + encoders) / GIB
 
 
@@ -144,7 +157,8 @@ def _image_gib(config: Config, sizes: ModelSizes, values: int) -> float:
 def _passes_kept(config: Config) -> tuple[float, float]:
     """Passes per sample whose activations a rank keeps at once, in stage 1 and in stage 2; 0 for a stage that is off.
 
-    In stage 1 a rank processes its share of a batch at once, in stage 2 in micro-batches. The fake score keeps most.
+    In stage 1 a rank processes its share of a batch at once, in stage 2 in micro-batches. The fake score keeps most, or
+    the student: its last step waits for the rewards' gradient while a policy step is trained.
     """
     alignment, cold_start = config.alignment, config.cold_start
     distilling = aligning = 0.0
@@ -152,7 +166,9 @@ def _passes_kept(config: Config) -> tuple[float, float]:
         share = math.ceil(cold_start.batch_size / config.learner.ranks)
         distilling = share * (1 + _regularised_passes(config, cold_start.consistency_weight))
     if alignment.iterations > 0:
-        aligning = _micro_batch(config) * (1 + _regularised_passes(config, alignment.consistency_weight))
+        waiting = alignment.reward_gradient_weight > 0 and _policy_steps(config) > 0
+        fake_score = 1 + _regularised_passes(config, alignment.consistency_weight)
+        aligning = _micro_batch(config) * max(fake_score, 2 if waiting else 1)
     return distilling, aligning
 
 
@@ -218,9 +234,9 @@ def requirements_text(config: Config, sizes: ModelSizes, prediction: Prediction,
         ("learner rank", config.learner.ranks, config.learner.num_gpus, prediction.learner_gib),
         ("rollout worker", config.workers.most, config.workers.num_gpus, prediction.worker_gib),
     ]
-    shared = config.learner.num_gpus + config.workers.num_gpus
-    if config.learner.num_gpus > 0 and config.workers.num_gpus > 0 and shared <= 1:
-        rows.append(("both on one GPU", config.learner.ranks, shared, prediction.learner_gib + prediction.worker_gib))
+    shared = shared_gpus(config.learner, config.workers)
+    if shared is not None:
+        rows.append(("both on one GPU", shared.count, shared.share, _both_gib(config, shared, prediction)))
     lines = [
         f"{config.backbone.path}: transformer {sizes.transformer / 1e6:,.1f} M weights"
         f"{' (two bases)' if sizes.bases > 1 else ''}, {sizes.image_tokens} + {sizes.text_tokens} tokens a sample, "
@@ -240,6 +256,16 @@ def requirements_text(config: Config, sizes: ModelSizes, prediction: Prediction,
     lines += ["", f"an iteration of {stage}: {prediction.iteration_s:.2f} s ({parts}), without VAE and rewards"]
     lines.append(f"estimated at {UTILISATION:.0%} of {device.peak_flops / 1e12:,.2f} TFLOP/s; a run measures it")
     return "\n".join(lines)
+
+
+def _both_gib(config: Config, shared: SharedGpus, prediction: Prediction) -> float:
+    """Peak memory of a GPU that ranks and workers share. At staleness 0 one kind is idle while the other computes."""
+    learner, worker = shared.ranks * prediction.learner_gib, shared.workers * prediction.worker_gib
+    if not config.phases_share_gpus:
+        return learner + worker
+    return max(
+        learner + shared.workers * prediction.worker_idle_gib, worker + shared.ranks * prediction.learner_idle_gib
+    )
 
 
 def choose_device(name: str, config: Config) -> Device:

@@ -55,6 +55,7 @@ class Learner:
             ModelError: see `LearnerRank`.
         """
         self._shard_base = config.learner.shard_base
+        self._releases_memory = config.phases_share_gpus
         self._others = others
         self._published = PublishedPolicies(config.alignment.max_staleness)
         self._publish_seconds = 0.0
@@ -143,6 +144,9 @@ class Learner:
         published = _all_ranks(lambda: self._own.publish(number, averaged=averaged), pending)[0]
         if not averaged:
             self._published.remember(published.manifest.version)
+        if self._releases_memory:  # sampling is next
+            pending = [other.release_memory.remote() for other in self._others]
+            _all_ranks(self._own.release_memory, pending)
         self._publish_seconds = time.perf_counter() - started
         return published.manifest.version, published
 

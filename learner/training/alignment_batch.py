@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from common.backbones.base import Backbone, Conditioning
+from common.backbones.device.transfer import pinned, to_device
 from common.flow import Transition, clean_prediction
 from common.sampling import step_transition
 from common.types import FloatArray, Network, Prompt, StepPlan, TrajectoryGroup
@@ -28,6 +29,7 @@ class Batch:
         encoded: the prompts of the groups that have a row here, once each: a copy for every row would take gigabytes.
         encoded_of_B: the place of each row's prompt in `encoded`, on its device.
         advantages_PG: of all samples of all groups, trained or not.
+        latents_SBchw: on the host; a device holds those of one step and micro-batch at a time.
         kept: the samples of the whole batch that are trained on, as places in all groups' samples.
     """
 
@@ -54,6 +56,10 @@ class Batch:
         """The encoded prompts of some rows, one each."""
         return self.encoded.rows(self.encoded_of_B[rows])
 
+    def latents(self, step: int, rows: slice) -> Tensor:
+        """The state before a step of the rollout, [B, c, h, w], on the device."""
+        return to_device(self.latents_SBchw[step, rows], self.encoded_of_B.device)
+
     def transition(self, backbone: Backbone, step: int, rows: slice) -> Transition:
         """The student's transition at a step of the rollout, with its graph."""
         conditioning = self.conditioning(rows)
@@ -61,11 +67,11 @@ class Batch:
         def student(latents_Bchw: Tensor, sigma_B: Tensor) -> Tensor:
             return backbone.velocity(Network.STUDENT, latents_Bchw, sigma_B, conditioning)
 
-        return step_transition(student, self.latents_SBchw[step, rows], self.plan.steps[step])
+        return step_transition(student, self.latents(step, rows), self.plan.steps[step])
 
     def clean_prediction(self, backbone: Backbone, step: int, rows: slice) -> Tensor:
         """The student's clean prediction at a step of the rollout, with its graph."""
-        latents, sigma = self.latents_SBchw[step, rows], self.plan.steps[step].sigma
+        latents, sigma = self.latents(step, rows), self.plan.steps[step].sigma
         sigma_B = torch.full((len(latents),), sigma, device=latents.device)
         velocity = backbone.velocity(Network.STUDENT, latents, sigma_B, self.conditioning(rows))
         return clean_prediction(latents, velocity, sigma)
@@ -96,10 +102,10 @@ def assemble(
         plan=groups[0].plan,
         prompts=[group.prompt for group, inside in chosen for _ in inside],
         encoded=backbone.encode_prompts([group.prompt.text for group, _ in chosen]),
-        encoded_of_B=order.to(device),
-        latents_SBchw=_columns([(group.latents_SGchw, inside) for group, inside in chosen]).to(device),
-        old_surrogate_TB=_columns([(group.surrogate_TG, inside) for group, inside in chosen]).to(device),
-        advantages_B=advantages_PG.flatten()[mine].to(device),
+        encoded_of_B=to_device(order, device),
+        latents_SBchw=pinned(_columns([(group.latents_SGchw, inside) for group, inside in chosen]), device),
+        old_surrogate_TB=to_device(_columns([(group.surrogate_TG, inside) for group, inside in chosen]), device),
+        advantages_B=to_device(advantages_PG.flatten()[mine], device),
     )
 
 

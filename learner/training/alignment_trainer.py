@@ -15,7 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import NamedTuple
 
 import torch
@@ -27,7 +27,7 @@ from common.config.stages import AlignmentConfig
 from common.errors import AttestationError
 from common.kept_groups import TrainedSamples
 from common.progress import no_step
-from common.types import Prompt, ScoredGroup, TrajectoryGroup
+from common.types import ScoredGroup, TrajectoryGroup
 from learner.metric_names import EFFECTIVE_SAMPLES, LEFT_OUT_GRADIENTS, SURROGATE_GAP
 from learner.objectives.advantage import renormalised_group_advantages, zero_spread_fraction
 from learner.objectives.loss import Loss, renormalised_weights
@@ -38,14 +38,17 @@ from learner.training.diffusion_nft import DiffusionNft
 from learner.training.distribution_matching import (
     DrawKey,
     MatchingSettings,
+    begin_fake_score_noise,
+    begin_student_noise,
     fake_score_objective,
     renoise_samples,
     student_objective,
 )
 from learner.training.networks import Networks
+from learner.training.noise_ahead import NoiseAhead
 from learner.training.optimizer import AdapterOptimizer
 from learner.training.policy_gradient import PolicyTerm, TransitionPolicy
-from learner.training.reward_gradients import ServedRewards
+from learner.training.reward_gradients import DifferentiableRewards, RequestedRewards, RewardGradients
 from learner.training.surrogate_reward import SurrogateReward
 from learner.training.term_signals import HalfSignals, TermSignals
 
@@ -62,6 +65,20 @@ class Update(NamedTuple):
     trained: TrainedSamples
 
 
+class Decoded(NamedTuple):
+    """Final samples as a leaf of their own graph, up to the images whose rewards are requested."""
+
+    latents_Bchw: Tensor
+    requested: RequestedRewards
+
+
+class FinalSample(NamedTuple):
+    """The deterministic last step of some rows, with its graph; `decoded` if rewards are back-propagated through it."""
+
+    sample_Bchw: Tensor
+    decoded: Decoded | None
+
+
 class AlignmentTrainer:
     """Updates fake score and student; every draw is a function of (seed, iteration)."""
 
@@ -71,7 +88,7 @@ class AlignmentTrainer:
         settings: AlignmentConfig,
         matching: MatchingSettings,
         reward_weights: dict[str, float],
-        served: ServedRewards,
+        served: RewardGradients,
         seed: int,
         surrogate_gap_limit: float = math.inf,
         begin_step: Callable[[str], None] = no_step,
@@ -93,6 +110,7 @@ class AlignmentTrainer:
         self._empty = self._backbone.encode_prompts([""])
         self._seed = seed
         self._surrogate_gap_limit = surrogate_gap_limit
+        self._noise = NoiseAhead()
         self._surrogate: SurrogateReward | None = None
         self._policy: PolicyTerm = TransitionPolicy(self._backbone, settings)
         if settings.policy_gradient == "nft":
@@ -116,6 +134,7 @@ class AlignmentTrainer:
             AttestationError: surrogate_gap is beyond its limit; the student has not changed then.
         """
         self._seconds.clear()
+        self._noise.clear()
         totals = Totals()
         batch = None
         if self._settings.matching_weight > 0:  # else nothing needs the fake score
@@ -180,7 +199,7 @@ class AlignmentTrainer:
 
     def _fake_score_gradient(self, batch: Batch, totals: Totals) -> None:
         for rows, share, key in self._parts(batch, "fake"):
-            renoised = renoise_samples(batch.latents_SBchw[-1, rows], 0.0, key)
+            renoised = renoise_samples(batch.latents(-1, rows), 0.0, key)
             conditioning = batch.conditioning(rows)
             loss = fake_score_objective(self._backbone, renoised, conditioning, self._matching, key)
             (loss.value * share).backward()
@@ -227,6 +246,8 @@ class AlignmentTrainer:
         self, batch: Batch, rows: slice, share: float, key: DrawKey, totals: Totals, signals: HalfSignals | None
     ) -> None:
         """Add the gradient of one part of the batch; of each term apart if `signals` are measured."""
+        # Requested first: the policy's and the matching's passes need no rewards, and hide the wait for them.
+        final = self._final_sample(batch, rows)
         trained_steps = self._policy.steps(batch.plan)
         part = share / (len(trained_steps) + 1)
         for step in trained_steps:
@@ -234,7 +255,7 @@ class AlignmentTrainer:
             with nullcontext() if signals is None else signals.of(POLICY):
                 (value * part).backward()
             totals.add(metrics, share / len(trained_steps))
-        values, metrics = self._final_step_losses(batch, rows, key, totals)
+        values, metrics = self._final_step_losses(batch, rows, key, totals, final)
         totals.add(metrics, share)
         if signals is None and values:
             (torch.stack(list(values.values())).sum() * part).backward()
@@ -243,18 +264,30 @@ class AlignmentTrainer:
                 with signals.of(term):
                     (value * part).backward(retain_graph=place < len(values))
 
+    def _final_sample(self, batch: Batch, rows: slice) -> FinalSample | None:
+        """The deterministic last step of these rows, its rewards requested; None if no term needs it."""
+        settings = self._settings
+        if not (settings.matching_weight > 0 or settings.reward_gradient_weight > 0):
+            return None
+        sample_Bchw = batch.transition(self._backbone, batch.plan.num_steps - 1, rows).mean_Bchw
+        if settings.reward_gradient_weight == 0:
+            return FinalSample(sample_Bchw, None)
+        latents_Bchw = sample_Bchw.detach().requires_grad_()
+        requested = self._served.request(self._backbone.decode(latents_Bchw), batch.prompts[rows])
+        return FinalSample(sample_Bchw, Decoded(latents_Bchw, requested))
+
     def _final_step_losses(
-        self, batch: Batch, rows: slice, key: DrawKey, totals: Totals
+        self, batch: Batch, rows: slice, key: DrawKey, totals: Totals, final: FinalSample | None
     ) -> tuple[dict[str, Tensor], Mapping[str, float | Tensor]]:
         """Matching and reward back-propagation through the deterministic last step, by term, with their weights.
 
         Counts missing gradients.
         """
         settings = self._settings
-        if not (settings.matching_weight > 0 or settings.reward_gradient_weight > 0):
+        if final is None:
             return {}, {}
         metrics: dict[str, float | Tensor] = {}
-        sample = batch.transition(self._backbone, batch.plan.num_steps - 1, rows).mean_Bchw
+        sample = final.sample_Bchw
         conditioning = batch.conditioning(rows)
         values = {}
         if settings.matching_weight > 0:
@@ -264,8 +297,8 @@ class AlignmentTrainer:
             )
             values[MATCHING] = settings.matching_weight * matching.value
             metrics.update(matching.metrics)
-        if settings.reward_gradient_weight > 0:
-            hinge = self._reward_hinge(sample, batch.prompts[rows], totals)
+        if final.decoded is not None:
+            hinge = self._reward_hinge(sample, final.decoded, totals)
             if hinge is not None:
                 values[REWARD] = settings.reward_gradient_weight * hinge.value
                 metrics.update(hinge.metrics)
@@ -287,18 +320,12 @@ class AlignmentTrainer:
         every = self._settings.signal_every
         return every is not None and iteration % every == 0 and not self._networks.ranks.sharded
 
-    def _reward_hinge(self, sample_Bchw: Tensor, prompts: Sequence[Prompt], totals: Totals) -> Loss | None:
+    def _reward_hinge(self, sample_Bchw: Tensor, decoded: Decoded, totals: Totals) -> Loss | None:
         """The hinge on the differentiable rewards of the decoded samples, with its gradient clipped per sample.
 
         None when no differentiable reward is available now.
         """
-        latents_Bchw = sample_Bchw.detach().requires_grad_()
-        images_BCHW = self._backbone.decode(latents_Bchw)
-        wait_for(self._backbone.device)  # so that the time of the passes is not the rewards'
-        self._begin_step(REWARD)
-        with self._timed("reward_gradient"):
-            rewards = self._served.differentiable(images_BCHW, prompts)
-        self._begin_step("student")
+        rewards = self._collected(decoded.requested)
         totals.count({f"{LEFT_OUT_GRADIENTS}/{cause}": float(count) for cause, count in rewards.left_out.items()})
         if not rewards.scores:
             return None
@@ -307,11 +334,22 @@ class AlignmentTrainer:
             {name: self._reward_weights[name] for name in self._served.names}, rewards.scores
         )
         hinge = reward_hinge_loss(rewards.scores, weights, self._settings.reward_target)
+        count = len(sample_Bchw)
         # The gradient of the mean times the count is each sample's own gradient.
-        (gradients_Bchw,) = torch.autograd.grad(hinge.value * len(prompts), latents_Bchw)
+        (gradients_Bchw,) = torch.autograd.grad(hinge.value * count, decoded.latents_Bchw)
         clipped_Bchw = clip_sample_norms(gradients_Bchw, self._settings.reward_gradient_clip)
-        fixed_B = hinge.value.detach().expand(len(prompts))
+        fixed_B = hinge.value.detach().expand(count)
         return Loss(attach_gradient(fixed_B, clipped_Bchw, sample_Bchw).mean(), hinge.metrics)
+
+    def _collected(self, requested: RequestedRewards) -> DifferentiableRewards:
+        """The requested rewards; timed is the wait with nothing else left to compute."""
+        if not requested.answered():
+            wait_for(self._backbone.device)
+        self._begin_step(REWARD)
+        with self._timed("reward_gradient"):
+            rewards = requested.collect()
+        self._begin_step("student")
+        return rewards
 
     def _parts(self, batch: Batch, update: str, *, halves: bool = False) -> Iterator[tuple[slice, float, DrawKey]]:
         """Micro-batches: their rows within this rank's, their share of the whole batch, and the key of their draws.
@@ -320,11 +358,23 @@ class AlignmentTrainer:
         """
         middle = batch.middle if halves else len(batch)
         starts = [*range(0, middle, self._settings.micro_batch), *range(middle, len(batch), self._settings.micro_batch)]
-        for start, stop in pairwise([*starts, len(batch)]):
-            rows = slice(start, stop)
+        bounds = [slice(start, stop) for start, stop in pairwise([*starts, len(batch)])]
+        purpose, iteration = f"{PURPOSE}/{update}", batch.plan.iteration
+        keys = [DrawKey(self._seed, purpose, iteration, batch.rows[rows], batch.total, self._noise) for rows in bounds]
+        for rows, key, following in zip_longest(bounds, keys, keys[1:]):
             self._begin_step(update)
-            key = DrawKey(self._seed, f"{PURPOSE}/{update}", batch.plan.iteration, batch.rows[rows], batch.total)
+            if key is keys[0]:
+                self._begin_noise(update, key)
+            if following is not None:
+                self._begin_noise(update, following)
             yield rows, (rows.stop - rows.start) / batch.total, key
+
+    def _begin_noise(self, update: str, key: DrawKey) -> None:
+        """Begin to draw the noise of a micro-batch; it is drawn while the one before it is computed."""
+        if update == "fake":
+            begin_fake_score_noise(self._backbone, self._matching, key)
+        elif update == "student" and self._settings.matching_weight > 0:
+            begin_student_noise(self._backbone, key)
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:

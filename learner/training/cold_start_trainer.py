@@ -26,11 +26,14 @@ from learner.training.distribution_matching import (
     DrawKey,
     MatchingSettings,
     Renoised,
+    begin_fake_score_noise,
+    begin_student_noise,
     fake_score_objective,
     renoise_samples,
     student_objective,
 )
 from learner.training.networks import Networks
+from learner.training.noise_ahead import NoiseAhead
 
 PURPOSE = "cold_start"
 
@@ -58,6 +61,7 @@ class ColdStartTrainer:
         self._prompts = prompts
         self._empty = self._backbone.encode_prompts([""])
         self._seed = seed
+        self._noise = NoiseAhead()
 
     def update(self, iteration: int) -> Totals:
         """One fake-score update and, every `student_every`-th time, one student update; return their metrics.
@@ -73,15 +77,34 @@ class ColdStartTrainer:
             self._fake_score_gradient(iteration, conditioning, totals)
         norm = self._networks.fake_optimizer.step(iteration)
         totals.add({"fake_gradient_norm": norm}, self._share)
-        if (iteration + 1) % self._settings.student_every == 0:
+        if self._trains_student(iteration):
             self._begin_step("student")
             with self._networks.student_optimizer.gathering():
                 self._student_gradient(iteration, conditioning, totals)
             norm = self._networks.student_optimizer.step(iteration)
             totals.add({"student_gradient_norm": norm}, self._share)
         self._networks.update_average()
+        self._begin_noise(iteration + 1)
         totals.read()
         return totals
+
+    def _trains_student(self, iteration: int) -> bool:
+        return (iteration + 1) % self._settings.student_every == 0
+
+    def _begin_noise(self, iteration: int) -> None:
+        """Begin to draw an iteration's noise, while the one before it ends."""
+        self._noise.clear()
+        fake = self._key("fake", iteration)
+        self._begin_roll(fake)
+        begin_fake_score_noise(self._backbone, self._matching, fake)
+        if self._trains_student(iteration):
+            student = self._key("student", iteration)
+            self._begin_roll(student)
+            begin_student_noise(self._backbone, student)
+
+    def _begin_roll(self, key: DrawKey) -> None:
+        for name in ("initial", *(f"step{index}" for index in range(self._last_step(key) + 1))):
+            key.begin(name, self._backbone.latent_shape, self._backbone.device)
 
     @property
     def _rows(self) -> range:
@@ -113,14 +136,18 @@ class ColdStartTrainer:
         totals.add(loss.metrics, self._share)
 
     def _key(self, update: str, iteration: int) -> DrawKey:
-        return DrawKey(self._seed, f"{PURPOSE}/{update}", iteration, self._rows, self._settings.batch_size)
+        batch = self._settings.batch_size
+        return DrawKey(self._seed, f"{PURPOSE}/{update}", iteration, self._rows, batch, self._noise)
+
+    def _last_step(self, key: DrawKey) -> int:
+        """The random step of an update, the same for the whole batch."""
+        purpose = f"{key.purpose}/step"
+        (index,) = seeding.sample_indices(len(self._steps), 1, seed=key.seed, purpose=purpose, iteration=key.iteration)
+        return index
 
     def _sub_interval(self, conditioning: Conditioning, key: DrawKey, *, with_graph: bool) -> tuple[Tensor, Renoised]:
         """The student's sample after a random step, the same step for the whole batch, and the sample renoised."""
-        (index,) = seeding.sample_indices(
-            len(self._steps), 1, seed=key.seed, purpose=f"{key.purpose}/step", iteration=key.iteration
-        )
-        steps = self._steps_to(index)
+        steps = self._steps_to(self._last_step(key))
         sample = self._roll(steps, conditioning, key, with_graph=with_graph)
         return sample, renoise_samples(sample, steps[-1].sigma_next, key)
 

@@ -41,7 +41,7 @@ class DiffusionNft:
 
     def loss(self, batch: Batch, step: int, rows: slice, key: DrawKey) -> tuple[Tensor, Mapping[str, float | Tensor]]:
         """The loss at the level at which this step starts."""
-        clean, sigma = batch.latents_SBchw[-1, rows], batch.plan.steps[step].sigma
+        clean, sigma = batch.latents(-1, rows), batch.plan.steps[step].sigma
         noised = add_noise(clean, key.normal(f"forward{step}", clean), sigma)
         sigma_B = torch.full((len(clean),), sigma, device=clean.device)
         velocity = self._backbone.velocity(Network.STUDENT, noised, sigma_B, batch.conditioning(rows))

@@ -10,20 +10,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from common import seeding
 from common.backbones.base import Backbone, Conditioning, guided_velocity
-from common.backbones.device.transfer import to_device
+from common.backbones.device.transfer import pinned, to_device
 from common.config.stages import ColdStartConfig, SamplingConfig
 from common.flow import ambient_target, clean_prediction, cps_transition, renoise, sample_renoise_level
 from common.types import Network
 from learner.objectives.ac_dmd import distribution_matching_loss, fake_score_loss
 from learner.objectives.consistency import consistency_loss, earlier_sigma
 from learner.objectives.loss import Loss
+from learner.training.noise_ahead import NoiseAhead
+
+CONSISTENCY_SAMPLES = ("first", "second")
+"""Names of the draws of the regulariser's two samples."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,9 @@ class DrawKey:
     """Key of the random draws of one update, for the samples `rows` of `batch`.
 
     Every sample has its own draw, so neither the size of a micro-batch nor the number of ranks changes its noise.
+
+    Attributes:
+        ahead: where draws may have begun before they are needed.
     """
 
     seed: int
@@ -38,6 +45,7 @@ class DrawKey:
     iteration: int
     rows: Sequence[int]
     batch: int
+    ahead: NoiseAhead | None = field(default=None, compare=False)
 
     def at(self, positions: Sequence[int]) -> DrawKey:
         """The key of the rows at these positions."""
@@ -45,11 +53,21 @@ class DrawKey:
 
     def normal(self, what: str, like_Bchw: Tensor) -> Tensor:
         """Standard normal noise per row, each in the shape of a sample of `like_Bchw`."""
-        noise = [
-            seeding.normal(like_Bchw.shape[1:], purpose=f"{self.purpose}/{what}", **self._keys(sample))
-            for sample in self.rows
-        ]
-        return to_device(torch.stack(noise), like_Bchw.device)
+        begun = None if self.ahead is None else self.ahead.take(self._name(what))
+        noise_Bchw = self._drawn(what, like_Bchw.shape[1:]) if begun is None else begun
+        return to_device(noise_Bchw, like_Bchw.device)
+
+    def begin(self, what: str, shape_chw: Sequence[int], device: torch.device) -> None:
+        """Begin to draw what `normal` will be asked for, if there is a thread for it."""
+        if self.ahead is not None:
+            self.ahead.begin(self._name(what), lambda: pinned(self._drawn(what, shape_chw), device))
+
+    def _drawn(self, what: str, shape_chw: Sequence[int]) -> Tensor:
+        purpose = f"{self.purpose}/{what}"
+        return torch.stack([seeding.normal(shape_chw, purpose=purpose, **self._keys(sample)) for sample in self.rows])
+
+    def _name(self, what: str) -> tuple[str, str, int, tuple[int, ...]]:
+        return self.purpose, what, self.iteration, tuple(self.rows)
 
     def uniform(self, what: str) -> Tensor:
         """One uniform in [0, 1) per row, on the CPU."""
@@ -113,6 +131,23 @@ def renoise_samples(x_start_Bchw: Tensor, sigma_start: float, key: DrawKey, lowe
     return Renoised(x_start_Bchw, noise_Bchw, latents_Bchw, sigma_start, sigma_B)
 
 
+def begin_fake_score_noise(backbone: Backbone, settings: MatchingSettings, key: DrawKey) -> None:
+    """Begin the draws of `renoise_samples` and `fake_score_objective`."""
+    key.begin("renoise", backbone.latent_shape, backbone.device)
+    if settings.consistency_weight == 0:
+        return
+    positions, _ = _regularised(key, settings.consistency_fraction)
+    if positions:
+        for name in CONSISTENCY_SAMPLES:
+            key.at(positions).begin(name, backbone.latent_shape, backbone.device)
+
+
+def begin_student_noise(backbone: Backbone, key: DrawKey) -> None:
+    """Begin the draws of `renoise_samples` and `student_objective`."""
+    for name in ("renoise", "project"):
+        key.begin(name, backbone.latent_shape, backbone.device)
+
+
 def fake_score_objective(
     backbone: Backbone, renoised: Renoised, conditioning: Conditioning, settings: MatchingSettings, key: DrawKey
 ) -> Loss:
@@ -146,7 +181,7 @@ def _consistency(
     earlier = earlier_sigma(to_device(key.uniform("earlier"), sigma.device), sigma)
     transition = cps_transition(latents, velocity_Bchw.detach(), sigma, earlier, settings.eta)
     # Both samples of every row in one forward pass.
-    samples = torch.cat([transition.sample(key.normal(name, latents)) for name in ("first", "second")])
+    samples = torch.cat([transition.sample(key.normal(name, latents)) for name in CONSISTENCY_SAMPLES])
     earlier = earlier.repeat(2)
     prediction = backbone.velocity(Network.FAKE_SCORE, samples, earlier, conditioning.rows(chosen.repeat(2)))
     first, second = clean_prediction(samples, prediction, earlier).chunk(2)

@@ -30,7 +30,7 @@ from common.process_log import report_to_driver
 from common.progress import STEP_LIMIT_S, WAIT_FOR_RANKS, Progress
 from common.rewards.access import RewardAccess
 from common.sealed_group import SealedGroup
-from common.torch_device import peak_memory_bytes
+from common.torch_device import peak_memory_bytes, release_cached
 from common.types import FloatArray, Guidance, Position, ProcessPlace, Prompt, ScoredGroup, Stage
 from common.weights import Payload, PublishedWeights, attestation_velocity, frozen_weights, publish
 from common.wire import fingerprint, tensor_hashes
@@ -164,6 +164,10 @@ class LearnerRank:
     def frozen_weights(self) -> Payload:
         """The student's weights that `publish` leaves out: they do not change within a stage. Any rank can answer."""
         return frozen_weights(self._backbone)
+
+    def release_memory(self) -> None:
+        """Give the memory of the update's passes to the workers on the same GPU."""
+        release_cached(self._backbone.device)
 
     def attestation_pass(self, *, averaged: bool) -> None:
         """Take part in the forward pass of rank 0's `publish`. Other ranks only, if the base is sharded."""

@@ -60,7 +60,7 @@ def policy_loss(
 ) -> tuple[Tensor, Mapping[str, float | Tensor]]:
     """The loss on one stochastic step, whose mean is recomputed with its graph, and its metrics."""
     transition = batch.transition(backbone, step, rows)
-    next_sample = batch.latents_SBchw[step + 1, rows]
+    next_sample = batch.latents(step + 1, rows)
     surrogate_B = surrogate_log_density(transition.mean_Bchw, next_sample)
     rollout_B = batch.old_surrogate_TB[step, rows]
     gap = (surrogate_B.detach() - rollout_B).abs().max()

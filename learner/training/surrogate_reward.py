@@ -143,7 +143,7 @@ class SurrogateReward:
     def _judged(self, batch: Batch, step: int, rows: slice, key: DrawKey) -> _Judged:
         """The states after a step, renoised by this key."""
         conditioning, start = batch.conditioning(rows), batch.plan.steps[step].sigma_next
-        renoised = renoise_samples(batch.latents_SBchw[step + 1, rows], start, key, LOWEST_LEVEL)
+        renoised = renoise_samples(batch.latents(step + 1, rows), start, key, LOWEST_LEVEL)
         target, scale = ambient_target(renoised.x_start_Bchw, renoised.noise_Bchw, start, renoised.sigma_B)
         reference = self._backbone.velocity(Network.TEACHER, renoised.latents_Bchw, renoised.sigma_B, conditioning)
         return _Judged(renoised, conditioning, reference, target, scale)

@@ -14,7 +14,7 @@ from learner.training.alignment_trainer import AlignmentTrainer
 from learner.training.cold_start_trainer import ColdStartTrainer
 from learner.training.distribution_matching import MatchingSettings
 from learner.training.networks import ALIGNED, ALIGNED_FAKE_SCORE, COLD_START, FAKE_SCORE, Networks, StageSettings
-from learner.training.reward_gradients import DifferentiableRewards, ServedRewards
+from learner.training.reward_gradients import DifferentiableRewards, InProcessRewards
 from rollout_workers.sampler import sample_group
 from tests.helpers.gaussian_backbone import ETA, SIGMAS, STEPS, GaussianBackbone
 
@@ -80,7 +80,7 @@ def scattered_networks(settings: AlignmentConfig) -> Networks:
     return networks
 
 
-class Served(ServedRewards):
+class Served(InProcessRewards):
     """Two rewards with their graph, where servers would be asked."""
 
     def __init__(self, direction_c: Tensor, names: Sequence[str]) -> None:

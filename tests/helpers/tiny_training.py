@@ -19,7 +19,7 @@ from learner.training.cold_start_trainer import ColdStartTrainer
 from learner.training.distribution_matching import MatchingSettings
 from learner.training.networks import Networks, StageSettings
 from learner.training.ranks import ALONE, Ranks
-from learner.training.reward_gradients import DifferentiableRewards, ServedRewards
+from learner.training.reward_gradients import DifferentiableRewards, InProcessRewards
 from rollout_workers.sampler import sample_group
 from tests.helpers.tiny_pipeline import load_tiny_backbone
 
@@ -59,7 +59,7 @@ def cold_start_trainer(networks: Networks, settings: ColdStartConfig | None = No
     return ColdStartTrainer(networks, settings or cold_start_settings(), SAMPLING, GUIDANCE, PROMPTS, seed=0)
 
 
-class Brightness(ServedRewards):
+class Brightness(InProcessRewards):
     """Mean pixel value, with its graph, where a server would be asked."""
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ def alignment_trainer(
     networks: Networks,
     settings: AlignmentConfig | None = None,
     rewards: Mapping[str, float] = REWARDS,
-    served: ServedRewards | None = None,
+    served: InProcessRewards | None = None,
     surrogate_gap_limit: float = math.inf,
 ) -> AlignmentTrainer:
     """A trainer in stage 2; `networks` must have begun it."""

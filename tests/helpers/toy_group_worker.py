@@ -73,7 +73,7 @@ def _faulty(fault: GroupFault, sealed: SealedGroup) -> SealedGroup:
     return SealedGroup.of(toy_group(first, plan, trajectory.group_size))
 
 
-def toy_group_workers(folder: Path, faults: Mapping[int, GroupFault], times: int) -> Callable[[], ActorHandle]:
+def toy_group_workers(folder: Path, faults: Mapping[int, GroupFault], times: int) -> Callable[[int], ActorHandle]:
     """Starts a worker that takes one CPU. It runs one call at a time, so that groups arrive in the order of prompts."""
     actor = ray.remote(num_cpus=1, concurrency_groups={HEALTH: 1})(ToyGroupWorker)
-    return lambda: actor.remote(folder, faults, times)
+    return lambda _: actor.remote(folder, faults, times)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import ray
+from ray.actor import ActorHandle
 
 from common.heartbeat import Heartbeat
 from common.progress import Progress
@@ -69,7 +70,7 @@ def work(key: int, what: str = "nothing", limit_s: float = 60.0) -> Call:
     return Call(key, submit)
 
 
-def toy_workers(folder: Path, fingerprint: Callable[[], str] = lambda: "base") -> Callable[[], ray.actor.ActorHandle]:
+def toy_workers(folder: Path, fingerprint: Callable[[], str] = lambda: "base") -> Callable[[int], ActorHandle]:
     """Starts a worker that takes one CPU."""
     actor = ray.remote(
         num_cpus=1,
@@ -78,4 +79,4 @@ def toy_workers(folder: Path, fingerprint: Callable[[], str] = lambda: "base") -
         max_concurrency=CALLS_PER_WORKER,
         concurrency_groups={HEALTH: 1},
     )(ToyWorker)
-    return lambda: actor.remote(folder, fingerprint())
+    return lambda _: actor.remote(folder, fingerprint())

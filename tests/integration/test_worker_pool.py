@@ -7,13 +7,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 
 from common.errors import ModelError, WorkerError
 from learner.driver import call_queue
 from learner.driver.fleet import Fleet
 from learner.driver.machines import RayMachines
+from learner.driver.placement import placed
 from learner.driver.worker_pool import WorkerPool
+from learner.preflight.command_line import parse
 from tests.helpers.ray_machine import ray_machine
 from tests.helpers.toy_worker import toy_workers, work
 from tests.helpers.waiting import wait_until
@@ -160,3 +163,25 @@ def test_without_workers_and_restarts_the_run_ends_by_name(tmp_path: Path) -> No
         workers.submit(work(0, "die mark"))
         with pytest.raises(WorkerError, match=r"the last rollout worker is gone.*workers\.restarts = 0.*--resume"):
             workers.take({0})
+
+
+def test_every_shared_gpu_gets_a_rank_and_a_worker(cluster: Cluster) -> None:
+    """Without the bundles Ray would put both ranks on one of the two GPUs of the added machine."""
+    machine = cluster.add_node(num_cpus=1, num_gpus=2)
+    sharing = ["learner.ranks=2", "learner.num_gpus=0.5", "learner.num_cpus=0.1"]
+    sharing += ["workers.count=2", "workers.num_gpus=0.5", "workers.num_cpus=0.1"]
+    try:
+        with placed(parse([f"--{option}" for option in sharing], {}).config) as placement:
+            half = ray.remote(num_cpus=0.1, num_gpus=0.5)(WithGpu)
+            ranks = [half.options(**placement.rank(index)).remote() for index in range(2)]
+            workers = [half.options(**placement.worker(place)).remote() for place in (1, 2)]
+            of_ranks, of_workers = (ray.get([one.gpus.remote() for one in kind]) for kind in (ranks, workers))
+        assert sorted(of_ranks) == [["0"], ["1"]]
+        assert of_workers == of_ranks
+    finally:
+        cluster.remove_node(machine)
+
+
+class WithGpu:
+    def gpus(self) -> list[str]:
+        return [str(one) for one in ray.get_runtime_context().get_accelerator_ids()["GPU"]]

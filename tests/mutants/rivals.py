@@ -27,8 +27,8 @@ RIVALS = (
     Mutant(
         "DiffusionNFT trains on the samples before the final step",
         _NFT,
-        "batch.latents_SBchw[-1, rows]",
-        "batch.latents_SBchw[-2, rows]",
+        "batch.latents(-1, rows)",
+        "batch.latents(-2, rows)",
         unit_test("learner/training/rivals::the_nft_gradient_by_hand"),
     ),
     Mutant(

@@ -14,15 +14,15 @@ COLD_START = (
     Mutant(
         "the student is updated one iteration late",
         _COLD_START,
-        "if (iteration + 1) % self._settings.student_every == 0:",
-        "if iteration % self._settings.student_every == 0:",
+        "return (iteration + 1) % self._settings.student_every == 0",
+        "return iteration % self._settings.student_every == 0",
         unit_test("learner/training/networks::the_student_updates_every_kth_time_and_the_fake_score_always"),
     ),
     Mutant(
         "the average of stage 1 moves with the student's updates alone",
         _COLD_START,
-        "        self._networks.update_average()\n        totals",
-        "            self._networks.update_average()\n        totals",
+        "        self._networks.update_average()\n        self",
+        "            self._networks.update_average()\n        self",
         unit_test("learner/training/networks::the_average_moves_in_every_iteration_of_stage_one"),
     ),
     Mutant(
@@ -42,7 +42,7 @@ COLD_START = (
     Mutant(
         "stage 1 always rolls to the last step",
         _COLD_START,
-        "        steps = self._steps_to(index)",
+        "        steps = self._steps_to(self._last_step(key))",
         "        steps = self._steps_to(len(self._steps) - 1)",
         unit_test("learner/training/cold_start_by_hand::each_update_has_samples_of_its_own_after_a_random_step"),
     ),
@@ -177,8 +177,8 @@ ALIGNMENT = (
     Mutant(
         "the fake score trains on the samples before the final step",
         _ALIGNMENT,
-        "renoise_samples(batch.latents_SBchw[-1, rows], 0.0, key)",
-        "renoise_samples(batch.latents_SBchw[-2, rows], 0.0, key)",
+        "renoise_samples(batch.latents(-1, rows), 0.0, key)",
+        "renoise_samples(batch.latents(-2, rows), 0.0, key)",
         unit_test(
             "learner/training/alignment_trainer::a_gradient_that_is_not_finite_stops_its_network_by_name[student]"
         ),
@@ -223,8 +223,8 @@ ALIGNMENT = (
     Mutant(
         "advantages go to the wrong samples",
         _BATCH,
-        "advantages_B=advantages_PG.flatten()",
-        "advantages_B=advantages_PG.T.flatten()",
+        "to_device(advantages_PG.flatten()[mine]",
+        "to_device(advantages_PG.T.flatten()[mine]",
         unit_test(
             "learner/training/alignment_trainer::the_policy_gradient_is_minus_advantage_times_surrogate[squared_error]"
         ),
@@ -262,8 +262,8 @@ ALIGNMENT = (
     Mutant(
         "the hinge's gradient is divided twice by the batch",
         _ALIGNMENT,
-        "hinge.value * len(prompts), latents",
-        "hinge.value, latents",
+        "hinge.value * count, decoded",
+        "hinge.value, decoded",
         unit_test("learner/training/alignment_trainer::the_micro_batch_changes_no_result[1]"),
     ),
     Mutant(
@@ -276,15 +276,15 @@ ALIGNMENT = (
     Mutant(
         "prompts go to the wrong samples",
         _BATCH,
-        "encoded_of_B=order.to(device)",
-        "encoded_of_B=order.flip(0).to(device)",
+        "encoded_of_B=to_device(order, device)",
+        "encoded_of_B=to_device(order.flip(0), device)",
         unit_test("learner/training/alignment_trainer::learner_and_sampler_agree"),
     ),
     Mutant(
         "every step is given the first level",
         _BATCH,
-        "self.latents_SBchw[step, rows], self.plan.steps[step])",
-        "self.latents_SBchw[step, rows], self.plan.steps[0])",
+        "self.latents(step, rows), self.plan.steps[step])",
+        "self.latents(step, rows), self.plan.steps[0])",
         unit_test("learner/training/alignment_trainer::learner_and_sampler_agree"),
     ),
     Mutant(
@@ -306,8 +306,8 @@ ALIGNMENT = (
     Mutant(
         "the fake score of stage 2 takes its samples for noisy",
         _ALIGNMENT,
-        "renoise_samples(batch.latents_SBchw[-1, rows], 0.0, key)",
-        "renoise_samples(batch.latents_SBchw[-1, rows], 0.5, key)",
+        "renoise_samples(batch.latents(-1, rows), 0.0, key)",
+        "renoise_samples(batch.latents(-1, rows), 0.5, key)",
         unit_test("learner/training/alignment_trainer_gaussian::the_fake_scores_gradient_by_hand"),
     ),
     Mutant(

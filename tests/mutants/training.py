@@ -135,8 +135,8 @@ MATCHING = (
     Mutant(
         "fake score and student have the same draws",
         _MATCHING,
-        'purpose=f"{self.purpose}/{what}", **self._keys(sample))\n            for',
-        "purpose=what, **self._keys(sample))\n            for",
+        'purpose = f"{self.purpose}/{what}"\n        return torch',
+        "purpose = what\n        return torch",
         unit_test("learner/training/distribution_matching::a_draw_is_a_function_of_every_part_of_its_key[other1]"),
     ),
 )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.count import STEPS, add_student, count, kept, over
+from benchmarks.count import ETA, STEPS, add_student, count, kept, over
+from benchmarks.counted_update import count_update
 from benchmarks.counting import DEVICE, counted
 from benchmarks.weightless import MODELS
+from common.backbones.device.transfer import HostCopy
 from common.config.stages import ColdStartConfig, SamplingConfig
-from common.types import Network
+from common.types import Network, StepPlan
 from learner.preflight.forecast import BLOCK_ACTIVATIONS, VAE_ACTIVATIONS
 from learner.training.distribution_matching import (
     DrawKey,
@@ -40,12 +42,31 @@ def test_the_host_runs_ahead_of_the_device_for_a_whole_group(model: str) -> None
     assert (group.copies, group.waits) == (1 + STEPS, 0)
 
 
+def test_the_host_runs_ahead_of_the_device_in_both_updates() -> None:
+    """Latents, noise, images and the rewards' gradients are all copied within the device's queue."""
+    backbone = MODELS["sd35_medium"].backbone(layers=2)
+    found = count_update(backbone, StepPlan(0, backbone.sigmas(STEPS), ETA, (0, 1)), batch=2)
+    assert {name: counts.waits for name, counts in found.items()} == {"fake_update": 0, "student_update": 0}
+    images, latents = 2 * 3 * 512 * 512 * 4 / 1e6, 2 * 16 * 64 * 64 * 4 / 1e6
+    # The images and a gradient of each of three rewards; states before and after two policy steps, and before the
+    # last; two draws of noise. The rest are levels and scores.
+    assert found["student_update"].copied_mb == pytest.approx(4 * images + 7 * latents, abs=1e-3)
+    # Final states and three draws of noise.
+    assert found["fake_update"].copied_mb == pytest.approx(4 * latents, abs=1e-3)
+
+
 @pytest.mark.parametrize("model", LIMITS)
 def test_the_forecast_of_memory_is_what_is_counted(model: str) -> None:
     values = kept(model, layers=2)
     # Two blocks keep less on average than all: the last one keeps nothing of the text.
     assert 0.75 * BLOCK_ACTIVATIONS < values["block"] <= BLOCK_ACTIVATIONS
     assert 0.95 * VAE_ACTIVATIONS < values["vae"] <= VAE_ACTIVATIONS
+
+
+def test_images_reach_the_reward_servers_without_a_wait_of_the_learners_thread() -> None:
+    images = torch.empty(2, 3, 8, 8, device=DEVICE)
+    counts = counted(lambda: (images.mul(2), HostCopy(images), images.mul(2)))
+    assert (counts.kernels, counts.copies, counts.waits) == (2, 1, 0)
 
 
 @pytest.mark.parametrize("start", [0.0, 0.5])

@@ -88,3 +88,10 @@ def test_waits_before_the_first_kernel_and_after_the_last_delay_nothing() -> Non
     x, host = on_device(3), torch.ones(3)
     found = counted(lambda: (host.to(DEVICE), x.exp(), host.to(DEVICE)))
     assert (found.copies, found.waits) == (2, 0)
+
+
+def test_copies_are_summed_in_both_directions() -> None:
+    x, host = on_device(1000), torch.ones(500)
+    work = (x.exp, lambda: x.to("cpu", non_blocking=True), lambda: host.pin_memory().to(DEVICE, non_blocking=True))
+    found = counted(lambda: [part() for part in work])
+    assert (found.copies, found.copied_mb) == (2, pytest.approx(6e-3))

@@ -178,12 +178,12 @@ def test_a_borrowed_cold_start_must_be_there_until_the_run_has_its_own(tmp_path:
 
 @pytest.mark.parametrize(
     ("ranks", "rank_gpus", "workers", "worker_gpus", "gpus"),
-    [(7, 1, 2, 0.5, 8), (1, 0, 4, 0, 0), (10, 0.1, 2, 0.5, 2), (1, 0.6, 2, 0.7, 3), (1, 2, 1, 1, 3)],
+    [(7, 1, 2, 0.5, 8), (1, 0, 4, 0, 0), (10, 0.1, 2, 0.5, 2), (1, 1, 2, 0.7, 3), (3, 0.5, 3, 0.5, 3), (1, 2, 1, 1, 3)],
 )
 def test_one_gpu_less_than_a_run_asks_for_is_refused(
     ranks: int, rank_gpus: float, workers: int, worker_gpus: float, gpus: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Shares of a GPU are on one: .6, .7 and .7 need three."""
+    """A share of a GPU is on one: two of 0.7 need two."""
     chosen = config(
         learner={"num_gpus": rank_gpus, "ranks": ranks}, workers={"count": workers, "num_gpus": worker_gpus}
     )

@@ -12,7 +12,7 @@ from common.backbones.sd3 import StableDiffusion3
 from common.flow import cps_transition, surrogate_log_density
 from common.policies import SamplingSpec
 from common.types import Network, Prompt, Step, StepPlan
-from rollout_workers.sampler import SampledGroup, sample_for_evaluation, sample_group
+from rollout_workers.sampler import SampledGroup, group_noise, sample_for_evaluation, sample_group
 from tests.helpers.tiny_pipeline import load_tiny_backbone, randomise
 
 PROMPT = Prompt(5, "red circle")
@@ -73,6 +73,15 @@ def test_shared_noise_is_the_groups_wherever_its_members_are_sampled(backbone: S
     next_iteration = StepPlan(PLAN.iteration + 1, SIGMAS, 0.9, PLAN.selected)
     third = added_noise(backbone, sample(backbone, plan=next_iteration), next_iteration, 1)
     assert (first[0] - third[0]).abs().max() > 1
+
+
+@pytest.mark.parametrize("same_latent", [False, True])
+def test_noise_that_was_drawn_before_gives_the_same_group(backbone: StableDiffusion3, same_latent: bool) -> None:
+    plan = replace(PLAN, same_latent=same_latent)
+    noise = group_noise(backbone, PROMPT, plan, seed=0, group_size=3)
+    assert [len(one) for one in noise.steps_Gchw] == [3] * 4
+    before = sample_group(backbone, PROMPT, plan, seed=0, group_size=3, noise=noise)
+    assert torch.equal(before.latents_SGchw, sample(backbone, plan=plan).latents_SGchw)
 
 
 def test_samples_do_not_depend_on_the_groups_size(backbone: StableDiffusion3) -> None:

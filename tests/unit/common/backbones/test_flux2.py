@@ -169,6 +169,30 @@ def test_the_student_starts_from_its_own_base(backbone: Flux2, klein: Path, few_
         both.adapters.define(Network.FAKE_SCORE, ("s",))
 
 
+def test_a_resting_teacher_is_on_the_device_only_while_it_is_used(
+    klein: Path, few_step: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = load_tiny_klein(few_step, teacher=klein)
+    both.adapters.define(Network.STUDENT, ())
+    expected = {network: velocity(both, network) for network in (Network.STUDENT, Network.TEACHER)}
+    moves: list[str] = []
+    monkeypatch.setattr(both._teacher, "to", lambda device: moves.append("host" if device == "cpu" else "device"))
+    velocity(both, Network.TEACHER)
+    assert moves == []
+    both.rest_teacher()
+    for network in (Network.STUDENT, Network.TEACHER, Network.TEACHER, Network.STUDENT, Network.STUDENT):
+        assert torch.equal(velocity(both, network), expected[network])
+    assert moves == ["host", "device", "host"]
+
+
+def test_the_teacher_of_one_base_never_rests(backbone: Flux2, monkeypatch: pytest.MonkeyPatch) -> None:
+    moves: list[object] = []
+    monkeypatch.setattr(backbone._transformer, "to", moves.append)
+    backbone.rest_teacher()
+    velocity(backbone, Network.TEACHER)
+    assert moves == []
+
+
 # ── guidance ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

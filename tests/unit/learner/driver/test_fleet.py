@@ -12,7 +12,7 @@ from tests.helpers.hand_clock import HandClock
 
 def fleet(places: int, restarts: int) -> tuple[Fleet, HandClock]:
     clock = HandClock()
-    return Fleet(object, places, restarts, 5.0, clock), clock  # type: ignore[arg-type]
+    return Fleet(lambda _: object(), places, restarts, 5.0, clock), clock  # type: ignore[arg-type]
 
 
 def test_every_place_starts_one_worker_and_a_lost_one_is_replaced() -> None:

@@ -74,7 +74,7 @@ class NoMachines:
 
 @contextmanager
 def pool(ready: Any = ("base", PLACE), heartbeat: Any = DEAD, restarts: int = 0, **more: Any) -> Iterator[WorkerPool]:
-    fleet = Fleet(lambda: Handle(ready, heartbeat), 2, restarts, 5.0)  # type: ignore[arg-type,return-value]
+    fleet = Fleet(lambda _: Handle(ready, heartbeat), 2, restarts, 5.0)  # type: ignore[arg-type,return-value]
     with WorkerPool(fleet, NoMachines(), 5.0, **more) as started:
         yield started
 
@@ -91,7 +91,7 @@ def test_workers_end_with_the_pool_also_those_that_still_load() -> None:
             killed.extend(actors)
 
     handles = [Handle(("base", PLACE)), Handle(Future())]
-    fleet = Fleet(iter(handles).__next__, 2, 0, 5.0)  # type: ignore[arg-type]
+    fleet = Fleet(lambda place: handles[place - 1], 2, 0, 5.0)  # type: ignore[arg-type]
     with WorkerPool(fleet, Machines(), 5.0) as workers:
         workers.admit("base", 1)
     assert killed == handles
@@ -105,7 +105,7 @@ def test_a_surplus_worker_leaves_when_its_call_is_done() -> None:
         return [Reference(answers[handle]), None]
 
     handles = [Handle(("base", PLACE), Heartbeat(PLACE, ())) for _ in range(2)]
-    fleet, said = Fleet(iter(handles).__next__, 2, 0, 5.0), list[str]()  # type: ignore[arg-type]
+    fleet, said = Fleet(lambda place: handles[place - 1], 2, 0, 5.0), list[str]()  # type: ignore[arg-type]
     with WorkerPool(fleet, NoMachines(), 5.0, say=said.append) as workers:
         workers.admit("base", 2)
         for key in ("a", "b"):

@@ -21,7 +21,7 @@ from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.objectives.advantage import group_advantages
 from learner.training.distribution_matching import DrawKey, MatchingSettings, renoise_samples, student_objective
 from learner.training.networks import ALIGNED, ALIGNED_FAKE_SCORE, Networks, StageSettings
-from learner.training.reward_gradients import DifferentiableRewards
+from learner.training.reward_gradients import DifferentiableRewards, RequestedRewards
 from tests.helpers.tiny_pipeline import UNUSED_MODULE
 from tests.helpers.tiny_training import (
     GUIDANCE,
@@ -288,6 +288,39 @@ def test_a_reward_out_of_reach_leaves_the_student_alone(networks: Networks) -> N
     with pytest.raises(RewardUnavailable, match="is the server running"):
         trainer.update(scored_groups(networks.backbone, 0))
     assert adapters(changed(networks.backbone, before)) == {ALIGNED_FAKE_SCORE}
+
+
+class Late(Brightness):
+    """Answers only when it is asked for the answer, and notes the student's gradient at both moments."""
+
+    def __init__(self, gradient_n: Tensor) -> None:
+        super().__init__()
+        self._gradient_n = gradient_n
+        self.norms: list[tuple[str, float]] = []
+
+    def request(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> RequestedRewards:
+        self.norms.append(("request", float(self._gradient_n.norm())))
+
+        def collect() -> DifferentiableRewards:
+            self.norms.append(("collect", float(self._gradient_n.norm())))
+            return self.differentiable(images_BCHW, prompts)
+
+        return RequestedRewards(lambda: False, collect)
+
+
+def test_rewards_are_requested_before_the_policys_backward_and_collected_after_it(
+    tiny_pipeline: Path, networks: Networks
+) -> None:
+    late = Late(networks.student.gradient_n)
+    groups = scored_groups(networks.backbone, 0)
+    alignment_trainer(networks, served=late).update(groups)
+    (first, at_request), (second, at_collect), *rest = late.norms
+    assert (first, second) == ("request", "collect")
+    assert at_request == 0 < at_collect
+    assert len(rest) == 2  # the second micro-batch
+    at_once = aligned_networks(tiny_pipeline)
+    alignment_trainer(at_once).update(groups)
+    assert all(torch.equal(value, at_once.state()[name]) for name, value in networks.state().items())
 
 
 class HalfOut(Brightness):

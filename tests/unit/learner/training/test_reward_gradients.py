@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from threading import Barrier
+from threading import Barrier, Event
 
 import numpy as np
 import pytest
@@ -71,7 +71,7 @@ def served_by(
 def test_all_rewards_are_asked_at_once_with_metadata_and_carry_their_graph() -> None:
     images = torch.full((2, 3, 2, 2), 0.5, requires_grad=True)
     served = served_by({"hps": 2.0, "bright": 0.5})
-    rewards = served.differentiable(images, PROMPTS).scores
+    rewards = served.request(images, PROMPTS).collect().scores
     assert list(rewards) == ["hps", "bright"]
     assert rewards["hps"].tolist() == [12.0, 12.0]
     assert rewards["bright"].tolist() == [3.0, 3.0]
@@ -80,20 +80,37 @@ def test_all_rewards_are_asked_at_once_with_metadata_and_carry_their_graph() -> 
     assert images.grad[:, 0, 0, 0].tolist() == [3.0, 2.0]
 
 
-def test_a_reward_that_fails_is_raised() -> None:
-    served = served_by({"hps": 2.0, "bright": -1.0}, pause=0.0)
+def test_a_request_returns_before_the_servers_answer() -> None:
+    answer_now = Event()
+
+    class Slow(Client):
+        def gradient(self, *arguments: object, **options: object) -> tuple[FloatArray, FloatArray]:
+            assert answer_now.wait(timeout=30)
+            return super().gradient(*arguments, **options)
+
+    guard = RewardGuard(Slow({"hps": 2.0}), {"hps": Outage(OutagePolicy.PAUSE, 5.0)})
+    images = torch.full((2, 3, 2, 2), 0.5, requires_grad=True)
+    requested = ServedRewards(guard, ["hps"]).request(images, PROMPTS)
+    assert not requested.answered()
+    answer_now.set()
+    assert requested.collect().scores["hps"].tolist() == [12.0, 12.0]
+    assert requested.answered()
+
+
+def test_a_reward_that_fails_is_raised_where_it_is_collected() -> None:
+    requested = served_by({"hps": 2.0, "bright": -1.0}, pause=0.0).request(torch.zeros(2, 3, 2, 2), PROMPTS)
     with pytest.raises(RewardOutage, match="no bright"):
-        served.differentiable(torch.zeros(2, 3, 2, 2), PROMPTS)
+        requested.collect()
 
 
 def test_a_reward_that_is_out_is_left_out_and_counted() -> None:
     """Renormalised: the other stays. Dropped: the samples get no reward gradient at all."""
     images = torch.full((2, 3, 2, 2), 0.5)
     served = served_by({"hps": 2.0, "bright": -1.0}, OutagePolicy.RENORMALISE)
-    found = served.differentiable(images, PROMPTS)
+    found = served.request(images, PROMPTS).collect()
     assert {name: values.tolist() for name, values in found.scores.items()} == {"hps": [12.0, 12.0]}
     assert found.left_out == {"bright:refused": 2}
-    dropping = served_by({"hps": 2.0, "bright": -1.0}, OutagePolicy.DROP_GROUP).differentiable(images, PROMPTS)
+    dropping = served_by({"hps": 2.0, "bright": -1.0}, OutagePolicy.DROP_GROUP).request(images, PROMPTS).collect()
     assert dropping == DifferentiableRewards({}, {"bright:refused": 2})
 
 
@@ -102,11 +119,11 @@ def test_samples_that_a_reward_fails_at_alone_do_not_end_a_run_that_would_wait_f
     outages = dict.fromkeys(("hps", "bright"), Outage(OutagePolicy.PAUSE, 5.0))
     guard = RewardGuard(client, outages, {"bright": ControlRequest("a dot", {})})
     served = ServedRewards(guard, ["hps", "bright"])
-    found = served.differentiable(torch.zeros(2, 3, 2, 2), PROMPTS)
+    found = served.request(torch.zeros(2, 3, 2, 2), PROMPTS).collect()
     assert found == DifferentiableRewards({}, {"bright:scorer": 2})
 
 
 def test_with_every_reward_out_nothing_is_left() -> None:
     served = served_by({"hps": -2.0, "bright": -1.0}, OutagePolicy.RENORMALISE)
-    found = served.differentiable(torch.zeros(2, 3, 2, 2), PROMPTS)
+    found = served.request(torch.zeros(2, 3, 2, 2), PROMPTS).collect()
     assert found == DifferentiableRewards({}, {"hps:refused": 2, "bright:refused": 2})
