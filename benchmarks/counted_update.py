@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -40,7 +40,7 @@ class Zeros(RewardGuard):
         images_BCHW: FloatArray,
         prompts: Sequence[str],  # noqa: ARG002
         metadata: Sequence[Metadata],  # noqa: ARG002
-        names: Sequence[str],
+        names: Iterable[str],
     ) -> Answers[Gradient]:
         scores_B = np.zeros(len(images_BCHW), np.float32)
         return Answers({name: (scores_B, np.zeros_like(images_BCHW)) for name in names})
