@@ -37,6 +37,14 @@ SERVED = {
 }
 
 
+STATISTICS = ("group_mean/", "group_error/")
+"""Metrics of images in whole numbers: where processors round a pixel differently, it moves by one."""
+
+
+def close_to(name: str, value: float) -> object:
+    return pytest.approx(value, rel=2e-3, abs=5e-3 if name.startswith(STATISTICS) else 2e-4)
+
+
 @pytest.fixture(scope="module")
 def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Of the rewards of both run files, which the runs would start for themselves."""
@@ -73,6 +81,6 @@ def test_the_shapes_world_runs_as_recorded(
     assert golden["weights"] == found["weights"], "the shipped weights have changed: record the golden file anew"
     assert [line[:3] for line in golden["lines"]] == [list(line[:3]) for line in found["lines"]]
     for (*_, expected), (*place, metrics) in zip(golden["lines"], found["lines"], strict=True):
-        assert metrics == pytest.approx(expected, rel=2e-3, abs=2e-4), place
+        assert metrics == {name: close_to(name, value) for name, value in expected.items()}, place
     for policy, expected in golden["policies"].items():
         assert found["policies"][policy] == pytest.approx(expected, rel=2e-3, abs=2e-4)
