@@ -43,7 +43,8 @@ def test_a_stack_equals_the_merged_weights(stack: tuple[str, ...]) -> None:
     expected = nn.functional.linear(inputs, merged(layer, stack), layer.bias)
     assert layer(inputs).shape == (2, 3, OUTPUTS)
     assert (layer(inputs) - expected).abs().max() <= 1e-6
-    assert torch.equal(layer(inputs[0]), layer(inputs)[0])
+    # A matrix product of fewer rows may round differently.
+    assert (layer(inputs[0]) - layer(inputs)[0]).abs().max() <= 1e-6
     active.name = "another"
     assert torch.equal(layer(inputs), layer.base(inputs))
 
