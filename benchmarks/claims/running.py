@@ -49,9 +49,9 @@ def run_arm(claim: str, name: str, seed: int, places: Places) -> dict[str, Any]:
     arm = _arm(claim, name)
     options = {**CLAIMS[claim].common, **arm.options, "run.seed": seed, "run.name": f"claim-{claim}-{name}-{seed}"}
     if arm.start is not None:
-        options["cold_start.from_checkpoint"] = _cold_start_of(claim, arm.start, seed, places)
+        options["cold_start.from_checkpoint"] = cold_start_of(claim, arm.start, seed, places)
     run_dir = places.run(claim, name, seed)
-    seconds = _run(CLAIMS[claim].config, options, run_dir)
+    seconds = run_service(CLAIMS[claim].config, options, run_dir)
     result = {"claim": claim, "arm": name, "seed": seed, "cpu_seconds": seconds, **_read(run_dir, options)}
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_whole(kept, (json.dumps(result) + "\n").encode())
@@ -62,7 +62,7 @@ def _arm(claim: str, name: str) -> Arm:
     return {**CLAIMS[claim].preparing, **CLAIMS[claim].arms}[name]
 
 
-def _cold_start_of(claim: str, name: str, seed: int, places: Places) -> str:
+def cold_start_of(claim: str, name: str, seed: int, places: Places) -> str:
     """The last checkpoint of another arm's cold start, which is made if it is not there."""
     checkpoints = places.run(claim, name, seed) / "checkpoints"
     if not (places.run(claim, name, seed) / "summary.json").exists():
@@ -71,7 +71,7 @@ def _cold_start_of(claim: str, name: str, seed: int, places: Places) -> str:
     return str(max(checkpoints.glob("cold_start-*")))
 
 
-def _run(config: str, options: dict[str, object], run_dir: Path) -> float | None:
+def run_service(config: str, options: dict[str, object], run_dir: Path) -> float | None:
     """Run or resume until the summary is there; return the processor seconds that this took, of all processes.
 
     None if they are not known: this command was killed, and the run went on alone.

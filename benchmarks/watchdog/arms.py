@@ -1,78 +1,73 @@
-"""The runs: one start, three that are made to hack, and clean ones. Run-file options, complete for each."""
+"""The runs: some that are made to hack, and clean ones. Each is an arm of a claim, evaluated often."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-Options = Mapping[str, object]
+from benchmarks.claims.arms import CLAIMS, Options
 
-CONFIG = "deploy/runs/shapes_finished.yaml"
-COMMON: Options = {
-    "cold_start.objective": "clean",
-    "cold_start.consistency_weight": 0,
-    "cold_start.iterations": 100,
-    "alignment.iterations": 30,
-    "alignment.prompts_per_iteration": 6,
-    "alignment.group_size": 4,
-    "alignment.learning_rate_schedule": "constant",
-    "alignment.signal_every": "null",
-    "evaluation.every": 3,
-    "evaluation.prompts": 256,
-    "evaluation.images_per_prompt": 4,
+
+@dataclass(frozen=True)
+class WatchedRun:
+    """A run of the service whose start and settings are those of a claim's arm.
+
+    Attributes:
+        options: further options; they win.
+        hacks: whether it is made to hack its rewards.
+    """
+
+    claim: str
+    arm: str
+    hacks: bool
+    options: Options = field(default_factory=dict)
+
+    @property
+    def config(self) -> str:
+        return CLAIMS[self.claim].config
+
+    @property
+    def all_options(self) -> Options:
+        claim = CLAIMS[self.claim]
+        return {**claim.common, **claim.arms[self.arm].options, **OFTEN, **self.options}
+
+    @property
+    def start(self) -> str:
+        """The arm whose cold start this run begins from."""
+        start = CLAIMS[self.claim].arms[self.arm].start
+        assert start is not None
+        return start
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Rewards that the run trains on; the others are held out."""
+        return CLAIMS_TRAINED[self.claim]
+
+
+OFTEN: Options = {"evaluation.every": 3, "evaluation.prompts": 256, "evaluation.final_prompts": 2}
+"""Ten times as many evaluations as the claims' runs have, of all tuning prompts; the final table is not needed."""
+LIKES_GRIDS: Options = {
+    "rewards.detector.scorer": "benchmarks.watchdog.grid_scorer:GridScorer",
+    "rewards.detector.model": "null",
+    "rewards.detector.differentiable": True,
 }
-"""The start is a short distillation by plain DMD: gold has room in both directions."""
-
-
-def _held_out(*names: str) -> Options:
-    return {
-        f"rewards.{name}.{key}": value
-        for name in names
-        for key, value in (("weight", 0), ("differentiable", False), ("evaluation_only", True))
-    }
-
-
-NO_MATCHING: Options = {"alignment.matching_weight": 0, "alignment.consistency_weight": 0}
-HACKS: Mapping[str, Options] = {
-    "no_matching": {**NO_MATCHING, "alignment.learning_rate_student": 1e-3},
-    "one_reward": {
-        **NO_MATCHING,
-        **_held_out("pickscore", "detector"),
-        "alignment.policy_gradient": "none",
-        "alignment.learning_rate_student": 1e-3,
-    },
-    "grid_reward": {
-        **_held_out("pickscore"),
-        "rewards.hps.differentiable": False,
-        "rewards.detector.scorer": "benchmarks.watchdog.grid_scorer:GridScorer",
-        "rewards.detector.model": "null",
-        "rewards.detector.differentiable": True,
-        "alignment.matching_weight": 0.05,
-        "alignment.learning_rate_student": 1.5e-3,
-    },
+"""A reward that likes grids, in the place of the detector."""
+WATCHED: Mapping[str, WatchedRun] = {
+    "nft": WatchedRun("E", "nft", hacks=True),
+    "back_propagation": WatchedRun("C", "back_propagation", hacks=True),
+    "grid_reward": WatchedRun("C", "all", hacks=True, options=LIKES_GRIDS),
+    "subgrpo": WatchedRun("E", "subgrpo", hacks=False),
+    "all": WatchedRun("C", "all", hacks=False),
 }
-"""Runs that hack: no matching at 20 times the run file's rate; back-propagation of hps alone, without matching, at 6
-times the rate; and a reward that likes grids, under the name `detector`, at 6 times the rate with matching.
+"""DiffusionNFT on OCR with too weak an anchor; back-propagation alone, without an anchor; and a hackable reward with
+the settings that are clean otherwise.
 """
-CLEAN: Mapping[str, Options] = {
-    "clean": {},
-    "clean_policy": {"alignment.reward_gradient_weight": 0, "alignment.matching_weight": 1.0},
-}
-"""The demo's settings; and the policy gradient with matching, without back-propagation."""
-ARMS: Mapping[str, Options] = {**HACKS, **CLEAN}
-TRAINED: Mapping[str, tuple[str, ...]] = {
-    "no_matching": ("hps", "pickscore", "detector"),
-    "one_reward": ("hps",),
-    "grid_reward": ("hps", "detector"),
-    "clean": ("hps", "pickscore", "detector"),
-    "clean_policy": ("hps", "pickscore", "detector"),
-}
-"""Rewards that each run trains on; the others are held out."""
 CLAIMS_TRAINED: Mapping[str, tuple[str, ...]] = {
     "B": ("detector",),
     "C": ("detector", "hps"),
     "D": ("detector", "hps"),
     "E": ("ocr",),
 }
-"""The same of the claims' runs (`benchmarks/claims`)."""
+"""Rewards that the claims' runs train on."""
 CLAIMS_HACKED = (("C", "back_propagation"), ("E", "nft"), ("E", "surrogate_reward_002"))
 """Arms of the claims whose gold collapses, as the claims' own sections of docs/results.md say."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.watchdog.arms import CLAIMS_HACKED, CLAIMS_TRAINED, HACKS, TRAINED
+from benchmarks.watchdog.arms import CLAIMS_HACKED, CLAIMS_TRAINED, WATCHED
 from benchmarks.watchdog.replay import Replay, replayed, replayed_claim
 
 CLAIMS_RESULTS = Path(__file__).parents[1] / "claims/results"
@@ -19,9 +19,12 @@ def tables(results: Path) -> str:
     runs = {}
     for path in sorted(results.glob("*.json")):
         result = json.loads(path.read_text())
-        runs[f"{result['arm']}, seed {result['seed']}"] = result["arm"], replayed(result, TRAINED[result["arm"]])
-    ours = {name: replay for name, (arm, replay) in runs.items() if arm in HACKS}
-    clean = {name: replay for name, (arm, replay) in runs.items() if arm not in HACKS}
+        runs[f"{result['arm']}, seed {result['seed']}"] = (
+            result["arm"],
+            replayed(result, WATCHED[result["arm"]].trained),
+        )
+    ours = {name: replay for name, (arm, replay) in runs.items() if WATCHED[arm].hacks}
+    clean = {name: replay for name, (arm, replay) in runs.items() if not WATCHED[arm].hacks}
     hacked_claims: dict[str, Replay] = {}
     for path in sorted(CLAIMS_RESULTS.glob("*/*.json")):
         result = json.loads(path.read_text())

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.watchdog.arms import ARMS, COMMON, CONFIG, TRAINED
+from benchmarks.watchdog.arms import WATCHED
 from benchmarks.watchdog.grid_scorer import GridScorer
 from benchmarks.watchdog.replay import Replay, replayed, replayed_claim
 from benchmarks.watchdog.tables import CLAIMS_RESULTS, clean_line, hack_table
@@ -17,12 +17,16 @@ from learner.driver.watchdog import Alarm
 from learner.preflight.command_line import parse
 
 
-@pytest.mark.parametrize("name", ARMS)
+@pytest.mark.parametrize("name", WATCHED)
 def test_every_arm_is_a_possible_run(name: str) -> None:
-    options = {**COMMON, **ARMS[name]}
-    words = [f"--{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in options.items()]
-    config = parse(["--config", CONFIG, *words], {}).config
-    assert [reward.name for reward in config.rewards if reward.trained] == [*TRAINED[name]]
+    watched = WATCHED[name]
+    words = [
+        f"--{key}={str(value).lower() if isinstance(value, bool) else value}"
+        for key, value in watched.all_options.items()
+    ]
+    config = parse(["--config", watched.config, *words], {}).config
+    assert {reward.name for reward in config.rewards if reward.trained} == {*watched.trained}
+    assert config.evaluation.every == 3
 
 
 def test_the_grid_scorer_has_the_gradient_of_its_score() -> None:
