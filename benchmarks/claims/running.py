@@ -46,7 +46,12 @@ def run_arm(claim: str, name: str, seed: int, places: Places) -> dict[str, Any]:
     if kept.exists():
         found: dict[str, Any] = json.loads(kept.read_text())
         return found
-    arm = _arm(claim, name)
+    return _run_and_keep(claim, name, seed, places)
+
+
+def _run_and_keep(claim: str, name: str, seed: int, places: Places) -> dict[str, Any]:
+    """The result of an arm, which replaces a kept one. Errors as in `run_arm`."""
+    kept, arm = places.result(claim, name, seed), _arm(claim, name)
     options = {**CLAIMS[claim].common, **arm.options, "run.seed": seed, "run.name": f"claim-{claim}-{name}-{seed}"}
     if arm.start is not None:
         options["cold_start.from_checkpoint"] = cold_start_of(claim, arm.start, seed, places)
@@ -66,8 +71,7 @@ def cold_start_of(claim: str, name: str, seed: int, places: Places) -> str:
     """The last checkpoint of another arm's cold start, which is made if it is not there."""
     checkpoints = places.run(claim, name, seed) / "checkpoints"
     if not (places.run(claim, name, seed) / "summary.json").exists():
-        places.result(claim, name, seed).unlink(missing_ok=True)
-        run_arm(claim, name, seed, places)
+        _run_and_keep(claim, name, seed, places)
     return str(max(checkpoints.glob("cold_start-*")))
 
 
