@@ -154,13 +154,19 @@ def _wrong_fields(draw: random.Random, large: int) -> tuple[str, bytes]:
 
 
 def _bomb(draw: random.Random, large: int) -> tuple[str, bytes]:
-    """A PNG of kilobytes that decodes to gigabytes, or whose extra chunks do."""
-    side = draw.choice([20_000, 60_000, 2**31 - 1])
-    chunks = [_chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))]
-    if draw.random() < 0.5:
-        chunks = [_chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 2, 0, 0, 0)), _chunk(b"zTXt", b"k\x00\x00" + _ZEROS)]
+    """A PNG of kilobytes that decodes to gigabytes."""
+    return PLAIN_SCORE_PATH, _plain(_png(draw, draw.choice([20_000, 60_000, 2**31 - 1])))
+
+
+def _text_bomb(draw: random.Random, large: int) -> tuple[str, bytes]:
+    """A PNG whose text would inflate to gigabytes. No score reads texts, so the picture may be a valid one."""
+    return PLAIN_SCORE_PATH, _plain(_png(draw, 4, _chunk(b"zTXt", b"k\x00\x00" + _ZEROS)))
+
+
+def _png(draw: random.Random, side: int, *extra: bytes) -> bytes:
+    chunks = [_chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)), *extra]
     chunks += [_chunk(b"IDAT", _ZEROS[: draw.randint(100, len(_ZEROS))]), _chunk(b"IEND", b"")]
-    return PLAIN_SCORE_PATH, _plain(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 def _sliver(draw: random.Random, large: int) -> tuple[str, bytes]:
@@ -211,6 +217,7 @@ KINDS: dict[str, Callable[[random.Random, int], tuple[str, bytes]]] = {
     "wrong fields": _wrong_fields,
     "deep": _deep,
     "bomb": _bomb,
+    "text bomb": _text_bomb,
     "sliver": _sliver,
     "long text": _long_text,
     "wide": _wide,
@@ -220,4 +227,4 @@ KINDS: dict[str, Callable[[random.Random, int], tuple[str, bytes]]] = {
 # These take a hundred times as long as others.
 SLOW = {"many small": 0.03, "oversized": 0.3, "long text": 0.3, "wide": 0.3}
 # A changed pixel or letter is still a request; of slivers and long texts some are just none yet.
-MAY_BE_VALID = ("flipped", "sliver", "long text")
+MAY_BE_VALID = ("flipped", "sliver", "long text", "text bomb")

@@ -14,6 +14,7 @@ from ray.cluster_utils import Cluster
 from ray.exceptions import RayError
 
 from common.group_ends import DueGroup, GroupFault
+from common.progress import STEP_LIMIT_S, Progress
 from common.sealed_group import SealedGroup
 from common.types import Collected, Prompt, StepPlan
 from learner.driver.fleet import Fleet
@@ -46,6 +47,7 @@ def receiving_learner() -> Learner:
     """A learner of one rank that has published the toy workers' weights, and has no model."""
     learner = Learner.__new__(Learner)
     learner._own, learner._others = LearnerRank.__new__(LearnerRank), []
+    learner._own._progress, learner._own._limits_s, learner._own._pass_limit_s = Progress(""), {}, STEP_LIMIT_S
     learner._published = PublishedPolicies(0)
     learner._published.remember(POLICY)
     return learner

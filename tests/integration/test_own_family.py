@@ -15,7 +15,8 @@ from tests.helpers.toy_family import write_toy
 PROMPTS = "red\nblue\na dot\ntwo\n"
 
 
-@pytest.mark.parametrize("place", [pytest.param("PYTHONPATH", marks=pytest.mark.slow), "current directory"])
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["PYTHONPATH", "current directory"])
 def test_a_family_found_on_the_users_path_is_trained_to_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:

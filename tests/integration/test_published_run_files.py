@@ -27,7 +27,7 @@ OF_THE_SAME_CLASSES = pytest.mark.slow
 """Its pipeline's classes are those of another model here, with other sizes."""
 MODELS = (
     pytest.param("sd3m", marks=OF_THE_SAME_CLASSES),
-    "sd35m",
+    pytest.param("sd35m", marks=pytest.mark.slow),
     "flux2_klein_4b",
     pytest.param("flux2_klein_9b", marks=OF_THE_SAME_CLASSES),
     pytest.param("flux1_dev", marks=pytest.mark.slow),

@@ -58,6 +58,7 @@ def score(url: str) -> bytes:
     return answer.content
 
 
+@pytest.mark.slow
 def test_two_models_in_two_processes_answer_as_in_one_to_the_last_bit(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     for name, write in (("hps", write_hps), ("pickscore", write_pickscore)):

@@ -106,6 +106,7 @@ def wait_policies(run: Run) -> set[tuple[str, str]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_local_reward_server_that_dies_too_often_ends_the_run_by_name(
     config: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
