@@ -155,15 +155,15 @@ def _wrong_fields(draw: random.Random, large: int) -> tuple[str, bytes]:
 
 def _bomb(draw: random.Random, large: int) -> tuple[str, bytes]:
     """A PNG of kilobytes that decodes to gigabytes."""
-    return PLAIN_SCORE_PATH, _plain(_png(draw, draw.choice([20_000, 60_000, 2**31 - 1])))
+    return PLAIN_SCORE_PATH, _plain(_picture_of(draw, draw.choice([20_000, 60_000, 2**31 - 1])))
 
 
 def _text_bomb(draw: random.Random, large: int) -> tuple[str, bytes]:
     """A PNG whose text would inflate to gigabytes. No score reads texts, so the picture may be a valid one."""
-    return PLAIN_SCORE_PATH, _plain(_png(draw, 4, _chunk(b"zTXt", b"k\x00\x00" + _ZEROS)))
+    return PLAIN_SCORE_PATH, _plain(_picture_of(draw, 4, _chunk(b"zTXt", b"k\x00\x00" + _ZEROS)))
 
 
-def _png(draw: random.Random, side: int, *extra: bytes) -> bytes:
+def _picture_of(draw: random.Random, side: int, *extra: bytes) -> bytes:
     chunks = [_chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)), *extra]
     chunks += [_chunk(b"IDAT", _ZEROS[: draw.randint(100, len(_ZEROS))]), _chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
