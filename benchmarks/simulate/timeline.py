@@ -8,8 +8,8 @@ seconds are measured instead.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from heapq import heappop, heappush
 from itertools import count
 from typing import TypeVar
@@ -71,6 +71,7 @@ class VirtualEvents:
     def __init__(self, timeline: Timeline) -> None:
         self._timeline = timeline
         self._open = False
+        self._changes = 0
 
     def start(self, check: Callable[[], None], every_s: float) -> None:
         def checked() -> None:
@@ -87,11 +88,22 @@ class VirtualEvents:
     def put(self, event: Callable[[], None]) -> None:
         self._timeline.driver_after(0.0, lambda: event() if self._open else None)
 
-    def changing(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        yield
+        self._changes += 1
 
     def raise_error(self) -> None:
         """Nothing: see above."""
 
     def until(self, look: Callable[[], Found | None], seconds: float | None = None) -> Found | None:
-        return self._timeline.until(look, seconds)
+        seen = -1
+
+        def look_at_change() -> Found | None:
+            nonlocal seen
+            if seen == self._changes:
+                return None
+            seen = self._changes
+            return look()
+
+        return self._timeline.until(look_at_change, seconds)

@@ -18,8 +18,8 @@ from benchmarks.simulate.references import Method, Reference
 from benchmarks.simulate.scenario import Scenario
 from benchmarks.simulate.timeline import Timeline
 from common.heartbeat import Heartbeat, StepAtWork
+from common.progress import FIRST_CALL_LIMIT_S, STEP_LIMIT_S
 from common.types import PolicyVersion, ProcessPlace, Prompt, RolloutOutcome, StepPlan
-from rollout_workers.progress import FIRST_CALL_LIMIT_S, STEP_LIMIT_S
 
 BASE = "base"
 """Fingerprint of everybody's base model."""
