@@ -9,7 +9,7 @@ from benchmarks.simulate.network import PullRule
 
 @dataclass(frozen=True)
 class Scenario:
-    """A run of stage 2. Seconds and bytes are those of SD3.5-M at 512 x 512 with groups of 24 unless said otherwise.
+    """A run of stage 2. The bytes are those of SD3.5-M at 512 x 512 with groups of 24; the seconds are assumptions.
 
     Attributes:
         groups_per_worker: prompts of an iteration, per worker.
@@ -37,7 +37,7 @@ class Scenario:
     measured: int = 4
     groups_per_worker: int = 4
     max_staleness: int = 1
-    sample_s: float = 1.2
+    sample_s: float = 3.0
     score_s: float = 0.8
     jitter: float = 0.05
     apply_s: float = 0.25
@@ -46,7 +46,7 @@ class Scenario:
     group_bytes: int = 5 * 24 * 16 * 64 * 64 * 4
     adapter_bytes: int = 96_000_000
     check_s: float = 0.0012
-    link_gbit_s: float = 25.0
+    link_gbit_s: float = 100.0
     link_use: float = 0.8
     pull_rule: PullRule = PullRule.ANY_HOLDER
     call_s: float = 0.001

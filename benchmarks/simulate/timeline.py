@@ -75,8 +75,8 @@ class VirtualEvents:
 
     def start(self, check: Callable[[], None], every_s: float) -> None:
         def checked() -> None:
-            check()
             if self._open:
+                check()
                 self._timeline.driver_after(every_s, checked)
 
         self._open = True
