@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
-from threading import Lock
+from threading import Lock, Semaphore
 from typing import NamedTuple
 
 import numpy as np
 import ray
+from ray.actor import ActorHandle
 
 from benchmarks.simulate.run import GROUP_SIZE, NoRecords, planned
 from benchmarks.simulate.scenario import Scenario
@@ -125,31 +126,66 @@ class WaitingLearner(DurableLearner):
 
 
 class _Clock:
-    """Notes time, trained groups and the driver's processor seconds after each iteration."""
+    """Notes time and trained groups after each iteration."""
 
     def __init__(self, learner: WaitingLearner) -> None:
         self._learner = learner
-        self.after_iteration: dict[int, tuple[float, int, float]] = {}
+        self.after_iteration: dict[int, tuple[float, int]] = {}
 
     def after(self, position: Position) -> None:
-        self.after_iteration[position.iteration] = (time.monotonic(), self._learner.trained, time.process_time())
+        self.after_iteration[position.iteration] = (time.monotonic(), self._learner.trained)
 
 
-class Measured(NamedTuple):
-    """Trained groups per second, and processor seconds of the driver's process per group, Ray's threads included."""
+class CallCosts(NamedTuple):
+    """Processor milliseconds of the driver's process per call, those of Ray's threads included."""
 
-    groups_per_s: float
-    driver_cpu_s: float
+    ping_ms: float
+    rollout_ms: float
 
 
-def measure(scenario: Scenario) -> Measured:
-    """Run a scenario without faults with real workers. Ray must be initialised."""
+def _started(scenario: Scenario) -> ActorHandle:
     actor = ray.remote(
         num_cpus=0, max_concurrency=CALLS_PER_WORKER, concurrency_groups={HEALTH: 1}, runtime_env=actor_environment()
     )(WaitingWorker)
+    return actor.remote(scenario)
+
+
+def call_costs(scenario: Scenario, count: int = 500) -> CallCosts:
+    """The costs of calls of one worker that takes no time, at the pace of a large cluster. Ray must be initialised."""
+    worker = _started(replace(scenario, sample_s=0.0, score_s=0.0, apply_s=0.0))
+    ray.get(worker.ready.remote())
+    learner = WaitingLearner(replace(scenario, publish_s=0.0))
+    weights, (plan, prompts) = Publisher(learner).publish(0, averaged=False), planned(scenario)(0)
+
+    def ping() -> ray.ObjectRef:
+        return worker.heartbeat.options(concurrency_group=HEALTH).remote()
+
+    def rollout() -> ray.ObjectRef:
+        method = worker.rollout.options(num_returns=2)
+        return method.remote(prompts[0], plan, GROUP_SIZE, *weights, pictured=False)[0]
+
+    costs = CallCosts(_cost_ms(ping, count), _cost_ms(rollout, count))
+    ray.kill(worker)
+    return costs
+
+
+def _cost_ms(call: Callable[[], ray.ObjectRef], count: int) -> float:
+    """Per call, of calls whose answers come as futures, at 200 per second."""
+    answered = Semaphore(0)
+    before = time.process_time()
+    for _ in range(count):
+        call().future().add_done_callback(lambda _: answered.release())
+        time.sleep(1 / 200)
+    for _ in range(count):
+        answered.acquire()
+    return 1000 * (time.process_time() - before) / count
+
+
+def measure(scenario: Scenario) -> float:
+    """Trained groups per second of a scenario without faults, with real workers. Ray must be initialised."""
     learner = WaitingLearner(scenario)
     clock = _Clock(learner)
-    fleet = Fleet(lambda: actor.remote(scenario), scenario.workers, 0, scenario.unhealthy_after_s)
+    fleet = Fleet(lambda: _started(scenario), scenario.workers, 0, scenario.unhealthy_after_s)
     with TemporaryDirectory() as folder, WorkerPool(fleet, RayMachines(), scenario.unhealthy_after_s) as pool:
         pool.admit(BASE, scenario.workers)
         run_alignment(
@@ -164,7 +200,6 @@ def measure(scenario: Scenario) -> Measured:
             iterations=scenario.iterations,
             max_staleness=scenario.max_staleness,
         )
-    started, before, cpu_before = clock.after_iteration[scenario.warm]
-    ended, after, cpu_after = clock.after_iteration[scenario.warm + scenario.measured]
-    groups = after - before
-    return Measured(groups / (ended - started), (cpu_after - cpu_before) / groups)
+    started, before = clock.after_iteration[scenario.warm]
+    ended, after = clock.after_iteration[scenario.warm + scenario.measured]
+    return (after - before) / (ended - started)

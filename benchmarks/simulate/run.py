@@ -82,7 +82,8 @@ class Meter:
         journal, cpu_s = self._cluster.journal, time.process_time() - self._timeline.simulated_cpu_s
         calls = journal.calls + self._learner.calls
         self._after[position.iteration] = (self._timeline.now, self._learner.trained, journal.busy_s, calls, cpu_s)
-        if self._cluster.random.random() < self._scenario.lost_machines:
+        share = self._scenario.lost_machines
+        if int(share * position.iteration) > int(share * (position.iteration - 1)):
             self._timeline.after(self._cluster.random.random(), self._cluster.lose_machine)
 
     def figures(self, ledger: Path) -> Figures:

@@ -27,7 +27,7 @@ class Scenario:
         noticed_s: seconds until Ray says that a process is gone. `machine_noticed_s`: the same of a machine.
         slow_workers: share of workers that take `slow_factor` times as long.
         lost_calls: probability that a worker dies in a call; every second one freezes instead.
-        lost_machines: probability that a machine is lost in an iteration.
+        lost_machines: share of the iterations that begin with the loss of a machine, at equal distances.
         warm, measured: iterations before the clock starts, and until it stops. As many as `max_staleness` follow.
     """
 
