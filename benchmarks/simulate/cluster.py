@@ -37,8 +37,8 @@ class Cluster:
         slow = round(scenario.slow_workers * scenario.workers)
         self._slow = set(self.random.sample(range(1, scenario.workers + 1), slow))
 
-    def start(self) -> SimulatedWorker:
-        """A worker, which is placed as soon as a machine has room for it."""
+    def start(self, _place: int) -> SimulatedWorker:
+        """A worker, which is put on a machine as soon as one has room for it."""
         number = next(self._numbers)
         factor = self._scenario.slow_factor if number in self._slow else 1.0
         worker = SimulatedWorker(number, factor, self._timeline, self._scenario, self.random, self.journal)

@@ -185,7 +185,7 @@ def measure(scenario: Scenario) -> float:
     """Trained groups per second of a scenario without faults, with real workers. Ray must be initialised."""
     learner = WaitingLearner(scenario)
     clock = _Clock(learner)
-    fleet = Fleet(lambda: _started(scenario), scenario.workers, 0, scenario.unhealthy_after_s)
+    fleet = Fleet(lambda _: _started(scenario), scenario.workers, 0, scenario.unhealthy_after_s)
     with TemporaryDirectory() as folder, WorkerPool(fleet, RayMachines(), scenario.unhealthy_after_s) as pool:
         pool.admit(BASE, scenario.workers)
         run_alignment(
