@@ -10,11 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Container, Hashable
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from queue import Empty, SimpleQueue
-from threading import Condition, Thread
 from typing import Any, Generic, Self, TypeVar
 
 import ray
@@ -26,6 +23,7 @@ from common.heartbeat import Heartbeat
 from common.types import ProcessPlace
 from learner.driver.call_queue import Attempt, Call, CallQueue
 from learner.driver.calls import CALL_TIMEOUT_S, remote_reason
+from learner.driver.event_thread import Events, EventThread
 from learner.driver.fleet import Fleet, Worker
 from learner.driver.machines import Machines
 from learner.records.prometheus import RunMetrics
@@ -61,8 +59,12 @@ class WorkerPool:
         say: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         metrics: RunMetrics | None = None,
+        events: Events | None = None,
     ) -> None:
-        """`watch` is called at intervals; an error that it raises ends the wait. `say` tells of losses and joins."""
+        """`watch` is called at intervals; an error that it raises ends the wait. `say` tells of losses and joins.
+
+        `events`: a thread by default; a simulation runs the same events in virtual time.
+        """
         self._metrics = metrics or RunMetrics(CollectorRegistry(), "unnamed")
         self._fleet, self._machines, self._watch, self._say, self._clock = fleet, machines, watch, say, clock
         self._ping_s = unhealthy_after_s / PINGS
@@ -72,22 +74,16 @@ class WorkerPool:
         self._arrived: list[tuple[Worker, str, ProcessPlace]] = []
         self._pinged: dict[Worker, float] = {}
         self._asked: set[Worker] = set()
-        self._events: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._changed = Condition()
+        self._events = events or EventThread("worker-pool", clock)
         self._finished: dict[Any, Finished[Any]] = {}
         self._ready = 0
-        self._error: BaseException | None = None
-        self._open = True
-        self._thread = Thread(target=self._serve, name="worker-pool", daemon=True)
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._events.start(self._check, CHECK_S)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._open = False
-        self._events.put(lambda: None)
-        self._thread.join()
+        self._events.stop()
         for worker in self._fleet.workers:  # one that something still refers to would keep its resources
             self._machines.kill(worker.handle)
 
@@ -99,8 +95,7 @@ class WorkerPool:
 
     def check(self) -> None:
         """Raise what a wait for a result would raise at once."""
-        if self._error is not None:
-            raise self._error
+        self._events.raise_error()
 
     def resize(self, workers: int) -> None:
         """Use so many workers. Further ones join when they have loaded; surplus ones finish their calls first."""
@@ -116,12 +111,14 @@ class WorkerPool:
             WorkerError: no worker is left and none may be started, or no call finished in `CALL_TIMEOUT_S`.
             RtdmdError: the call raised it in its worker.
         """
-        with self._changed:
-            while True:
-                for key in self._finished:
-                    if key in keys:
-                        return self._finished.pop(key)
-                self._wait()
+
+        def look() -> Finished[Key] | None:
+            key = next((key for key in self._finished if key in keys), None)
+            return None if key is None else self._finished.pop(key)
+
+        finished = self._events.until(look)
+        assert finished is not None, "without a limit the wait ends with a result or an error"
+        return finished
 
     def admit(self, fingerprint: str, count: int) -> None:
         """Let the workers whose base has this fingerprint join, and wait until `count` of them are ready.
@@ -131,36 +128,13 @@ class WorkerPool:
             ConfigError: fewer were placed and have loaded in `CALL_TIMEOUT_S`.
         """
         self._events.put(partial(self._know, fingerprint))
-        until = self._clock() + CALL_TIMEOUT_S
-        with self._changed:
-            while self._ready < count:
-                if self._clock() >= until:
-                    raise ConfigError(
-                        f"{self._ready} of {count} workers were ready in {CALL_TIMEOUT_S:.0f} s: does the cluster have "
-                        "the CPUs and GPUs that workers.* asks for?"
-                    )
-                self._wait(until - self._clock())
-
-    def _wait(self, seconds: float | None = None) -> None:
-        """Wait for a change; the lock is held."""
-        self.check()
-        self._changed.wait(seconds)
+        if self._events.until(lambda: self._ready >= count or None, CALL_TIMEOUT_S) is None:
+            raise ConfigError(
+                f"{self._ready} of {count} workers were ready in {CALL_TIMEOUT_S:.0f} s: does the cluster have "
+                "the CPUs and GPUs that workers.* asks for?"
+            )
 
     # ── the thread's side ────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _serve(self) -> None:
-        try:
-            next_check = self._clock()
-            while self._open:
-                with suppress(Empty):
-                    self._events.get(timeout=max(0.0, next_check - self._clock()))()
-                if self._clock() >= next_check:
-                    next_check = self._clock() + CHECK_S
-                    self._check()
-        except BaseException as error:  # the driver raises it where it waits
-            with self._changed:
-                self._error = error
-                self._changed.notify_all()
 
     def _check(self) -> None:
         self._watch()
@@ -246,9 +220,8 @@ class WorkerPool:
                 self._say(f"{worker} has left: the run uses fewer workers now")
 
     def _tell_ready(self) -> None:
-        with self._changed:
+        with self._events.changing():
             self._ready = len(self._fleet.ready)
-            self._changed.notify_all()
 
     # health
 
@@ -320,9 +293,8 @@ class WorkerPool:
         self._dispatch()
 
     def _keep(self, finished: Finished[Any]) -> None:
-        with self._changed:
+        with self._events.changing():
             self._finished[finished.key] = finished
-            self._changed.notify_all()
 
 
 def _was_killed(error: RayActorError) -> bool:
