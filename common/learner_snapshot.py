@@ -10,7 +10,7 @@ from common.types import FloatArray, Stage
 
 @dataclass(frozen=True)
 class LearnerSnapshot:
-    """What a checkpoint holds, as plain arrays, and the policies that groups in flight may have been sampled with.
+    """The contents of a checkpoint, as plain arrays, and the policies that groups in flight may have been sampled with.
 
     Attributes:
         state: the result of `Networks.state`.

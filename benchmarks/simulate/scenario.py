@@ -84,7 +84,7 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured in a simulated run, after its warm iterations.
+    """The measurements of a simulated run, after its warm iterations.
 
     Attributes:
         groups_per_s: groups that were trained.

@@ -27,7 +27,7 @@ BASE = "base"
 
 @dataclass
 class Journal:
-    """What happens to all workers: counts, and seconds.
+    """Events of all workers: counts, and seconds.
 
     Attributes:
         sampled: groups that were sampled, also in vain.

@@ -61,7 +61,7 @@ def _start(name: str, seed: int, arguments: argparse.Namespace) -> str:
 
 
 def _seen(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
-    """What the watchdog has read of a finished run."""
+    """The lines of a finished run that the watchdog has read."""
     lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     trained = [line for line in lines if (line["stage"], line["kind"]) == ("alignment", "train")]
     for line in trained:

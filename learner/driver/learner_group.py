@@ -1,4 +1,4 @@
-"""Starts the learner: one actor, or several placed together, one per rank. Starts it again when it is told to.
+"""Starts the learner: one actor, or several placed together, one per rank. Restarts it on request.
 
 The driver only calls the first, a `Learner` (`learner/training/actor.py`). The others are `LearnerRank`s. Their places
 in the cluster stay reserved, so that no other process takes them between two starts.

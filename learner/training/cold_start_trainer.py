@@ -51,7 +51,7 @@ class ColdStartTrainer:
         seed: int,
         begin_step: Callable[[str], None] = no_step,
     ) -> None:
-        """`begin_step` is told each part of an update."""
+        """`begin_step` is called with the name of each part of an update."""
         self._begin_step = begin_step
         self._networks = networks
         self._backbone = networks.backbone
