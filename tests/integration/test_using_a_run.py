@@ -43,7 +43,7 @@ def bright(service: Service) -> str:
 
 
 class Told(NamedTuple):
-    """What a command has printed."""
+    """The output of a command."""
 
     stdout: str
     stderr: str

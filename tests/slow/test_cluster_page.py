@@ -44,7 +44,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def run(command: str, environment: dict[str, str]) -> str:
-    """What a shell that has activated the environment prints."""
+    """The output of a shell that has activated the environment."""
     prepared = f"export PATH={Path(sys.executable).parent}:$PATH RAY_AUTH_MODE=token\n{command}"
     done = subprocess.run(
         ["bash", "-c", prepared],

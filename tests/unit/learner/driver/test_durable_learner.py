@@ -27,7 +27,7 @@ KILLED = RayActorError(error_msg="The actor died.\nThe process was killed.")
 
 
 class Reference:
-    """What a call will have returned, or raised."""
+    """The result of a call, or its error."""
 
     def __init__(self, answer: Any, *, arrives: bool = True) -> None:
         self.answer, self._arrives = answer, arrives

@@ -1,4 +1,4 @@
-"""Which rank of the learner must be ended, by a clock of the test's own."""
+"""The rank of the learner that must be ended, by a hand-set clock."""
 
 from __future__ import annotations
 
