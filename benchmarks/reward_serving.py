@@ -74,7 +74,8 @@ def _null(arguments: argparse.Namespace) -> dict[str, Any]:
     request = prepare(arguments.images, side=512)
     with serving("--scorer", NULL, "--max-batch", str(arguments.max_batch), "--in-process") as target:
         load_cpu = time.process_time()
-        requests_per_s, server_ms = _most([target], [request], CONNECTIONS, arguments)
+        connections = CONNECTIONS_PER_BATCH * max(1, arguments.max_batch // arguments.images)
+        requests_per_s, server_ms = _most([target], [request], connections, arguments)
         load_cpu = time.process_time() - load_cpu
         half = open_loop(target, request, requests_per_s / 2, arguments.seconds)
         wanted = open_loop(target, request, WANTED_IMAGES_PER_S / 2 / arguments.images, arguments.seconds)

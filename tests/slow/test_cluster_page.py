@@ -37,19 +37,21 @@ def page(tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """A home of its own leaves the token of this machine's user alone."""
+    """That of a shell with the project's environment activated.
+
+    A home of its own leaves the token of this machine's user alone.
+    """
     (tmp_path / "home").mkdir()
     places = {"HOME": str(tmp_path / "home"), "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{free_port()}"}
+    places["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return os.environ | places | {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def run(command: str, environment: dict[str, str]) -> str:
-    """The output of a shell that has activated the environment."""
-    prepared = f"export PATH={Path(sys.executable).parent}:$PATH RAY_AUTH_MODE=token\n{command}"
     done = subprocess.run(
-        ["bash", "-c", prepared],
+        ["bash", "-c", command],
         cwd=PROJECT_ROOT,
-        env=environment,
+        env=environment | {"RAY_AUTH_MODE": "token"},
         capture_output=True,
         text=True,
         timeout=DEADLINE,
@@ -95,12 +97,16 @@ def test_a_job_is_submitted_scaled_stopped_and_continued(
     first, _, scale, stop, second = page[5:]
     metrics = tmp_path / "runs/shapes/metrics.jsonl"
 
+    def ended() -> bool:
+        return any(state in run("ray job list", environment) for state in ("FAILED", "SUCCEEDED"))
+
     def aligned() -> int:
         lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
         return sum('"alignment"' in line and '"train"' in line for line in lines)
 
     run(first, environment)
-    wait_until(lambda: aligned() > 0, "the run to align", DEADLINE, every=1.0)
+    wait_until(lambda: aligned() > 0 or ended(), "the run to align", DEADLINE, every=5.0)
+    assert aligned() > 0, run("ray job logs first", environment)
     assert "uses 4 rollout workers" in run(scale, environment)
     run(stop, environment)
     wait_until(lambda: "FAILED" in run("ray job list", environment), "the first job to end", DEADLINE, every=5.0)
