@@ -17,7 +17,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -196,9 +196,7 @@ class CheckpointStore:
             _sync(self.root)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
-            raise CheckpointError(
-                f"cannot write a checkpoint: {system_error(error, final)}; continue with --resume"
-            ) from error
+            raise CheckpointError(f"cannot write a checkpoint: {system_error(error, final)}") from error
         return final
 
     def exists(self, position: Position) -> bool:
@@ -238,11 +236,11 @@ class CheckpointStore:
             self.set_aside(path, reason)
         return len(later)
 
-    def prune(self, stage: Stage, keep: int, spared: Position | None = None) -> None:
-        """Remove all but the newest `keep` checkpoints of a stage, and the spared one."""
+    def prune(self, stage: Stage, keep: int, spared: Collection[Position] = ()) -> None:
+        """Remove all but the newest `keep` checkpoints of a stage, and the spared ones."""
         mine = sorted((position, path) for position, path in self._found() if position.stage is stage)
         for position, path in mine[:-keep]:
-            if position == spared:
+            if position in spared:
                 continue
             try:
                 _remove(path)

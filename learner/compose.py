@@ -298,11 +298,8 @@ def _tracker(config: Config, run_dir: Path, metrics: RunMetrics, level: int) -> 
     """Console and metrics.jsonl."""
     stages: dict[str, int] = {Stage.COLD_START: config.cold_start.iterations}
     stages[Stage.ALIGNMENT] = config.alignment.iterations
-    with ExitStack() as stack:
-        console = stack.enter_context(Console(stages, config.run.name, quiet=level > logging.INFO))
-        tracker = Tracker(run_dir / "metrics.jsonl", console, metrics)
-        stack.callback(tracker.close)
-        yield tracker
+    with Console(stages, config.run.name, quiet=level > logging.INFO) as console:
+        yield Tracker(run_dir / "metrics.jsonl", console, metrics)
 
 
 def _reward_access(config: Config, local_urls: dict[str, str], redis: RedisAddress | None, run: str) -> RewardAccess:

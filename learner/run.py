@@ -91,7 +91,8 @@ class Service:
         if position.stage is Stage.ALIGNMENT:
             self._require_measured("cold_start", self.specs.student, cold_start_end)
         self._restore(start)
-        milestones = self._milestones()
+        ledger = Ledger(self.run_dir)
+        milestones = self._milestones(ledger)
         self.tracker.message(
             f"pictures come into {self.run_dir / 'samples'}, the report into {self.run_dir / 'report.html'} at the end "
             "or when you interrupt the run"
@@ -122,7 +123,7 @@ class Service:
                 pictured=Pictured(config.dashboard.groups, config.dashboard.groups_every),
                 metrics=self.metrics,
             ),
-            Ledger(self.run_dir),
+            ledger,
             self._plan,
             self.tracker,
             milestones,
@@ -143,7 +144,7 @@ class Service:
         rewards = [r for r in self.config.rewards if r.trained and not r.outage.holds_requests]
         return max((reward.outage_limit_s for reward in rewards), default=0.0)
 
-    def _milestones(self) -> RunMilestones:
+    def _milestones(self, ledger: Ledger) -> RunMilestones:
         return RunMilestones(
             self.config,
             self.run_dir,
@@ -151,6 +152,7 @@ class Service:
             self.publisher,
             self.pool,
             self.tracker,
+            ledger,
             self.prompts.evaluation,
             self.specs.student,
             self.settings,

@@ -88,6 +88,11 @@ class CheckpointConfig(Section):
 
     every: PositiveInt = Field(50, description="Iterations between two checkpoints, in both stages.")
     keep: PositiveInt = Field(2, description="Newest checkpoints that are kept per stage.")
+    best: str | None = Field(
+        None,
+        description="A reward, or diversity. Of each stage, the evaluated checkpoint with the highest mean of it is "
+        "kept besides the newest ones. null: none.",
+    )
 
 
 class MetricsConfig(Section):
@@ -179,6 +184,20 @@ class Config(Section):
     def _rewards_possible(self) -> Self:
         check_rewards(self.rewards, self.reward_client, self.redis)
         check_watchdog(self.watchdog, self.rewards, self.evaluation.every, self.checkpoint.every)
+        return self
+
+    @model_validator(mode="after")
+    def _best_checkpoint_is_known(self) -> Self:
+        best, every = self.checkpoint.best, self.checkpoint.every
+        known = [*(reward.name for reward in self.rewards), "diversity"]
+        if best is not None and best not in known:
+            raise problem("checkpoint.best", f"{best}, which no evaluation has: there are {', '.join(known)}")
+        if best is not None and every % self.evaluation.every:
+            raise problem(
+                "checkpoint.best",
+                f"{best}, but checkpoint.every = {every} is not a multiple of evaluation.every = "
+                f"{self.evaluation.every}: a checkpoint must be evaluated to be the best",
+            )
         return self
 
     @model_validator(mode="after")

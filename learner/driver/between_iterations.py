@@ -11,14 +11,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from common.command import system_error
 from common.config.run import Config
+from common.console_stream import LOG
 from common.errors import RunStopped, StoreError
 from common.policies import SamplingSpec
 from common.run_control import RunControl, RunRequest
 from common.types import AlarmAction, Position, Prompt, Stage
-from learner.checkpoint import CheckpointStore
+from learner.driver.checkpoint_writer import CheckpointWriter
 from learner.driver.durable_learner import DurableLearner
 from learner.driver.evaluation import Evaluation, evaluate, save_grid
+from learner.driver.ledger import Ledger
 from learner.driver.publisher import Publisher
 from learner.driver.watchdog import Alarm, Watchdog, Watched
 from learner.driver.worker_pool import WorkerPool
@@ -41,6 +44,7 @@ class RunMilestones:
         publisher: Publisher,
         pool: WorkerPool,
         tracker: Tracker,
+        ledger: Ledger,
         prompts: Sequence[Prompt],
         spec: SamplingSpec,
         settings: dict[str, Any],
@@ -50,14 +54,14 @@ class RunMilestones:
         self._control = control
         self._config = config
         self._run_dir = run_dir
-        self._learner = learner
         self._publisher = publisher
         self._pool = pool
         self._tracker = tracker
         self._prompts = prompts[: config.evaluation.prompts]
         self._spec = spec
-        self._settings = settings
         self._watchdog = Watchdog(Watched.of(config), run_dir)
+        lines = (tracker.lines, ledger.lines, self._watchdog.lines)
+        self._checkpoints = CheckpointWriter(config.checkpoint, run_dir, learner, tracker, settings, lines)
         self._workers: int | None = None
 
     def begin_alignment(self) -> None:
@@ -75,20 +79,14 @@ class RunMilestones:
         if position.iteration % every == 0:
             self._evaluate(position)
         alarms = self._watchdog.look(position)
-        if position.iteration % self._config.checkpoint.every == 0:
-            self.checkpoint(position)
+        self._checkpoints.periodic(position, self._needed())
         if alarms:
             self._act_on(alarms, position)
         self._obey(position)
 
     def checkpoint(self, position: Position) -> None:
-        store = CheckpointStore.of_run(self._run_dir)
-        if store.exists(position):
-            # Already saved: a stage ended on a periodic checkpoint, or a resumed run is at its start.
-            return
-        folder = self._learner.save(self._run_dir, position, self._settings)
-        self._tracker.checkpoint(folder)
-        store.prune(position.stage, self._config.checkpoint.keep, self._best(store))
+        """Write a checkpoint, unless there is one; errors as in `CheckpointWriter.write`."""
+        self._checkpoints.write(position, self._needed())
 
     def _evaluate(self, position: Position) -> None:
         started = time.perf_counter()
@@ -103,9 +101,12 @@ class RunMilestones:
         )
         name = f"{position.stage}-{position.iteration:06d}.png"
         grid = self._run_dir / "samples" / name
-        save_grid(evaluation, grid, self._config.evaluation.grid_prompts)
         self._tracker.evaluation(position, "student", evaluation.metrics, time.perf_counter() - started)
-        self._tracker.message(f"its pictures: {grid}")
+        try:
+            save_grid(evaluation, grid, self._config.evaluation.grid_prompts)
+            self._tracker.message(f"its pictures: {grid}")
+        except OSError as error:
+            LOG.warning(f"the pictures are not kept: {system_error(error, grid)}; the run goes on")
         self._watchdog.add(position, evaluation.prompts)
 
     def _act_on(self, alarms: Sequence[Alarm], position: Position) -> None:
@@ -137,7 +138,7 @@ class RunMilestones:
 
     def _roll_back(self) -> None:
         """Set aside the checkpoints after the best one, and stop."""
-        store = CheckpointStore.of_run(self._run_dir)
+        store = self._checkpoints.store
         best = self._watchdog.best(store.iterations(Stage.ALIGNMENT))
         if best is None:
             raise RunStopped("stopped by the watchdog, without a roll-back: no checkpoint of this stage was evaluated")
@@ -149,12 +150,12 @@ class RunMilestones:
             f"{later} later ones are kept as *.rolled_back; rtdmd export and --resume use {kept.directory}"
         )
 
-    def _best(self, store: CheckpointStore) -> Position | None:
+    def _needed(self) -> list[Position]:
         """The checkpoint that a roll-back needs."""
         if self._config.watchdog.on_alarm is not AlarmAction.ROLL_BACK:
-            return None
-        best = self._watchdog.best(store.iterations(Stage.ALIGNMENT))
-        return None if best is None else Position(Stage.ALIGNMENT, best[0])
+            return []
+        best = self._watchdog.best(self._checkpoints.store.iterations(Stage.ALIGNMENT))
+        return [] if best is None else [Position(Stage.ALIGNMENT, best[0])]
 
     def _obey(self, position: Position) -> None:
         """Pause while Redis holds a pause request; on a stop request, write a checkpoint. Without Redis do neither.

@@ -13,6 +13,7 @@ from pathlib import Path
 from common.group_ends import GroupEnd
 from common.types import Position, Stage
 from common.whole_files import write_whole
+from learner.records.line_file import LineFile
 
 LEDGER = "ledger.jsonl"
 
@@ -21,13 +22,11 @@ class Ledger:
     """Appends to the ledger of a run directory."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._path = run_dir / LEDGER
+        self.lines = LineFile(run_dir / LEDGER)
 
     def record(self, ends: Iterable[GroupEnd]) -> None:
         """Write the ends of an iteration's groups, once it has been trained."""
-        text = "".join(_line(end) for end in ends)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(text)
+        self.lines.append("".join(_line(end) for end in ends))
 
 
 def cut_ledger(run_dir: Path, position: Position) -> None:

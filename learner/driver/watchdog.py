@@ -29,6 +29,7 @@ from common.rank_agreement import AGREEMENT, rank_agreement
 from common.types import EvaluatedPrompt, Position, Stage
 from learner.driver.drift_statistics import Estimate, chance_of_fall, chance_of_rise, paired_change
 from learner.metric_names import GROUP_ERROR, GROUP_MEAN, GROUPS
+from learner.records.line_file import LineFile
 
 DIVERSITY = "diversity"
 WATCHDOG_FILE = "watchdog.jsonl"
@@ -128,13 +129,14 @@ class Watchdog:
     def __init__(self, watched: Watched, run_dir: Path) -> None:
         self._watched = watched
         self._metrics = run_dir / "metrics.jsonl"
-        self._file = run_dir / WATCHDOG_FILE
+        self.lines = LineFile(run_dir / WATCHDOG_FILE)
         self._read_until = 0
         self._groups: list[Mapping[str, float]] = []
         self._evaluations: dict[int, Values] = {}
         self._basis = ""
         self._raised: set[str] = set()
-        for line in self._file.read_text(encoding="utf-8").splitlines() if self._file.exists() else []:
+        written = self.lines.path
+        for line in written.read_text(encoding="utf-8").splitlines() if written.exists() else []:
             self._remember(json.loads(line))
 
     def add(self, position: Position, prompts: Sequence[EvaluatedPrompt]) -> None:
@@ -251,8 +253,7 @@ class Watchdog:
 
     def _write(self, iteration: int, kind: str, content: Mapping[str, Any]) -> None:
         record = {"stage": Stage.ALIGNMENT, "iteration": iteration, "kind": kind, **content}
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self.lines.append(json.dumps(record) + "\n")
         self._remember(record)
 
     def _remember(self, record: Mapping[str, Any]) -> None:

@@ -6,10 +6,9 @@ import json
 import statistics
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
 from common.console_stream import LOG
 from common.group_ends import RefusedGroup
@@ -19,6 +18,7 @@ from common.whole_files import write_whole
 from learner.metric_names import DROPPED_GROUPS, GROUP_ERROR, GROUP_MEAN, GROUPS, RENORMALISED_GROUPS, SIGNAL_NORM
 from learner.records.console import Console
 from learner.records.group_files import write_groups
+from learner.records.line_file import LineFile
 from learner.records.prometheus import RunMetrics
 
 FAINT = 0.01
@@ -79,14 +79,11 @@ class Tracker:
     """Writes one line per iteration and per evaluation. On resume, lines after the checkpoint are removed first."""
 
     def __init__(self, path: Path, console: Console, metrics: RunMetrics) -> None:
-        self._path = path
+        self.lines = LineFile(path)
         self._console = console
         self._metrics = metrics
         self._named: set[str] = set()
-        self._file: TextIO = path.open("a", encoding="utf-8")
-
-    def close(self) -> None:
-        self._file.close()
+        path.touch()
 
     @contextmanager
     def iteration(self, stage: str, iteration: int) -> Iterator[StepRecord]:
@@ -126,8 +123,9 @@ class Tracker:
 
     def totals(self) -> dict[str, float]:
         """Seconds by stage or part, summed over the whole run, including earlier sessions of a resumed run."""
+        self.lines.settle()
         totals: dict[str, float] = defaultdict(float)
-        for line in self._path.read_text(encoding="utf-8").splitlines():
+        for line in self.lines.path.read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
             part = "evaluation" if record["kind"] == "evaluation" else record["stage"]
             totals[part] += record["seconds"]["step" if record["kind"] == "train" else "evaluation"]
@@ -153,8 +151,7 @@ class Tracker:
     ) -> None:
         line = {"stage": stage, "iteration": iteration, "kind": kind, "metrics": metrics, "seconds": seconds}
         line["time"] = round(time.time(), 3)
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        self.lines.append(json.dumps(line) + "\n")
 
     def _name_refused(self, iteration: int, record: StepRecord) -> None:
         """One line per fault and worker."""
@@ -170,7 +167,7 @@ class Tracker:
         if not record.pictures or record.trained is None:
             return
         try:
-            write_groups(self._path.parent, position, record.pictures, record.trained)
+            write_groups(self.lines.path.parent, position, record.pictures, record.trained)
         except OSError as error:
             if KEPT_GROUPS not in self._named:
                 self._named.add(KEPT_GROUPS)
@@ -182,7 +179,7 @@ class Tracker:
             self._named.add(cause)
             LOG.warning(
                 f"{record.dropped[cause]} groups of iteration {iteration} were dropped: {record.reasons[cause]} "
-                f"(this line comes once; {self._path.name} counts them as {DROPPED_GROUPS})"
+                f"(this line comes once; {self.lines.path.name} counts them as {DROPPED_GROUPS})"
             )
 
     def _name_faint_terms(self, iteration: int, record: StepRecord) -> None:
@@ -229,6 +226,20 @@ def logged_until(path: Path) -> Position:
     """The position after the last iteration in a metrics file; the beginning if there is none."""
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     return max((after for line in lines if (after := _after(line))), default=BEGINNING)
+
+
+def best_evaluation(path: Path, stage: Stage, metric: str, among: Collection[int]) -> tuple[int, float] | None:
+    """Of these numbers of iterations, the one whose evaluation has the highest value, and the value; the latest of
+    equals. None if none of them was evaluated.
+    """
+    values: dict[int, float] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        mine = (record["kind"], record["stage"]) == ("evaluation", stage) and record["iteration"] in among
+        if mine and metric in record["metrics"]:
+            values[record["iteration"]] = record["metrics"][metric]
+    best = max(values, key=lambda iteration: (values[iteration], iteration), default=None)
+    return None if best is None else (best, values[best])
 
 
 def _after(line: bytes) -> Position | None:

@@ -473,3 +473,17 @@ def test_the_watchdog_takes_the_first_held_out_reward_or_the_named_one() -> None
 )
 def test_a_watchdog_that_cannot_act_is_refused(sections: dict[str, Any], message: str) -> None:
     assert message in complaint(**sections)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"checkpoint": {"best": "god"}}, "checkpoint.best: god, which no evaluation has: there are "),
+        (
+            {"checkpoint": {"best": "diversity", "every": 50}, "evaluation": {"every": 20}},
+            "diversity, but checkpoint.every = 50 is not a multiple of evaluation.every = 20",
+        ),
+    ],
+)
+def test_a_best_checkpoint_that_cannot_be_found_is_refused(sections: dict[str, Any], message: str) -> None:
+    assert message in complaint(**sections)

@@ -14,6 +14,8 @@ from common.run_control import RunControl, RunRequest
 from common.types import Position, Stage
 from learner.driver import between_iterations as milestones
 from learner.driver.between_iterations import RunMilestones
+from learner.driver.ledger import Ledger
+from learner.records.line_file import LineFile
 
 POSITION = Position(Stage.ALIGNMENT, 7)
 
@@ -57,7 +59,8 @@ class Pool:
 class Messages:
     """The tracker's messages, and the detectors whose alarms it counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, run_dir: Path) -> None:
+        self.lines = LineFile(run_dir / "metrics.jsonl")
         self.messages: list[str] = []
         self.alarms: list[str] = []
 
@@ -90,11 +93,11 @@ def milestones_of(run_dir: Path, control: Control | None, on_alarm: str = "warn"
         ],
         "watchdog": {"on_alarm": on_alarm},
     }
-    tracker: Any = Messages()
+    tracker: Any = Messages(run_dir)
     unused: Any = None
     pool: Any = Pool()
     config = Config.model_validate(sections)
-    made = RunMilestones(config, run_dir, unused, unused, pool, tracker, [], unused, {}, control)
+    made = RunMilestones(config, run_dir, unused, unused, pool, tracker, Ledger(run_dir), [], unused, {}, control)
     (run_dir / "metrics.jsonl").touch()
     return made, tracker
 

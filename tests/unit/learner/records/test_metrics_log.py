@@ -43,7 +43,6 @@ def tracker(path: Path, registry: CollectorRegistry) -> Iterator[Tracker]:
     with Console({}, "test", io.StringIO()) as console:
         tracker = Tracker(path, console, RunMetrics(registry, "test"))
         yield tracker
-        tracker.close()
 
 
 def run(tracker: Tracker) -> None:
@@ -73,7 +72,6 @@ def test_the_reason_of_dropped_groups_is_named_once(
                 reasons = {"detector:request": "reward detector: no caption: 'a plane'"} if iteration else {}
                 collected = Collected([], dropped=Counter(dict.fromkeys(reasons, 2)), reasons=reasons)
                 step.record(collected, UpdateResult({}, {}))
-        tracker.close()
     named = "2 groups of iteration 1 were dropped: reward detector: no caption: 'a plane'"
     text = " ".join(caplog.messages)
     assert (text.count(named), text.count("were dropped")) == (1, 1)
@@ -87,7 +85,6 @@ def test_a_term_without_a_part_in_the_gradient_is_named_once(
         for iteration, policy in enumerate((0.02, 0.005, 0.005)):
             with tracker.iteration("alignment", iteration) as step:
                 step.record_update(UpdateResult({"signal_norm/policy": policy, "signal_norm/matching": 0.995}, {}))
-        tracker.close()
     told = "iteration 1: the term policy is 0.50% of the student's gradient: raise its weight, or switch it off"
     text = " ".join(caplog.messages)
     assert (text.count(told), text.count("the term")) == (1, 1)
@@ -176,7 +173,6 @@ def test_refused_groups_are_named_and_idle_models_shown(path: Path, registry: Co
                     Collected([], refused=refused, model_s=dict.fromkeys(idle, 1.0), idle_s=idle), UpdateResult({}, {})
                 )
             refused = []
-        tracker.close()
     text = " ".join(shown.getvalue().split())
     assert text.count("iteration 4: 2 groups of worker host:1 arrived damaged at the learner") == 1
     assert registry.get_sample_value("rtdmd_worker_idle_ratio", {"run": "test"}) == 0.75, "the first worker is gone"
