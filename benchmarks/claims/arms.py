@@ -216,6 +216,7 @@ CLAIMS: dict[str, Claim] = {
             "back_propagation": _aligned(NO_MATCHING, NO_POLICY),
             "matching": _aligned(NO_BACK_PROPAGATION, NO_POLICY),
             "policy_and_matching": _aligned(NO_BACK_PROPAGATION),
+            "gentle": _aligned({"alignment.reward_gradient_weight": 0.1, "alignment.matching_weight": 0.09}),
         },
         preparing={"start": Arm({**EARLY_START.options, "alignment.iterations": 0})},
     ),

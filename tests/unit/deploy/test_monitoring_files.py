@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,20 @@ def test_panels_have_their_own_place(name: str) -> None:
 
 
 # ── compose ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def compose_complaints(file: Path) -> str:
+    """What the Compose Specification's schema says against a file; "" if it fits."""
+    program = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(file)]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    return "" if done.returncode == 0 else done.stdout + done.stderr
+
+
+def test_compose_fits_the_schema_of_its_specification(tmp_path: Path) -> None:
+    assert compose_complaints(DEPLOY / "compose.yaml") == ""
+    wrong = (DEPLOY / "compose.yaml").read_text().replace("restart: unless-stopped", "restarts: unless-stopped", 1)
+    (tmp_path / "compose.yaml").write_text(wrong)
+    assert "'restarts' was unexpected" in compose_complaints(tmp_path / "compose.yaml")
 
 
 def test_compose_names_versions_and_files_that_exist() -> None:
