@@ -227,7 +227,7 @@ def started_service(
         specs, logs = local_specs(config.rewards), run_dir / "logs"
         servers = stack.enter_context(LocalServers(specs, logs, say=announce, restarted=metrics.server_restarted))
         access = _reward_access(config, servers.urls, redis, run_id(run_dir))
-        stack.enter_context(metrics_endpoint(config, run_dir, metrics, access.endpoints))
+        stack.enter_context(metrics_endpoint(config, run_dir, metrics, access))
         check_prompts(config, access, prompts)
         controls = control_requests(config, prompts.alignment[0], prompts.evaluation[0])
         access = check_rewards(config, access, controls)

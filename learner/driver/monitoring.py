@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from ray.exceptions import RayTaskError
 from common.config.run import Config
 from common.console_stream import LOG
 from common.errors import RunStopped
-from common.rewards.client import RewardEndpoint
+from common.rewards.access import RewardAccess
+from learner.driver.listed_targets import listed_targets
 from learner.preflight.ray_environment import cluster_address, temporary_folder
 from learner.records.metrics_server import MetricsServer, Targets
 from learner.records.prometheus import RunMetrics
@@ -32,9 +32,7 @@ def run_metrics(config: Config, run_dir: Path) -> RunMetrics:
 
 
 @contextmanager
-def metrics_endpoint(
-    config: Config, run_dir: Path, metrics: RunMetrics, endpoints: Sequence[RewardEndpoint]
-) -> Iterator[None]:
+def metrics_endpoint(config: Config, run_dir: Path, metrics: RunMetrics, access: RewardAccess) -> Iterator[None]:
     """Serve the metrics while the block runs, and list the endpoint and the reward servers for Prometheus.
 
     An error that ends the block is counted first. If Prometheus reads the endpoint, it gets one more scrape.
@@ -42,16 +40,13 @@ def metrics_endpoint(
     if config.metrics.port is None:
         yield
         return
-    rewards: dict[str, list[str]] = defaultdict(list)
-    for endpoint in endpoints:
-        rewards[endpoint.name].append(endpoint.url)
     with ExitStack() as stack:
         server = stack.enter_context(MetricsServer(config.metrics.port, metrics.registry, config.metrics.host))
         targets = Targets(targets_path(config, run_dir), config.run.name)
         host = config.metrics.host
         address = f"[{host}]:{server.port}" if ":" in host else f"{host}:{server.port}"
-        targets.write(f"127.0.0.1:{server.port}" if host in ("0.0.0.0", "::") else address, rewards)
-        stack.callback(targets.remove)
+        reached = f"127.0.0.1:{server.port}" if host in ("0.0.0.0", "::") else address
+        stack.enter_context(listed_targets(targets, reached, access))
         LOG.info(f"metrics: http://{address}/metrics")
         stack.callback(server.wait_for_scrape)
         try:

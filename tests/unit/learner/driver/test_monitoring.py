@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from common.config.rewards import RewardClientConfig
 from common.config.run import Config
 from common.errors import AttestationError, LearnerError, RunStopped
+from common.redis_link import RedisAddress, RedisLink
+from common.rewards.access import RewardAccess
 from common.rewards.client import RewardEndpoint
-from learner.driver import monitoring
+from common.rewards.guard import Outage
+from common.rewards.registry import ServerRegistry
+from common.types import OutagePolicy
+from learner.driver import listed_targets, monitoring
+from learner.driver.embedded_redis import embedded_redis
 from learner.driver.monitoring import RAY_TARGETS, metrics_endpoint, run_metrics, targets_path
 from tests.helpers.remote_errors import raised_remotely
+from tests.helpers.waiting import wait_until
 
 
 def config(**metrics: Any) -> Config:
@@ -28,22 +37,47 @@ def config(**metrics: Any) -> Config:
     )
 
 
-ENDPOINTS = [RewardEndpoint("hps", "http://127.0.0.1:8101")]
+def access(redis: RedisAddress | None = None) -> RewardAccess:
+    endpoints, outages = (RewardEndpoint("hps", "http://127.0.0.1:8101"),), {"hps": Outage(OutagePolicy.PAUSE, 1.0)}
+    return RewardAccess(endpoints, outages, RewardClientConfig(), None, redis, 0)
+
+
+ACCESS = access()
 
 
 def test_the_file_is_there_while_the_run_is(tmp_path: Path) -> None:
     settings = config(targets=str(tmp_path / "targets"))
     metrics = run_metrics(settings, tmp_path)
-    with metrics_endpoint(settings, tmp_path, metrics, ENDPOINTS):
+    with metrics_endpoint(settings, tmp_path, metrics, ACCESS):
         entries = json.loads((tmp_path / "targets/rtdmd_mine.json").read_text())
         assert [entry["labels"]["job"] for entry in entries] == ["driver", "reward_server"]
         assert entries[1]["targets"] == ["127.0.0.1:8101"]
     assert list((tmp_path / "targets").iterdir()) == []
 
 
+def test_a_registered_server_is_listed_while_it_renews_its_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listed_targets, "RENEW_S", 0.05)
+    settings, other = config(targets=str(tmp_path / "targets")), "http://127.0.0.1:8102"
+
+    def listed() -> list[str]:
+        entries = json.loads((tmp_path / "targets/rtdmd_mine.json").read_text())
+        return [entry["targets"][0] for entry in entries if entry["labels"]["job"] == "reward_server"]
+
+    with embedded_redis(tmp_path / "redis.log") as address, closing(RedisLink(address)) as link:
+        metrics = run_metrics(settings, tmp_path)
+        with metrics_endpoint(settings, tmp_path, metrics, access(address)):
+            assert listed() == ["127.0.0.1:8101"]
+            ServerRegistry(link).register("hps", other)
+            wait_until(lambda: listed() == ["127.0.0.1:8101", "127.0.0.1:8102"], "the server to be listed")
+            ServerRegistry(link).deregister("hps", other)
+            wait_until(lambda: listed() == ["127.0.0.1:8101"], "the server to be removed")
+
+
 def test_without_a_port_there_is_neither_endpoint_nor_file(tmp_path: Path) -> None:
     settings = config(port=None, targets=str(tmp_path / "targets"))
-    with metrics_endpoint(settings, tmp_path, run_metrics(settings, tmp_path), ENDPOINTS):
+    with metrics_endpoint(settings, tmp_path, run_metrics(settings, tmp_path), ACCESS):
         assert not (tmp_path / "targets").exists()
 
 
@@ -60,7 +94,7 @@ def test_without_a_port_there_is_neither_endpoint_nor_file(tmp_path: Path) -> No
 def test_the_error_that_ends_a_run_is_counted(error: BaseException, shown: str | None, tmp_path: Path) -> None:
     settings = config()
     metrics = run_metrics(settings, tmp_path)
-    with pytest.raises(type(error)), metrics_endpoint(settings, tmp_path, metrics, ENDPOINTS):
+    with pytest.raises(type(error)), metrics_endpoint(settings, tmp_path, metrics, ACCESS):
         raise error
     samples = [one for family in metrics.registry.collect() for one in family.samples]
     failed = [one.labels["error"] for one in samples if one.name == "rtdmd_failures_total" and one.value > 0]
