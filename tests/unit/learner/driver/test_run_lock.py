@@ -82,7 +82,8 @@ def test_a_process_elsewhere_that_renews_its_lease_keeps_the_directory(owner: Ow
 
     def renew() -> None:
         for count in itertools.count(2):
-            file.write_text(text_of(owner, count))
+            with file.open("r+") as opened:
+                opened.write(text_of(owner, count))
             if stop.wait(0.02):
                 return
 
