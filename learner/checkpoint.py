@@ -17,7 +17,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -199,6 +199,12 @@ class CheckpointStore:
             raise CheckpointError(f"cannot write a checkpoint: {system_error(error, final)}") from error
         return final
 
+    @staticmethod
+    def in_order(names: Iterable[str]) -> list[str]:
+        """Those that are names of checkpoints, the most advanced first."""
+        found = [(position, name) for name in names if (position := _position(name))]
+        return [name for _, name in sorted(found, reverse=True)]
+
     def exists(self, position: Position) -> bool:
         return self._directory(position).exists()
 
@@ -257,8 +263,13 @@ class CheckpointStore:
                     f"{self.root} is a link to {self.root.readlink()}, which is not there: mount or restore it"
                 )
             return []
-        matches = [(path, _NAME.fullmatch(path.name)) for path in self.root.iterdir()]
-        return [(Position(Stage(match[1]), int(match[2])), path) for path, match in matches if match is not None]
+        return [(position, path) for path in self.root.iterdir() if (position := _position(path.name))]
+
+
+def _position(name: str) -> Position | None:
+    """The position that a checkpoint's name tells; None if it is not the name of one."""
+    match = _NAME.fullmatch(name)
+    return None if match is None else Position(Stage(match[1]), int(match[2]))
 
 
 def _remove(directory: Path) -> None:

@@ -46,6 +46,7 @@ from learner.driver.monitoring import metrics_endpoint, run_metrics
 from learner.driver.placement import Placement, placed
 from learner.driver.publisher import Publisher
 from learner.driver.rank_health import RankHealth
+from learner.driver.run_copies import check_copies
 from learner.driver.run_directory import (
     Start,
     begin,
@@ -176,6 +177,7 @@ def _token_hosts(config: Config) -> list[str]:
 def _run(invocation: Invocation) -> None:
     config = invocation.config
     check_storage(invocation.run_dir, os.environ)
+    check_copies(config.checkpoint.copy_to)
     invocation = decided(invocation)
     check_files(config, resuming=invocation.resume)
     check_reward_devices(config)

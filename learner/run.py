@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,13 +26,16 @@ from common.run_control import RunControl
 from common.types import Position, Prompt, PromptSets, Stage, StepPlan
 from common.whole_files import write_whole
 from learner.driver.between_iterations import EVALUATION_VERSION, RunMilestones
+from learner.driver.checkpoint_writer import CheckpointWriter
 from learner.driver.comparison import PolicyRecords
 from learner.driver.durable_learner import DurableLearner
 from learner.driver.evaluation import evaluate
 from learner.driver.ledger import Ledger
 from learner.driver.publisher import Publisher
 from learner.driver.rollouts import Pictured, Rollouts
+from learner.driver.run_copies import copied_run
 from learner.driver.run_directory import Start
+from learner.driver.watchdog import Watchdog, Watched
 from learner.driver.worker_pool import WorkerPool
 from learner.loop import run_alignment, run_cold_start
 from learner.preflight.forecast import Prediction, compared
@@ -77,12 +80,13 @@ class Service:
     def run(self, start: Start) -> None:
         """Run both stages and all evaluations; a failed run leaves a report of what it reached."""
         try:
-            self._run_stages(start)
+            with copied_run(self.config.checkpoint.copy_to, self.run_dir) as copy:
+                self._run_stages(start, copy)
         except BaseException:  # includes interrupts
             self._report_so_far()
             raise
 
-    def _run_stages(self, start: Start) -> None:
+    def _run_stages(self, start: Start, copy: Callable[[], None]) -> None:
         started, config = time.perf_counter(), self.config
         teacher, few_steps = f"teacher_{config.evaluation.teacher_steps}", f"teacher_{config.sampling.steps}"
         cold_start_end = Position(Stage.COLD_START, config.cold_start.iterations)
@@ -92,7 +96,7 @@ class Service:
             self._require_measured("cold_start", self.specs.student, cold_start_end)
         self._restore(start)
         ledger = Ledger(self.run_dir)
-        milestones = self._milestones(ledger)
+        milestones = self._milestones(ledger, copy)
         self.tracker.message(
             f"pictures come into {self.run_dir / 'samples'}, the report into {self.run_dir / 'report.html'} at the end "
             "or when you interrupt the run"
@@ -144,18 +148,22 @@ class Service:
         rewards = [r for r in self.config.rewards if r.trained and not r.outage.holds_requests]
         return max((reward.outage_limit_s for reward in rewards), default=0.0)
 
-    def _milestones(self, ledger: Ledger) -> RunMilestones:
+    def _milestones(self, ledger: Ledger, copy: Callable[[], None]) -> RunMilestones:
+        watchdog = Watchdog(Watched.of(self.config), self.run_dir)
+        lines = (self.tracker.lines, ledger.lines, watchdog.lines)
+        checkpoints = CheckpointWriter(
+            self.config.checkpoint, self.run_dir, self.learner, self.tracker, self.settings, lines, copy
+        )
         return RunMilestones(
             self.config,
             self.run_dir,
-            self.learner,
             self.publisher,
             self.pool,
             self.tracker,
-            ledger,
+            checkpoints,
+            watchdog,
             self.prompts.evaluation,
             self.specs.student,
-            self.settings,
             self.control,
         )
 

@@ -93,6 +93,21 @@ class CheckpointConfig(Section):
         description="A reward, or diversity. Of each stage, the evaluated checkpoint with the highest mean of it is "
         "kept besides the newest ones. null: none.",
     )
+    copy_to: str | None = Field(
+        None,
+        description="Folder or URL (s3://BUCKET/RUN, gs://BUCKET/RUN; extra `remote`) that gets a copy of every "
+        "checkpoint, and of the run's results. With --resume, a run directory without the run is filled from there. "
+        "null: none.",
+    )
+
+    @field_validator("copy_to")
+    @classmethod
+    def _url_has_no_secret(cls, url: str | None) -> str | None:
+        if url is not None and ("@" in url.partition("://")[2].partition("/")[0] or not url.strip()):
+            raise PydanticCustomError(
+                "copy_to", "name a folder or s3://BUCKET/..., without a password: keys come from the environment"
+            )
+        return url
 
 
 class MetricsConfig(Section):

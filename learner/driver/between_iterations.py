@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from common.command import system_error
 from common.config.run import Config
@@ -19,11 +18,9 @@ from common.policies import SamplingSpec
 from common.run_control import RunControl, RunRequest
 from common.types import AlarmAction, Position, Prompt, Stage
 from learner.driver.checkpoint_writer import CheckpointWriter
-from learner.driver.durable_learner import DurableLearner
 from learner.driver.evaluation import Evaluation, evaluate, save_grid
-from learner.driver.ledger import Ledger
 from learner.driver.publisher import Publisher
-from learner.driver.watchdog import Alarm, Watchdog, Watched
+from learner.driver.watchdog import Alarm, Watchdog
 from learner.driver.worker_pool import WorkerPool
 from learner.records.metrics_log import Tracker
 
@@ -40,17 +37,16 @@ class RunMilestones:
         self,
         config: Config,
         run_dir: Path,
-        learner: DurableLearner,
         publisher: Publisher,
         pool: WorkerPool,
         tracker: Tracker,
-        ledger: Ledger,
+        checkpoints: CheckpointWriter,
+        watchdog: Watchdog,
         prompts: Sequence[Prompt],
         spec: SamplingSpec,
-        settings: dict[str, Any],
         control: RunControl | None,
     ) -> None:
-        """`spec` is the student's sampling; `settings` are stored in every checkpoint and must be equal on resume."""
+        """`spec` is the student's sampling."""
         self._control = control
         self._config = config
         self._run_dir = run_dir
@@ -59,9 +55,8 @@ class RunMilestones:
         self._tracker = tracker
         self._prompts = prompts[: config.evaluation.prompts]
         self._spec = spec
-        self._watchdog = Watchdog(Watched.of(config), run_dir)
-        lines = (tracker.lines, ledger.lines, self._watchdog.lines)
-        self._checkpoints = CheckpointWriter(config.checkpoint, run_dir, learner, tracker, settings, lines)
+        self._checkpoints = checkpoints
+        self._watchdog = watchdog
         self._workers: int | None = None
 
     def begin_alignment(self) -> None:

@@ -8,7 +8,7 @@ stop, and when the next periodic one is due.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class CheckpointWriter:
     Args:
         settings: stored in every checkpoint, see `learner.driver.run_directory.continuity`.
         lines: files whose lines a checkpoint must not be ahead of: a resumed run does not write them again.
+        written: called after a checkpoint was written and old ones were removed.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class CheckpointWriter:
         tracker: Tracker,
         settings: dict[str, Any],
         lines: Sequence[LineFile],
+        written: Callable[[], None],
     ) -> None:
         self.store = CheckpointStore.of_run(run_dir)
         self._config = config
@@ -50,6 +52,7 @@ class CheckpointWriter:
         self._tracker = tracker
         self._settings = settings
         self._lines = lines
+        self._written = written
         self._best: Position | None = None
         self._owed = False
 
@@ -107,6 +110,7 @@ class CheckpointWriter:
         self._owed = False
         best = self._best_of(position)
         self.store.prune(position.stage, self._config.keep, {*spared, *best})
+        self._written()
 
     def _best_of(self, position: Position) -> set[Position]:
         """The best checkpoint of a stage by the metric that the run file names, if it names one."""

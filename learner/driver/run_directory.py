@@ -27,6 +27,7 @@ from common.types import Position, PromptSets, Stage
 from common.whole_files import write_whole
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.driver.ledger import LEDGER, cut_ledger
+from learner.driver.run_copies import fetch_run
 from learner.driver.run_lock import LOCK, locked
 from learner.driver.watchdog import WATCHDOG_FILE
 from learner.preflight.command_line import Invocation
@@ -70,11 +71,17 @@ class Start:
 def decided(invocation: Invocation) -> Invocation:
     """With `--resume auto`: resume if the run directory holds a run, else start one; the choice is printed.
 
-    Two drivers that decide at the same time cannot both start: `claimed` locks the directory and looks again.
+    A directory without the run to resume gets it from its copies (`checkpoint.copy_to`), if there are any. Two drivers
+    that decide at the same time cannot both start: `claimed` locks the directory and looks again.
 
     Raises:
-        CheckpointError: the folder of checkpoints is a link to nothing.
+        ConfigError: the copies cannot be reached.
+        CheckpointError: the folder of checkpoints is a link to nothing, or the copies cannot be read.
     """
+    copy, resumes = invocation.config.checkpoint.copy_to, invocation.resume or invocation.resume_auto
+    if copy is not None and resumes and not invocation.dry_run and not _holds_run(invocation.run_dir):
+        with _locked(invocation.run_dir):
+            fetch_run(copy, invocation.run_dir)
     if not invocation.resume_auto:
         return invocation
     resume = _holds_run(invocation.run_dir)

@@ -478,6 +478,11 @@ def test_a_watchdog_that_cannot_act_is_refused(sections: dict[str, Any], message
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
+        (
+            {"checkpoint": {"copy_to": "s3://KEY:SECRET@bucket/run"}},
+            "without a password: keys come from the environment",
+        ),
+        ({"checkpoint": {"copy_to": ""}}, "name a folder or s3://BUCKET/"),
         ({"checkpoint": {"best": "god"}}, "checkpoint.best: god, which no evaluation has: there are "),
         (
             {"checkpoint": {"best": "diversity", "every": 50}, "evaluation": {"every": 20}},
@@ -485,5 +490,5 @@ def test_a_watchdog_that_cannot_act_is_refused(sections: dict[str, Any], message
         ),
     ],
 )
-def test_a_best_checkpoint_that_cannot_be_found_is_refused(sections: dict[str, Any], message: str) -> None:
+def test_checkpoints_that_cannot_be_kept_as_asked_are_refused(sections: dict[str, Any], message: str) -> None:
     assert message in complaint(**sections)

@@ -14,7 +14,8 @@ from common.run_control import RunControl, RunRequest
 from common.types import Position, Stage
 from learner.driver import between_iterations as milestones
 from learner.driver.between_iterations import RunMilestones
-from learner.driver.ledger import Ledger
+from learner.driver.checkpoint_writer import CheckpointWriter
+from learner.driver.watchdog import Watchdog, Watched
 from learner.records.line_file import LineFile
 
 POSITION = Position(Stage.ALIGNMENT, 7)
@@ -97,7 +98,9 @@ def milestones_of(run_dir: Path, control: Control | None, on_alarm: str = "warn"
     unused: Any = None
     pool: Any = Pool()
     config = Config.model_validate(sections)
-    made = RunMilestones(config, run_dir, unused, unused, pool, tracker, Ledger(run_dir), [], unused, {}, control)
+    watchdog = Watchdog(Watched.of(config), run_dir)
+    checkpoints = CheckpointWriter(config.checkpoint, run_dir, unused, tracker, {}, [], lambda: None)
+    made = RunMilestones(config, run_dir, unused, pool, tracker, checkpoints, watchdog, [], unused, control)
     (run_dir / "metrics.jsonl").touch()
     return made, tracker
 

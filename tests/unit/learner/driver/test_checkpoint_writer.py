@@ -71,7 +71,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def writer_of(run_dir: Path, learner: Any, **options: Any) -> tuple[CheckpointWriter, Told]:
     tracker: Any = Told(run_dir)
     config = CheckpointConfig(**{"every": 4, **options})
-    return CheckpointWriter(config, run_dir, learner, tracker, {}, [tracker.lines]), tracker
+    return CheckpointWriter(config, run_dir, learner, tracker, {}, [tracker.lines], lambda: None), tracker
 
 
 def after(iteration: int) -> Position:

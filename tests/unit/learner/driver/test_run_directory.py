@@ -17,6 +17,7 @@ from common.errors import CheckpointError, ConfigError
 from common.rewards.api import ServerInfo
 from common.types import Position, Prompt, PromptSets, Stage
 from learner.checkpoint import Checkpoint, CheckpointStore
+from learner.driver.run_copies import RunCopies
 from learner.driver.run_directory import (
     Start,
     begin,
@@ -176,6 +177,23 @@ def test_automatic_resume_starts_a_run_and_then_continues_it(
     capsys.readouterr()
     assert start_of(decided(asked)).checkpoint == checkpoint
     assert capsys.readouterr().err == f"--resume auto: continuing the run in {run_dir}\n"
+
+
+@pytest.mark.parametrize("auto", [True, False])
+def test_a_directory_without_the_run_is_filled_from_its_copies(auto: bool, tmp_path: Path) -> None:
+    finished = finished_run(tmp_path / "first")
+    RunCopies(str(tmp_path / "copies")).push(tmp_path / "first")
+    asked = invocation(tmp_path / "second", resume=not auto)
+    section = asked.config.checkpoint.model_copy(update={"copy_to": str(tmp_path / "copies")})
+    asked = replace(asked, config=asked.config.model_copy(update={"checkpoint": section}), resume_auto=auto)
+    dry = replace(asked, dry_run=True)
+    assert decided(dry).resume is not auto
+    assert not (tmp_path / "second").exists()
+    found = decided(asked)
+    assert found.resume
+    checkpoint = start_of(found).checkpoint
+    assert checkpoint is not None
+    assert list(contents(checkpoint).values()) == list(contents(finished).values())
 
 
 def test_automatic_resume_does_not_write_over_what_is_no_run(tmp_path: Path) -> None:
