@@ -69,6 +69,7 @@ from learner.preflight.checks import (
     check_rewards,
     check_schedule,
     control_requests,
+    warn_of_repeated_prompts,
 )
 from learner.preflight.command_line import Invocation
 from learner.preflight.forecast import Prediction, choose_device, predict, requirements_text
@@ -188,6 +189,7 @@ def _run(invocation: Invocation) -> None:
         check_gpus(config)
     prompts = _load_prompts(config)
     check_enough_prompts(config, prompts)
+    warn_of_repeated_prompts(config, prompts)
     check_requests(config, prompts)
     prediction = _checked_prediction(config)
     with (

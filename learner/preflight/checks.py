@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,20 @@ def check_enough_prompts(config: Config, prompts: PromptSets) -> None:
         raise ConfigError(
             f"evaluation.final_from = {first}, but {files.evaluation} has only {count} prompts: the final table would "
             "be empty"
+        )
+
+
+def warn_of_repeated_prompts(config: Config, prompts: PromptSets) -> None:
+    """Say how many prompts of the final table are also trained on: for these it is not held out."""
+    images, files = config.evaluation, config.prompts
+    trained = {prompt.text for prompt in (*prompts.cold_start, *prompts.alignment)}
+    final = prompts.evaluation[images.final_from :][: images.final_prompts]
+    repeated = sum(prompt.text in trained for prompt in final)
+    if repeated:
+        print(
+            f"warning: {repeated} of the {len(final)} prompts of the final table ({files.evaluation}) are training "
+            "prompts too: it is held out for the others alone",
+            file=sys.stderr,
         )
 
 

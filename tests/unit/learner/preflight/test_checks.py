@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from common.config.rewards import RewardConfig
 from common.errors import ConfigError
 from common.types import Prompt, PromptSets
-from learner.preflight.checks import check_enough_prompts, check_reward_devices
+from learner.preflight.checks import check_enough_prompts, check_reward_devices, warn_of_repeated_prompts
 from learner.preflight.command_line import parse
 
 
@@ -21,6 +23,17 @@ def test_the_final_table_needs_a_prompt() -> None:
     check_enough_prompts(config, prompt_sets(33))
     with pytest.raises(ConfigError, match=r"evaluation\.final_from = 32, but .*evaluation\.txt has only 32 prompts"):
         check_enough_prompts(config, prompt_sets(32))
+
+
+def test_final_prompts_that_are_trained_on_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    config = parse(["--evaluation.final_from", "32", "--evaluation.final_prompts", "10"], {}).config
+    prompts = prompt_sets(100)
+    own = [Prompt(place, f"another {place}") for place in range(100)]
+    warn_of_repeated_prompts(config, replace(prompts, evaluation=[*own[:35], *prompts.evaluation[:4], *own[50:]]))
+    expected = "warning: 4 of the 10 prompts of the final table (zoo/prompts/evaluation.txt) are training prompts too"
+    assert capsys.readouterr().err.startswith(expected)
+    warn_of_repeated_prompts(config, replace(prompts, evaluation=own))
+    assert capsys.readouterr().err == ""
 
 
 def test_a_reward_on_a_gpu_that_is_not_there_is_refused_with_the_devices_that_are() -> None:
