@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from common.backbones.files.sizes import ModelSizes
 from common.config.processes import SharedGpus, shared_gpus
@@ -82,9 +83,11 @@ def this_cpu(threads: int, dtype: str = "float32") -> Device:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Peak memory of one process in GiB, and seconds of an alignment iteration by part.
+    """Peak memory of one process in GiB, and seconds of an iteration by part.
 
     Attributes:
+        seconds: of the alignment, or of the cold start where there is no alignment.
+        cold_start: seconds of an iteration of the cold start by part.
         learner_idle_gib, worker_idle_gib: what a process holds between its passes.
     """
 
@@ -93,6 +96,7 @@ class Prediction:
     seconds: dict[str, float]
     learner_idle_gib: float = 0.0
     worker_idle_gib: float = 0.0
+    cold_start: dict[str, float] = field(default_factory=dict)
 
     @property
     def iteration_s(self) -> float:
@@ -122,7 +126,9 @@ def predict(config: Config, sizes: ModelSizes, device: Device) -> Prediction:
     )
     worker += config.alignment.group_size * one_sample
     worker += min(config.backbone.decode_chunk, config.alignment.group_size) * _image_gib(config, sizes, DECODE_VALUES)
-    return Prediction(learner, worker, _seconds(config, sizes, device), learner_idle, worker_idle)
+    cold_start = _cold_start_seconds(config, sizes, device)
+    seconds = _alignment_seconds(config, sizes, device) if config.alignment.iterations > 0 else cold_start
+    return Prediction(learner, worker, seconds, learner_idle, worker_idle, cold_start)
 
 
 def _frozen_gib(config: Config, sizes: ModelSizes, bases: int, *, sharded: bool = False) -> float:
@@ -187,24 +193,29 @@ def _rank_samples(config: Config) -> int:
     return math.ceil(alignment.prompts_per_iteration * alignment.group_size / config.learner.ranks)
 
 
-def _seconds(config: Config, sizes: ModelSizes, device: Device) -> dict[str, float]:
-    """Seconds of the transformer's passes; a backward pass through a frozen base costs as much as a forward pass.
+def _trained_pass(config: Config) -> int:
+    """Passes that a trained one costs: a backward pass through a frozen base costs as much as a forward pass."""
+    return 3 if config.backbone.gradient_checkpointing else 2
 
-    For an alignment iteration, or for one of the cold start if there is no alignment.
-    """
-    alignment, cold_start = config.alignment, config.cold_start
-    trained = 3 if config.backbone.gradient_checkpointing else 2
-    speed = UTILISATION * device.peak_flops
-    if alignment.iterations == 0:
-        one_pass = cold_start.batch_size * sizes.forward_flops / speed / config.learner.ranks
-        fake_score = trained * (1 + _regularised_passes(config, cold_start.consistency_weight))
-        # Each update rolls the student to a middle step on average; the student's update keeps the last step's graph.
-        rolled = (config.sampling.steps + 1) / 2
-        student = (rolled + trained - 1 + 1 + sizes.guided_passes) / cold_start.student_every
-        return {"fake_score": one_pass * (rolled + fake_score), "student": one_pass * student}
+
+def _cold_start_seconds(config: Config, sizes: ModelSizes, device: Device) -> dict[str, float]:
+    """Seconds of the transformer's passes in an iteration of the cold start."""
+    cold_start, trained = config.cold_start, _trained_pass(config)
+    one_pass = cold_start.batch_size * sizes.forward_flops / (UTILISATION * device.peak_flops) / config.learner.ranks
+    fake_score = trained * (1 + _regularised_passes(config, cold_start.consistency_weight))
+    # Each update rolls the student to a middle step on average; the student's update keeps the last step's graph.
+    rolled = (config.sampling.steps + 1) / 2
+    student = (rolled + trained - 1 + 1 + sizes.guided_passes) / cold_start.student_every
+    return {"fake_score": one_pass * (rolled + fake_score), "student": one_pass * student}
+
+
+def _alignment_seconds(config: Config, sizes: ModelSizes, device: Device) -> dict[str, float]:
+    """Seconds of the transformer's passes in an iteration of the alignment."""
+    alignment, trained = config.alignment, _trained_pass(config)
     steps = _policy_steps(config)
     matching = 1 + sizes.guided_passes if alignment.matching_weight > 0 else 0
-    one_pass = alignment.prompts_per_iteration * alignment.group_size * sizes.forward_flops / speed
+    samples = alignment.prompts_per_iteration * alignment.group_size
+    one_pass = samples * sizes.forward_flops / (UTILISATION * device.peak_flops)
     ranks = config.learner.ranks
     # Of a group's errors and of the reference, without gradient; then those that train.
     learned = {"surrogate_reward": one_pass * (trained + 2) / ranks} if _learns_surrogate(config) else {}
@@ -251,11 +262,19 @@ def requirements_text(config: Config, sizes: ModelSizes, prediction: Prediction,
     if any(gib > device.memory_gib for *_, gib in rows):
         lines.append("to need less: a smaller alignment.micro_batch, group_size or backbone.decode_chunk; backbone.")
         lines[-1] += "gradient_checkpointing, idle_on_cpu, text_encoder_int8; learner.shard_base"
-    parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in prediction.seconds.items())
-    stage = "alignment" if config.alignment.iterations > 0 else "the cold start"
-    lines += ["", f"an iteration of {stage}: {prediction.iteration_s:.2f} s ({parts}), without VAE and rewards"]
+    lines.append("")
+    if config.cold_start.iterations > 0 and config.cold_start.from_checkpoint is None:
+        lines.append(_time_text("the cold start", prediction.cold_start, config.cold_start.iterations))
+    if config.alignment.iterations > 0:
+        lines.append(_time_text("alignment", prediction.seconds, config.alignment.iterations))
+    lines.append("the passes of the transformer alone: without VAE, rewards and evaluations")
     lines.append(f"estimated at {UTILISATION:.0%} of {device.peak_flops / 1e12:,.2f} TFLOP/s; a run measures it")
     return "\n".join(lines)
+
+
+def _time_text(stage: str, seconds: Mapping[str, float], iterations: int) -> str:
+    parts, one = ", ".join(f"{name} {value:.2f}" for name, value in seconds.items()), sum(seconds.values())
+    return f"an iteration of {stage}: {one:.2f} s ({parts}); all {iterations:,}: {one * iterations / 3600:.1f} h"
 
 
 def _both_gib(config: Config, shared: SharedGpus, prediction: Prediction) -> float:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import ray
 import torch
+import yaml
 
 from common.backbones import load_backbone, model_sizes
 from common.backbones.files.sizes import ModelSizes
 from common.config.run import Config
 from common.errors import ConfigError, ModelError
+from common.project_files import PROJECT_ROOT
 from common.types import Guidance
 from learner.main import forecast
 from learner.preflight.command_line import parse
@@ -179,6 +182,35 @@ def test_the_run_file_for_one_gpu_fits_80_gb() -> None:
     assert predict(published, klein, H100).learner_gib > prediction.learner_gib
 
 
+SD35_MEDIUM = ModelSizes(
+    transformer=2_243_171_520,
+    text_encoders=5_580_000_000,
+    vae=83_819_683,
+    bases=1,
+    adapter=23_900_000,
+    layers=24,
+    width=1536,
+    image_tokens=1024,
+    text_tokens=333,
+    latents=16 * 64 * 64,
+    forward_flops=2.23e12,
+    pixels=512**2,
+    vae_width=128,
+    guided_passes=2,
+    guidance=Guidance.CLASSIFIER_FREE,
+)
+"""At 512 x 512, counted (docs/performance.md)."""
+
+
+def test_the_quickstarts_run_file_fits_80_gb() -> None:
+    page = (PROJECT_ROOT / "docs/quickstart.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    run = Config.model_validate(yaml.safe_load(text))
+    prediction = predict(run, SD35_MEDIUM, H100)
+    assert 20 < prediction.learner_gib < 75
+    assert 10 < prediction.worker_gib < 75
+
+
 def test_of_two_stages_the_hungrier_one_counts() -> None:
     """9 rows of three passes in stage 1; in stage 2 micro-batches of three: 13 are more, 8 are fewer."""
     cold_start = {"batch_size": 18, "consistency_fraction": 1}
@@ -238,6 +270,24 @@ def test_a_cold_start_alone_by_hand() -> None:
     activations = 4 * 1000 * 1000 * 2 * (20 + BLOCK_ACTIVATIONS)  # of one pass of 4 rows
     weights = 2 * (10**9 + 10**8) + 10**7 * FLOAT32 * 10
     assert prediction.learner_gib == pytest.approx(PROCESS_GIB["cuda"] + (weights + activations) / GIB)
+
+
+def test_both_stages_are_told_with_their_hours() -> None:
+    lengths = {"cold_start": {"iterations": 1000}, "alignment": {"iterations": 500}}
+    run = config(**lengths)
+    prediction = predict(run, SIZES, H100)
+    text = requirements_text(run, SIZES, prediction, H100)
+    for stage, seconds, count in (
+        ("the cold start", prediction.cold_start, 1000),
+        ("alignment", prediction.seconds, 500),
+    ):
+        one = sum(seconds.values())
+        assert f"an iteration of {stage}: {one:.2f} s (" in text
+        assert f"; all {count:,}: {one * count / 3600:.1f} h" in text
+    alone = config(cold_start={"iterations": 1000}, alignment={"iterations": 0})
+    text = requirements_text(alone, SIZES, predict(alone, SIZES, H100), H100)
+    assert "an iteration of the cold start" in text
+    assert "an iteration of alignment" not in text
 
 
 def test_what_does_not_fit_is_said_with_the_remedy() -> None:
