@@ -51,6 +51,19 @@ POD_MONITOR = {
                             "port": {"type": "string"},
                             "path": {"type": "string", "pattern": "^/"},
                             "interval": {"type": "string", "pattern": "^[0-9]+(ms|s|m)$"},
+                            "honorLabels": {"type": "boolean"},
+                            "relabelings": {
+                                "type": "array",
+                                "items": {
+                                    "type": "object",
+                                    "required": ["targetLabel", "replacement"],
+                                    "additionalProperties": False,
+                                    "properties": {
+                                        "targetLabel": {"type": "string", "pattern": "^[a-z_]+$"},
+                                        "replacement": {"type": "string", "minLength": 1},
+                                    },
+                                },
+                            },
                         },
                     },
                 },
@@ -59,7 +72,50 @@ POD_MONITOR = {
     },
     "additionalProperties": False,
 }
-"""The part of prometheus-operator's PodMonitor that the manifests use."""
+
+_RULE = {
+    "type": "object",
+    "required": ["expr"],
+    "oneOf": [{"required": ["record"]}, {"required": ["alert"]}],
+    "additionalProperties": False,
+    "properties": {
+        "record": {"type": "string"},
+        "alert": {"type": "string"},
+        "expr": {"type": "string"},
+        "for": {"type": "string", "pattern": "^[0-9]+(ms|s|m|h|d)$"},
+        "keep_firing_for": {"type": "string", "pattern": "^[0-9]+(ms|s|m|h|d)$"},
+        "labels": {"type": "object", "additionalProperties": {"type": "string"}},
+        "annotations": {"type": "object", "additionalProperties": {"type": "string"}},
+    },
+}
+PROMETHEUS_RULE = {
+    "type": "object",
+    "required": ["apiVersion", "kind", "metadata", "spec"],
+    "additionalProperties": False,
+    "properties": {
+        "apiVersion": {"const": MONITORING},
+        "kind": {"const": "PrometheusRule"},
+        "metadata": {"type": "object"},
+        "spec": {
+            "type": "object",
+            "required": ["groups"],
+            "additionalProperties": False,
+            "properties": {
+                "groups": {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "required": ["name", "rules"],
+                        "additionalProperties": False,
+                        "properties": {"name": {"type": "string"}, "rules": {"type": "array", "items": _RULE}},
+                    },
+                }
+            },
+        },
+    },
+}
+"""The parts of prometheus-operator's kinds that the manifests use."""
+OPERATORS = {"PodMonitor": POD_MONITOR, "PrometheusRule": PROMETHEUS_RULE}
 
 
 @functools.cache
@@ -107,8 +163,8 @@ def problems(manifest: Manifest) -> list[str]:
     jsonschema = pytest.importorskip("jsonschema")
     if manifest["apiVersion"] == RAY:
         schema = _ray_schema(manifest["kind"])
-    elif manifest["apiVersion"] == MONITORING and manifest["kind"] == "PodMonitor":
-        schema = POD_MONITOR
+    elif manifest["apiVersion"] == MONITORING and manifest["kind"] in OPERATORS:
+        schema = OPERATORS[manifest["kind"]]
     else:
         return _core_problems(json.dumps(manifest))
     found = jsonschema.Draft202012Validator(schema).iter_errors(_with_defaults(copy.deepcopy(manifest)))

@@ -14,6 +14,7 @@ import yaml
 from common.config.run import Config
 from common.errors import ConfigError
 from common.rewards.bearer import REWARD_TOKEN
+from deploy.prometheus import kubernetes_rules
 from learner.preflight.command_line import Invocation, parse
 from reward_servers.metrics import ServerMetrics
 from reward_servers.options import ServerSettings, build_parser, check
@@ -274,3 +275,18 @@ def test_every_pod_accepts_connections_by_a_policy_of_its_own(folder: str) -> No
     for template in (pod for one in manifests for pod in pods(one)):
         labels = template["metadata"]["labels"].items()
         assert any(one <= labels for one in chosen), labels
+
+
+def test_the_rules_are_those_of_prometheus() -> None:
+    """Else run: python -m deploy.prometheus.kubernetes_rules > deploy/kuberay/base/rules.yaml."""
+    assert (KUBERAY / "base/rules.yaml").read_text(encoding="utf-8") == kubernetes_rules.text()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_scraped_targets_have_the_labels_that_rules_and_dashboards_ask_for(size: str) -> None:
+    manifests = rendered(size)
+    endpoints = [one for monitor in of_kind(manifests, "PodMonitor") for one in monitor["spec"]["podMetricsEndpoints"]]
+    changes = [endpoint.get("relabelings", []) for endpoint in endpoints]
+    labels = [{one["targetLabel"]: one["replacement"] for one in found} for found in changes]
+    name = yaml.safe_load((KUBERAY / size / "run.yaml").read_text(encoding="utf-8"))["run"]["name"]
+    assert [one for one in labels if one] == [{"job": "driver", "run": name}, {"job": "reward_server", "run": name}]
