@@ -24,7 +24,7 @@ COMMANDS = {
         "reward_servers.prompt_files:main",
         "make the prompt files that the run files of published models read",
     ),
-    "control": ("learner.tools.control:main", "pause, continue or stop a running run"),
+    "control": ("learner.tools.control:main", "pause, continue, stop or scale a running run"),
     "track": ("learner.tools.track:main", "send a run to TensorBoard, Weights & Biases, trackio or MLflow"),
     "watch": ("learner.records.live_page:main", "show a run in the browser, while it trains or afterwards"),
     "compare": ("learner.records.compare:main", "write one page that compares runs"),
