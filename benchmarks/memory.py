@@ -106,11 +106,12 @@ def _memory(pid: int) -> Sample:
 
 def found(samples: Sequence[Sample], iterations: int) -> dict[str, object]:
     """The curve at some iterations, and each kind's growth per 100 iterations after the start."""
-    kinds = [name for name in samples[-1] if name != "iteration"]
-    late = [one for one in samples if one["iteration"] >= WARM * iterations]
-    growth = {kind: round(100 * slope([(one["iteration"], one.get(kind, 0.0)) for one in late]), 2) for kind in kinds}
-    step = max(1, len(samples) // ROWS)
-    curve = [{name: round(value, 1) for name, value in one.items()} for one in (*samples[::step], samples[-1])]
+    whole = [one for one in samples if len(one) == max(map(len, samples))]  # the others saw the run start or end
+    late = [one for one in whole if one["iteration"] >= WARM * iterations]
+    kinds = [name for name in whole[0] if name != "iteration"]
+    growth = {kind: round(100 * slope([(one["iteration"], one[kind]) for one in late]), 2) for kind in kinds}
+    step = max(1, len(whole) // ROWS)
+    curve = [{name: round(value, 1) for name, value in one.items()} for one in (*whole[::step], whole[-1])]
     return {"benchmark": "memory", "iterations": iterations, "mib": curve, "mib_per_100_iterations": growth}
 
 

@@ -11,7 +11,7 @@ def test_growth_is_that_of_the_iterations_after_the_start() -> None:
     samples = [
         {"iteration": float(i), "driver": 100.0 + (50 if i < 20 else 0) + i / 10, "learner": 7.0} for i in range(1, 101)
     ]
-    figures = found(samples, 100)
+    figures = found([*samples, {"iteration": 100.0, "driver": 500.0}], 100)  # the last one saw the run end
     assert figures["mib_per_100_iterations"] == {"driver": 10.0, "learner": 0.0}
     curve = figures["mib"]
     assert isinstance(curve, list)
