@@ -22,6 +22,7 @@ from common import git_lfs, strict_json
 from common.errors import PromptError, RewardRejected, WireError
 from common.metadata import without_nulls
 from common.parquet_prompts import METADATA, PROMPT, read_parquet
+from common.prompt_shards import whole_set
 from common.rewards.api import check_texts
 from common.types import Prompt
 from common.visible_text import trimmed
@@ -43,18 +44,21 @@ OTHER_FILES = {"{\\rtf": "RTF", "<!doctype": "an HTML page", "<html": "an HTML p
 
 
 def load_prompts(path: Path, text_key: str | None = None) -> list[Prompt]:
-    """Load all prompts of a file, in order; `Prompt.index` counts them. Blank lines are skipped.
+    """Load all prompts of a file, or of a directory of shards, in order; `Prompt.index` counts them. Blank lines are
+    skipped.
 
     With `text_key`, that key of a .jsonl line or column of a .parquet file has the text, and there is no metadata.
 
     Raises:
-        PromptError: the file is missing, empty, binary, of another kind, or has a line that is not a prompt.
+        PromptError: the file is missing, empty, binary, of another kind, one shard of several, or has a line that is
+            not a prompt.
     """
     if "\0" in str(path):
         raise PromptError(f"{str(path)!r}: a path cannot have a NUL character: name the prompt file")
     prompts: list[Prompt] = []
-    for where, text, metadata in _records(path, text_key):
-        prompts.append(_checked(f"{path}: {where}", len(prompts), text, metadata))
+    for file in whole_set(path):
+        for where, text, metadata in _records(file, text_key):
+            prompts.append(_checked(f"{file}: {where}", len(prompts), text, metadata))
     if not prompts:
         raise PromptError(f"{path}: no prompts in it; write one on each line")
     return prompts
@@ -131,8 +135,6 @@ def _check_metadata(where: str, metadata: Mapping[str, Any]) -> None:
 
 def _records(path: Path, text_key: str | None) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Position in the file, text and metadata of every prompt."""
-    if os.path.isdir(path):
-        raise PromptError(f"{path}: it is a directory: name a prompt file in it")
     if os.path.isfile(path) and os.access(path, os.R_OK) and git_lfs.is_pointer(path):
         raise PromptError(f"{path} {git_lfs.REMEDY}")
     if path.suffix.lower() == ".parquet":

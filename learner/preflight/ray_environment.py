@@ -18,6 +18,7 @@ TEMPORARY = "RAY_TMPDIR"
 TOKEN = "RAY_AUTH_TOKEN"
 OWN_AUTHENTICATION = ("RAY_AUTH_MODE", TOKEN, "RAY_AUTH_TOKEN_PATH")
 UV_HOOK = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
+WARNINGS = "PYTHONWARNINGS"
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray sets it for the driver of a job that was submitted."""
 PACKAGES = "working_dir_files"
@@ -42,6 +43,9 @@ def prepare(environ: MutableMapping[str, str]) -> None:
     if address is None:
         # Under `uv run`, Ray would start every worker by `uv run` in a copy of the project without its environment.
         environ[UV_HOOK] = "0"
+        if "error" in environ.get(WARNINGS, ""):
+            # Otherwise Ray's own processes end at the first warning, and the cluster never starts.
+            del environ[WARNINGS]
         if not any(name in environ for name in OWN_AUTHENTICATION):
             # Otherwise Ray writes a token into the home directory.
             environ[TOKEN] = secrets.token_hex(32)

@@ -42,6 +42,14 @@ def test_a_private_cluster_needs_neither_home_nor_uv() -> None:
     assert another["RAY_AUTH_TOKEN"] != environment["RAY_AUTH_TOKEN"]
 
 
+@pytest.mark.parametrize(("value", "kept"), [("error", False), ("error::DeprecationWarning", False), ("ignore", True)])
+def test_processes_of_a_private_cluster_do_not_end_at_a_warning(value: str, kept: bool) -> None:
+    """As in a shell of somebody who tests with PYTHONWARNINGS=error."""
+    environment = {"PYTHONWARNINGS": value}
+    prepare(environment)
+    assert ("PYTHONWARNINGS" in environment) is kept
+
+
 @pytest.mark.parametrize("name", ["RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"])
 def test_authentication_that_somebody_set_is_left_alone(name: str) -> None:
     environment = {name: "own"}
