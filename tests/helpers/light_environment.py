@@ -14,7 +14,7 @@ import pytest
 
 LEFT_OUT = frozenset(
     {
-        *("accelerate", "diffusers", "peft", "ray", "rich", "tokenizers", "torch", "transformers"),
+        *("accelerate", "diffusers", "fsspec", "peft", "psutil", "ray", "rich", "tokenizers", "torch", "transformers"),
         *("cv2", "ftfy", "huggingface_hub", "onnxruntime", "pyarrow", "rapidocr", "scipy"),
     }
 )
