@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import Path
 
 from common.errors import PromptError
+
+logger = logging.getLogger(__name__)
 
 SHARD = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(parquet|jsonl|txt)", re.IGNORECASE)
 
@@ -14,16 +17,16 @@ SHARD = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(parque
 def whole_set(path: Path) -> list[Path]:
     """The files that a path names: itself, or all shards of the one dataset in a directory.
 
+    A shard that is named by itself is a warning: it may be a choice, as of one file of the hub.
+
     Raises:
-        PromptError: a shard is named by itself; or a directory has not exactly one whole set of shards.
+        PromptError: a directory has not exactly one whole set of shards.
     """
     if not os.path.isdir(path):
         shard = SHARD.fullmatch(path.name)
         if shard is not None and int(shard["count"]) > 1:
-            raise PromptError(
-                f"{path} is one of {int(shard['count'])} files of a dataset: name their directory, or rename the file "
-                "to use it alone"
-            )
+            count = int(shard["count"])
+            logger.warning("%s is one of %d files of a dataset: name their directory to use all", path, count)
         return [path]
     sets: dict[tuple[str, int], dict[int, Path]] = {}
     for file in path.iterdir():

@@ -50,8 +50,7 @@ def load_prompts(path: Path, text_key: str | None = None) -> list[Prompt]:
     With `text_key`, that key of a .jsonl line or column of a .parquet file has the text, and there is no metadata.
 
     Raises:
-        PromptError: the file is missing, empty, binary, of another kind, one shard of several, or has a line that is
-            not a prompt.
+        PromptError: the file is missing, empty, binary, of another kind, or has a line that is not a prompt.
     """
     if "\0" in str(path):
         raise PromptError(f"{str(path)!r}: a path cannot have a NUL character: name the prompt file")

@@ -3,8 +3,8 @@
     python -m learner.chaos --run-dir DIR [--seed 0] [--injections 8] [--minutes 30] [-- OPTIONS OF rtdmd train]
 
 Without options the smoke run of the shapes world is taken, with 24 iterations of stage 2. DIR gets the two runs,
-`undisturbed` (kept for further seeds) and `seed-N`, and `seed-N.json` with what happened. Exit status 1: the run hung,
-failed, or ended otherwise.
+`undisturbed` (kept for further seeds) and `seed-N`, and `seed-N.json` with the faults. Exit status 1: the run hung,
+failed, or ended otherwise. Only runs with `alignment.max_staleness: 0` end bit for bit alike.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from common.command import exit_status, some_time, user_path
@@ -24,6 +25,7 @@ from learner.chaos.comparison import differences
 from learner.chaos.disturbed_run import DisturbedRun, Outcome, whole_lines
 from learner.chaos.schedule import schedule
 
+OPTIONS = "options.json"
 SMOKE = (
     *("--quick", "--alignment.iterations", "24", "--evaluation.every", "12", "--checkpoint.every", "6"),
     *("--evaluation.teacher", "false", "--learner.threads", "1"),
@@ -58,15 +60,17 @@ def _run(arguments: argparse.Namespace) -> None:
     undisturbed, disturbed = folder / "undisturbed", folder / f"seed-{arguments.seed}"
     if disturbed.exists():
         raise ConfigError(f"{disturbed} is there already: name another --seed or --run-dir")
-    folder.mkdir(parents=True, exist_ok=True)
+    _require_same_options(folder / OPTIONS, options)
     if not (undisturbed / "summary.json").exists():
         print("the undisturbed run")
-        DisturbedRun(options, undisturbed, 60 * arguments.minutes).run()
+        list(DisturbedRun(options, undisturbed, 60 * arguments.minutes).run())
     iterations = sum(line["kind"] == "train" for line in whole_lines(undisturbed / "metrics.jsonl"))
     started, outcomes, problems = time.monotonic(), list[Outcome](), list[str]()
     run = DisturbedRun(options, disturbed, 60 * arguments.minutes)
     try:
-        outcomes = run.run(schedule(arguments.seed, arguments.injections, iterations))
+        for outcome in run.run(schedule(arguments.seed, arguments.injections, iterations)):
+            print(outcome)
+            outcomes.append(outcome)
         problems = differences(disturbed, undisturbed)
     except LearnerError as error:
         problems = [str(error)]
@@ -84,13 +88,17 @@ def _run(arguments: argparse.Namespace) -> None:
     print(f"the end is that of the undisturbed run, bit for bit, after {sum(one.hit for one in outcomes)} faults")
 
 
+def _require_same_options(file: Path, options: Sequence[str]) -> None:
+    """ConfigError if the undisturbed run of a folder has other options."""
+    if file.exists() and json.loads(file.read_text(encoding="utf-8")) != list(options):
+        raise ConfigError(f"{file.parent} has runs with other options, see {file}: name another --run-dir")
+    write_whole(file, json.dumps(list(options)).encode())
+
+
 def _as_json(outcome: Outcome) -> dict[str, Any]:
-    rounded = {name: None if value is None else round(value, 2) for name, value in _seconds(outcome).items()}
+    seconds = {"noticed_s": outcome.noticed_s, "next_s": outcome.next_s}
+    rounded = {name: None if value is None else round(value, 2) for name, value in seconds.items()}
     return {**asdict(outcome.injection), "hit": outcome.hit, **rounded}
-
-
-def _seconds(outcome: Outcome) -> dict[str, float | None]:
-    return {"noticed_s": outcome.noticed_s, "next_s": outcome.next_s}
 
 
 if __name__ == "__main__":

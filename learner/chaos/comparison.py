@@ -11,9 +11,10 @@ from learner.driver.ledger import LEDGER
 
 
 def differences(run_dir: Path, other: Path) -> list[str]:
-    """What differs between two finished runs of equal settings, in one line each; empty if nothing does.
+    """The differences between two finished runs of equal settings, one line each.
 
-    Compared bit for bit: every line of `metrics.jsonl` but its times, the ends of all groups, the last checkpoint.
+    The comparison is bit for bit: every line of `metrics.jsonl` but its times, the ends of all groups, and the last
+    checkpoint.
     """
     found = []
     mine, theirs = _metrics(run_dir), _metrics(other)

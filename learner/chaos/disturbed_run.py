@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -28,7 +28,7 @@ GONE_S = 30.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an injection.
+    """The effect of an injection.
 
     Attributes:
         hit: whether there was a process to hit.
@@ -40,6 +40,13 @@ class Outcome:
     hit: bool
     noticed_s: float | None = None
     next_s: float | None = None
+
+    def __str__(self) -> str:
+        when = f"{self.injection}, after {self.injection.after} iterations"
+        if not self.hit:
+            return f"{when}: there was none"
+        noticed = "not said" if self.noticed_s is None else f"said after {self.noticed_s:.1f} s"
+        return f"{when}: {noticed}, next iteration after {self.next_s:.1f} s"
 
 
 class DisturbedRun:
@@ -56,8 +63,8 @@ class DisturbedRun:
         self._deadline_s = deadline_s
         self.starts = 0
 
-    def run(self, injections: Sequence[Injection] = (), say: Callable[[str], None] = print) -> list[Outcome]:
-        """Train to the end; what became of the injections.
+    def run(self, injections: Sequence[Injection] = ()) -> Iterator[Outcome]:
+        """Train to the end; yield what becomes of each injection.
 
         Raises:
             LearnerError: the run failed, or it has not ended by the deadline.
@@ -65,21 +72,18 @@ class DisturbedRun:
         until = time.monotonic() + self._deadline_s
         with self._run_dir.with_suffix(".log").open("ab") as log:
             process = self._started(log)
-            outcomes = []
             try:
                 for injection in injections:
                     self._wait_for(process, until, injection.after)
                     time.sleep(injection.delay_s)
                     outcome, process = self._disturb(injection, process, log, until)
-                    outcomes.append(outcome)
-                    say(_told(outcome))
+                    yield outcome
                 self._wait_for(process, until, None)
             except BaseException:
                 _kill_all(process)
                 raise
         if process.returncode != 0:
             raise LearnerError(f"the run ended with exit status {process.returncode}: see {self._run_dir}.log")
-        return outcomes
 
     def _disturb(
         self, injection: Injection, process: subprocess.Popen[bytes], log: IO[bytes], until: float
@@ -143,11 +147,3 @@ def _kill_all(process: subprocess.Popen[bytes]) -> None:
             except psutil.NoSuchProcess:
                 continue
         process.wait()
-
-
-def _told(outcome: Outcome) -> str:
-    if not outcome.hit:
-        return f"{outcome.injection}, after {outcome.injection.after} iterations: there was none"
-    noticed = "not said" if outcome.noticed_s is None else f"said after {outcome.noticed_s:.1f} s"
-    when = f"after {outcome.injection.after} iterations"
-    return f"{outcome.injection}, {when}: {noticed}, next iteration after {outcome.next_s:.1f} s"

@@ -1,4 +1,4 @@
-"""What is broken when: a function of the seed."""
+"""Draws the faults of a run and their moments: a function of the seed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Target(StrEnum):
 
 
 class Fault(StrEnum):
-    """What happens to a process.
+    """Damage to a process.
 
     kill: SIGKILL. freeze: SIGSTOP for good. end: SIGTERM. slow: it runs a tenth of the time, for some seconds.
     full_disk: it can write to no file, for some seconds.

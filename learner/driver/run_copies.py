@@ -2,6 +2,7 @@
 
     URL/metrics.jsonl, ledger.jsonl, watchdog.jsonl, samples/policies/*     as they are when a checkpoint is copied
     URL/checkpoints/alignment-000050/state.safetensors, then checkpoint.json: the copy counts once both are there
+    URL/copy_id.txt     the run that they are copies of: a text that only this run has
     URL/lora/*, summary.json, report.html     at the end; they are not needed to continue
 
 A thread copies while the run goes on. The URL is a folder's path or any of fsspec (s3://, gs://); the extra `remote`
@@ -13,6 +14,7 @@ from __future__ import annotations
 import shutil
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +29,7 @@ from learner.driver.watchdog import WATCHDOG_FILE
 
 FILES, RESULTS = ("metrics.jsonl", LEDGER, WATCHDOG_FILE), ("summary.json", "report.html")
 POLICIES, LORA = "samples/policies", "lora"
-PROBE = ".probe"
+IDENTITY, PROBE = "copy_id.txt", ".probe"
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
 LAST_COPY_S = 300.0
 """Seconds that a run waits at its end for the copy in progress."""
@@ -50,19 +52,56 @@ class RunCopies:
             raise ConfigError(f"checkpoint.copy_to: {url} cannot be reached: {_reason(error)}") from error
 
     def push(self, run_dir: Path) -> None:
-        """Copy what is not there yet, and remove the checkpoints that the run has removed. Errors are fsspec's."""
+        """Copy what is not there yet, and remove the checkpoints that the run has removed.
+
+        Raises:
+            ConfigError: the copies are those of another run; they are left alone.
+            Exception: whatever the file system raises.
+        """
+        self.require_own(run_dir)
+        self._mark(run_dir)
         store = CheckpointStore.of_run(run_dir)
         folders = (path for folder in (POLICIES, LORA) for path in sorted((run_dir / folder).glob("*")))
         for path in (*(run_dir / name for name in (*FILES, *RESULTS)), *folders):
             if path.is_file():
                 self._put(path, str(path.relative_to(run_dir)))
-        here, there = {path.name: path for path in store.newest_first()}, set(self._complete())
-        for name in reversed([name for name in here if name not in there]):
-            for file in (STATE, ABOUT):
-                self._put(here[name] / file, f"{FOLDER}/{name}/{file}")
-        for name in there - here.keys():
+        complete = self._complete()
+        for checkpoint in reversed(store.newest_first()):
+            if checkpoint.name not in complete:
+                self._put_checkpoint(checkpoint)
+        here = [path.name for path in store.newest_first()]
+        for name in (name for name in complete if name not in here):
             self._files.rm(f"{self._root}/{FOLDER}/{name}/{ABOUT}")  # first: without it the copy does not count
             self._files.rm(f"{self._root}/{FOLDER}/{name}", recursive=True)
+
+    def _put_checkpoint(self, checkpoint: Path) -> None:
+        try:
+            for file in (STATE, ABOUT):
+                self._put(checkpoint / file, f"{FOLDER}/{checkpoint.name}/{file}")
+        except FileNotFoundError:
+            if checkpoint.exists():
+                raise
+            # The run has removed it meanwhile, as old ones are: what was copied of it goes too.
+            self._files.rm(f"{self._root}/{FOLDER}/{checkpoint.name}", recursive=True)
+
+    def require_own(self, run_dir: Path) -> None:
+        """ConfigError if there are copies of another run."""
+        own, there = run_dir / IDENTITY, f"{self._root}/{IDENTITY}"
+        if not self._files.exists(there):
+            return
+        if not own.exists() or own.read_bytes() != self._files.cat_file(there):
+            raise ConfigError(
+                f"checkpoint.copy_to: {self._url} has the copies of another run: name another folder, or continue that "
+                "run with --resume in an empty --run-dir"
+            )
+
+    def _mark(self, run_dir: Path) -> None:
+        """Mark the copies as this run's."""
+        own = run_dir / IDENTITY
+        if not own.exists():
+            write_whole(own, uuid.uuid4().hex.encode())
+        if not self._files.exists(f"{self._root}/{IDENTITY}"):
+            self._put(own, IDENTITY)
 
     def require_writable(self) -> None:
         """ConfigError unless files can be written and removed there."""
@@ -83,7 +122,7 @@ class RunCopies:
             names = self._complete()
             for path in self._files.find(self._root) if names else ():
                 name = path.removeprefix(f"{self._root}/")
-                if name in FILES or name.rpartition("/")[0] == POLICIES:
+                if name in (*FILES, IDENTITY) or name.rpartition("/")[0] == POLICIES:
                     write_whole(run_dir / name, self._files.cat_file(path))
             return self._newest(names, run_dir)
         except (CheckpointError, OSError) as error:
@@ -190,6 +229,12 @@ def copied_run(url: str | None, run_dir: Path) -> Iterator[Callable[[], None]]:
         copier.ask()
     finally:
         copier.end()
+
+
+def require_own_copies(url: str | None, run_dir: Path) -> None:
+    """ConfigError if there are copies of another run at the URL."""
+    if url is not None:
+        RunCopies(url).require_own(run_dir)
 
 
 def check_copies(url: str | None) -> None:

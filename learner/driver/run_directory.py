@@ -27,7 +27,7 @@ from common.types import Position, PromptSets, Stage
 from common.whole_files import write_whole
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.driver.ledger import LEDGER, cut_ledger
-from learner.driver.run_copies import fetch_run
+from learner.driver.run_copies import fetch_run, require_own_copies
 from learner.driver.run_lock import LOCK, locked
 from learner.driver.watchdog import WATCHDOG_FILE
 from learner.preflight.command_line import Invocation
@@ -94,7 +94,8 @@ def claimed(invocation: Invocation) -> Iterator[tuple[Path, Start]]:
     """The directory to write into and the start of the run. A dry run gets a temporary directory.
 
     Raises:
-        ConfigError: another process uses the directory, it holds another run, or it holds none and `--resume` is given.
+        ConfigError: another process uses the directory, it holds another run, or it holds none and `--resume` is given;
+            or `checkpoint.copy_to` has the copies of another run.
         CheckpointError: the directory cannot be written, or the start checkpoint cannot be used.
     """
     if not (invocation.run_dir / LOCK).exists():
@@ -105,6 +106,7 @@ def claimed(invocation: Invocation) -> Iterator[tuple[Path, Start]]:
             yield Path(scratch), start
         return
     with _locked(invocation.run_dir):
+        require_own_copies(invocation.config.checkpoint.copy_to, invocation.run_dir)
         yield invocation.run_dir, _verified_start(invocation)
 
 

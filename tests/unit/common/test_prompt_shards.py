@@ -23,11 +23,17 @@ def test_the_shards_of_a_directory_are_read_in_their_order(tmp_path: Path) -> No
     assert [prompt.index for prompt in prompts] == [0, 1, 2]
 
 
-def test_one_shard_of_several_is_refused_and_a_dataset_of_one_file_is_read(tmp_path: Path) -> None:
+def test_one_shard_of_several_is_a_warning_and_the_only_one_of_a_dataset_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write(tmp_path, "train-00001-of-00002.txt", "test-00000-of-00001.txt")
-    with pytest.raises(PromptError, match=r"train-00001-of-00002\.txt is one of 2 files of a dataset: name their dir"):
-        load_prompts(tmp_path / "train-00001-of-00002.txt")
-    assert len(load_prompts(tmp_path / "test-00000-of-00001.txt")) == 1
+    for name in ("train-00001-of-00002.txt", "test-00000-of-00001.txt"):
+        assert [prompt.text for prompt in load_prompts(tmp_path / name)] == [f"prompt of {name}"]
+    (warning,) = caplog.messages
+    assert (
+        warning
+        == f"{tmp_path}/train-00001-of-00002.txt is one of 2 files of a dataset: name their directory to use all"
+    )
 
 
 @pytest.mark.parametrize(

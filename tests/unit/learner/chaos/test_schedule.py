@@ -1,4 +1,4 @@
-"""What is broken when."""
+"""The faults of a run and their moments."""
 
 from __future__ import annotations
 

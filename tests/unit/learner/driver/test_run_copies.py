@@ -18,7 +18,7 @@ from common.errors import CheckpointError, ConfigError
 from common.types import Position, Stage
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.driver import run_copies
-from learner.driver.run_copies import RunCopies, check_copies, copied_run, fetch_run
+from learner.driver.run_copies import RunCopies, check_copies, copied_run, fetch_run, require_own_copies
 
 
 @pytest.fixture(params=["folder", "file", "memory"])
@@ -64,7 +64,7 @@ def test_a_machine_without_the_run_gets_its_newest_checkpoint_and_files(
     assert (other / "metrics.jsonl").read_text() == "a line\n"
     found = sorted(str(path.relative_to(other)) for path in other.rglob("*") if path.is_file())
     state = [f"checkpoints/alignment-000010/{name}" for name in ("checkpoint.json", "state.safetensors")]
-    assert found == [*state, "metrics.jsonl", "samples/policies/cold_start.json"]
+    assert found == [*state, "copy_id.txt", "metrics.jsonl", "samples/policies/cold_start.json"]
     assert capsys.readouterr().err.startswith("checkpoint.copy_to: alignment-000010 was fetched from ")
 
 
@@ -76,7 +76,7 @@ def test_the_copies_follow_the_run(url: str, run_dir: Path) -> None:
     CheckpointStore.of_run(run_dir).prune(Stage.ALIGNMENT, keep=1)
     copies.push(run_dir)
     state = [f"checkpoints/alignment-000015/{name}" for name in ("checkpoint.json", "state.safetensors")]
-    assert listed(url) == [*state, "metrics.jsonl", "samples/policies/cold_start.json"]
+    assert listed(url) == [*state, "copy_id.txt", "metrics.jsonl", "samples/policies/cold_start.json"]
     files, root = fsspec.core.url_to_fs(url)
     assert files.cat_file(f"{root}/metrics.jsonl") == b"a line\nanother\n"
 
@@ -104,7 +104,7 @@ def test_a_damaged_copy_is_passed_over_unless_all_are(url: str, run_dir: Path, t
 
 
 def test_only_files_of_a_run_are_fetched(run_dir: Path, tmp_path: Path) -> None:
-    """Who can write to the copies cannot write elsewhere on the machine that fetches them."""
+    """A foreign file among the copies does not reach the machine."""
     url = str(tmp_path / "away")
     RunCopies(url).push(run_dir)
     for name in ("config.yaml", "samples/policies/deeper/file", "lora/adapter.safetensors"):
@@ -113,6 +113,39 @@ def test_only_files_of_a_run_are_fetched(run_dir: Path, tmp_path: Path) -> None:
         path.write_text("foreign")
     fetch_run(url, tmp_path / "other")
     assert not any((tmp_path / "other" / name).exists() for name in ("config.yaml", "lora", "samples/policies/deeper"))
+
+
+def test_the_copies_of_another_run_are_left_alone(url: str, run_dir: Path, tmp_path: Path) -> None:
+    """A new run with the same URL would remove the checkpoints of the former one there."""
+    RunCopies(url).push(run_dir)
+    before = listed(url)
+    other = tmp_path / "other"
+    write(other, 5)
+    refusal = "has the copies of another run: name another folder, or continue that run with --resume"
+    with pytest.raises(ConfigError, match=refusal):
+        require_own_copies(url, other)
+    with pytest.raises(ConfigError, match=refusal):
+        RunCopies(url).push(other)
+    assert listed(url) == before
+    require_own_copies(url, run_dir)
+    fetch_run(url, tmp_path / "third")
+    require_own_copies(url, tmp_path / "third")
+
+
+def test_a_checkpoint_that_the_run_removes_meanwhile_is_no_error(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, put = str(tmp_path / "away"), RunCopies._put
+
+    def put_slowly(self: RunCopies, path: Path, name: str) -> None:
+        put(self, path, name)
+        if name.endswith("alignment-000005/state.safetensors"):
+            CheckpointStore.of_run(run_dir).prune(Stage.ALIGNMENT, keep=1)
+
+    monkeypatch.setattr(RunCopies, "_put", put_slowly)
+    RunCopies(url).push(run_dir)
+    assert [name for name in listed(url) if "000005" in name] == []
+    assert "checkpoints/alignment-000010/checkpoint.json" in listed(url)
 
 
 def test_without_copies_nothing_is_fetched(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
