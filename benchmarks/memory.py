@@ -1,4 +1,4 @@
-"""Memory of every process of a run over many small iterations of both stages. Prints JSON.
+"""Memory of every process of a run over many small iterations of stage 2. Prints JSON.
 
     python -m benchmarks.memory [--iterations 500] [--run-dir DIR] [--out FILE]
 

@@ -199,7 +199,9 @@ SD35_MEDIUM = ModelSizes(
     guided_passes=2,
     guidance=Guidance.CLASSIFIER_FREE,
 )
-"""At 512 x 512, counted (docs/performance.md)."""
+"""At 512 x 512: transformer and VAE counted from the configuration, operations as in docs/performance.md, text encoders
+and adapters rounded.
+"""
 
 
 def test_the_quickstarts_run_file_fits_80_gb() -> None:
